@@ -1,0 +1,1 @@
+"""Networks, their contract and their export. Only `model.contract` is free of torch."""

@@ -1,0 +1,242 @@
+"""The contract file: what a server must know about a network before it may serve it.
+
+`fcn export` writes a `Contract` as JSON into the ONNX file's `metadata_props` under
+`METADATA_KEY`; the server reads it back and refuses a file without one. Normalisation, colour
+order, upsampling to pixels and arg max are inside the graph, so none of them is described here.
+
+Numpy and the standard library only: the service imports this module and must not need torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+METADATA_KEY = "fcn_contract"
+FORMAT_VERSION = 1
+MAX_CLASSES = 255
+"""Class ids are 0..254 in a uint8 label map; 255 is void."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+class ContractError(ValueError):
+    """A contract is absent, incomplete or contradicts itself; the message says which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One class: `id` is the pixel value in a label map, `color` is RGB in 0..255."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """The image tensor: uint8 RGB [N,H,W,3] (`NHWC`), values 0..255.
+
+    `stride` is the network's coarsest stride in pixels. Sides must lie in
+    [`min_side_px`, `max_side_px`]; `max_side_px` None means no limit of the network's own.
+    Sides need not be multiples of the stride unless `multiple_of_px` > 1.
+    """
+
+    name: str = "image"
+    layout: str = "NHWC"
+    dtype: str = "uint8"
+    color_order: str = "RGB"
+    stride: int = 32
+    min_side_px: int = 1
+    max_side_px: int | None = None
+    multiple_of_px: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """Output tensor names: `label_map` uint8 [N,H,W]; `logits` float32 [N,C,H,W], if exported."""
+
+    label_map: str = "label_map"
+    logits: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What the weights were learned from, and the licence that follows from it."""
+
+    name: str
+    licence: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """Everything the service relies on, besides the graph itself. See the module docstring."""
+
+    model_name: str
+    architecture: str
+    classes: tuple[ClassInfo, ...]
+    training_data: TrainingData
+    input: InputSpec = field(default_factory=InputSpec)
+    outputs: OutputSpec = field(default_factory=OutputSpec)
+    ignore_index: int = 255
+    scores: Mapping[str, float] = field(default_factory=dict)
+    git_revision: str = "unknown"
+    precision: str = "fp32"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Raises ContractError when fields contradict one another."""
+        if self.format_version != FORMAT_VERSION:
+            raise ContractError(
+                f"contract format {self.format_version} is not understood (this is format "
+                f"{FORMAT_VERSION}): export the model again with this version of fcn"
+            )
+        if not _NAME.fullmatch(self.model_name):
+            raise ContractError(
+                f"model_name {self.model_name!r}: use letters, digits, '.', '_' and '-', "
+                "starting with a letter or digit, at most 128"
+            )
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise ContractError(f"classes: want 1..{MAX_CLASSES}, got {len(self.classes)}")
+        for index, info in enumerate(self.classes):
+            if info.id != index:
+                raise ContractError(f"classes[{index}].id is {info.id}: ids must count from 0")
+            if len(info.color) != 3 or not all(0 <= c <= 255 for c in info.color):
+                raise ContractError(f"classes[{index}].color {info.color}: want three of 0..255")
+        names = [info.name for info in self.classes]
+        if len(set(names)) != len(names):
+            raise ContractError("classes: names repeat")
+        if not len(self.classes) <= self.ignore_index <= 255:
+            raise ContractError(f"ignore_index {self.ignore_index} is a class id or above 255")
+        spec = self.input
+        if (spec.layout, spec.dtype, spec.color_order) != ("NHWC", "uint8", "RGB"):
+            raise ContractError(
+                f"input must be uint8 NHWC RGB, not {spec.dtype} {spec.layout} {spec.color_order}: "
+                "fold the conversion into the graph"
+            )
+        if min(spec.stride, spec.min_side_px, spec.multiple_of_px) < 1:
+            raise ContractError("input: stride, min_side_px and multiple_of_px must be >= 1")
+        if spec.max_side_px is not None and spec.max_side_px < spec.min_side_px:
+            raise ContractError("input: max_side_px is below min_side_px")
+        if self.precision not in PRECISIONS:
+            raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(info.name for info in self.classes)
+
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """RGB uint8 [256,3]: row = class id; rows without a class (void among them) are black."""
+        table = np.zeros((256, 3), np.uint8)
+        for info in self.classes:
+            table[info.id] = info.color
+        return table
+
+    def class_id(self, name_or_id: str) -> int:
+        """The id of a class given by name or by number. Raises KeyError if there is none."""
+        for info in self.classes:
+            if name_or_id in (info.name, str(info.id)):
+                return info.id
+        raise KeyError(name_or_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; tuples become lists."""
+        result: dict[str, Any] = json.loads(self.to_json())
+        return result
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Raises ContractError naming the field that is missing, unknown or ill-typed."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ContractError(f"the contract is not JSON: {error}") from error
+        if isinstance(raw, dict) and raw.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            # Said first: a newer format may have fields that would read as unknown below.
+            raise ContractError(
+                f"contract format {raw['format_version']} is not understood (this is format "
+                f"{FORMAT_VERSION}): export the model again with this version of fcn"
+            )
+        fields = _fields_of(Contract, raw, "contract")
+        classes = fields["classes"]
+        if not isinstance(classes, Sequence) or isinstance(classes, str):
+            raise ContractError("contract.classes: want a list")
+        fields["classes"] = tuple(_class_info(c, i) for i, c in enumerate(classes))
+        data = _fields_of(TrainingData, fields["training_data"], "training_data")
+        fields["training_data"] = TrainingData(**data)
+        if "input" in fields:
+            fields["input"] = InputSpec(**_fields_of(InputSpec, fields["input"], "input"))
+        if "outputs" in fields:
+            fields["outputs"] = OutputSpec(**_fields_of(OutputSpec, fields["outputs"], "outputs"))
+        scores = fields.get("scores", {})
+        if not isinstance(scores, dict):
+            raise ContractError("contract.scores: want an object of numbers")
+        return cls(**fields)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Contract:
+        """From an ONNX file's `metadata_props`; `source` names the file in the error.
+
+        Raises: ContractError.
+        """
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            raise ContractError(
+                f"{source} has no contract (metadata key {METADATA_KEY!r}): write it with "
+                "`fcn export`"
+            )
+        try:
+            return cls.from_json(text)
+        except ContractError as error:
+            raise ContractError(f"{source}: {error}") from error
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+}
+
+
+def _fields_of(kind: type, raw: Any, where: str) -> dict[str, Any]:
+    """The object's fields, with unknown, missing and ill-typed ones refused by name."""
+    if not isinstance(raw, dict):
+        raise ContractError(f"{where}: want an object, got {type(raw).__name__}")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise ContractError(f"{where}: unknown field {unknown[0]!r}")
+    for name, spec in known.items():
+        optional = (
+            spec.default is not dataclasses.MISSING
+            or spec.default_factory is not dataclasses.MISSING
+        )
+        if name not in raw:
+            if not optional:
+                raise ContractError(f"{where}: field {name!r} is missing")
+            continue
+        types = _JSON_TYPES.get(str(spec.type))
+        if types and (not isinstance(raw[name], types) or isinstance(raw[name], bool)):
+            raise ContractError(f"{where}.{name}: want {spec.type}, got {raw[name]!r}")
+    return dict(raw)
+
+
+def _class_info(raw: Any, index: int) -> ClassInfo:
+    fields = _fields_of(ClassInfo, raw, f"classes[{index}]")
+    color = fields["color"]
+    if not isinstance(color, list) or not all(type(c) is int for c in color):
+        raise ContractError(f"classes[{index}].color: want three integers, got {color!r}")
+    return ClassInfo(**{**fields, "color": tuple(color)})
