@@ -1,0 +1,1 @@
+"""The segmentation service: what runs in production. Imports no torch."""

@@ -1,0 +1,156 @@
+"""The values that go in and out of the segmenter, and the two seams it is observed through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from model.contract import Contract
+
+Clock = Callable[[], float]
+"""Monotonic seconds."""
+
+
+class Output(StrEnum):
+    """What a reply's body holds; see `service.core.render` for the exact bytes."""
+
+    LABEL_MAP = "label_map"
+    OVERLAY = "overlay"
+    COLOR = "color"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRequest:
+    """One picture to segment.
+
+    body: the picture file's bytes. model, version: None means the default one.
+    alpha: opacity of the overlay, 0..1. classes: names or ids to keep; empty keeps all. What is
+    not kept is 255 (void) in a label map, undrawn in overlay and color, left out of json.
+    deadline_s: time allowed from now; None means no limit.
+    """
+
+    body: bytes
+    model: str | None = None
+    version: str | None = None
+    output: Output = Output.LABEL_MAP
+    alpha: float = 0.5
+    classes: tuple[str, ...] = ()
+    deadline_s: float | None = None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent in each stage; infer_s is that of the whole batch the image was in."""
+
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    infer_s: float = 0.0
+    render_s: float = 0.0
+
+
+@dataclass(slots=True)
+class SegmentReply:
+    """`height` and `width` are those of the upload, upright."""
+
+    body: bytes
+    media_type: str
+    height: int
+    width: int
+    model: str
+    version: str
+    timings: Timings = field(default_factory=Timings)
+    batch_size: int = 1
+
+
+class ModelState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """provider: where it runs, "cpu" or "cuda"."""
+
+    version: str
+    state: ModelState
+    contract: Contract
+    provider: str
+
+    @property
+    def precision(self) -> str:
+        return self.contract.precision
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """versions: ascending by number; `default_version` is the one used when none is asked for."""
+
+    name: str
+    default_version: str
+    versions: tuple[VersionStatus, ...]
+
+    @property
+    def default(self) -> VersionStatus:
+        return next(v for v in self.versions if v.version == self.default_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the service takes on at once.
+
+    max_inflight: requests between admission and reply. max_queue: images waiting for one model.
+    max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
+    """
+
+    max_image_bytes: int = 32 * 1024 * 1024
+    max_image_pixels: int = 40_000_000
+    max_inflight: int = 64
+    max_queue: int = 64
+    max_batch: int = 8
+    max_batch_pixels: int = 8 * 1024 * 1024
+
+
+class Observer(Protocol):
+    """What telemetry implements. Called on the event loop; must not block or raise.
+
+    stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
+    admission permit), "queue_full", "deadline", "cancelled", "shutting_down".
+    """
+
+    def stage(self, model: str, stage: str, seconds: float) -> None: ...
+
+    def batch(self, model: str, size: int) -> None: ...
+
+    def queue_depth(self, model: str, n: int) -> None: ...
+
+    def inflight(self, n: int) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
+
+    def image_pixels(self, n: int) -> None: ...
+
+
+class NullObserver:
+    """Watches nothing."""
+
+    def stage(self, model: str, stage: str, seconds: float) -> None:
+        pass
+
+    def batch(self, model: str, size: int) -> None:
+        pass
+
+    def queue_depth(self, model: str, n: int) -> None:
+        pass
+
+    def inflight(self, n: int) -> None:
+        pass
+
+    def rejected(self, reason: str) -> None:
+        pass
+
+    def image_pixels(self, n: int) -> None:
+        pass
