@@ -1,0 +1,73 @@
+# Verbs of the project. `make help` lists them. Nothing here asks a question.
+# PYTHON chooses the interpreter of the virtual environment, VENV its folder.
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	>/dev/null 2>&1 && echo $(p))))
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+LOCK := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test check format proto bench lock clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC on 8001 (CPU)
+	$(BIN)/fcn serve
+
+test: $(VENV)/.dev ## set up and run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev ## generate the gRPC stubs again from proto/
+	$(BIN)/python -m proto.generate
+
+bench: $(VENV)/.dev ## measure latency on this machine (minutes)
+	$(BIN)/python -m bench
+
+# Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
+lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites constraints.txt
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --no-emit-options \
+		--extra cpu --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+	{ echo "# Tested versions of extras cpu, train and dev. Made by 'make lock'."; \
+		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
+		| sed 's/+cpu$$//'; } > constraints.txt
+
+clean: ## remove the virtual environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of extras; a change of the pins or of pyproject.toml installs again.
+$(VENV)/.serve: $(LOCK) | $(BIN)/python
+	$(PIP) -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(LOCK) | $(BIN)/python
+	$(PIP) -e '.[cpu,train,dev]'
+	@touch $@ $(VENV)/.serve
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: fcn needs Python 3.11 or newer, and found none:" \
+		"install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "make: '$(PYTHON)' is not Python 3.11 or newer:" \
+		"name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "make: '$(PYTHON)' cannot make a virtual environment:" \
+		"on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
