@@ -1,0 +1,1 @@
+"""Protocol definitions and the Python stubs generated from them by `proto/generate.py`."""

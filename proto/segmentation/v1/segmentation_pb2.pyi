@@ -1,0 +1,113 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTPUT_UNSPECIFIED: _ClassVar[Output]
+    OUTPUT_LABEL_MAP: _ClassVar[Output]
+    OUTPUT_OVERLAY: _ClassVar[Output]
+    OUTPUT_COLOR: _ClassVar[Output]
+    OUTPUT_JSON: _ClassVar[Output]
+OUTPUT_UNSPECIFIED: Output
+OUTPUT_LABEL_MAP: Output
+OUTPUT_OVERLAY: Output
+OUTPUT_COLOR: Output
+OUTPUT_JSON: Output
+
+class SegmentRequest(_message.Message):
+    __slots__ = ("image", "model", "version", "output", "alpha", "classes")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    model: str
+    version: str
+    output: Output
+    alpha: float
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SegmentResponse(_message.Message):
+    __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size")
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    body: bytes
+    media_type: str
+    height_px: int
+    width_px: int
+    model: str
+    version: str
+    timings: Timings
+    batch_size: int
+    def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., batch_size: _Optional[int] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("decode_s", "queue_s", "infer_s", "render_s")
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    INFER_S_FIELD_NUMBER: _ClassVar[int]
+    RENDER_S_FIELD_NUMBER: _ClassVar[int]
+    decode_s: float
+    queue_s: float
+    infer_s: float
+    render_s: float
+    def __init__(self, decode_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., infer_s: _Optional[float] = ..., render_s: _Optional[float] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "state", "is_default", "architecture", "precision", "provider", "classes", "contract_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    state: str
+    is_default: bool
+    architecture: str
+    precision: str
+    provider: str
+    classes: _containers.RepeatedCompositeFieldContainer[ClassInfo]
+    contract_json: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., is_default: _Optional[bool] = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassInfo, _Mapping]]] = ..., contract_json: _Optional[str] = ...) -> None: ...
+
+class ClassInfo(_message.Message):
+    __slots__ = ("id", "name", "color_rgb", "description")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COLOR_RGB_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    name: str
+    color_rgb: _containers.RepeatedScalarFieldContainer[int]
+    description: str
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., color_rgb: _Optional[_Iterable[int]] = ..., description: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Translators between the wire and `service.core.segmenter`; no logic of their own."""

@@ -1,0 +1,21 @@
+"""The id a request is known by in answers and logs, whichever transport it came through."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+HEADER = "x-request-id"
+
+# No CR, LF or other character that could forge a header or a log line.
+_VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id(offered: str | None) -> str:
+    """The caller's id if it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, else a fresh one.
+
+    An unusable id does not fail the request: tracing must not cost anyone an answer.
+    """
+    if offered is not None and _VALID.fullmatch(offered):
+        return offered
+    return secrets.token_hex(16)

@@ -1,0 +1,131 @@
+"""Every setting of the server, once: `FCN_*` environment variables, or flags of the same name.
+
+Flags win over the environment, the environment over the defaults. Only `service.app` and the
+command line read this; other modules get values. docs/settings.md lists the same; a test compares.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "FCN_"
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or out of range; the message names it and says what to do."""
+
+
+class Settings(BaseSettings):
+    """Values in force for one server process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        validate_default=False,
+    )
+
+    host: str = "127.0.0.1"
+    """Address both ports listen on. The default is reachable from this machine only; the container
+    image sets 0.0.0.0."""
+    http_port: int = Field(8000, ge=0, le=65535)
+    """Port of REST, metrics and probes; 0 picks a free one."""
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    """Port of gRPC; 0 picks a free one."""
+
+    model_repository: Path = Path("model_repository")
+    """Folder of models, `<name>/<version>/model.onnx`."""
+    default_model: str | None = None
+    """Model that answers requests that name none. Needed only with more than one model."""
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; `auto` takes CUDA when it works, else the CPU."""
+    intra_op_threads: int | None = Field(None, ge=1)
+    """Threads of one inference on the CPU; by default the cores this process may use."""
+    pool_workers: int | None = Field(None, ge=1)
+    """Threads that decode and render; by default chosen from the cores."""
+
+    max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
+    """Largest upload, in bytes; a longer body is cut off while it streams in."""
+    max_image_pixels: int = Field(40_000_000, ge=1)
+    """Largest picture, height times width, checked before it is decoded."""
+    max_inflight: int = Field(64, ge=1)
+    """Requests between admission and answer; one more is answered 429."""
+    max_queue: int = Field(64, ge=1)
+    """Pictures that wait for one model; one more is answered 429."""
+    max_batch: int = Field(8, ge=1)
+    """Pictures of equal size that share one inference."""
+    max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
+    """Pixels in one inference, over all its pictures; a single picture always fits."""
+    deadline_ms: int = Field(30_000, ge=1)
+    """Time allowed to a request that brings no deadline of its own, in milliseconds."""
+    latency_target_s: float = Field(0.175, gt=0)
+    """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
+
+    drain_delay_s: float = Field(0.0, ge=0)
+    """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
+    notice."""
+    drain_s: float = Field(30.0, ge=0)
+    """Seconds that requests in flight get to finish at SIGTERM."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
+    log_format: Literal["text", "json"] = "text"
+    """Shape of the log lines on stderr."""
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError(f"FCN_HTTP_PORT and FCN_GRPC_PORT are both {self.http_port}")
+        return self
+
+
+def environment_name(field: str) -> str:
+    """`http_port` -> `FCN_HTTP_PORT`."""
+    return PREFIX + field.upper()
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """One sentence for each name that starts with FCN_ and is no setting."""
+    known = [environment_name(field) for field in Settings.model_fields]
+    sentences = []
+    for name in sorted(names):
+        if not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+        sentences.append(f"{name} is not a setting; the closest is {near[0]}")
+    return sentences
+
+
+def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
+    """From `flags` (field name -> value, given ones only) over the environment over the defaults.
+
+    Raises: SettingsError, in one line.
+    """
+    if unknown := unknown_names(os.environ):
+        raise SettingsError("; ".join(unknown))
+    try:
+        return Settings(**(flags or {}))  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors())) from error
+
+
+def _sentence(error: dict[str, object]) -> str:
+    """One pydantic error, e.g. "FCN_HTTP_PORT='x': Input should be a valid integer"."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    location = error["loc"]
+    if not isinstance(location, tuple) or not location:
+        return message
+    # Out of the environment pydantic-settings reports the variable's name, else the field's.
+    name = str(location[0]).upper()
+    name = name if name.startswith(PREFIX) else PREFIX + name
+    return f"{name}={str(error['input'])!r}: {message}"

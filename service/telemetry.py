@@ -1,0 +1,242 @@
+"""What the service tells its operators: Prometheus metrics and log lines.
+
+Metric names are fixed by docs/api.md; dashboards and alerts rely on them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from service.core.segmenter import ModelStatus, Timings
+
+REQUEST_BUCKETS_S = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
+    0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, *REQUEST_BUCKETS_S)
+BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
+
+_log = logging.getLogger("fcn.request")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as the log and the metrics see it; the transport fills it in as it goes.
+
+    method: the operation's name, e.g. "Segment"; the same for REST and gRPC. code: the HTTP status
+    or the gRPC code's name. model: "" until a known model is chosen. timed: the duration counts in
+    the latency histogram. probe: not worth a log line.
+    """
+
+    transport: str
+    method: str
+    request_id: str
+    model: str = ""
+    code: str = ""
+    error: str = ""
+    timed: bool = False
+    probe: bool = False
+    timings: Timings | None = None
+    height: int = 0
+    width: int = 0
+    began_s: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """Counts time from now: the upload is complete, its speed was the caller's."""
+        self.began_s = time.perf_counter()
+
+
+class Telemetry:
+    """The server's metrics, in a registry of their own. Implements the segmenter's `Observer`."""
+
+    def __init__(self, latency_target_s: float) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._requests = Counter(
+            "fcn_requests_total",
+            "Requests answered, by HTTP status or gRPC code.",
+            ("transport", "method", "model", "code"),
+            registry=registry,
+        )
+        self._request_s = Histogram(
+            "fcn_request_duration_seconds",
+            "Time from the complete upload to the answer; requests the caller got wrong and "
+            "requests refused for load are left out.",
+            ("transport", "model"),
+            buckets=sorted({*REQUEST_BUCKETS_S, latency_target_s}),
+            registry=registry,
+        )
+        self._stage_s = Histogram(
+            "fcn_stage_duration_seconds",
+            "Time in each stage of a request: decode, queue, infer, render.",
+            ("stage", "model"),
+            buckets=sorted({*STAGE_BUCKETS_S, latency_target_s}),
+            registry=registry,
+        )
+        self._batch_size = Histogram(
+            "fcn_batch_size",
+            "Pictures in one inference.",
+            ("model",),
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge(
+            "fcn_queue_depth", "Pictures waiting for a model.", ("model",), registry=registry
+        )
+        self._rejected = Counter(
+            "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry=registry
+        )
+        self._inflight = Gauge(
+            "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
+        )
+        self._pixels = Histogram(
+            "fcn_image_pixels",
+            "Height times width of the uploads.",
+            buckets=PIXEL_BUCKETS,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "fcn_model_info",
+            "1 for each model version that is loaded.",
+            ("model", "version", "precision", "provider"),
+            registry=registry,
+        )
+        target = Gauge(
+            "fcn_latency_target_seconds", "Time a request should take.", registry=registry
+        )
+        target.set(latency_target_s)
+
+    def scrape(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def finished(self, record: RequestRecord) -> None:
+        """Counts and logs an answered request."""
+        duration_s = time.perf_counter() - record.began_s
+        self._requests.labels(record.transport, record.method, record.model, record.code).inc()
+        if record.timed:
+            self._request_s.labels(record.transport, record.model).observe(duration_s)
+        level = logging.DEBUG if record.probe else logging.INFO
+        if _log.isEnabledFor(level):
+            _log.log(
+                level,
+                "%s %s %s",
+                record.transport,
+                record.method,
+                record.code,
+                extra={"fields": _fields(record, duration_s)},
+            )
+
+    def loaded(self, models: Iterable[ModelStatus]) -> None:
+        """Publishes which versions are loaded, in place of what was published before."""
+        self._model_info.clear()
+        for model in models:
+            for v in model.versions:
+                self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
+
+    def stage(self, model: str, stage: str, seconds: float) -> None:
+        self._stage_s.labels(stage, model).observe(seconds)
+
+    def batch(self, model: str, size: int) -> None:
+        self._batch_size.labels(model).observe(size)
+
+    def queue_depth(self, model: str, n: int) -> None:
+        self._queue_depth.labels(model).set(n)
+
+    def inflight(self, n: int) -> None:
+        self._inflight.set(n)
+
+    def rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+    def image_pixels(self, n: int) -> None:
+        self._pixels.observe(n)
+
+
+def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
+    """What a log line says besides its message; absent facts are left out."""
+    fields: dict[str, object] = {
+        "transport": record.transport,
+        "method": record.method,
+        "code": record.code,
+        "request_id": record.request_id,
+        "duration_ms": round(1000 * duration_s, 2),
+    }
+    if record.model:
+        fields["model"] = record.model
+    if record.height:
+        fields["height"], fields["width"] = record.height, record.width
+    if record.timings is not None:
+        for stage in ("decode", "queue", "infer", "render"):
+            seconds = getattr(record.timings, f"{stage}_s")
+            fields[f"{stage}_ms"] = round(1000 * seconds, 2)
+    if record.error:
+        fields["error"] = record.error
+    return fields
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-02 03:04:05,678 INFO fcn.request rest Segment 200 request_id=… duration_ms=…`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        fields = getattr(record, "fields", {})
+        said = ("transport", "method", "code")
+        extra = (f"{k}={_plain(v)}" for k, v in fields.items() if k not in said)
+        return " ".join((line, *extra))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+    converter = time.gmtime
+
+
+def _plain(value: object) -> str:
+    """A value in a text line; quoted when it has spaces, so that lines can be split."""
+    text = str(value)
+    return json.dumps(text) if not text or any(c in text for c in ' "=\n\r') else text
+
+
+def configure_logging(level: str, style: str) -> None:
+    """Sends all log lines to stderr, as `text` or `json`; called once, by the app."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Its start and stop lines would only repeat what the app says.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
