@@ -5,9 +5,27 @@ REST and gRPC hold the same `Segmenter`; this is the only module that knows all 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import Contract, InputSpec
+from service.core import render
+from service.core.batcher import Batcher
+from service.core.cores import available_cores
+from service.core.decode import DecodedImage, decode
+from service.core.prepare import Prepared, prepare, restore
+from service.core.repository import ModelFile, scan
+from service.core.runtime import Session
 from service.core.types import (
     Clock,
     Limits,
@@ -21,11 +39,24 @@ from service.core.types import (
     Timings,
     VersionStatus,
 )
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidParameter,
+    ModelLoadError,
+    ModelNotReady,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
+    UnknownVersion,
+    quoted,
+)
 
 __all__ = [
     "Limits",
     "ModelState",
     "ModelStatus",
+    "Network",
     "NullObserver",
     "Observer",
     "Output",
@@ -35,6 +66,38 @@ __all__ = [
     "Timings",
     "VersionStatus",
 ]
+
+UInt8Array = npt.NDArray[np.uint8]
+T = TypeVar("T")
+_WARM_UP_SIDE_PX = 256
+_log = logging.getLogger(__name__)
+
+
+class Network(Protocol):
+    """What the segmenter needs of a loaded model; `runtime.Session` is the real one."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def provider(self) -> str: ...
+
+    def run(self, batch: UInt8Array) -> UInt8Array: ...
+
+    def warm_up(self, sizes: list[tuple[int, int]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """One version of a model that takes requests."""
+
+    file: ModelFile
+    network: Network
+    batcher: Batcher
+
+    @property
+    def state(self) -> ModelState:
+        return ModelState.READY if self.batcher.alive else ModelState.FAILED
 
 
 class Segmenter:
@@ -51,27 +114,286 @@ class Segmenter:
         default_model: str | None = None,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
+        open_network: Callable[[Path], Network] | None = None,
     ) -> None:
-        raise NotImplementedError("being built")
+        """repository: see `service.core.repository`. default_model: used when none is asked for.
+
+        provider, threads: see `runtime.Session`; threads None means all this process may use.
+        pool_workers: threads that decode and render, None for as many as cores.
+        open_network: how to load a model file, in place of ONNX Runtime.
+        """
+        cores = available_cores()
+        self._repository = repository
+        self._limits = limits or Limits()
+        self._default_model = default_model
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._open = open_network or partial(Session, provider=provider, threads=threads or cores)
+        self._pool = ThreadPoolExecutor(pool_workers or cores, thread_name_prefix="pixels")
+        self._served: dict[str, dict[str, _Served]] = {}
+        self._started = False
+        self._draining = False
+        self._closed = False
+        self._inflight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
-        raise NotImplementedError("being built")
-
-    async def segment(self, request: SegmentRequest) -> SegmentReply:
-        """Raises: any ServiceError but ModelLoadError. Cancelling the task drops the work."""
-        raise NotImplementedError("being built")
+        for file in await asyncio.to_thread(scan, self._repository):
+            network = await asyncio.to_thread(self._load, file)
+            batcher = Batcher(
+                network.run,
+                model=file.name,
+                max_batch=self._limits.max_batch,
+                max_batch_pixels=self._limits.max_batch_pixels,
+                max_queue=self._limits.max_queue,
+                observer=self._observer,
+                clock=self._clock,
+            )
+            batcher.start()
+            self._served.setdefault(file.name, {})[file.version] = _Served(file, network, batcher)
+            _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
+        if self._default_model is not None and self._default_model not in self._served:
+            raise ModelLoadError(
+                f"the default model {self._default_model!r} is not in the repository, which has "
+                f"{', '.join(self._served)}"
+            )
+        self._started = True
 
     def models(self) -> list[ModelStatus]:
         """By name."""
-        raise NotImplementedError("being built")
+        return [
+            ModelStatus(
+                name,
+                list(versions)[-1],
+                tuple(
+                    VersionStatus(v, s.state, s.network.contract, s.network.provider)
+                    for v, s in versions.items()
+                ),
+            )
+            for name, versions in sorted(self._served.items())
+        ]
 
     def ready(self) -> bool:
-        raise NotImplementedError("being built")
+        """True while new requests are taken and every default version answers."""
+        return (
+            self._started
+            and not self._draining
+            and all(m.default.state is ModelState.READY for m in self.models())
+        )
+
+    async def segment(self, request: SegmentRequest) -> SegmentReply:
+        """Raises: any ServiceError but ModelLoadError. Cancelling the task drops the work."""
+        if self._draining:
+            self._observer.rejected("shutting_down")
+            raise ShuttingDown()
+        served = self._find(request.model, request.version)
+        deadline = self._check(request)
+        kept = render.kept_ids(served.network.contract, request.classes)
+        # The permit comes before the decode: a flood of uploads must not become a flood of pixels.
+        if self._inflight >= self._limits.max_inflight:
+            self._observer.rejected("overloaded")
+            raise Overloaded(served.batcher.retry_after_s())
+        self._set_inflight(self._inflight + 1)
+        try:
+            return await self._answer(request, served, deadline, kept)
+        except DeadlineExceeded:
+            self._observer.rejected("deadline")
+            raise
+        except asyncio.CancelledError:
+            self._observer.rejected("cancelled")
+            raise
+        finally:
+            self._set_inflight(self._inflight - 1)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new work; True if all in flight finished within `timeout_s`."""
-        raise NotImplementedError("being built")
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("%d requests did not finish in %g s", self._inflight, timeout_s)
+        return self._inflight == 0
 
     async def aclose(self) -> None:
-        raise NotImplementedError("being built")
+        """Fails what is still in flight with ShuttingDown."""
+        self._draining = self._closed = True
+        for versions in self._served.values():
+            for served in versions.values():
+                await served.batcher.aclose()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(
+        self,
+        request: SegmentRequest,
+        served: _Served,
+        deadline: float | None,
+        kept: frozenset[int] | None,
+    ) -> SegmentReply:
+        name, contract = served.file.name, served.network.contract
+        timings = Timings()
+
+        began = self._clock()
+        image, prepared = await self._on_pool(
+            deadline, partial(_read, request.body, self._limits, contract.input)
+        )
+        timings.decode_s = self._clock() - began
+        self._observer.stage(name, "decode", timings.decode_s)
+        self._observer.image_pixels(prepared.geometry.height * prepared.geometry.width)
+
+        labelled = await served.batcher.submit(prepared.tensor, deadline)
+        timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
+        self._observer.stage(name, "queue", timings.queue_s)
+        self._observer.stage(name, "infer", timings.infer_s)
+
+        began = self._clock()
+        label_map = restore(labelled.label_map, prepared.geometry)
+        body, media_type = await self._on_pool(
+            deadline, partial(_write, request, served, timings, image.rgb, label_map, kept)
+        )
+        timings.render_s = self._clock() - began
+        self._observer.stage(name, "render", timings.render_s)
+        return SegmentReply(
+            body=body,
+            media_type=media_type,
+            height=prepared.geometry.height,
+            width=prepared.geometry.width,
+            model=name,
+            version=served.file.version,
+            timings=timings,
+            batch_size=labelled.batch_size,
+        )
+
+    def _load(self, file: ModelFile) -> Network:
+        network = self._open(file.path)
+        contract = network.contract
+        if contract.model_name != file.name:
+            _log.warning(
+                "%s calls itself %r and is served under its folder's name, %r",
+                file.path,
+                contract.model_name,
+                file.name,
+            )
+        network.warm_up([_warm_up_size(contract.input, file.path)])
+        return network
+
+    def _find(self, model: str | None, version: str | None) -> _Served:
+        """Raises: UnknownModel, UnknownVersion, InvalidParameter, ModelNotReady."""
+        if not self._started:
+            raise ModelNotReady("the models are still loading: wait until /readyz says ready")
+        if model is None:
+            model = self._default_model
+        if model is None:
+            if len(self._served) > 1:
+                raise InvalidParameter(
+                    f"several models are served, say which: {', '.join(sorted(self._served))}"
+                )
+            (model,) = self._served
+        versions = self._served.get(model)
+        if versions is None:
+            raise UnknownModel(
+                f"there is no model {quoted(model)}: choose from {', '.join(sorted(self._served))}"
+            )
+        served = versions.get(list(versions)[-1] if version is None else version)
+        if served is None:
+            raise UnknownVersion(
+                f"model {model} has no version {quoted(version or '')}: choose from "
+                f"{', '.join(versions)}"
+            )
+        if served.state is not ModelState.READY:
+            raise ModelNotReady(f"model {model} version {served.file.version} has stopped")
+        return served
+
+    def _check(self, request: SegmentRequest) -> float | None:
+        """The deadline as a moment of the clock. Raises: InvalidParameter."""
+        if not 0.0 <= request.alpha <= 1.0:
+            raise InvalidParameter(f"alpha is {request.alpha:g}: give a number from 0 to 1")
+        if request.deadline_s is None:
+            return None
+        if not request.deadline_s > 0.0:
+            raise InvalidParameter(f"the deadline is {request.deadline_s:g} s: give more than 0")
+        return self._clock() + request.deadline_s
+
+    async def _on_pool(self, deadline: float | None, work: Callable[[], T]) -> T:
+        """Off the event loop. What has not begun when the time runs out never does."""
+        if self._closed:
+            raise ShuttingDown()
+        allowed_s = None if deadline is None else deadline - self._clock()
+        try:
+            async with asyncio.timeout(allowed_s) as scope:
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise DeadlineExceeded(
+                "the deadline passed before the answer was ready: allow more time"
+            ) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise ShuttingDown() from None  # `aclose` cancelled the work, not the caller
+            raise
+
+    def _set_inflight(self, n: int) -> None:
+        self._inflight = n
+        self._observer.inflight(n)
+        if n:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+
+def _warm_up_size(spec: InputSpec, path: Path) -> tuple[int, int]:
+    """An ordinary size that the model takes. Raises: ModelLoadError when it takes none."""
+    side = min(_WARM_UP_SIDE_PX, spec.max_side_px or _WARM_UP_SIDE_PX)
+    for px in (side, spec.min_side_px):
+        try:
+            tensor = prepare(np.zeros((px, px, 3), np.uint8), spec).tensor
+        except ImageTooLarge:
+            continue
+        return tensor.shape[0], tensor.shape[1]
+    raise ModelLoadError(
+        f"{path}: the contract allows no size at all: no multiple of {spec.multiple_of_px} px lies "
+        f"in {spec.min_side_px}..{spec.max_side_px}"
+    )
+
+
+def _read(body: bytes, limits: Limits, spec: InputSpec) -> tuple[DecodedImage, Prepared]:
+    image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+    return image, prepare(image.rgb, spec)
+
+
+def _write(
+    request: SegmentRequest,
+    served: _Served,
+    timings: Timings,
+    rgb: UInt8Array,
+    label_map: UInt8Array,
+    kept: frozenset[int] | None,
+) -> tuple[bytes, str]:
+    """The reply's body and its media type."""
+    contract = served.network.contract
+    palette = contract.palette()
+    shown = render.keep(label_map, kept)
+    match request.output:
+        case Output.LABEL_MAP:
+            return render.label_map_png(shown, palette), render.PNG
+        case Output.COLOR:
+            return render.color_png(shown, palette), render.PNG
+        case Output.OVERLAY:
+            return render.overlay_png(rgb, shown, palette, request.alpha), render.PNG
+        case Output.JSON:
+            body = render.summary_json(
+                shown,
+                contract,
+                model=served.file.name,
+                version=served.file.version,
+                timings_ms={
+                    "decode": timings.decode_s * 1e3,
+                    "queue": timings.queue_s * 1e3,
+                    "infer": timings.infer_s * 1e3,
+                },
+            )
+            return body, render.JSON

@@ -1,0 +1,61 @@
+"""From an upload's pixels to the tensor a model asks for, and back to the upload's size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import InputSpec
+from service.errors import ImageTooLarge
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the upload lies in the tensor: its top-left height x width pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """`tensor`: uint8 RGB [H,W,3], C-contiguous, of a size the model accepts."""
+
+    tensor: UInt8Array
+    geometry: Geometry
+
+
+def prepare(rgb: UInt8Array, spec: InputSpec) -> Prepared:
+    """Pads bottom and right with zeros up to the model's smallest side and multiple.
+
+    rgb: uint8 [H,W,3]. Pixels are never resampled, so that `restore` is exact.
+
+    Raises: ImageTooLarge when a side is above the model's, before or after padding.
+    """
+    height, width = rgb.shape[:2]
+    padded = tuple(_side(px, spec) for px in (height, width))
+    if spec.max_side_px is not None and max(padded) > spec.max_side_px:
+        limit = spec.max_side_px - spec.max_side_px % spec.multiple_of_px
+        raise ImageTooLarge(
+            f"the picture is {height}x{width} (height x width) and this model takes sides up to "
+            f"{limit} px: scale it down"
+        )
+    geometry = Geometry(height, width)
+    if padded == (height, width):
+        return Prepared(np.ascontiguousarray(rgb), geometry)
+    tensor = np.zeros((*padded, 3), np.uint8)
+    tensor[:height, :width] = rgb
+    return Prepared(tensor, geometry)
+
+
+def restore(label_map: UInt8Array, geometry: Geometry) -> UInt8Array:
+    """uint8 [H',W'] as the model gave it -> uint8 [H,W] of the upload."""
+    return label_map[: geometry.height, : geometry.width]
+
+
+def _side(px: int, spec: InputSpec) -> int:
+    return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px

@@ -1,0 +1,61 @@
+"""Test pictures, drawn here: nothing is fetched."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def street(height: int = 24, width: int = 32, *, seed: int = 0) -> UInt8Array:
+    """uint8 RGB [H,W,3]: blue sky over a green strip and a red road, with noise.
+
+    No two rows and no two columns are alike, so that a mirrored or transposed answer shows.
+    """
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 60, (height, width, 3), np.uint8)
+    thirds = np.linspace(0, 3, height, endpoint=False).astype(int)
+    rgb[np.arange(height), :, 2 - thirds] += 120
+    rgb[:, : width // 4, 1] |= 0x80  # a green hedge on the left
+    return rgb
+
+
+def encode(picture: UInt8Array | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The file's bytes; `kind` is Pillow's name of the format."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(picture: UInt8Array) -> bytes:
+    return encode(picture, "PNG")
+
+
+def jpeg(picture: UInt8Array) -> bytes:
+    return encode(picture, "JPEG", quality=95)
+
+
+def animated_gif(frames: int = 3) -> bytes:
+    images = [Image.fromarray(street(seed=n)) for n in range(frames)]
+    return encode(images[0], "GIF", save_all=True, append_images=images[1:])
+
+
+def huge_png_header(height: int = 20_000, width: int = 20_000) -> bytes:
+    """A true PNG header of that size with next to no data after it."""
+    body = bytearray(png(np.zeros((1, 1, 3), np.uint8)))
+    body[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    body[29:33] = zlib.crc32(body[12:29]).to_bytes(4, "big")
+    return bytes(body)
+
+
+def read_png(body: bytes) -> UInt8Array:
+    """Pixel values as stored: [H,W] class ids for a palette PNG, [H,W,3] for RGB."""
+    with Image.open(io.BytesIO(body)) as image:
+        return np.array(image)
