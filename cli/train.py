@@ -1,0 +1,35 @@
+"""`fcn train`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train a network from a recipe"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML file, see training/configs")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="section.field=value",
+        help="changes to the recipe, e.g. data.root=DIR schedule.epochs=2",
+    )
+    parser.add_argument("--run", type=Path, help="folder for checkpoints and logs (runs/<name>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last.pt")
+
+
+def run(args: argparse.Namespace) -> int:
+    from training.config import load_config
+    from training.train import train
+
+    config = load_config(args.recipe, args.overrides)
+    run_dir = args.run or Path("runs") / config.name
+    checkpoint = train(config, run_dir, resume=args.resume)
+    print(f"{run_dir}/last.pt: iteration {checkpoint.iteration}")
+    print(f"{run_dir}/best.pt: val mean IU {checkpoint.best_mean_iu:.4f}")
+    return 0

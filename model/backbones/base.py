@@ -1,0 +1,65 @@
+"""What a backbone gives to the FCN heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """float [N,C,h,w] maps; a backbone without an inner tap gives None for it."""
+
+    pool3: Tensor | None
+    """stride 8"""
+    pool4: Tensor | None
+    """stride 16"""
+    fc7: Tensor
+    """stride 32: what score_fr classifies"""
+
+
+@dataclass(frozen=True, slots=True)
+class CropOffsets:
+    """Pixels to cut off the top and left before a crop to the wanted size, per place.
+
+    `upscore2` and `upscore_pool4` are cut to the skip they are added to; `final[stride]` cuts
+    the last upsampled map to the image. `pool4` and `pool3` are cut from the skip itself (the
+    padded nets' skips are larger than what is added to them).
+    """
+
+    final: dict[int, int]
+    pool4: int = 0
+    pool3: int = 0
+    upscore2: int = 0
+    upscore_pool4: int = 0
+
+
+class Backbone(nn.Module, ABC):
+    """RGB images in 0..255 -> Features. Normalisation is the backbone's own business."""
+
+    name: str
+    pool3_channels: int
+    pool4_channels: int
+    fc7_channels: int
+    crops: CropOffsets
+    min_side_px: int = 1
+    max_side_px: int | None = None
+
+    @abstractmethod
+    def normalise(self, images: Tensor) -> Tensor:
+        """float [N,3,H,W] RGB in 0..255 -> what the first layer was trained on."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """float [N,3,H,W] RGB in 0..255."""
+
+    def pretrained_modules(self) -> list[nn.Module]:
+        """Parts that start from ImageNet weights and so train at the backbone's rate."""
+        return [self]
+
+
+SAME_CROPS = CropOffsets(final={32: 16, 16: 8, 8: 4}, upscore2=1, upscore_pool4=1)
+"""'same' networks: cell i at stride s covers pixels s*i .. s*i+s-1, so an upsampled map loses
+half a factor (kernel 2f overhangs by f/2) at the top and left, and nothing else."""

@@ -1,0 +1,101 @@
+"""FCN-32s, FCN-16s and FCN-8s over any backbone (Long, Shelhamer, Darrell 2015, section 4.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.backbones.base import Backbone
+from model.upsample import BilinearUpsample, Upsampling
+
+Variant = Literal["32s", "16s", "8s"]
+
+
+class FCN(nn.Module):
+    """float [N,3,H,W] RGB images in 0..255 -> float [N,num_classes,H,W] logits.
+
+    score_fr classifies the stride-32 map; 16s adds score_pool4, 8s also score_pool3, each after
+    a twofold upsampling; one last upsampling by the remaining stride gives pixels. All upsampling
+    is by fixed factors and all crops are top-left, so any size the backbone takes will do.
+
+    `skip_channels` > 0 puts a 3x3 convolution of that many channels (with batch norm and ReLU)
+    between a pool and its score layer; 0 is the paper's plain 1x1 score.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        variant: Variant = "8s",
+        upsampling: Upsampling = "fixed",
+        skip_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.variant: Variant = variant
+        self.num_classes = num_classes
+        # The last upsampling is fixed in the paper even where the inner ones are learned.
+        self.score_fr = _score(backbone.fc7_channels, num_classes)
+        stride = {"32s": 32, "16s": 16, "8s": 8}[variant]
+        if stride <= 16:
+            self.upscore2 = BilinearUpsample(num_classes, 2, upsampling)
+            self.score_pool4 = _skip(backbone.pool4_channels, skip_channels, num_classes)
+        if stride <= 8:
+            self.upscore_pool4 = BilinearUpsample(num_classes, 2, upsampling)
+            self.score_pool3 = _skip(backbone.pool3_channels, skip_channels, num_classes)
+        self.stride = stride
+        self.upscore = BilinearUpsample(num_classes, stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        crops = self.backbone.crops
+        features = self.backbone(images)
+        score = self.score_fr(features.fc7)
+        if self.stride <= 16:
+            skip = self.score_pool4(features.pool4)
+            score = _fuse(self.upscore2(score), crops.upscore2, skip, crops.pool4)
+        if self.stride <= 8:
+            skip = self.score_pool3(features.pool3)
+            score = _fuse(self.upscore_pool4(score), crops.upscore_pool4, skip, crops.pool3)
+        offset = crops.final[self.stride]
+        full = self.upscore(score)
+        return full[:, :, offset : offset + height, offset : offset + width]
+
+
+def _fuse(upsampled: Tensor, cut: int, skip: Tensor, skip_cut: int) -> Tensor:
+    """Sum of the upsampled score and the skip's score over their common, top-left cropped area.
+
+    In 'same' networks the upsampled map is the larger one and the skip decides the size; in the
+    padded networks (`skip_cut` > 0) it is the other way round.
+    """
+    if skip_cut:
+        height, width = upsampled.shape[2:]
+        return upsampled + skip[:, :, skip_cut : skip_cut + height, skip_cut : skip_cut + width]
+    height, width = skip.shape[2:]
+    return upsampled[:, :, cut : cut + height, cut : cut + width] + skip
+
+
+def _score(inputs: int, num_classes: int) -> nn.Conv2d:
+    """A 1x1 score layer, zero at the start as in the paper (random gave it nothing)."""
+    layer = nn.Conv2d(inputs, num_classes, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _skip(inputs: int, channels: int, num_classes: int) -> nn.Module:
+    if not channels:
+        return _score(inputs, num_classes)
+    return nn.Sequential(
+        nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        _score(channels, num_classes),
+    )
+
+
+def label_map(logits: Tensor) -> Tensor:
+    """float [N,C,H,W] -> uint8 [N,H,W] class ids."""
+    return logits.argmax(dim=1).to(torch.uint8)

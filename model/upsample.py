@@ -1,0 +1,79 @@
+"""Bilinear upsampling by a fixed factor as the paper does it: a transposed convolution.
+
+Source: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation",
+arXiv 1411.4038 section 3.3; kernel as `surgery.upsample_filt` of shelhamer/fcn.berkeleyvision.org.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Upsampling = Literal["fixed", "learned"]
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """float32 [size,size] bilinear interpolation weights; separable, peak at the centre.
+
+    For an even `size` = 2f the kernel sums to f*f, so a constant map keeps its value.
+    """
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 == 1 else factor - 0.5
+    ramp = 1 - (torch.arange(size, dtype=torch.float64) - centre).abs() / factor
+    return torch.outer(ramp, ramp).float()
+
+
+class BilinearUpsample(nn.Module):
+    """[N,C,h,w] -> [N,C,f*(h-1)+k,f*(w-1)+k], uncropped, k = 2f unless `kernel_size` says so.
+
+    `fixed`: one kernel per channel, never trained; computed as a transposed convolution with
+    C groups (the paper's C x C weight is zero off the diagonal, so nothing is lost).
+    `learned`: the paper's dense C x C weight, initialised to the same function.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        factor: int,
+        mode: Upsampling = "fixed",
+        kernel_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.factor, self.mode = channels, factor, mode
+        self.kernel_size = kernel_size or 2 * factor
+        kernel = bilinear_kernel(self.kernel_size)
+        if mode == "learned":
+            weight = torch.zeros(channels, channels, self.kernel_size, self.kernel_size)
+            weight[torch.arange(channels), torch.arange(channels)] = kernel
+            self.weight = nn.Parameter(weight)
+        else:
+            # Not persistent: it is a constant, and a checkpoint should not be able to change it.
+            self.register_buffer(
+                "weight", kernel.repeat(channels, 1, 1, 1).contiguous(), persistent=False
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "learned":
+            return functional.conv_transpose2d(x, self.weight, stride=self.factor)
+        if self.training and self.kernel_size == 2 * self.factor:
+            return self._interpolate(x)
+        return functional.conv_transpose2d(
+            x, self.weight.to(x.dtype), stride=self.factor, groups=self.channels
+        )
+
+    def _interpolate(self, x: Tensor) -> Tensor:
+        """The same values, differently computed: backward through it is several times faster.
+
+        A transposed convolution with kernel 2f and stride f equals zero-padding by one cell,
+        half-pixel bilinear interpolation by f, and cutting f/2 pixels from each side.
+        """
+        size = [self.factor * (side - 1) + self.kernel_size for side in x.shape[2:]]
+        padded = functional.pad(x, (1, 1, 1, 1))
+        wide = functional.interpolate(
+            padded, scale_factor=float(self.factor), mode="bilinear", align_corners=False
+        )
+        half = self.factor // 2
+        return wide[:, :, half : half + size[0], half : half + size[1]]

@@ -1,0 +1,82 @@
+"""Checkpoints: everything a run needs to go on exactly, as plain tensors and dicts.
+
+Read with `weights_only=True`, so a file from elsewhere can hold no code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.build import NetworkSpec, build
+from model.contract import ClassInfo, TrainingData
+from model.fcn import FCN
+from training.datasets.base import DatasetInfo
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, unreadable or of another network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`weights` are the trained ones; `ema` their moving average, which is what gets exported."""
+
+    network: NetworkSpec
+    dataset: DatasetInfo
+    config: dict[str, Any]
+    git_revision: str
+    iteration: int
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    random_state: Tensor
+    best_mean_iu: float
+    val_scores: dict[str, Any] | None
+
+    def build_network(self) -> FCN:
+        """The network with the averaged weights (the trained ones if there is no average)."""
+        network = build(self.network, len(self.dataset.classes))
+        network.load_state_dict(self.ema or self.weights)
+        return network.eval()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Written beside and renamed into place: an interrupted write never costs the last one."""
+    fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    fields["network"] = dataclasses.asdict(checkpoint.network)
+    fields["dataset"] = dataclasses.asdict(checkpoint.dataset)
+    fields["format_version"] = FORMAT_VERSION
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(fields, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Raises: CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken archive brings up
+        raise CheckpointError(f"{path} is not a checkpoint of fcn train: {error}") from error
+    if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
+        raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
+    try:
+        classes = tuple(
+            ClassInfo(**{**c, "color": tuple(c["color"])}) for c in fields["dataset"]["classes"]
+        )
+        fields["dataset"] = DatasetInfo(classes, TrainingData(**fields["dataset"]["data"]))
+        fields["network"] = NetworkSpec(**fields["network"])
+        return Checkpoint(**fields)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is incomplete: {error}") from error

@@ -1,0 +1,100 @@
+"""What a data set gives to training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model.contract import ClassInfo, TrainingData
+
+VOID = 255
+"""Label of pixels that count neither in the loss nor in a metric."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class DatasetError(ValueError):
+    """A data set is missing or not as its format says; the message names the file."""
+
+
+class Sample(NamedTuple):
+    """`image` RGB uint8 [H,W,3]; `target` uint8 [H,W], class ids and VOID."""
+
+    image: Pixels
+    target: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """Class list and origin; both end up in the contract of a network trained on it."""
+
+    classes: tuple[ClassInfo, ...]
+    data: TrainingData
+
+
+class SegmentationDataset:
+    """Pairs of an image file and a label file, read on access."""
+
+    def __init__(self, info: DatasetInfo, pairs: Sequence[tuple[Path, Path]], split: str) -> None:
+        self.info = info
+        self.pairs = list(pairs)
+        self.split = split
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.info.classes)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises DatasetError if the two sizes differ or a label is no class id."""
+        image_path, label_path = self.pairs[index]
+        with Image.open(image_path) as picture:
+            image = np.asarray(picture.convert("RGB"))
+        target = self.target(index)
+        if image.shape[:2] != target.shape:
+            raise DatasetError(
+                f"{image_path} is {image.shape[0]}x{image.shape[1]} but its label {label_path} "
+                f"is {target.shape[0]}x{target.shape[1]}: they must be the same size"
+            )
+        return Sample(image, target)
+
+    def target(self, index: int) -> Pixels:
+        """uint8 [H,W] of the label file alone. Raises DatasetError."""
+        path = self.pairs[index][1]
+        target = self.read_target(path)
+        wrong = (target >= self.num_classes) & (target != VOID)
+        if wrong.any():
+            value = int(target[wrong][0])
+            raise DatasetError(
+                f"{path} holds the label {value}: want 0..{self.num_classes - 1}, or {VOID} for "
+                "void"
+            )
+        return target
+
+    def read_target(self, path: Path) -> Pixels:
+        """uint8 [H,W] from an 8-bit greyscale or palette PNG. Raises DatasetError."""
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "P"):
+                raise DatasetError(
+                    f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
+                    "palette, one class id per pixel"
+                )
+            return np.array(picture)
+
+    def class_frequencies(self) -> npt.NDArray[np.float64]:
+        """float64 [C], each class's share of the non-void pixels of this split."""
+        counts = np.zeros(256, np.int64)
+        for index in range(len(self)):
+            counts += np.bincount(self.target(index).ravel(), minlength=256)
+        labelled = counts[: self.num_classes]
+        if not labelled.sum():
+            raise DatasetError(f"split {self.split!r} has no labelled pixel")
+        return labelled / labelled.sum()

@@ -1,0 +1,71 @@
+"""Batches of augmented samples in an order that depends only on seed and iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from training.datasets.base import SegmentationDataset
+from training.transforms import Augmentation
+
+Key = tuple[int, int]
+"""(epoch, index in the data set)"""
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, data: SegmentationDataset, augment: Augmentation, seed: int) -> None:
+        self.data, self.augment, self.seed = data, augment, seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, *key))
+        image, target = self.augment(self.data[key[1]], rng)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target)
+
+
+class _Order(Sampler[list[Key]]):
+    """Batches from iteration `start` to `total`; the last, short batch of an epoch is dropped
+    (unless it is the only one), since norms learn nothing good from one or two images."""
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, total: int) -> None:
+        self.length, self.seed = length, seed
+        self.batch_size = min(batch_size, length)
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_epoch = self.length // self.batch_size
+        for iteration in range(self.start, self.total):
+            epoch, step = divmod(iteration, per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in chosen]
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+
+def iterations_per_epoch(length: int, batch_size: int) -> int:
+    return length // min(batch_size, length)
+
+
+def training_batches(
+    data: SegmentationDataset,
+    augment: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    total: int,
+    workers: int,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """uint8 images [N,3,h,w] RGB (channels last in memory) and uint8 targets [N,h,w]."""
+    return DataLoader(
+        _Augmented(data, augment, seed),
+        batch_sampler=_Order(len(data), batch_size, seed, start, total),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+    )

@@ -1,0 +1,73 @@
+"""Per-pixel losses. Void pixels take no part, neither in the sum nor in what it is divided by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.datasets.base import VOID
+
+Reduction = Literal["mean", "sum"]
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, weights: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Multinomial log loss; scalar, float32.
+
+    logits: float [N,C,H,W]; target: integer [N,H,W], VOID ignored; weights: float [C] or None.
+    `mean` divides by the summed weight of the labelled pixels (their number without weights), so
+    that neither void pixels nor the weights' scale change the step. A batch without a labelled
+    pixel gives 0, not NaN. `sum` is the paper's unnormalised loss (section 4.3).
+    """
+    target = target.long()
+    # float32: the sum of a whole image's losses overflows float16, and bf16 has 8 bits.
+    total = functional.cross_entropy(
+        logits.float(), target, weight=weights, ignore_index=VOID, reduction="sum"
+    )
+    if reduction == "sum":
+        return total
+    labelled = target[target != VOID]
+    mass = labelled.numel() if weights is None else weights[labelled].sum()
+    return total / max(float(mass), torch.finfo(torch.float32).tiny)
+
+
+def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - mean Dice over the classes present in the batch; scalar, float32.
+
+    Shapes as in `cross_entropy`. Counts every class alike, as mean IU does. A batch without a
+    labelled pixel gives 0.
+    Source: Milletari, Navab, Ahmadi 2016, arXiv 1606.04797, summed over the batch.
+    """
+    num_classes = logits.shape[1]
+    valid = target != VOID
+    safe = target.masked_fill(~valid, 0).long()
+    probabilities = logits.float().softmax(dim=1)
+    # Gathering the true class's probability needs no one-hot copy of the target, which would be
+    # the largest tensor of the step.
+    right = probabilities.gather(1, safe[:, None])[:, 0] * valid
+    overlap = right.new_zeros(num_classes).index_add(0, safe.flatten(), right.flatten())
+    labelled = torch.bincount(safe[valid], minlength=num_classes)
+    predicted = (probabilities * valid[:, None]).sum(dim=(0, 2, 3))
+    dice = 2 * overlap / (predicted + labelled).clamp(min=1)
+    present = labelled > 0
+    if not present.any():
+        return logits.sum() * 0
+    return 1 - dice[present].mean()
+
+
+def inverse_log_weights(frequencies: npt.NDArray[np.float64], offset: float) -> Tensor:
+    """float32 [C], 1 / ln(offset + share of the class), scaled to mean 1.
+
+    Source: Paszke et al. 2016 (ENet), arXiv 1606.02147 section 5.1, with offset 1.02.
+    Raises: ValueError unless offset > 1 (a rare class's weight would be negative or infinite).
+    """
+    if offset <= 1:
+        raise ValueError(f"class weight offset {offset}: want more than 1")
+    weights = 1 / np.log(offset + frequencies)
+    return torch.from_numpy(weights / weights.mean()).float()

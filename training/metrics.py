@@ -1,0 +1,70 @@
+"""The four metrics of the paper (section 5) from one data-set-wide confusion matrix."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Shares in 0..1. `class_iu` float64 [C], NaN for a class that occurs nowhere."""
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iu: float
+    frequency_weighted_iu: float
+    class_iu: npt.NDArray[np.float64]
+
+    def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """JSON-ready: NaN (no such pixel) becomes None."""
+        result: dict[str, Any] = asdict(self)
+        result["class_iu"] = {
+            name: None if np.isnan(iu) else float(iu)
+            for name, iu in zip(class_names, self.class_iu, strict=True)
+        }
+        return result
+
+
+class Confusion:
+    """Counts n_ij of pixels of class i predicted as class j; rows are ground truth."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = np.zeros((num_classes, num_classes), np.int64)
+
+    def add(self, target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
+        """Both uint8, of the same shape. Targets >= num_classes are void and left out.
+
+        Raises: ValueError if the shapes differ or a prediction at a labelled pixel is no class.
+        """
+        if target.shape != prediction.shape:
+            raise ValueError(f"target {target.shape} and prediction {prediction.shape} differ")
+        valid = target < self.num_classes
+        true, predicted = target[valid], prediction[valid]
+        if predicted.size and int(predicted.max()) >= self.num_classes:
+            raise ValueError(f"prediction {predicted.max()} is not below {self.num_classes}")
+        cells = true.astype(np.int64) * self.num_classes + predicted
+        self.counts += np.bincount(cells, minlength=self.num_classes**2).reshape(self.counts.shape)
+
+    def scores(self) -> Scores:
+        """Classes without a labelled pixel leave the mean accuracy; classes that are neither
+        labelled nor predicted leave the mean IU. Raises ValueError if nothing was labelled."""
+        labelled = self.counts.sum(axis=1)
+        total = int(labelled.sum())
+        if not total:
+            raise ValueError("no labelled pixel: there is nothing to score")
+        hits = np.diag(self.counts)
+        union = labelled + self.counts.sum(axis=0) - hits
+        iu = np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+        present = labelled > 0
+        return Scores(
+            pixel_accuracy=float(hits.sum() / total),
+            mean_accuracy=float((hits[present] / labelled[present]).mean()),
+            mean_iu=float(np.nanmean(iu)),
+            frequency_weighted_iu=float((labelled[present] * iu[present]).sum() / total),
+            class_iu=iu,
+        )

@@ -1,0 +1,69 @@
+"""Parameter groups, the polynomial schedule and the moving average of weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.fcn import FCN
+from training.config import OptimizerConfig, ScheduleConfig
+
+
+def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Backbone and head at their own rates; biases and norms without decay.
+
+    Each group keeps its rate at the schedule's start as `base_lr`.
+    """
+    pretrained = {
+        id(parameter)
+        for module in network.backbone.pretrained_modules()
+        for parameter in module.parameters()
+    }
+    groups = []
+    for is_backbone, lr in ((True, config.backbone_lr), (False, config.head_lr)):
+        for decays in (True, False):
+            members = [
+                parameter
+                for parameter in network.parameters()
+                if (id(parameter) in pretrained) is is_backbone and (parameter.ndim > 1) is decays
+            ]
+            if members:
+                decay = config.weight_decay if decays else 0.0
+                groups.append({"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
+    return torch.optim.AdamW(groups)
+
+
+def rate_factor(iteration: int, total: int, config: ScheduleConfig) -> float:
+    """What the base rates are multiplied by at `iteration` (0-based) of `total`."""
+    warmup = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
+    return float(warmup * (1 - iteration / total) ** config.power)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights and norm statistics."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, iteration: int) -> None:
+        """The decay grows from 0 so that the untrained start is forgotten (as TensorFlow's
+        ExponentialMovingAverage does with num_updates)."""
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        mine: list[Tensor] = []
+        theirs: list[Tensor] = []
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                mine.append(self.state[name])
+                theirs.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)

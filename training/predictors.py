@@ -1,0 +1,32 @@
+"""Ways to get a label map for an image: a checkpoint's network, an ONNX file, a server."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from model.fcn import FCN, label_map
+from training.datasets.base import Pixels
+
+
+class Predictor(Protocol):
+    """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size."""
+
+    def __call__(self, image: Pixels) -> Pixels: ...
+
+
+class NetworkPredictor:
+    """A torch network, one whole image at a time, no flip, no scales (the paper's protocol)."""
+
+    def __init__(self, network: FCN, bf16: bool = False) -> None:
+        self.network = network.eval()
+        self.bf16 = bf16
+
+    @torch.inference_mode()
+    def __call__(self, image: Pixels) -> Pixels:
+        images = torch.tensor(image).permute(2, 0, 1)[None].float()
+        device = next(self.network.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(images.to(device))
+        return label_map(logits)[0].cpu().numpy()
