@@ -10,6 +10,7 @@ from typing import Final
 import grpc
 
 from service import errors
+from service.api.parameters import NotAcceptable
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ TABLE: Final[dict[type[errors.ServiceError], Status]] = {
     errors.UnsupportedImageFormat: Status(415, _C.INVALID_ARGUMENT, "unsupported-image-format"),
     errors.ImageTooLarge: Status(413, _C.INVALID_ARGUMENT, "image-too-large"),
     errors.InvalidParameter: Status(400, _C.INVALID_ARGUMENT, "invalid-parameter"),
+    NotAcceptable: Status(406, _C.INVALID_ARGUMENT, "not-acceptable"),
     errors.UnknownModel: Status(404, _C.NOT_FOUND, "unknown-model"),
     errors.UnknownVersion: Status(404, _C.NOT_FOUND, "unknown-version"),
     errors.ModelNotReady: Status(503, _C.UNAVAILABLE, "model-not-ready", retry=True),

@@ -1,0 +1,147 @@
+"""What the OpenAPI page says of each operation; the endpoints read requests by themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from service.api.parameters import MAX_DEADLINE_MS
+from service.api.problem import MEDIA_TYPE as PROBLEM_TYPE
+from service.api.upload import FIELD, RAW_TYPES
+from service.core.segmenter import Output
+
+TITLE: Final = "FCN Serve"
+VERSION: Final = "1"
+DESCRIPTION: Final = (
+    "Semantic segmentation: post a picture, get the class of every pixel. "
+    "Errors are application/problem+json (RFC 9457)."
+)
+DOCS_PATH: Final = "/docs"
+PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_PROBLEM_SCHEMA: Final = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "request_id"],
+    "properties": {
+        "type": {"type": "string", "examples": ["urn:fcn:problem:invalid-image"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong and what to do about it."},
+        "instance": {"type": "string"},
+        "request_id": {"type": "string", "description": "Also in the X-Request-ID header."},
+    },
+}
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _problems(**reasons: str) -> dict[int | str, dict[str, Any]]:
+    """Responses by status, given as `_404="why"`."""
+    return {
+        int(name.removeprefix("_")): {
+            "description": reason,
+            "content": {PROBLEM_TYPE: {"schema": _PROBLEM_SCHEMA}},
+        }
+        for name, reason in reasons.items()
+    }
+
+
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+SEGMENT: Final[dict[str, Any]] = {
+    "operation_id": "segment",
+    "summary": "Segment a picture",
+    "response_description": "The label map, or what `output` asked for.",
+    "responses": {
+        200: {
+            "description": "The label map, or what `output` asked for.",
+            "content": {
+                "image/png": _BINARY,
+                "application/json": {"schema": {"type": "object"}},
+            },
+            "headers": {
+                "X-Request-ID": {"schema": {"type": "string"}},
+                "X-Model": {"schema": {"type": "string"}},
+                "X-Model-Version": {"schema": {"type": "string"}},
+                "Server-Timing": {"schema": {"type": "string"}},
+            },
+        },
+        **_problems(
+            _400="The picture cannot be read, or a parameter is wrong.",
+            _404="No such model or version.",
+            _406="Accept allows neither PNG nor JSON.",
+            _413="Too many bytes or pixels.",
+            _415="Not a kind of picture or body that is read.",
+            _429="Too many requests; see Retry-After.",
+            _500="Inference failed.",
+            _503="Loading or shutting down; see Retry-After.",
+            _504="The deadline passed.",
+        ),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                **dict.fromkeys(RAW_TYPES, _BINARY),
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": [FIELD],
+                        "properties": {FIELD: {"type": "string", "format": "binary"}},
+                    }
+                },
+            },
+        },
+        "parameters": [
+            _query("model", "Name of the model; the server's default.", {"type": "string"}),
+            _query("version", "Version of the model; the newest.", {"type": "string"}),
+            _query(
+                "output",
+                "What to answer with; wins over Accept.",
+                {"type": "string", "enum": [str(o) for o in Output], "default": "label_map"},
+            ),
+            _query(
+                "alpha",
+                "Opacity of the classes in an overlay.",
+                {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+            ),
+            {
+                **_query(
+                    "classes",
+                    "Keep only these classes, by name or id, separated by commas; may repeat.",
+                    {"type": "array", "items": {"type": "string"}},
+                ),
+                "style": "form",
+                "explode": False,
+            },
+            _query(
+                "deadline_ms",
+                "Time the answer is worth waiting for, in milliseconds.",
+                {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+            ),
+        ],
+    },
+}
+LIST_MODELS: Final[dict[str, Any]] = {
+    "operation_id": "list_models",
+    "summary": "All models with their versions, state and contracts",
+}
+GET_MODEL: Final[dict[str, Any]] = {
+    "operation_id": "get_model",
+    "summary": "One model with its versions, state and contracts",
+    "responses": _problems(_404="No such model."),
+}
+LIVEZ: Final[dict[str, Any]] = {
+    "operation_id": "livez",
+    "summary": "200 while the process answers at all",
+}
+READYZ: Final[dict[str, Any]] = {
+    "operation_id": "readyz",
+    "summary": "200 while new requests are wanted",
+    "responses": _problems(_503="Loading or draining."),
+}
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "summary": "Metrics in the Prometheus text format",
+    "responses": {200: {"description": "Metrics.", "content": {"text/plain": {}}}},
+}

@@ -1,0 +1,116 @@
+"""Query parameters and Accept of `POST /segment`, to a `SegmentRequest`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from service.core.segmenter import Output, SegmentRequest
+from service.errors import InvalidParameter, quoted
+
+NAMES: Final = ("model", "version", "output", "alpha", "classes", "deadline_ms")
+MAX_DEADLINE_MS: Final = 3_600_000
+
+ACCEPTED: Final = {"image/png": Output.LABEL_MAP, "application/json": Output.JSON}
+"""What `Accept` may choose when the query names no output."""
+
+
+class NotAcceptable(InvalidParameter):
+    """`Accept` allows none of what can be answered."""
+
+    title = "Not acceptable"
+
+
+def segment_request(
+    query: Sequence[tuple[str, str]], accept: str | None, default_deadline_s: float
+) -> SegmentRequest:
+    """The request without its body yet; `query` in the order sent, decoded.
+
+    Raises: InvalidParameter.
+    """
+    values: dict[str, str] = {}
+    classes: list[str] = []
+    for name, value in query:
+        if name not in NAMES:
+            raise InvalidParameter(
+                f"there is no parameter {quoted(name)}: use {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+            )
+        if name == "classes":
+            classes += (part.strip() for part in value.split(",") if part.strip())
+        elif name in values:
+            raise InvalidParameter(f"parameter {name!r} is given twice: give it once")
+        else:
+            values[name] = value
+    output = output_named(values["output"]) if "output" in values else output_accepted(accept)
+    return SegmentRequest(
+        body=b"",
+        model=values.get("model") or None,
+        version=values.get("version") or None,
+        output=output,
+        alpha=_number("alpha", values["alpha"]) if "alpha" in values else 0.5,
+        classes=tuple(classes),
+        deadline_s=_deadline_s(values["deadline_ms"])
+        if "deadline_ms" in values
+        else default_deadline_s,
+    )
+
+
+def output_named(name: str) -> Output:
+    """Raises: InvalidParameter."""
+    try:
+        return Output(name)
+    except ValueError:
+        raise InvalidParameter(
+            f"there is no output {quoted(name)}: use {', '.join(list(Output)[:-1])} "
+            f"or {list(Output)[-1]}"
+        ) from None
+
+
+def output_accepted(accept: str | None) -> Output:
+    """The most wanted output of an Accept header; the label map when it does not care.
+
+    Raises: NotAcceptable. Source: RFC 9110 section 12.5.1, for what `fcn` can answer.
+    """
+    if not accept:
+        return Output.LABEL_MAP
+    wanted = {media_type: _quality(accept, media_type) for media_type in ACCEPTED}
+    best = max(wanted, key=wanted.__getitem__)  # on a tie the first, image/png
+    if wanted[best] <= 0:
+        raise NotAcceptable(
+            f"cannot answer with {quoted(accept)}: accept {' or '.join(ACCEPTED)}, "
+            "or leave the header out"
+        )
+    return ACCEPTED[best]
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """The weight of the most specific range that covers `media_type`; 0 when none does."""
+    kind = media_type.split("/")[0]
+    found: dict[str, float] = {}
+    for entry in accept.split(","):
+        media_range, *options = (part.strip().lower() for part in entry.split(";"))
+        weight = next((o.removeprefix("q=") for o in options if o.startswith("q=")), "1")
+        try:
+            found[media_range] = float(weight)
+        except ValueError:
+            found[media_range] = 0.0
+    return next((found[r] for r in (media_type, f"{kind}/*", "*/*") if r in found), 0.0)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidParameter(f"{name}={quoted(text)} is not a number: use one such as 0.5")
+    return number
+
+
+def _deadline_s(text: str) -> float:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_DEADLINE_MS:
+        raise InvalidParameter(
+            f"deadline_ms={quoted(text)}: use whole milliseconds from 1 to {MAX_DEADLINE_MS}"
+        )
+    return int(text) / 1000

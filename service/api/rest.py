@@ -1,0 +1,214 @@
+"""REST: `POST /segment`, the models, the probes and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from service.api import openapi
+from service.api.exchange import Exchange
+from service.api.listing import default_name, known_name, model_json, model_named
+from service.api.parameters import segment_request
+from service.api.problem import framework_problem, record_of, service_problem
+from service.api.status import counts_as_latency, status_of
+from service.api.upload import read_picture
+from service.core.segmenter import Segmenter, Timings
+from service.errors import ModelNotReady, ServiceError
+from service.telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RestOptions:
+    """max_image_bytes: cap of an upload. deadline_s: for requests that bring none.
+
+    default_model: as configured; None when the only model is the default.
+    """
+
+    max_image_bytes: int
+    deadline_s: float
+    default_model: str | None = None
+
+
+def create_app(
+    segmenter: Segmenter, telemetry: Telemetry, options: RestOptions, ready: Callable[[], bool]
+) -> FastAPI:
+    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    app = FastAPI(title=openapi.TITLE, description=openapi.DESCRIPTION, version=openapi.VERSION)
+    rest = _Rest(segmenter, telemetry, options, ready)
+    app.add_middleware(Exchange, telemetry=telemetry)
+    app.add_exception_handler(ServiceError, rest.service_error)
+    app.add_exception_handler(HTTPException, rest.framework_error)
+    app.add_exception_handler(RequestValidationError, rest.validation_error)
+    route = app.add_api_route
+    # Starlette answers are returned as they are: nothing on the hot path passes pydantic.
+    route("/segment", rest.segment, methods=["POST"], **openapi.SEGMENT)
+    route("/v1/models", rest.list_models, methods=["GET"], **openapi.LIST_MODELS)
+    route("/v1/models/{model}", rest.get_model, methods=["GET"], **openapi.GET_MODEL)
+    route("/livez", rest.livez, methods=["GET"], **openapi.LIVEZ)
+    route("/readyz", rest.readyz, methods=["GET"], **openapi.READYZ)
+    route("/metrics", rest.metrics, methods=["GET"], **openapi.METRICS)
+    route("/", rest.index, methods=["GET"], include_in_schema=False)
+    return app
+
+
+class _Rest:
+    """The endpoints, with what they share."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        telemetry: Telemetry,
+        options: RestOptions,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._segmenter = segmenter
+        self._telemetry = telemetry
+        self._options = options
+        self._ready = ready
+
+    async def segment(self, request: Request) -> Response:
+        record, headers = record_of(request), request.headers
+        record.method = "Segment"
+        asked = request.query_params.get("model")
+        models, default = self._segmenter.models(), self._options.default_model
+        record.model = known_name(models, default, asked)
+        # Parameters first: a typing mistake should not cost an upload.
+        draft = segment_request(
+            request.query_params.multi_items(), headers.get("accept"), self._options.deadline_s
+        )
+        body = await read_picture(
+            request.stream(),
+            headers.get("content-type"),
+            headers.get("content-encoding"),
+            headers.get("content-length"),
+            self._options.max_image_bytes,
+        )
+        record.restart()
+        record.timed = True
+        reply = await unless_disconnected(
+            self._segmenter.segment(replace(draft, body=body)), request.receive
+        )
+        record.timings, record.height, record.width = reply.timings, reply.height, reply.width
+        return Response(
+            reply.body,
+            media_type=reply.media_type,
+            headers={
+                "X-Model": reply.model,
+                "X-Model-Version": reply.version,
+                "Server-Timing": server_timing(reply.timings),
+            },
+        )
+
+    async def list_models(self, request: Request) -> Response:
+        record_of(request).method = "ListModels"
+        models = self._segmenter.models()
+        default = default_name(models, self._options.default_model)
+        return JSONResponse({"models": [model_json(model, default) for model in models]})
+
+    async def get_model(self, request: Request, model: str) -> Response:
+        record_of(request).method = "GetModel"
+        models = self._segmenter.models()
+        default = default_name(models, self._options.default_model)
+        return JSONResponse(model_json(model_named(models, model), default))
+
+    async def livez(self, request: Request) -> Response:
+        record = record_of(request)
+        record.method, record.probe = "Live", True
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        record = record_of(request)
+        record.method, record.probe = "Ready", True
+        if not self._ready():
+            raise ModelNotReady("not ready: the models are loading, or the server is draining")
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        record = record_of(request)
+        record.method, record.probe = "Metrics", True
+        return Response(self._telemetry.scrape(), media_type=openapi.PROMETHEUS_TYPE)
+
+    async def index(self, request: Request) -> Response:
+        record_of(request).method = "Index"
+        return JSONResponse(
+            {
+                "service": openapi.TITLE,
+                "segment": "POST a picture to /segment",
+                "models": "/v1/models",
+                "docs": "/docs",
+            }
+        )
+
+    async def service_error(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, ServiceError):
+            raise error
+        record = record_of(request)
+        # Timed once the upload was complete; the caller's mistakes and refusals do not count.
+        record.timed = record.timed and counts_as_latency(status_of(error).http)
+        return service_problem(error, record)
+
+    async def framework_error(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        details = {
+            404: f"there is nothing at this address: see {openapi.DOCS_PATH}",
+            405: f"this address does not take {request.method}: see {openapi.DOCS_PATH}",
+        }
+        detail = details.get(error.status_code, error.detail)
+        headers = dict(error.headers) if error.headers else None
+        return framework_problem(error.status_code, detail, record_of(request), headers)
+
+    async def validation_error(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        detail = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return framework_problem(422, detail, record_of(request))
+
+
+def server_timing(timings: Timings) -> str:
+    """The stages in milliseconds. Source: W3C Server Timing."""
+    stages = (
+        ("decode", timings.decode_s),
+        ("queue", timings.queue_s),
+        ("infer", timings.infer_s),
+        ("render", timings.render_s),
+    )
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages)
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Runs `work`, and cancels it when the caller hangs up. The request's body must be read.
+
+    Raises: ClientDisconnect, or what `work` raises.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        # Also when this request's own task is cancelled, which does not reach the two by itself.
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ServiceError):
+                await working
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
