@@ -1,0 +1,1 @@
+"""The `fcn` command: one file a subcommand, lazy imports, no logic."""
