@@ -57,5 +57,15 @@ def restore(label_map: UInt8Array, geometry: Geometry) -> UInt8Array:
     return label_map[: geometry.height, : geometry.width]
 
 
+def ordinary_size(spec: InputSpec, side_px: int = 256) -> tuple[int, int] | None:
+    """(height, width) of a square the model takes, `side_px` if it can; None if it takes none."""
+    side = _side(side_px, spec)
+    if spec.max_side_px is not None and side > spec.max_side_px:
+        side = spec.max_side_px - spec.max_side_px % spec.multiple_of_px
+        if side < max(1, spec.min_side_px):
+            return None
+    return side, side
+
+
 def _side(px: int, spec: InputSpec) -> int:
     return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.contract import Contract
+from service.core.types import Timings
 from service.errors import InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -108,9 +109,12 @@ def summary_json(
     *,
     model: str,
     version: str,
-    timings_ms: dict[str, float],
+    timings: Timings,
 ) -> bytes:
-    """height, width, model, version, classes (see `class_table`), timings_ms by stage."""
+    """height, width, model, version, classes (see `class_table`), timings_ms by stage.
+
+    The time of rendering is not in it: the text is written before that is known.
+    """
     height, width = label_map.shape
     body = {
         "model": model,
@@ -118,7 +122,11 @@ def summary_json(
         "height": height,
         "width": width,
         "classes": class_table(label_map, contract),
-        "timings_ms": {stage: round(ms, 3) for stage, ms in timings_ms.items()},
+        "timings_ms": {
+            "decode": round(timings.decode_s * 1e3, 3),
+            "queue": round(timings.queue_s * 1e3, 3),
+            "infer": round(timings.infer_s * 1e3, 3),
+        },
     }
     return json.dumps(body).encode()
 

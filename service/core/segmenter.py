@@ -9,11 +9,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +19,11 @@ import numpy.typing as npt
 from model.contract import Contract, InputSpec
 from service.core import render
 from service.core.batcher import Batcher
+from service.core.catalog import Catalog
 from service.core.cores import available_cores
 from service.core.decode import DecodedImage, decode
-from service.core.prepare import Prepared, prepare, restore
+from service.core.pool import Pool
+from service.core.prepare import Prepared, ordinary_size, prepare, restore
 from service.core.repository import ModelFile, scan
 from service.core.runtime import Session
 from service.core.types import (
@@ -31,6 +31,7 @@ from service.core.types import (
     Limits,
     ModelState,
     ModelStatus,
+    Network,
     NullObserver,
     Observer,
     Output,
@@ -41,15 +42,11 @@ from service.core.types import (
 )
 from service.errors import (
     DeadlineExceeded,
-    ImageTooLarge,
     InvalidParameter,
     ModelLoadError,
     ModelNotReady,
     Overloaded,
     ShuttingDown,
-    UnknownModel,
-    UnknownVersion,
-    quoted,
 )
 
 __all__ = [
@@ -68,32 +65,25 @@ __all__ = [
 ]
 
 UInt8Array = npt.NDArray[np.uint8]
-T = TypeVar("T")
-_WARM_UP_SIDE_PX = 256
 _log = logging.getLogger(__name__)
-
-
-class Network(Protocol):
-    """What the segmenter needs of a loaded model; `runtime.Session` is the real one."""
-
-    @property
-    def contract(self) -> Contract: ...
-
-    @property
-    def provider(self) -> str: ...
-
-    def run(self, batch: UInt8Array) -> UInt8Array: ...
-
-    def warm_up(self, sizes: list[tuple[int, int]]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Served:
     """One version of a model that takes requests."""
 
-    file: ModelFile
+    name: str
+    version: str
     network: Network
     batcher: Batcher
+
+    @property
+    def contract(self) -> Contract:
+        return self.network.contract
+
+    @property
+    def provider(self) -> str:
+        return self.network.provider
 
     @property
     def state(self) -> ModelState:
@@ -129,54 +119,36 @@ class Segmenter:
         self._observer = observer or NullObserver()
         self._clock = clock
         self._open = open_network or partial(Session, provider=provider, threads=threads or cores)
-        self._pool = ThreadPoolExecutor(pool_workers or cores, thread_name_prefix="pixels")
-        self._served: dict[str, dict[str, _Served]] = {}
+        self._pool = Pool(pool_workers or cores, clock)
+        self._catalog: Catalog[_Served] = Catalog(default_model)
         self._started = False
         self._draining = False
-        self._closed = False
         self._inflight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
-        for file in await asyncio.to_thread(scan, self._repository):
-            network = await asyncio.to_thread(self._load, file)
-            batcher = Batcher(
-                network.run,
-                model=file.name,
-                max_batch=self._limits.max_batch,
-                max_batch_pixels=self._limits.max_batch_pixels,
-                max_queue=self._limits.max_queue,
-                observer=self._observer,
-                clock=self._clock,
-            )
-            batcher.start()
-            self._served.setdefault(file.name, {})[file.version] = _Served(file, network, batcher)
-            _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
-        if self._default_model is not None and self._default_model not in self._served:
-            raise ModelLoadError(
-                f"the default model {self._default_model!r} is not in the repository, which has "
-                f"{', '.join(self._served)}"
-            )
+        try:
+            for file in await asyncio.to_thread(scan, self._repository):
+                network = await asyncio.to_thread(self._load, file)
+                self._serve(file, network)
+            if self._default_model is not None and self._default_model not in self._catalog:
+                raise ModelLoadError(
+                    f"the default model {self._default_model!r} is not in the repository, which "
+                    f"has {', '.join(self._catalog.names())}"
+                )
+        except BaseException:
+            await self.aclose()
+            raise
         self._started = True
 
     def models(self) -> list[ModelStatus]:
         """By name."""
-        return [
-            ModelStatus(
-                name,
-                list(versions)[-1],
-                tuple(
-                    VersionStatus(v, s.state, s.network.contract, s.network.provider)
-                    for v, s in versions.items()
-                ),
-            )
-            for name, versions in sorted(self._served.items())
-        ]
+        return self._catalog.statuses()
 
     def ready(self) -> bool:
-        """True while new requests are taken and every default version answers."""
+        """True while new requests are taken and every model's default version answers."""
         return (
             self._started
             and not self._draining
@@ -188,9 +160,11 @@ class Segmenter:
         if self._draining:
             self._observer.rejected("shutting_down")
             raise ShuttingDown()
-        served = self._find(request.model, request.version)
+        if not self._started:
+            raise ModelNotReady("the models are still loading: try again in a moment")
+        served = self._catalog.find(request.model, request.version)
         deadline = self._check(request)
-        kept = render.kept_ids(served.network.contract, request.classes)
+        kept = render.kept_ids(served.contract, request.classes)
         # The permit comes before the decode: a flood of uploads must not become a flood of pixels.
         if self._inflight >= self._limits.max_inflight:
             self._observer.rejected("overloaded")
@@ -219,11 +193,10 @@ class Segmenter:
 
     async def aclose(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
-        self._draining = self._closed = True
-        for versions in self._served.values():
-            for served in versions.values():
-                await served.batcher.aclose()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._draining = True
+        for served in self._catalog.entries():
+            await served.batcher.aclose()
+        self._pool.close()
 
     async def _answer(
         self,
@@ -232,12 +205,12 @@ class Segmenter:
         deadline: float | None,
         kept: frozenset[int] | None,
     ) -> SegmentReply:
-        name, contract = served.file.name, served.network.contract
+        name, contract = served.name, served.contract
         timings = Timings()
 
         began = self._clock()
-        image, prepared = await self._on_pool(
-            deadline, partial(_read, request.body, self._limits, contract.input)
+        image, prepared = await self._pool.run(
+            partial(_read, request.body, self._limits, contract.input), deadline
         )
         timings.decode_s = self._clock() - began
         self._observer.stage(name, "decode", timings.decode_s)
@@ -250,8 +223,8 @@ class Segmenter:
 
         began = self._clock()
         label_map = restore(labelled.label_map, prepared.geometry)
-        body, media_type = await self._on_pool(
-            deadline, partial(_write, request, served, timings, image.rgb, label_map, kept)
+        body, media_type = await self._pool.run(
+            partial(_write, request, served, timings, image.rgb, label_map, kept), deadline
         )
         timings.render_s = self._clock() - began
         self._observer.stage(name, "render", timings.render_s)
@@ -261,7 +234,7 @@ class Segmenter:
             height=prepared.geometry.height,
             width=prepared.geometry.width,
             model=name,
-            version=served.file.version,
+            version=served.version,
             timings=timings,
             batch_size=labelled.batch_size,
         )
@@ -276,35 +249,28 @@ class Segmenter:
                 contract.model_name,
                 file.name,
             )
-        network.warm_up([_warm_up_size(contract.input, file.path)])
+        size = ordinary_size(contract.input)
+        if size is None:
+            raise ModelLoadError(
+                f"{file.path}: the contract allows no size at all: no multiple of "
+                f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
+            )
+        network.warm_up([size])
         return network
 
-    def _find(self, model: str | None, version: str | None) -> _Served:
-        """Raises: UnknownModel, UnknownVersion, InvalidParameter, ModelNotReady."""
-        if not self._started:
-            raise ModelNotReady("the models are still loading: wait until /readyz says ready")
-        if model is None:
-            model = self._default_model
-        if model is None:
-            if len(self._served) > 1:
-                raise InvalidParameter(
-                    f"several models are served, say which: {', '.join(sorted(self._served))}"
-                )
-            (model,) = self._served
-        versions = self._served.get(model)
-        if versions is None:
-            raise UnknownModel(
-                f"there is no model {quoted(model)}: choose from {', '.join(sorted(self._served))}"
-            )
-        served = versions.get(list(versions)[-1] if version is None else version)
-        if served is None:
-            raise UnknownVersion(
-                f"model {model} has no version {quoted(version or '')}: choose from "
-                f"{', '.join(versions)}"
-            )
-        if served.state is not ModelState.READY:
-            raise ModelNotReady(f"model {model} version {served.file.version} has stopped")
-        return served
+    def _serve(self, file: ModelFile, network: Network) -> None:
+        batcher = Batcher(
+            network.run,
+            model=file.name,
+            max_batch=self._limits.max_batch,
+            max_batch_pixels=self._limits.max_batch_pixels,
+            max_queue=self._limits.max_queue,
+            observer=self._observer,
+            clock=self._clock,
+        )
+        batcher.start()
+        self._catalog.add(_Served(file.name, file.version, network, batcher))
+        _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
 
     def _check(self, request: SegmentRequest) -> float | None:
         """The deadline as a moment of the clock. Raises: InvalidParameter."""
@@ -316,26 +282,6 @@ class Segmenter:
             raise InvalidParameter(f"the deadline is {request.deadline_s:g} s: give more than 0")
         return self._clock() + request.deadline_s
 
-    async def _on_pool(self, deadline: float | None, work: Callable[[], T]) -> T:
-        """Off the event loop. What has not begun when the time runs out never does."""
-        if self._closed:
-            raise ShuttingDown()
-        allowed_s = None if deadline is None else deadline - self._clock()
-        try:
-            async with asyncio.timeout(allowed_s) as scope:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise DeadlineExceeded(
-                "the deadline passed before the answer was ready: allow more time"
-            ) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                raise ShuttingDown() from None  # `aclose` cancelled the work, not the caller
-            raise
-
     def _set_inflight(self, n: int) -> None:
         self._inflight = n
         self._observer.inflight(n)
@@ -343,21 +289,6 @@ class Segmenter:
             self._idle.clear()
         else:
             self._idle.set()
-
-
-def _warm_up_size(spec: InputSpec, path: Path) -> tuple[int, int]:
-    """An ordinary size that the model takes. Raises: ModelLoadError when it takes none."""
-    side = min(_WARM_UP_SIDE_PX, spec.max_side_px or _WARM_UP_SIDE_PX)
-    for px in (side, spec.min_side_px):
-        try:
-            tensor = prepare(np.zeros((px, px, 3), np.uint8), spec).tensor
-        except ImageTooLarge:
-            continue
-        return tensor.shape[0], tensor.shape[1]
-    raise ModelLoadError(
-        f"{path}: the contract allows no size at all: no multiple of {spec.multiple_of_px} px lies "
-        f"in {spec.min_side_px}..{spec.max_side_px}"
-    )
 
 
 def _read(body: bytes, limits: Limits, spec: InputSpec) -> tuple[DecodedImage, Prepared]:
@@ -374,9 +305,8 @@ def _write(
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
     """The reply's body and its media type."""
-    contract = served.network.contract
-    palette = contract.palette()
     shown = render.keep(label_map, kept)
+    palette = served.contract.palette()
     match request.output:
         case Output.LABEL_MAP:
             return render.label_map_png(shown, palette), render.PNG
@@ -385,15 +315,10 @@ def _write(
         case Output.OVERLAY:
             return render.overlay_png(rgb, shown, palette, request.alpha), render.PNG
         case Output.JSON:
-            body = render.summary_json(
+            return render.summary_json(
                 shown,
-                contract,
-                model=served.file.name,
-                version=served.file.version,
-                timings_ms={
-                    "decode": timings.decode_s * 1e3,
-                    "queue": timings.queue_s * 1e3,
-                    "infer": timings.infer_s * 1e3,
-                },
-            )
-            return body, render.JSON
+                served.contract,
+                model=served.name,
+                version=served.version,
+                timings=timings,
+            ), render.JSON

@@ -1,13 +1,18 @@
-"""The values that go in and out of the segmenter, and the two seams it is observed through."""
+"""The values that go in and out of the segmenter, and its two seams: the network, the observer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from model.contract import Contract
+
+UInt8Array = npt.NDArray[np.uint8]
 
 Clock = Callable[[], float]
 """Monotonic seconds."""
@@ -112,6 +117,22 @@ class Limits:
     max_queue: int = 64
     max_batch: int = 8
     max_batch_pixels: int = 8 * 1024 * 1024
+
+
+class Network(Protocol):
+    """A loaded model, as the segmenter uses it; `runtime.Session` is the real one."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def provider(self) -> str: ...
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
+        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+        ...
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
 
 
 class Observer(Protocol):
