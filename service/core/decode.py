@@ -144,5 +144,7 @@ def _to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
             f"the {name} file has pixels of kind {image.mode!r}: send 8 or 16 bits per channel, "
             "grey, RGB or CMYK"
         )
+    # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
+    image.info.pop("transparency", None)
     # A copy: frombuffer views are read-only and borrow Pillow's memory.
     return np.array(image.convert("RGB"), dtype=np.uint8, order="C")

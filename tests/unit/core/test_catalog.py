@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from model.contract import Contract
+from service.core.catalog import Catalog
+from service.core.types import ModelState
+from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
+from tests.tiny_models import contract
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    version: str
+    state: ModelState = ModelState.READY
+    contract: Contract = contract()
+    provider: str = "cpu"
+
+
+def catalog(*entries: Entry, default_model: str | None = None) -> Catalog[Entry]:
+    result: Catalog[Entry] = Catalog(default_model)
+    for entry in entries:
+        result.add(entry)
+    return result
+
+
+A1, A2, A10, B1 = Entry("a", "1"), Entry("a", "2"), Entry("a", "10"), Entry("b", "1")
+
+
+def test_a_lone_models_highest_version_is_the_default() -> None:
+    assert catalog(A10, A1, A2).find(None, None) is A10
+    assert catalog(A10, A1, A2).find("a", None) is A10
+
+
+def test_a_version_can_be_asked_for() -> None:
+    assert catalog(A10, A1, A2).find("a", "2") is A2
+    assert catalog(A10, A1).find(None, "1") is A1
+
+
+def test_of_several_models_one_must_be_named_or_be_the_default() -> None:
+    with pytest.raises(InvalidParameter, match="several models are served, say which: a, b"):
+        catalog(B1, A1).find(None, None)
+    assert catalog(B1, A1, default_model="b").find(None, None) is B1
+    assert catalog(B1, A1, default_model="b").find("a", None) is A1
+
+
+def test_an_unknown_model_is_quoted_safely_with_those_there_are() -> None:
+    with pytest.raises(UnknownModel, match=r"no model 'x\\r\\ny': choose from a, b"):
+        catalog(B1, A1).find("x\r\ny", None)
+    with pytest.raises(UnknownModel) as caught:
+        catalog(A1).find("x" * 10_000, None)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("version", ["3", "01", "latest", "-1", "1 "])
+def test_an_unknown_version_is_refused_with_those_there_are(version: str) -> None:
+    with pytest.raises(UnknownVersion, match=f"no version '{version}': choose from 1, 2, 10"):
+        catalog(A10, A1, A2).find("a", version)
+
+
+def test_a_version_that_failed_is_not_ready_and_others_are() -> None:
+    broken = Entry("a", "3", ModelState.FAILED)
+    both = catalog(A1, broken)
+    with pytest.raises(ModelNotReady, match="model a version 3 is failed"):
+        both.find("a", None)
+    assert both.find("a", "1") is A1
+
+
+def test_statuses_are_by_name_and_number() -> None:
+    statuses = catalog(B1, A10, A2).statuses()
+    assert [(s.name, s.default_version) for s in statuses] == [("a", "10"), ("b", "1")]
+    assert [v.version for v in statuses[0].versions] == ["2", "10"]
+    assert statuses[0].default.contract == contract()
+    assert statuses[0].default.precision == "fp32"
+    assert statuses[0].default.provider == "cpu"
+
+
+def test_adding_a_version_again_replaces_it() -> None:
+    again = Entry("a", "1", provider="cuda")
+    assert catalog(A1, again).find("a", "1") is again

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from service.core.cores import available_cores
+
+
+@pytest.fixture(autouse=True)
+def machine_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+def v1(folder: Path, quota: str, period: str = "100000") -> None:
+    (folder / "cpu").mkdir()
+    (folder / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
+    (folder / "cpu" / "cpu.cfs_period_us").write_text(period + "\n")
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),  # 1.5 cores: two threads use them fully
+        ("1000 100000", 1),
+        ("9900000 100000", 8),
+        ("garbage", 8),
+        ("100000 0", 8),
+    ],
+)
+def test_the_quota_of_cgroup_2_counts(tmp_path: Path, cpu_max: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(cpu_max + "\n")
+    assert available_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("300000", 3), ("1", 1)])
+def test_the_quota_of_cgroup_1_counts(tmp_path: Path, quota: str, cores: int) -> None:
+    v1(tmp_path, quota)
+    assert available_cores(tmp_path) == cores
+
+
+def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
+    assert available_cores(tmp_path) == 8
+
+
+def test_a_system_without_affinity_gives_its_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores(tmp_path) == 1

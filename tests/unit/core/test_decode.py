@@ -1,0 +1,344 @@
+"""Every kind of picture that people send, and every kind that is not one."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.core.decode import DecodedImage, decode
+from service.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from tests import drawing
+from tests.drawing import UInt8Array, encode, street
+
+RGB = street(24, 32)
+GREY = RGB[:, :, 1]
+
+
+def read(body: bytes, max_bytes: int = 1 << 20, max_pixels: int = 1 << 20) -> DecodedImage:
+    return decode(body, max_bytes=max_bytes, max_pixels=max_pixels)
+
+
+def grey_rgb(grey: UInt8Array) -> UInt8Array:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", {"big_tiff": True}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_come_back_exactly(kind: str, options: dict[str, Any]) -> None:
+    image = read(encode(RGB, kind, **options))
+    assert image.format == kind
+    assert image.rgb.dtype == np.uint8
+    assert image.rgb.flags.c_contiguous
+    assert image.rgb.flags.writeable
+    assert (image.rgb == RGB).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 98, "subsampling": 0}),
+        ("JPEG", {"quality": 98, "subsampling": 0, "progressive": True}),
+        ("WEBP", {"quality": 98}),
+    ],
+)
+def test_lossy_formats_come_back_nearly(kind: str, options: dict[str, Any]) -> None:
+    smooth = np.zeros((24, 32, 3), np.uint8)
+    smooth[..., 0] = np.arange(24)[:, None] * 9
+    smooth[..., 2] = 200
+    image = read(encode(smooth, kind, **options))
+    assert image.format == kind
+    assert np.abs(image.rgb.astype(int) - smooth).max() <= 8
+
+
+def turned(rgb: UInt8Array, orientation: int) -> UInt8Array:
+    """What a camera that writes this EXIF orientation stores for an upright picture."""
+    undo = {
+        1: rgb,
+        2: rgb[:, ::-1],
+        3: rgb[::-1, ::-1],
+        4: rgb[::-1],
+        5: rgb.swapaxes(0, 1),
+        6: np.rot90(rgb, 1),
+        7: rgb[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(rgb, -1),
+    }
+    return np.ascontiguousarray(undo[orientation])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})]
+)
+def test_exif_orientation_is_applied(kind: str, options: dict[str, Any], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = read(encode(turned(RGB, orientation), kind, exif=exif, **options))
+    assert image.rgb.shape == RGB.shape
+    assert (image.rgb == RGB).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_jpeg(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blocks = np.zeros((32, 48, 3), np.uint8)
+    blocks[:16, :16] = (250, 0, 0)
+    blocks[16:, :16] = (0, 250, 0)
+    blocks[:16, 16:] = (0, 0, 250)
+    body = encode(turned(blocks, orientation), "JPEG", exif=exif, quality=98, subsampling=0)
+    rgb = read(body).rgb
+    assert rgb.shape == blocks.shape
+    assert np.abs(rgb.astype(int) - blocks).mean() < 5
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_outside_1_to_8_counts_as_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (read(encode(RGB, "PNG", exif=exif)).rgb == RGB).all()
+
+
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    body = encode(RGB, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert (read(body).rgb == RGB).all()
+
+
+def test_greyscale() -> None:
+    assert (read(encode(GREY, "PNG")).rgb == grey_rgb(GREY)).all()
+    assert read(encode(GREY, "JPEG")).rgb.shape == (24, 32, 3)
+
+
+def test_one_bit() -> None:
+    bits = GREY > 100
+    body = encode(Image.fromarray(bits), "PNG")
+    assert (read(body).rgb == grey_rgb((bits * 255).astype(np.uint8))).all()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {})])
+def test_alpha_is_dropped_and_the_colours_beneath_stay(kind: str, options: dict[str, Any]) -> None:
+    alpha = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)
+    rgba = np.dstack([RGB, alpha])
+    assert (read(encode(rgba, kind, **options)).rgb == RGB).all()
+
+
+def test_grey_with_alpha() -> None:
+    la = Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (32, 24), 0)])
+    assert (read(encode(la, "PNG")).rgb == grey_rgb(GREY)).all()
+
+
+@pytest.mark.parametrize("transparency", [None, 0, b"\x00\x40\x80"])
+def test_palette_with_and_without_transparency(transparency: int | bytes | None) -> None:
+    colours = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 250]], np.uint8)
+    index = np.arange(24 * 32).reshape(24, 32).astype(np.uint8) % 3
+    image = Image.fromarray(index)
+    image.putpalette(colours.tobytes())
+    options = {} if transparency is None else {"transparency": transparency}
+    assert (read(encode(image, "PNG", **options)).rgb == colours[index]).all()
+
+
+def test_cmyk_jpeg_is_not_inverted() -> None:
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # full magenta and yellow: red
+    rgb = read(encode(cmyk, "JPEG", quality=98)).rgb.reshape(-1, 3).mean(axis=0)
+    assert rgb[0] > 230
+    assert rgb[1] < 40
+    assert rgb[2] < 40
+
+
+def png_16_bit(values: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
+    """Grey [H,W] or RGB [H,W,3]; Pillow writes no 16-bit RGB, so by hand."""
+    height, width = values.shape[:2]
+    color_type = 0 if values.ndim == 2 else 2
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_16_bit_grey_png_and_tiff_use_the_whole_range() -> None:
+    deep = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
+    expected = grey_rgb(np.rint(deep / 257).astype(np.uint8))
+    assert (read(png_16_bit(deep)).rgb == expected).all()
+    assert (read(encode(Image.fromarray(deep), "TIFF")).rgb == expected).all()
+    assert expected.min() == 0
+    assert expected.max() == 255
+
+
+def test_16_bit_rgb_png_keeps_the_high_byte() -> None:
+    deep = RGB.astype(np.uint16) * 256 + 17
+    assert (read(png_16_bit(deep)).rgb == RGB).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bit_tiff_is_refused(dtype: type) -> None:
+    body = encode(Image.fromarray(GREY.astype(dtype)), "TIFF")
+    with pytest.raises(UnsupportedImageFormat, match="send 8 or 16 bits per channel"):
+        read(body)
+
+
+def test_a_1x1_picture_is_a_picture() -> None:
+    assert read(drawing.png(np.full((1, 1, 3), 9, np.uint8))).rgb.tolist() == [[[9, 9, 9]]]
+
+
+def test_an_icc_profile_is_ignored() -> None:
+    assert (read(encode(RGB, "PNG", icc_profile=b"not a profile at all")).rgb == RGB).all()
+
+
+def test_a_phones_jpeg_with_further_pictures_is_its_first() -> None:
+    first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
+    body = encode(first, "MPO", save_all=True, append_images=[second], quality=98, subsampling=0)
+    image = read(body)
+    assert image.format == "JPEG"
+    assert np.abs(image.rgb.astype(int) - RGB).mean() < 10
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_several_pictures_in_a_file_are_refused(kind: str) -> None:
+    images = [Image.fromarray(street(seed=n)) for n in range(3)]
+    body = encode(images[0], kind, save_all=True, append_images=images[1:])
+    with pytest.raises(UnsupportedImageFormat, match=f"{kind} file holds 3 pictures"):
+        read(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (drawing.animated_gif(), "GIF is not accepted: send JPEG, PNG, WebP, BMP or TIFF"),
+        (encode(RGB, "GIF"), "GIF is not accepted"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(40), "HEIC is not accepted"),
+        (b"\x00\x00\x00\x18ftypavif" + bytes(40), "AVIF is not accepted"),
+        (b"%PDF-1.7 ...", "PDF is not accepted"),
+        (b"hello, this is text", "not a picture this server knows: send JPEG"),
+        (b'{"image": "base64"}', "not a picture"),
+        (b"RIFF\x10\x00\x00\x00WAVEfmt ", "not a picture"),
+        (b"\x00", "not a picture"),
+    ],
+)
+def test_other_kinds_of_file_are_named_and_refused(body: bytes, says: str) -> None:
+    with pytest.raises(UnsupportedImageFormat, match=says):
+        read(body)
+
+
+def test_an_empty_body_is_refused() -> None:
+    with pytest.raises(InvalidImage, match="the body is empty: send a picture"):
+        read(b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_a_truncated_file_is_refused(kind: str, kept: float) -> None:
+    body = encode(street(64, 64), kind)
+    with pytest.raises(InvalidImage, match=f"{kind} file is truncated or damaged"):
+        read(body[: max(12, int(len(body) * kept))])
+
+
+def test_a_damaged_png_is_refused() -> None:
+    body = bytearray(drawing.png(street(64, 64)))
+    body[len(body) // 2] ^= 0xFF
+    with pytest.raises(InvalidImage):
+        read(bytes(body))
+
+
+def huge_jpeg() -> bytes:
+    body = drawing.jpeg(street(16, 16))
+    at = body.index(b"\xff\xc0") + 5
+    return body[:at] + struct.pack(">HH", 20_000, 20_000) + body[at + 4 :]
+
+
+def huge_bmp() -> bytes:
+    body = bytearray(encode(street(16, 16), "BMP"))
+    body[18:26] = struct.pack("<ii", 20_000, 20_000)
+    return bytes(body)
+
+
+@pytest.mark.parametrize("body", [drawing.huge_png_header(), huge_jpeg(), huge_bmp()])
+def test_a_huge_header_is_refused_before_any_pixel_is_made(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(ImageTooLarge, match=r"20000x20000.*400000000 pixels.*takes 1000: scale"):
+        read(body, max_pixels=1000)
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    body = drawing.png(street(20, 50))
+    assert read(body, max_pixels=1000).rgb.shape == (20, 50, 3)
+    with pytest.raises(ImageTooLarge):
+        read(body, max_pixels=999)
+
+
+def test_the_byte_limit_is_inclusive() -> None:
+    body = drawing.png(RGB)
+    read(body, max_bytes=len(body))
+    with pytest.raises(ImageTooLarge, match=f"{len(body)} bytes.*takes {len(body) - 1}"):
+        read(body, max_bytes=len(body) - 1)
+
+
+def test_the_callers_limit_counts_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 200 million pixels in a 1-bit PNG: above Pillow's own limit, within this caller's.
+    image = Image.new("1", (20_000, 10_000))
+    body = encode(image, "PNG")
+    monkeypatch.setattr("service.core.decode._to_rgb", lambda image, name: np.zeros((1, 1, 3)))
+    read(body, max_pixels=200_000_000)
+    with pytest.raises(ImageTooLarge):
+        read(body, max_pixels=199_999_999)
+
+
+BODIES = [encode(street(16, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    body=st.sampled_from(BODIES),
+    edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, 10_000),
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then reads or refuses
+def test_damaged_bytes_give_a_picture_or_a_domain_error(
+    body: bytes, edits: list[tuple[int, int]], cut: int
+) -> None:
+    damaged = bytearray(body)
+    for at, value in edits:
+        damaged[at % len(damaged)] = value
+    try:
+        image = read(bytes(damaged[: 1 + cut % len(damaged)]), max_pixels=10_000)
+    except ServiceError as error:
+        assert len(str(error)) > 20
+    else:
+        assert image.rgb.ndim == 3
+        assert image.rgb.shape[0] * image.rgb.shape[1] <= 10_000
+
+
+def test_an_error_says_nothing_of_the_files_text() -> None:
+    body = drawing.png(RGB)[:40] + b"SECRET" * 4
+    with pytest.raises(InvalidImage) as caught:
+        read(body)
+    assert "SECRET" not in str(caught.value)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.core import render
+from service.core.types import Timings
+from service.errors import InvalidParameter
+from tests.drawing import UInt8Array, read_png, street
+from tests.tiny_models import CLASSES, contract
+
+CONTRACT = contract()
+PALETTE = CONTRACT.palette()
+LABEL_MAP = np.array([[0, 1, 2, 255], [2, 2, 0, 1]], np.uint8)
+RGB = street(8, 4)[[0, 4]]
+
+
+def test_a_label_map_is_an_8_bit_palette_png_of_ids() -> None:
+    body = render.label_map_png(LABEL_MAP, PALETTE)
+    assert body[24] == 8, "bit depth"
+    assert body[25] == 3, "colour type: palette"
+    assert (read_png(body) == LABEL_MAP).all()
+
+
+def test_a_label_maps_palette_shows_the_classes_colours() -> None:
+    with Image.open(io.BytesIO(render.label_map_png(LABEL_MAP, PALETTE))) as image:
+        assert (np.array(image.convert("RGB")) == PALETTE[LABEL_MAP]).all()
+
+
+def test_a_cropped_view_renders_as_its_copy_does() -> None:
+    padded = np.full((5, 7), 1, np.uint8)
+    padded[:2, :4] = LABEL_MAP
+    view = padded[:2, :4]
+    assert (read_png(render.label_map_png(view, PALETTE)) == LABEL_MAP).all()
+
+
+@given(seed=st.integers(0, 1000), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_any_ids_survive_the_png(seed: int, height: int, width: int) -> None:
+    label_map = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    assert (read_png(render.label_map_png(label_map, PALETTE)) == label_map).all()
+
+
+def test_color_is_the_classes_colours_and_black_for_void() -> None:
+    colors = read_png(render.color_png(LABEL_MAP, PALETTE))
+    assert colors[0].tolist() == [*(list(c.color) for c in CLASSES), [0, 0, 0]]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 0.7, 1.0])
+def test_an_overlay_blends_classes_and_leaves_void_alone(alpha: float) -> None:
+    got = read_png(render.overlay_png(RGB, LABEL_MAP, PALETTE, alpha)).astype(float)
+    blend = (1 - alpha) * RGB + alpha * PALETTE[LABEL_MAP].astype(float)
+    expected = np.where((LABEL_MAP == 255)[..., None], RGB, blend)
+    assert np.abs(got - expected).max() <= 1
+    assert got[0, 3].tolist() == RGB[0, 3].tolist()
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, RGB), (1.0, PALETTE[LABEL_MAP])])
+def test_the_ends_of_alpha_are_exact(alpha: float, expected: UInt8Array) -> None:
+    drawn = LABEL_MAP != 255
+    got = read_png(render.overlay_png(RGB, LABEL_MAP, PALETTE, alpha))
+    assert (got[drawn] == expected[drawn]).all()
+
+
+def test_white_on_white_does_not_overflow() -> None:
+    white = np.full((2, 2, 3), 255, np.uint8)
+    for alpha in np.linspace(0, 1, 33):
+        got = read_png(
+            render.overlay_png(
+                white, np.zeros((2, 2), np.uint8), np.full((256, 3), 255, np.uint8), float(alpha)
+            )
+        )
+        assert (got == 255).all()
+
+
+def test_json_counts_what_is_there() -> None:
+    body = render.summary_json(
+        LABEL_MAP, CONTRACT, model="tiny", version="7", timings=Timings(0.001, 0.002, 0.0305, 9.0)
+    )
+    assert json.loads(body) == {
+        "model": "tiny",
+        "version": "7",
+        "height": 2,
+        "width": 4,
+        "classes": [
+            {"id": 0, "name": "red", "color": [200, 30, 20], "pixels": 2, "share": 0.25},
+            {"id": 1, "name": "green", "color": [10, 180, 40], "pixels": 2, "share": 0.25},
+            {"id": 2, "name": "blue", "color": [5, 60, 220], "pixels": 3, "share": 0.375},
+        ],
+        "timings_ms": {"decode": 1.0, "queue": 2.0, "infer": 30.5},
+    }
+
+
+def test_json_leaves_out_absent_classes() -> None:
+    only_blue = np.full((3, 3), 2, np.uint8)
+    (row,) = render.class_table(only_blue, CONTRACT)
+    assert (row["name"], row["pixels"], row["share"]) == ("blue", 9, 1.0)
+
+
+@pytest.mark.parametrize("named", [("green", "2"), ("1", "blue"), ("blue", "green", "2")])
+def test_classes_are_kept_by_name_or_id(named: tuple[str, ...]) -> None:
+    kept = render.keep(LABEL_MAP, render.kept_ids(CONTRACT, named))
+    assert kept.tolist() == [[255, 1, 2, 255], [2, 2, 255, 1]]
+
+
+def test_naming_no_class_keeps_all() -> None:
+    assert render.kept_ids(CONTRACT, ()) is None
+    assert render.keep(LABEL_MAP, None) is LABEL_MAP
+
+
+@pytest.mark.parametrize("name", ["purple", "3", "", "Red", "255"])
+def test_an_unknown_class_is_named_with_those_there_are(name: str) -> None:
+    with pytest.raises(InvalidParameter, match=rf"class '{name}' is not .*red, green, blue"):
+        render.kept_ids(CONTRACT, ("red", name))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from model.contract import METADATA_KEY, InputSpec
+from service.core import runtime
+from service.core.runtime import Session
+from service.errors import ModelLoadError
+from tests import tiny_models
+from tests.drawing import street
+
+GOOD = {METADATA_KEY: tiny_models.contract().to_json()}
+
+
+def open_cpu(path: Path) -> Session:
+    return Session(path, provider="cpu", threads=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 24, 32), (3, 17, 31)])
+def test_a_batch_of_any_size_gets_its_label_maps(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    session = open_cpu(tiny_models.write_model(tmp_path))
+    batch = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    label_maps = session.run(batch)
+    assert label_maps.dtype == np.uint8
+    assert (label_maps == tiny_models.expected_label_map(batch)).all()
+
+
+def test_the_contract_comes_from_the_file(tmp_path: Path) -> None:
+    session = open_cpu(tiny_models.write_model(tmp_path, logits=True))
+    assert session.contract == tiny_models.contract(logits=True)
+    assert session.provider == "cpu"
+
+
+def test_a_bias_changes_the_answer(tmp_path: Path) -> None:
+    bias = (0.0, 60.0, 0.0)
+    rgb = street()[None]
+    label_maps = open_cpu(tiny_models.write_model(tmp_path, bias=bias)).run(rgb)
+    assert (label_maps == tiny_models.expected_label_map(rgb, bias)).all()
+    assert (label_maps != tiny_models.expected_label_map(rgb)).any()
+
+
+def without(field: str) -> dict[str, str]:
+    raw = tiny_models.contract().to_dict()
+    del raw[field]
+    return {METADATA_KEY: json.dumps(raw)}
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (tiny_models.build(), "has no contract .*'fcn_contract'.*fcn export"),
+        (tiny_models.build(metadata={METADATA_KEY: "{"}), "the contract is not JSON"),
+        (tiny_models.build(metadata=without("classes")), "field 'classes' is missing"),
+        (tiny_models.build(metadata=GOOD, input_name="pixels"), r"'image'.*graph's are .*pixels"),
+        (
+            tiny_models.build(metadata=GOOD, input_type=TensorProto.FLOAT),
+            r"'image' is tensor\(float\).*must be tensor\(uint8\) \[N, H, W, 3\]",
+        ),
+        (
+            tiny_models.build(metadata=GOOD, label_type=TensorProto.INT64),
+            r"'label_map' is tensor\(int64\).*must be tensor\(uint8\) \[N, H, W\]",
+        ),
+        (
+            tiny_models.build(
+                metadata={METADATA_KEY: tiny_models.contract(logits=True).to_json()}
+            ),
+            "names an output 'logits' and the graph has .*label_map",
+        ),
+    ],
+)
+def test_a_file_that_breaks_its_contract_is_refused(
+    tmp_path: Path, model: onnx.ModelProto, says: str
+) -> None:
+    path = tiny_models.write_file(model, tmp_path)
+    with pytest.raises(ModelLoadError, match=says) as caught:
+        open_cpu(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x09" * 400])
+def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"model.onnx cannot be loaded") as caught:
+        open_cpu(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        open_cpu(tmp_path / "model.onnx")
+
+
+def test_warm_up_refuses_a_network_that_answers_in_another_size(tmp_path: Path) -> None:
+    path = tiny_models.write_file(tiny_models.build(metadata=GOOD, shrink=True), tmp_path)
+    with pytest.raises(ModelLoadError, match=r"shape \[1, 7, 8\], not \[1, 8, 8\]"):
+        open_cpu(path).warm_up([(8, 8)])
+
+
+def test_warm_up_refuses_a_network_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Session, batch: object) -> None:
+        raise RuntimeError("no memory\nand a long trace")
+
+    session = open_cpu(tiny_models.write_model(tmp_path))
+    monkeypatch.setattr(Session, "run", fail)
+    with pytest.raises(ModelLoadError, match="fails on a black 8x9 image: no memory$"):
+        session.warm_up([(8, 9)])
+
+
+def test_warm_up_of_a_good_network_passes(tmp_path: Path) -> None:
+    open_cpu(tiny_models.write_model(tmp_path)).warm_up([(8, 8), (16, 9)])
+
+
+def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
+    path = tiny_models.write_model(tmp_path)
+    with pytest.raises(ModelLoadError, match="provider 'tpu': choose one of auto, cpu, cuda"):
+        Session(path, provider="tpu", threads=1)
+
+
+def test_cuda_on_a_build_without_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        runtime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"]
+    )
+    path = tiny_models.write_model(tmp_path)
+    with pytest.raises(ModelLoadError, match="this build of ONNX Runtime has none"):
+        Session(path, provider="cuda", threads=1)
+    assert Session(path, provider="auto", threads=1).provider == "cpu"
+
+
+def test_cuda_that_silently_falls_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU build does without a driver: the session opens, on the CPU."""
+    asked: list[list[str]] = []
+    real = runtime.ort.InferenceSession
+
+    def fallen_back(path: str, options: object, providers: list[tuple[str, object]]) -> object:
+        asked.append([name for name, _ in providers])
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        runtime.ort,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setattr(runtime.ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(runtime.ort, "InferenceSession", fallen_back)
+    path = tiny_models.write_model(tmp_path)
+    with pytest.raises(ModelLoadError, match="CUDA was asked for but does not start"):
+        Session(path, provider="cuda", threads=1)
+    assert Session(path, provider="auto", threads=1).provider == "cpu"
+    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]] * 2
+
+
+def test_an_input_of_fixed_size_is_still_an_image(tmp_path: Path) -> None:
+    model = tiny_models.build(metadata=GOOD)
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims[1].dim_value, dims[2].dim_value = 24, 32
+    path = tiny_models.write_file(model, tmp_path)
+    assert open_cpu(path).run(street(24, 32)[None]).shape == (1, 24, 32)
+
+
+def test_channels_other_than_three_are_refused(tmp_path: Path) -> None:
+    model = tiny_models.build(metadata=GOOD)
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1
+    path = tiny_models.write_file(model, tmp_path)
+    with pytest.raises(ModelLoadError, match=r"'image' is tensor\(uint8\) .*1\], and must be"):
+        open_cpu(path)
+
+
+def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
+    contract = tiny_models.contract(input_spec=InputSpec(name="photo"))
+    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="photo")
+    session = open_cpu(tiny_models.write_file(model, tmp_path))
+    assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
