@@ -83,6 +83,9 @@ def load_command(name: str) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
+    # ONNX Runtime 1.29 and newer reports model and machine facts to its makers unless this is set
+    # before it is imported. A self-hosted service calls nobody; ORT_DISABLE_TELEMETRY=0 undoes it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     names = command_names()
     # One command's module is enough to run it; help and mistakes want them all.

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+# Before any test imports onnxruntime: a test run reports to nobody (see cli/main.py).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 def need(met: bool, reason: str) -> None:
     """Skip the test when the machine lacks something, saying what; fail instead where CI=true.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -148,6 +149,28 @@ def test_interrupt_exits_130(add_command: AddCommand, capsys: pytest.CaptureFixt
     add_command("raise KeyboardInterrupt")
     assert main(["demo-command"]) == 130
     assert capsys.readouterr().err == "fcn: interrupted\n"
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Left alone it writes a device identifier below the home folder and uploads events."""
+    (tmp_path / "demo_command.py").write_text(
+        "HELP = ''\n"
+        "def configure(parser): pass\n"
+        "def run(args):\n"
+        "    import onnxruntime\n"
+        "    onnxruntime.SessionOptions()\n"
+        "    return 0\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    script = (
+        f"import sys, cli; cli.__path__.append({str(tmp_path)!r})\n"
+        "from cli.main import main; sys.exit(main(['demo-command']))"
+    )
+    # A CI variable would silence it as well, and so hide a regression here.
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
+    assert list(home.rglob("*")) == []
 
 
 def test_a_reader_who_left_is_no_error(tmp_path: Path) -> None:
