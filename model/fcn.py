@@ -60,7 +60,7 @@ class FCN(nn.Module):
             skip = self.score_pool3(features.pool3)
             score = _fuse(self.upscore_pool4(score), crops.upscore_pool4, skip, crops.pool3)
         offset = crops.final[self.stride]
-        full = self.upscore(score)
+        full: Tensor = self.upscore(score)
         return full[:, :, offset : offset + height, offset : offset + width]
 
 

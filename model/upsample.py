@@ -58,7 +58,7 @@ class BilinearUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "learned":
             return functional.conv_transpose2d(x, self.weight, stride=self.factor)
-        if self.training and self.kernel_size == 2 * self.factor:
+        if self.training and self.factor % 2 == 0 and self.kernel_size == 2 * self.factor:
             return self._interpolate(x)
         return functional.conv_transpose2d(
             x, self.weight.to(x.dtype), stride=self.factor, groups=self.channels
@@ -68,7 +68,8 @@ class BilinearUpsample(nn.Module):
         """The same values, differently computed: backward through it is several times faster.
 
         A transposed convolution with kernel 2f and stride f equals zero-padding by one cell,
-        half-pixel bilinear interpolation by f, and cutting f/2 pixels from each side.
+        half-pixel bilinear interpolation by f, and cutting f/2 pixels from each side; for an odd
+        f they lie half a pixel apart.
         """
         size = [self.factor * (side - 1) + self.kernel_size for side in x.shape[2:]]
         padded = functional.pad(x, (1, 1, 1, 1))

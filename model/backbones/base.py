@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+
+from model.coordinates import CropOffsets, fcn_crops, tile
 
 
 class Features(NamedTuple):
@@ -18,22 +19,6 @@ class Features(NamedTuple):
     """stride 16"""
     fc7: Tensor
     """stride 32: what score_fr classifies"""
-
-
-@dataclass(frozen=True, slots=True)
-class CropOffsets:
-    """Pixels to cut off the top and left before a crop to the wanted size, per place.
-
-    `upscore2` and `upscore_pool4` are cut to the skip they are added to; `final[stride]` cuts
-    the last upsampled map to the image. `pool4` and `pool3` are cut from the skip itself (the
-    padded nets' skips are larger than what is added to them).
-    """
-
-    final: dict[int, int]
-    pool4: int = 0
-    pool3: int = 0
-    upscore2: int = 0
-    upscore_pool4: int = 0
 
 
 class Backbone(nn.Module, ABC):
@@ -60,6 +45,6 @@ class Backbone(nn.Module, ABC):
         return [self]
 
 
-SAME_CROPS = CropOffsets(final={32: 16, 16: 8, 8: 4}, upscore2=1, upscore_pool4=1)
+SAME_CROPS = fcn_crops(tile(8), tile(16), tile(32))
 """'same' networks: cell i at stride s covers pixels s*i .. s*i+s-1, so an upsampled map loses
 half a factor (kernel 2f overhangs by f/2) at the top and left, and nothing else."""

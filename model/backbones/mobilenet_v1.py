@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -49,15 +50,15 @@ class ConvNorm(nn.Module):
         return functional.relu6(x) if self.activation else x
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if not self.pad_after:
-            return self.conv(x)
-        x = functional.pad(x, (0, self.pad_after, 0, self.pad_after))
-        if self.training and self.conv.groups > 1:
-            # The same values. oneDNN's backward of a strided depthwise convolution takes twice as
-            # long as that of an unstrided one with three quarters of its result dropped.
-            dense = functional.conv2d(x, self.conv.weight, groups=self.conv.groups)
-            return dense[:, :, ::2, ::2]
-        return self.conv(x)
+        if self.pad_after:
+            x = functional.pad(x, (0, self.pad_after, 0, self.pad_after))
+            if self.training and self.conv.groups > 1:
+                # The same values. oneDNN's backward of a strided depthwise convolution takes twice
+                # as long as that of an unstrided one with three quarters of its result dropped.
+                dense = functional.conv2d(x, self.conv.weight, groups=self.conv.groups)
+                return dense[:, :, ::2, ::2]
+        convolved: Tensor = self.conv(x)
+        return convolved
 
     @torch.no_grad()
     def load_folded(self, name: str, arrays: dict[str, np.ndarray]) -> None:
@@ -80,6 +81,19 @@ class ConvNorm(nn.Module):
         self.conv.weight.copy_(tensor)
         self.norm.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
         self.norm.weight.fill_((1 + self.norm.eps) ** 0.5)  # running variance is 1
+
+    @torch.no_grad()
+    def restate(self, mean: Tensor, variance: Tensor) -> None:
+        """Give the norm these statistics, float32 [C], and the scale and shift that undo them."""
+        norm = self.norm
+        old_mean, old_variance = norm.running_mean, norm.running_var
+        if old_mean is None or old_variance is None:
+            raise ValueError("the norm keeps no running statistics")
+        scale = norm.weight / (old_variance + norm.eps).sqrt()
+        norm.bias.add_(scale * (mean - old_mean))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        old_mean.copy_(mean)
+        old_variance.copy_(variance)
 
 
 class MobileNetV1(Backbone):
@@ -124,11 +138,12 @@ class MobileNetV1(Backbone):
         """From an .npz with `<layer>/w` (O,H,W,I; depthwise 1,H,W,C) and `<layer>/b`, batch norm
         folded in. The norms become the identity plus that bias; see `restore_norms`.
 
-        Raises: ValueError naming the layer that is missing or has the wrong shape.
+        Raises: ValueError if it is no .npz, or naming the layer that is missing or has the wrong
+        shape; OSError if it cannot be read.
         """
-        with np.load(path, allow_pickle=False) as arrays:
-            for name, layer in self._layers():
-                layer.load_folded(name, dict(arrays))
+        arrays = _read_npz(path)
+        for name, layer in self._layers():
+            layer.load_folded(name, arrays)
 
     @torch.no_grad()
     def restore_norms(self, batches: Iterable[Tensor]) -> None:
@@ -136,7 +151,7 @@ class MobileNetV1(Backbone):
 
         Folded weights leave the norms trivial, and training them in that state starts with a
         jump. Scale and shift are set so that the layer's function stays what it was.
-        `batches`: float [N,3,H,W] RGB in 0..255.
+        `batches`: float [N,3,H,W] RGB in 0..255. Raises: ValueError if there are none.
         """
         moments = {name: _Moments(layer.conv.out_channels) for name, layer in self._layers()}
         hooks = [
@@ -147,18 +162,16 @@ class MobileNetV1(Backbone):
         ]
         was_training = self.training
         self.eval()
-        for images in batches:
-            self(images)
-        for hook in hooks:
-            hook.remove()
-        self.train(was_training)
+        try:
+            for images in batches:
+                self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.train(was_training)
         for name, layer in self._layers():
             mean, variance = moments[name].finish()
-            norm = layer.norm
-            norm.bias += mean
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            norm.weight.copy_((variance + norm.eps).sqrt())
+            layer.restate(mean, variance)
 
     def _layers(self) -> list[tuple[str, ConvNorm]]:
         return [
@@ -166,6 +179,16 @@ class MobileNetV1(Backbone):
             for name, module in self.named_children()
             if isinstance(module, ConvNorm) and name != "fc6"
         ]
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Raises: ValueError, OSError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    # numpy says by these: an archive cut short, a pickle, a single array.
+    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not an .npz of arrays: {error}") from error
 
 
 class _Moments:

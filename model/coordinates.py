@@ -1,0 +1,125 @@
+"""Where the cells of a feature map lie on the image, and the crops that follow from it.
+
+Every layer of an FCN maps coordinates by a scale and a shift, so does any chain of them; two maps
+can be added, or a map cut to the image, once one is cut by a whole number of cells. Computing
+those numbers from kernels, strides and paddings keeps them right when a padding changes.
+
+Same idea as `caffe/coord_map.py` of BVLC/caffe, which shelhamer/fcn.berkeleyvision.org uses.
+Padding is the padding before the first pixel: what is added after the last one moves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class CropOffsets:
+    """Pixels to cut off the top and left before a crop to the wanted size, per place.
+
+    `upscore2` and `upscore_pool4` are cut to the skip they are added to; `final[stride]` cuts
+    the last upsampled map to the image. `pool4` and `pool3` are cut from the skip itself (the
+    padded nets' skips are larger than what is added to them).
+    """
+
+    final: dict[int, int]
+    pool4: int = 0
+    pool3: int = 0
+    upscore2: int = 0
+    upscore_pool4: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateMap:
+    """Cell i of a map is centred on image pixel `start + stride * i`, along one axis.
+
+    `receptive_field_px` is how many pixels a cell sees; layers that upsample leave it alone.
+    """
+
+    stride: Fraction = Fraction(1)
+    start: Fraction = Fraction(0)
+    receptive_field_px: Fraction = Fraction(1)
+
+    def conv(self, kernel: int, stride: int = 1, pad: int = 0) -> CoordinateMap:
+        """The map after a convolution or a pooling."""
+        return CoordinateMap(
+            self.stride * stride,
+            self.start + self.stride * (Fraction(kernel - 1, 2) - pad),
+            self.receptive_field_px + (kernel - 1) * self.stride,
+        )
+
+    def deconv(self, kernel: int, stride: int, pad: int = 0) -> CoordinateMap:
+        """The map after a transposed convolution."""
+        fine = self.stride / stride
+        start = self.start - fine * (Fraction(kernel - 1, 2) - pad)
+        return CoordinateMap(fine, start, self.receptive_field_px)
+
+    def upsampled(self, factor: int) -> CoordinateMap:
+        """After bilinear upsampling with kernel 2 * factor, uncropped."""
+        return self.deconv(2 * factor, factor)
+
+    def cropped(self, offset: int) -> CoordinateMap:
+        """After cutting `offset` cells off the top or left."""
+        return CoordinateMap(
+            self.stride, self.start + self.stride * offset, self.receptive_field_px
+        )
+
+
+IMAGE = CoordinateMap()
+
+
+def tile(stride: int) -> CoordinateMap:
+    """Cell i stands for the pixels stride * i .. stride * i + stride - 1."""
+    return IMAGE.conv(stride, stride)
+
+
+def crop_offset(of: CoordinateMap, to: CoordinateMap) -> int:
+    """Cells to cut off the top or left of `of` so that its cells lie on those of `to`.
+
+    Raises: ValueError if their strides differ, if they are a fraction of a cell apart (give the
+    deconvolution an odd kernel, or change the padding), or if `of` starts inside `to`.
+    """
+    if of.stride != to.stride:
+        raise ValueError(f"maps of strides {of.stride} and {to.stride} cannot be laid on another")
+    offset = (to.start - of.start) / of.stride
+    if offset.denominator != 1:
+        raise ValueError(
+            f"the maps are {float(offset):g} cells apart: no crop by whole cells aligns them"
+        )
+    if offset < 0:
+        raise ValueError(
+            f"the map to be cut starts {-offset} cells inside the other: pad the input more"
+        )
+    return int(offset)
+
+
+def fcn_crops(pool3: CoordinateMap, pool4: CoordinateMap, fc7: CoordinateMap) -> CropOffsets:
+    """All crops of FCN-32s, 16s and 8s over a backbone with these three maps.
+
+    Raises: ValueError as `crop_offset`.
+    """
+    upscore2 = fc7.upsampled(2)
+    cut_upscore2, cut_pool4 = _meet(upscore2, pool4)
+    fuse_pool4 = upscore2.cropped(cut_upscore2)
+    upscore_pool4 = fuse_pool4.upsampled(2)
+    cut_upscore_pool4, cut_pool3 = _meet(upscore_pool4, pool3)
+    fuse_pool3 = upscore_pool4.cropped(cut_upscore_pool4)
+    return CropOffsets(
+        final={
+            32: crop_offset(fc7.upsampled(32), IMAGE),
+            16: crop_offset(fuse_pool4.upsampled(16), IMAGE),
+            8: crop_offset(fuse_pool3.upsampled(8), IMAGE),
+        },
+        upscore2=cut_upscore2,
+        pool4=cut_pool4,
+        upscore_pool4=cut_upscore_pool4,
+        pool3=cut_pool3,
+    )
+
+
+def _meet(upsampled: CoordinateMap, skip: CoordinateMap) -> tuple[int, int]:
+    """Cells to cut from the upsampled map and from the skip; whichever starts later keeps all."""
+    if upsampled.start <= skip.start:
+        return crop_offset(upsampled, skip), 0
+    return 0, crop_offset(skip, upsampled)
