@@ -129,9 +129,15 @@ class _Server:
                 serving.result()
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
-            loading.cancel()
             stop.cancel()
-            await self._drain(http, serving, rpc, segmenter)
+            idle = loading.done()
+            loading.cancel()
+            idle = await self._drain(http, serving, rpc, segmenter) and idle
+        if not idle:
+            # A thread is inside the runtime, which cannot be interrupted; a normal exit would
+            # wait for it.
+            logging.shutdown()
+            os._exit(0)
         return 0
 
     def _catch_signals(self) -> None:
@@ -151,8 +157,11 @@ class _Server:
         serving: asyncio.Task[None],
         rpc: RpcServer,
         segmenter: Segmenter,
-    ) -> None:
-        """Unready, then no new connections, then the answers still owed, then the end."""
+    ) -> bool:
+        """Unready, then no new connections, then the answers still owed, then the end.
+
+        Returns whether all of them could be given within FCN_DRAIN_S.
+        """
         s = self._settings
         self._draining = True
         await rpc.retire()
@@ -162,10 +171,14 @@ class _Server:
         ends_s = time.monotonic() + s.drain_s
         http.should_exit = True
         await asyncio.gather(serving, rpc.stop(s.drain_s), return_exceptions=True)
-        if not await segmenter.drain(max(0.0, ends_s - time.monotonic())):
-            _log.warning("some requests did not finish within FCN_DRAIN_S and were cut off")
+        on_time = time.monotonic() < ends_s
+        on_time &= await segmenter.drain(max(0.0, ends_s - time.monotonic()))
+        if not on_time:
+            _log.warning("requests that did not finish within FCN_DRAIN_S were cut off")
         await segmenter.aclose()
-        _log.info("stopped")
+        if self._stopping.is_set():
+            _log.info("stopped")
+        return on_time
 
 
 def _http_config(rest: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -68,7 +68,7 @@ class Telemetry:
 
     def __init__(self, latency_target_s: float) -> None:
         # A second series per counter, with its time of birth, that nothing here asks for.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)

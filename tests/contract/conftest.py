@@ -1,0 +1,24 @@
+"""One real server for the whole folder, with limits small enough to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Server, running
+from tests.tiny_models import write_model
+
+MAX_IMAGE_BYTES = 100_000
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves `tiny` (versions 1 and 2, the second favours green) and `other`."""
+    repository: Path = tmp_path_factory.mktemp("models")
+    write_model(repository, "tiny", 1)
+    write_model(repository, "tiny", 2, bias=(0, 300, 0))
+    write_model(repository, "other", 1, bias=(0, 0, 300))
+    with running(repository, default_model="tiny", max_image_bytes=MAX_IMAGE_BYTES) as server:
+        yield server

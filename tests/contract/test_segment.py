@@ -1,0 +1,193 @@
+"""The same picture gets the same answer, to the byte, whichever way it is sent."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from tests.drawing import encode, jpeg, png, read_png, street
+from tests.serving import Server
+from tests.tiny_models import CLASSES, expected_label_map
+
+RGB = street(40, 56)
+OUTPUTS = {
+    "label_map": pb.OUTPUT_LABEL_MAP,
+    "overlay": pb.OUTPUT_OVERLAY,
+    "color": pb.OUTPUT_COLOR,
+    "json": pb.OUTPUT_JSON,
+}
+FORMATS = {
+    "image/jpeg": "JPEG",
+    "image/png": "PNG",
+    "image/webp": "WEBP",
+    "image/bmp": "BMP",
+    "image/tiff": "TIFF",
+}
+
+
+def test_label_map_is_the_networks(server: Server) -> None:
+    reply = server.rest.post(
+        "/segment?version=1", content=png(RGB), headers={"Content-Type": "image/png"}
+    )
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "image/png"
+    np.testing.assert_array_equal(read_png(reply.content), expected_label_map(RGB))
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+def test_three_ways_one_answer(server: Server, media_type: str) -> None:
+    picture = encode(RGB, FORMATS[media_type])
+    raw = server.rest.post("/segment", content=picture, headers={"Content-Type": media_type})
+    form = server.rest.post("/segment", files={"image": ("a picture", picture, media_type)})
+    call = server.stub.Segment(pb.SegmentRequest(image=picture), timeout=30)
+    assert raw.status_code == form.status_code == 200
+    assert raw.content == form.content == call.body
+    assert read_png(call.body).shape == RGB.shape[:2]
+    assert call.media_type == raw.headers["content-type"] == form.headers["content-type"]
+    assert (call.height_px, call.width_px) == RGB.shape[:2]
+    assert (call.model, call.version) == ("tiny", "2")
+    assert (raw.headers["x-model"], raw.headers["x-model-version"]) == ("tiny", "2")
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_outputs_over_both_transports(server: Server, output: str) -> None:
+    picture = jpeg(RGB)
+    raw = server.rest.post(
+        "/segment",
+        params={"version": "1", "output": output, "alpha": "0.25", "classes": "red,2"},
+        content=picture,
+        headers={"Content-Type": "image/jpeg"},
+    )
+    call = server.stub.Segment(
+        pb.SegmentRequest(
+            image=picture,
+            version="1",
+            output=OUTPUTS[output],
+            alpha=0.25,
+            classes=["red", "2"],
+        ),
+        timeout=30,
+    )
+    assert raw.status_code == 200
+    assert raw.headers["content-type"] == call.media_type
+    if output == "json":
+        one, two = json.loads(raw.content), json.loads(call.body)
+        del one["timings_ms"], two["timings_ms"]
+        assert one == two
+        assert {c["name"] for c in one["classes"]} <= {"red", "blue"}
+    else:
+        assert raw.content == call.body
+    if output == "label_map":
+        kept = expected_label_map(read_png(png(_decoded(picture))))
+        np.testing.assert_array_equal(read_png(call.body), np.where(kept == 1, 255, kept))
+
+
+def _decoded(picture: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return read_png(picture)  # Pillow tells a JPEG by its bytes
+
+
+def test_classes_may_repeat(server: Server) -> None:
+    picture = png(RGB)
+    replies = [
+        server.rest.post(f"/segment?{query}", content=picture, headers={"Content-Type": ""})
+        for query in ("classes=red,blue", "classes=red&classes=blue", "classes=0,%202&classes=")
+    ]
+    assert [reply.status_code for reply in replies] == [200, 200, 200]
+    assert len({reply.content for reply in replies}) == 1
+    assert 255 in read_png(replies[0].content)
+
+
+def test_model_and_version_are_chosen(server: Server) -> None:
+    picture = png(RGB)
+    for params, label in (({"model": "other"}, 2), ({}, 1), ({"model": "tiny"}, 1)):
+        reply = server.rest.post(
+            "/segment", params=params, content=picture, headers={"Content-Type": "image/png"}
+        )
+        assert np.unique(read_png(reply.content)).tolist() == [label]
+        assert CLASSES[label].id == label
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("image/png", "image/png"),
+        ("application/json", "application/json"),
+        ("text/html, application/json;q=0.9, */*;q=0.1", "application/json"),
+        ("application/json;q=0.2, image/png;q=0.7", "image/png"),
+    ],
+)
+def test_accept_chooses(server: Server, accept: str, media_type: str) -> None:
+    reply = server.rest.post(
+        "/segment",
+        content=png(RGB),
+        headers={"Content-Type": "image/png", "Accept": accept},
+    )
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == media_type
+
+
+def test_output_wins_over_accept(server: Server) -> None:
+    reply = server.rest.post(
+        "/segment?output=json",
+        content=png(RGB),
+        headers={"Content-Type": "image/png", "Accept": "image/png"},
+    )
+    assert reply.headers["content-type"] == "application/json"
+
+
+def test_one_pixel_gets_its_one_label(server: Server) -> None:
+    picture = png(np.array([[[0, 0, 9]]], np.uint8))
+    reply = server.rest.post(
+        "/segment?version=1", content=picture, headers={"Content-Type": "image/png"}
+    )
+    np.testing.assert_array_equal(read_png(reply.content), [[2]])
+    call = server.stub.Segment(pb.SegmentRequest(image=picture, version="1"), timeout=30)
+    np.testing.assert_array_equal(read_png(call.body), [[2]])
+
+
+def test_chunked_upload_in_small_pieces(server: Server) -> None:
+    picture = png(RGB)
+    pieces = (picture[n : n + 7] for n in range(0, len(picture), 7))
+    reply = server.rest.post("/segment", content=pieces, headers={"Content-Type": "image/png"})
+    assert reply.status_code == 200
+    whole = server.rest.post("/segment", content=picture, headers={"Content-Type": "image/png"})
+    assert reply.content == whole.content
+
+
+def test_server_timing_names_the_stages(server: Server) -> None:
+    reply = server.rest.post("/segment", content=png(RGB), headers={"Content-Type": "image/png"})
+    entries = [entry.split(";dur=") for entry in reply.headers["server-timing"].split(", ")]
+    assert [name for name, _ in entries] == ["decode", "queue", "infer", "render"]
+    assert all(float(duration) >= 0 for _, duration in entries)
+    call = server.stub.Segment(pb.SegmentRequest(image=png(RGB)), timeout=30)
+    assert call.timings.decode_s > 0 and call.timings.infer_s > 0 and call.timings.render_s > 0
+    assert call.batch_size == 1
+
+
+def test_request_id_is_echoed_or_made(server: Server) -> None:
+    picture = png(RGB)
+    headers = {"Content-Type": "image/png", "X-Request-ID": "job-7:a.b_c"}
+    assert server.rest.post("/segment", content=picture, headers=headers).headers[
+        "x-request-id"
+    ] == ("job-7:a.b_c")
+    made = [server.rest.get("/livez").headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1] and all(len(each) == 32 for each in made)
+    for bad in ("has space", "x" * 129, "semi;colon", 'quo"te'):
+        reply = server.rest.get("/livez", headers={"X-Request-ID": bad})
+        assert reply.status_code == 200
+        assert reply.headers["x-request-id"] != bad
+
+    call = server.stub.Segment.with_call
+    _, done = call(
+        pb.SegmentRequest(image=picture), metadata=(("x-request-id", "job-8"),), timeout=30
+    )
+    assert dict(done.trailing_metadata())["x-request-id"] == "job-8"
+    _, done = call(
+        pb.SegmentRequest(image=picture), metadata=(("x-request-id", "job 8"),), timeout=30
+    )
+    assert len(dict(done.trailing_metadata())["x-request-id"]) == 32

@@ -1,0 +1,168 @@
+"""Models, probes, metrics, health, reflection and the OpenAPI page."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.contract import Contract
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from tests.drawing import png, street
+from tests.serving import Server
+
+SERVICE = "segmentation.v1.Segmentation"
+METRICS = {
+    "fcn_requests": {"transport", "method", "model", "code"},
+    "fcn_request_duration_seconds": {"transport", "model"},
+    "fcn_stage_duration_seconds": {"stage", "model"},
+    "fcn_batch_size": {"model"},
+    "fcn_queue_depth": {"model"},
+    "fcn_rejected": set(),  # {reason}, once there is one
+    "fcn_inflight_requests": set(),
+    "fcn_image_pixels": set(),
+    "fcn_model_info": {"model", "version", "precision", "provider"},
+    "fcn_latency_target_seconds": set(),
+}
+
+
+def test_models_over_both_transports(server: Server) -> None:
+    listed = server.rest.get("/v1/models").json()["models"]
+    assert [model["name"] for model in listed] == ["other", "tiny"]
+    tiny = server.rest.get("/v1/models/tiny").json()
+    assert tiny == listed[1]
+    assert tiny["is_default"] and not listed[0]["is_default"]
+    assert tiny["default_version"] == "2"
+    assert [v["version"] for v in tiny["versions"]] == ["1", "2"]
+    assert {v["state"] for v in tiny["versions"]} == {"ready"}
+
+    models = server.stub.ListModels(pb.ListModelsRequest(), timeout=30).models
+    assert [(m.name, m.version) for m in models] == [("other", "1"), ("tiny", "1"), ("tiny", "2")]
+    assert [m.is_default for m in models] == [False, False, True]
+    newest, told = models[-1], tiny["versions"][-1]
+    assert json.loads(newest.contract_json) == told["contract"]
+    contract = Contract.from_json(newest.contract_json)
+    assert [c.name for c in newest.classes] == list(contract.class_names)
+    assert tuple(newest.classes[2].color_rgb) == contract.classes[2].color
+    assert (newest.state, newest.precision, newest.provider) == (
+        told["state"],
+        told["precision"],
+        told["provider"],
+    )
+
+
+def test_probes(server: Server) -> None:
+    assert server.rest.get("/livez").json() == {"status": "alive"}
+    assert server.rest.get("/readyz").json() == {"status": "ready"}
+    assert server.rest.get("/").json()["docs"] == "/docs"
+
+
+def test_health(server: Server) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    for service in ("", SERVICE):
+        reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        health.Check(health_pb2.HealthCheckRequest(service="nope"), timeout=30)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection(server: Server) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    asked = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
+    names, file = list(stub.ServerReflectionInfo(iter(asked), timeout=30))
+    services = {service.name for service in names.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= services
+    described = FileDescriptorProto.FromString(
+        file.file_descriptor_response.file_descriptor_proto[0]
+    )
+    assert [m.name for m in described.service[0].method] == ["Segment", "ListModels"]
+
+
+def test_metrics(server: Server) -> None:
+    picture = png(street(16, 16))
+    before = {
+        "rest": server.metric(
+            'fcn_requests_total{code="200",method="Segment",model="tiny",transport="rest"}'
+        ),
+        "grpc": server.metric(
+            'fcn_requests_total{code="OK",method="Segment",model="tiny",transport="grpc"}'
+        ),
+    }
+    server.rest.post("/segment", content=picture, headers={"Content-Type": "image/png"})
+    server.rest.post("/segment?model=nope", content=picture, headers={"Content-Type": "image/png"})
+    server.stub.Segment(pb.SegmentRequest(image=picture), timeout=30)
+    reply = server.rest.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {f.name: f for f in text_string_to_metric_families(reply.text)}
+    for name, labels in METRICS.items():
+        assert name in families, name
+        for sample in families[name].samples:
+            assert set(sample.labels) - {"le", "reason"} == labels, name
+    series = {
+        (s.labels["transport"], s.labels["model"], s.labels["code"]): s.value
+        for s in families["fcn_requests"].samples
+        if s.labels["method"] == "Segment"
+    }
+    assert series["rest", "tiny", "200"] == before["rest"] + 1
+    assert series["grpc", "tiny", "OK"] == before["grpc"] + 1
+    assert series["rest", "", "404"] >= 1, "a made-up model name must not become a label"
+    for name in ("fcn_request_duration_seconds", "fcn_stage_duration_seconds"):
+        assert "0.175" in {s.labels.get("le") for s in families[name].samples}
+    stages = {s.labels["stage"] for s in families["fcn_stage_duration_seconds"].samples}
+    assert stages == {"decode", "queue", "infer", "render"}
+    (target,) = families["fcn_latency_target_seconds"].samples
+    assert target.value == 0.175
+    loaded = {(s.labels["model"], s.labels["version"]) for s in families["fcn_model_info"].samples}
+    assert loaded == {("tiny", "1"), ("tiny", "2"), ("other", "1")}
+
+
+def test_the_callers_mistakes_are_not_latency(server: Server) -> None:
+    count = 'fcn_request_duration_seconds_count{model="tiny",transport="rest"}'
+    before = server.metric(count)
+    server.rest.post("/segment", content=b"no", headers={"Content-Type": "image/png"})
+    assert server.metric(count) == before
+
+
+def test_one_log_line_per_request(server: Server) -> None:
+    headers = {"Content-Type": "image/png", "X-Request-ID": "find-me-in-the-log"}
+    server.rest.post("/segment", content=png(street()), headers=headers)
+    server.rest.get("/livez", headers={"X-Request-ID": "a-probe-is-quiet"})
+    lines = [line for line in server.log().splitlines() if "find-me-in-the-log" in line]
+    assert len(lines) == 1
+    for part in ("INFO fcn.request rest Segment 200", "model=tiny", "infer_ms=", "duration_ms="):
+        assert part in lines[0]
+    assert "a-probe-is-quiet" not in server.log()
+
+
+def test_openapi_lists_every_operation(server: Server) -> None:
+    page = server.rest.get("/openapi.json").json()
+    assert set(page["paths"]) == {
+        "/segment",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    }
+    post = page["paths"]["/segment"]["post"]
+    assert {p["name"] for p in post["parameters"]} == {
+        "model",
+        "version",
+        "output",
+        "alpha",
+        "classes",
+        "deadline_ms",
+    }
+    assert "multipart/form-data" in post["requestBody"]["content"]
+    assert "application/problem+json" in post["responses"]["429"]["content"]
+    assert server.rest.get("/docs").status_code == 200

@@ -1,0 +1,143 @@
+"""SIGTERM: unready, no new connections, the answers still owed, exit code 0."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from tests.drawing import read_png
+from tests.fault.conftest import INFLIGHT, lasting
+from tests.serving import ROOT, Server, command, environment, running, write_slow_model
+
+WHITE = 255
+MINUTES = 2**32 // 255  # turns of the slow model that take far longer than any test waits
+
+
+def over_rest(server: Server) -> bytes:
+    reply = httpx.post(
+        server.url + "/segment",
+        content=lasting(WHITE),
+        headers={"Content-Type": "image/png"},
+        timeout=60,
+    )
+    assert reply.status_code == 200, reply.text
+    return reply.content
+
+
+def over_grpc(server: Server) -> bytes:
+    body = server.stub.Segment(pb.SegmentRequest(image=lasting(WHITE)), timeout=60).body
+    return bytes(body)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("send", [over_rest, over_grpc])
+def test_requests_in_flight_are_answered(
+    slow_repository: Path, send: Callable[[Server], bytes], number: signal.Signals
+) -> None:
+    with running(slow_repository) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(send, server)
+        server.wait_for(INFLIGHT, 1)
+        assert server.stop(number) == 0
+        np.testing.assert_array_equal(read_png(answer.result()), np.zeros((8, 8)))
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url + "/livez")
+
+
+def test_unready_before_connections_are_refused(slow_repository: Path) -> None:
+    with running(slow_repository, drain_delay_s=1.5) as server:
+        health = health_pb2_grpc.HealthStub(server.channel)
+        server.process.send_signal(signal.SIGTERM)
+        ends = time.monotonic() + 10
+        while (ready := server.rest.get("/readyz")).status_code == 200:
+            assert time.monotonic() < ends
+        assert ready.status_code == 503
+        assert ready.json()["type"] == "urn:fcn:problem:model-not-ready"
+        assert "retry-after" in ready.headers
+        assert server.rest.get("/livez").status_code == 200
+        reply = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # Who has not noticed yet is still served.
+        late = server.rest.post(
+            "/segment", content=lasting(0), headers={"Content-Type": "image/png"}
+        )
+        assert late.status_code == 200
+        assert server.process.wait(20) == 0
+
+
+def test_drain_is_bounded(slow_repository: Path) -> None:
+    with running(slow_repository, drain_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(over_rest, server)
+        server.wait_for(INFLIGHT, 1)
+        assert server.stop() == 0
+        with pytest.raises((httpx.HTTPError, AssertionError)):
+            answer.result()
+
+
+def test_second_signal_exits_at_once(slow_repository: Path) -> None:
+    with running(slow_repository, drain_delay_s=60) as server:
+        server.process.send_signal(signal.SIGTERM)
+        ends = time.monotonic() + 10
+        while server.rest.get("/readyz").status_code == 200:
+            assert time.monotonic() < ends
+        began = time.monotonic()
+        assert server.stop() == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 5
+
+
+def test_drain_does_not_wait_for_an_endless_inference(tmp_path: Path) -> None:
+    write_slow_model(tmp_path, turns=MINUTES)
+    with running(tmp_path, drain_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(over_rest, server)
+        server.wait_for(INFLIGHT, 1)
+        assert server.stop() == 0  # within STOP_TIMEOUT_S
+        with pytest.raises((httpx.HTTPError, AssertionError)):
+            answer.result()
+
+
+def test_signal_while_loading(tmp_path: Path) -> None:
+    """Alive but not ready while the model warms up, for minutes; a signal ends it at once."""
+    write_slow_model(tmp_path, turns_at_least=MINUTES)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        command(model_repository=tmp_path, http_port=port, grpc_port=0),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_until_alive(port)
+            ready = httpx.get(f"http://127.0.0.1:{port}/readyz")
+            early = httpx.post(f"http://127.0.0.1:{port}/segment", content=lasting(0))
+            process.terminate()
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (ready.status_code, early.status_code) == (503, 503)
+    assert early.json()["type"] == "urn:fcn:problem:model-not-ready"
+    assert process.returncode == 0, err
+    assert (out, "Traceback" in err) == ("", False)
+
+
+def wait_until_alive(port: int) -> None:
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise TimeoutError("the server never came alive")
