@@ -35,9 +35,7 @@ def test_a_size_that_fits_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(101, 8), (8, 101), (97, 97)])
-def test_a_side_above_the_models_is_refused_with_the_side_it_takes(
-    height: int, width: int
-) -> None:
+def test_a_side_above_the_models_is_refused_with_the_side_it_takes(height: int, width: int) -> None:
     spec = InputSpec(max_side_px=100, multiple_of_px=32)
     with pytest.raises(ImageTooLarge, match=rf"{height}x{width}.*up to 96 px"):
         prepare(np.zeros((height, width, 3), np.uint8), spec)

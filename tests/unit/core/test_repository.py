@@ -24,9 +24,7 @@ def test_versions_are_found_by_number_and_not_by_text(tmp_path: Path) -> None:
     assert found[3] == ModelFile("b", "10", paths[1])
 
 
-def test_what_is_no_model_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_no_model_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, "model", "1")
     (tmp_path / "README.md").write_text("a card")
     (tmp_path / "model" / "README.md").write_text("a card")

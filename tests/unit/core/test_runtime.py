@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
-from service.core import runtime
 from service.core.runtime import Session
 from service.errors import ModelLoadError
 from tests import tiny_models
@@ -69,9 +69,7 @@ def without(field: str) -> dict[str, str]:
             r"'label_map' is tensor\(int64\).*must be tensor\(uint8\) \[N, H, W\]",
         ),
         (
-            tiny_models.build(
-                metadata={METADATA_KEY: tiny_models.contract(logits=True).to_json()}
-            ),
+            tiny_models.build(metadata={METADATA_KEY: tiny_models.contract(logits=True).to_json()}),
             "names an output 'logits' and the graph has .*label_map",
         ),
     ],
@@ -131,9 +129,7 @@ def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
 def test_cuda_on_a_build_without_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        runtime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"]
-    )
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     path = tiny_models.write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="this build of ONNX Runtime has none"):
         Session(path, provider="cuda", threads=1)
@@ -145,19 +141,19 @@ def test_cuda_that_silently_falls_back_is_refused(
 ) -> None:
     """As a GPU build does without a driver: the session opens, on the CPU."""
     asked: list[list[str]] = []
-    real = runtime.ort.InferenceSession
+    real = ort.InferenceSession
 
     def fallen_back(path: str, options: object, providers: list[tuple[str, object]]) -> object:
         asked.append([name for name, _ in providers])
         return real(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(
-        runtime.ort,
+        ort,
         "get_available_providers",
         lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
-    monkeypatch.setattr(runtime.ort, "preload_dlls", lambda: None)
-    monkeypatch.setattr(runtime.ort, "InferenceSession", fallen_back)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ort, "InferenceSession", fallen_back)
     path = tiny_models.write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="CUDA was asked for but does not start"):
         Session(path, provider="cuda", threads=1)

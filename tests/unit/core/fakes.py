@@ -1,0 +1,113 @@
+"""A device and an observer whose every move a test can see."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array = npt.NDArray[np.uint8]
+
+POISON = 13
+"""A batch with an image whose first value is this makes the device fail."""
+WAIT_S = 10.0
+
+
+class Device:
+    """A run function: the label map is the red channel.
+
+    Between `hold` and `release` it finishes a batch for every `step` only.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[UInt8Array] = []
+        self.threads: set[int] = set()
+        self._permits = math.inf
+        self._changed = threading.Condition()
+        self._entered = threading.Semaphore(0)
+
+    def __call__(self, batch: UInt8Array) -> UInt8Array:
+        self.batches.append(batch.copy())
+        self.threads.add(threading.get_ident())
+        self._entered.release()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._permits > 0, WAIT_S):
+                raise TimeoutError("the test never released the device")
+            self._permits -= 1
+        if (batch[:, 0, 0, 0] == POISON).any():
+            raise RuntimeError("secret of the device")
+        return batch[..., 0]
+
+    def hold(self) -> None:
+        self._set_permits(0)
+
+    def step(self) -> None:
+        self._set_permits(self._permits + 1)
+
+    def release(self) -> None:
+        self._set_permits(math.inf)
+
+    def _set_permits(self, permits: float) -> None:
+        with self._changed:
+            self._permits = permits
+            self._changed.notify_all()
+
+    async def entered(self) -> None:
+        """Returns once the device has begun a batch not waited for before."""
+        if not await asyncio.to_thread(self._entered.acquire, timeout=WAIT_S):
+            raise TimeoutError("the device was never given that batch")
+
+    @property
+    def values(self) -> list[list[int]]:
+        """The first value of each image of each batch."""
+        return [[int(v) for v in batch[:, 0, 0, 0]] for batch in self.batches]
+
+
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str]] = []
+        self.batches: list[int] = []
+        self.depths: list[int] = []
+        self.inflights: list[int] = []
+        self.reasons: list[str] = []
+        self.pixels: list[int] = []
+        self._depth_changed = asyncio.Event()
+
+    def stage(self, model: str, stage: str, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"{stage} took {seconds} s")
+        self.stages.append((model, stage))
+
+    def batch(self, model: str, size: int) -> None:
+        self.batches.append(size)
+
+    def queue_depth(self, model: str, n: int) -> None:
+        self.depths.append(n)
+        self._depth_changed.set()
+
+    async def until_depth(self, n: int) -> None:
+        """Returns once `n` images wait."""
+        async with asyncio.timeout(WAIT_S):
+            while self.depths[-1:] != [n]:
+                self._depth_changed.clear()
+                await self._depth_changed.wait()
+
+    def inflight(self, n: int) -> None:
+        self.inflights.append(n)
+
+    def rejected(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def image_pixels(self, n: int) -> None:
+        self.pixels.append(n)
+
+
+async def settle() -> None:
+    """Lets every task that can run, run."""
+    for _ in range(10):
+        await asyncio.sleep(0)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from service.core.pool import Pool
+from service.errors import DeadlineExceeded, ShuttingDown
+from tests.unit.core.fakes import WAIT_S, settle
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool(1, time.monotonic)
+    yield pool
+    pool.close()
+
+
+class Job:
+    """Work that lasts until it is told to end."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.end = threading.Event()
+
+    def __call__(self) -> str:
+        self.begun.set()
+        if not self.end.wait(WAIT_S):
+            raise RuntimeError("never ended")
+        return "done"
+
+
+async def test_work_runs_on_another_thread(pool: Pool) -> None:
+    assert await pool.run(threading.get_ident, None) != threading.get_ident()
+
+
+async def test_what_work_raises_comes_out(pool: Pool) -> None:
+    def fail() -> None:
+        raise TimeoutError("of the work's own")
+
+    for deadline in (None, time.monotonic() + 60):
+        with pytest.raises(TimeoutError, match="of the work's own"):
+            await pool.run(fail, deadline)
+
+
+async def test_a_deadline_ends_the_wait_and_work_not_begun_never_begins(pool: Pool) -> None:
+    job, called = Job(), []
+    busy = asyncio.get_running_loop().create_task(pool.run(job, None))
+    await asyncio.to_thread(job.begun.wait, WAIT_S)
+    with pytest.raises(DeadlineExceeded):
+        await pool.run(lambda: called.append(1), time.monotonic() + 0.02)
+    job.end.set()
+    assert await busy == "done"
+    await pool.run(lambda: None, None)  # whatever was queued before has had its turn
+    assert called == []
+
+
+async def test_a_deadline_that_has_passed_begins_nothing(pool: Pool) -> None:
+    called: list[int] = []
+    with pytest.raises(DeadlineExceeded):
+        await pool.run(lambda: called.append(1), time.monotonic() - 1)
+    assert called == []
+
+
+async def test_closing_answers_what_waits(pool: Pool) -> None:
+    job = Job()
+    busy = asyncio.get_running_loop().create_task(pool.run(job, None))
+    await asyncio.to_thread(job.begun.wait, WAIT_S)
+    waiting = asyncio.get_running_loop().create_task(pool.run(lambda: 1, None))
+    await settle()
+    pool.close()
+    with pytest.raises(ShuttingDown):
+        await waiting
+    with pytest.raises(ShuttingDown):
+        await pool.run(lambda: 1, None)
+    job.end.set()
+    assert await busy == "done"
+
+
+@pytest.mark.parametrize("then", [lambda pool: None, lambda pool: pool.close()])
+async def test_a_caller_that_leaves_is_cancelled_and_not_told_of_shutdown(
+    pool: Pool, then: Callable[[Pool], None]
+) -> None:
+    job = Job()
+    task = asyncio.get_running_loop().create_task(pool.run(job, None))
+    await asyncio.to_thread(job.begun.wait, WAIT_S)
+    task.cancel()
+    then(pool)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    job.end.set()

@@ -1,0 +1,469 @@
+"""The whole path with a real ONNX file, and with a held device for what time and load do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.contract import METADATA_KEY, Contract, InputSpec
+from service.core.segmenter import (
+    Limits,
+    ModelState,
+    Output,
+    Segmenter,
+    SegmentReply,
+    SegmentRequest,
+)
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InferenceFailed,
+    InvalidImage,
+    InvalidParameter,
+    ModelLoadError,
+    ModelNotReady,
+    Overloaded,
+    ServiceError,
+    ShuttingDown,
+    UnknownModel,
+    UnknownVersion,
+    UnsupportedImageFormat,
+)
+from tests import drawing, tiny_models
+from tests.drawing import read_png, street
+from tests.tiny_models import expected_label_map, write_model
+from tests.unit.core.fakes import POISON, Device, Recorder, UInt8Array, settle
+
+RGB = street(23, 31)
+PNG = drawing.png(RGB)
+REQUEST = SegmentRequest(PNG)
+
+
+@asynccontextmanager
+async def serving(repository: Path, **options: Any) -> AsyncIterator[Segmenter]:
+    segmenter = Segmenter(repository, **{"provider": "cpu", "threads": 1, **options})
+    await segmenter.start()
+    try:
+        yield segmenter
+    finally:
+        await segmenter.aclose()
+
+
+@dataclass
+class FakeNetwork:
+    """A network on a device that a test holds; the label map is the red channel."""
+
+    device: Device = field(default_factory=Device)
+    contract: Contract = field(default_factory=tiny_models.contract)
+    provider: str = "cpu"
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
+        return self.device(batch)
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+@asynccontextmanager
+async def on_device(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[Segmenter, Device]]:
+    write_model(tmp_path)
+    network = FakeNetwork()
+    async with serving(
+        tmp_path, open_network=lambda path: network, pool_workers=2, **options
+    ) as segmenter:
+        try:
+            yield segmenter, network.device
+        finally:
+            network.device.release()
+
+
+def send(segmenter: Segmenter, request: SegmentRequest = REQUEST) -> asyncio.Task[SegmentReply]:
+    return asyncio.get_running_loop().create_task(segmenter.segment(request))
+
+
+def red(value: int) -> SegmentRequest:
+    return SegmentRequest(drawing.png(np.full((4, 4, 3), value, np.uint8)))
+
+
+# The answer
+
+
+@pytest.mark.parametrize("size", [(1, 1), (23, 31), (1, 40), (64, 3)])
+async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_model(tmp_path)
+    rgb = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    async with serving(tmp_path) as segmenter:
+        reply = await segmenter.segment(SegmentRequest(drawing.png(rgb)))
+    assert (read_png(reply.body) == expected_label_map(rgb)).all()
+    assert (reply.height, reply.width) == size
+    assert (reply.model, reply.version, reply.media_type) == ("tiny", "1", "image/png")
+    assert reply.batch_size == 1
+    times = reply.timings
+    assert min(times.decode_s, times.queue_s, times.infer_s, times.render_s) > 0
+
+
+async def test_the_label_map_has_the_uploads_upright_size(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    tags = Image.Exif()
+    tags[0x0112] = 6  # stored a quarter turn off
+    body = drawing.encode(np.ascontiguousarray(np.rot90(RGB)), "PNG", exif=tags)
+    async with serving(tmp_path) as segmenter:
+        reply = await segmenter.segment(SegmentRequest(body))
+    assert (reply.height, reply.width) == RGB.shape[:2]
+    assert (read_png(reply.body) == expected_label_map(RGB)).all()
+
+
+async def test_padding_for_the_model_is_undone(tmp_path: Path) -> None:
+    contract = tiny_models.contract(input_spec=InputSpec(multiple_of_px=32, min_side_px=64))
+    write_model(tmp_path, model_contract=contract)
+    async with serving(tmp_path) as segmenter:
+        reply = await segmenter.segment(REQUEST)
+        overlay = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY, alpha=0.0))
+    assert (read_png(reply.body) == expected_label_map(RGB)).all()
+    assert (read_png(overlay.body) == RGB).all()
+
+
+async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    colours = tiny_models.contract().palette()[expected_label_map(RGB)]
+    async with serving(tmp_path) as segmenter:
+        color = await segmenter.segment(replace(REQUEST, output=Output.COLOR))
+        overlay = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY, alpha=1.0))
+        half = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY))
+    assert (read_png(color.body) == colours).all()
+    assert (read_png(overlay.body) == colours).all()
+    mean = (RGB.astype(float) + colours) / 2
+    assert np.abs(read_png(half.body) - mean).max() <= 1
+    assert {color.media_type, overlay.media_type} == {"image/png"}
+
+
+async def test_json_describes_the_picture(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    async with serving(tmp_path) as segmenter:
+        reply = await segmenter.segment(replace(REQUEST, output=Output.JSON))
+    assert reply.media_type == "application/json"
+    body = json.loads(reply.body)
+    counts = np.bincount(expected_label_map(RGB).ravel(), minlength=3)
+    assert [c["pixels"] for c in body["classes"]] == counts.tolist()
+    assert sum(c["share"] for c in body["classes"]) == pytest.approx(1)
+    assert (body["height"], body["width"], body["model"], body["version"]) == (23, 31, "tiny", "1")
+    assert set(body["timings_ms"]) == {"decode", "queue", "infer"}
+
+
+async def test_only_the_classes_asked_for_are_kept(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    right = expected_label_map(RGB)
+    async with serving(tmp_path) as segmenter:
+
+        async def ask(output: Output) -> bytes:
+            request = replace(REQUEST, output=output, classes=("green", "2"), alpha=1.0)
+            return (await segmenter.segment(request)).body
+
+        label_map, overlay, color, summary = [await ask(output) for output in Output]
+    assert (read_png(label_map) == np.where(right == 0, 255, right)).all()
+    assert (read_png(overlay)[right == 0] == RGB[right == 0]).all()
+    assert not read_png(color)[right == 0].any()
+    assert [c["name"] for c in json.loads(summary)["classes"]] == ["green", "blue"]
+
+
+async def test_many_pictures_at_once_each_get_their_own(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    pictures = [street(16 + n % 3, 16, seed=n) for n in range(20)]
+    async with serving(tmp_path) as segmenter:
+        replies = await asyncio.gather(
+            *(segmenter.segment(SegmentRequest(drawing.png(rgb))) for rgb in pictures)
+        )
+    for rgb, reply in zip(pictures, replies, strict=True):
+        assert (read_png(reply.body) == expected_label_map(rgb)).all()
+
+
+# Which model
+
+
+async def test_models_and_versions_are_told_apart(tmp_path: Path) -> None:
+    write_model(tmp_path, "plain")
+    write_model(tmp_path, "biased", 1, bias=(300, 0, 0))
+    write_model(tmp_path, "biased", 2, bias=(0, 300, 0))
+    async with serving(tmp_path, default_model="biased") as segmenter:
+
+        async def ids(model: str | None, version: str | None = None) -> set[int]:
+            reply = await segmenter.segment(replace(REQUEST, model=model, version=version))
+            return set(read_png(reply.body).ravel().tolist())
+
+        assert await ids(None) == {1}
+        assert await ids("biased") == {1}
+        assert await ids("biased", "1") == {0}
+        assert await ids("plain") == {0, 1, 2}
+        with pytest.raises(UnknownModel, match="choose from biased, plain"):
+            await ids("other")
+        with pytest.raises(UnknownVersion, match="choose from 1, 2"):
+            await ids("biased", "3")
+        biased, plain = segmenter.models()
+    assert (biased.name, biased.default_version) == ("biased", "2")
+    assert [v.version for v in biased.versions] == ["1", "2"]
+    assert (plain.default.provider, plain.default.precision) == ("cpu", "fp32")
+    assert plain.default.contract.class_names == ("red", "green", "blue")
+
+
+async def test_the_folders_name_counts_and_a_difference_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_model(tmp_path, "folder", model_contract=tiny_models.contract("inside"))
+    with caplog.at_level(logging.WARNING):
+        async with serving(tmp_path) as segmenter:
+            reply = await segmenter.segment(replace(REQUEST, model="folder"))
+            with pytest.raises(UnknownModel):
+                await segmenter.segment(replace(REQUEST, model="inside"))
+    assert reply.model == "folder"
+    assert "calls itself 'inside'" in caplog.text
+
+
+# The start
+
+
+async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    assert not segmenter.ready()
+    assert segmenter.models() == []
+    with pytest.raises(ModelNotReady, match="still loading"):
+        await segmenter.segment(REQUEST)
+    await segmenter.start()
+    assert segmenter.ready()
+    await segmenter.aclose()
+    assert not segmenter.ready()
+
+
+NO_CONTRACT = tiny_models.build()
+SHRUNK = tiny_models.build(metadata={METADATA_KEY: tiny_models.contract().to_json()}, shrink=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [(NO_CONTRACT, "has no contract"), (SHRUNK, "not \\[1, 256, 256\\]")]
+)
+async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
+    tmp_path: Path, model: Any, says: str
+) -> None:
+    write_model(tmp_path, "a-good-one")
+    tiny_models.write_file(model, tmp_path, "bad")
+    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    before = asyncio.all_tasks()
+    with pytest.raises(ModelLoadError, match=says) as caught:
+        await segmenter.start()
+    assert "\n" not in str(caught.value)
+    assert not segmenter.ready()
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_missing_repository_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="is not a folder"):
+        await Segmenter(tmp_path / "none", provider="cpu").start()
+
+
+async def test_a_default_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with pytest.raises(ModelLoadError, match="'other' is not in the repository, which has tiny"):
+        await Segmenter(tmp_path, provider="cpu", default_model="other").start()
+
+
+async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) -> None:
+    spec = InputSpec(max_side_px=20, multiple_of_px=32)
+    write_model(tmp_path, model_contract=tiny_models.contract(input_spec=spec))
+    with pytest.raises(ModelLoadError, match="allows no size at all: no multiple of 32 px"):
+        await Segmenter(tmp_path, provider="cpu").start()
+
+
+# Bad requests
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "says"),
+    [
+        (SegmentRequest(b""), InvalidImage, "empty"),
+        (SegmentRequest(b"some text"), UnsupportedImageFormat, "not a picture"),
+        (SegmentRequest(drawing.jpeg(RGB)[:300]), InvalidImage, "truncated"),
+        (SegmentRequest(drawing.huge_png_header()), ImageTooLarge, "20000x20000"),
+        (SegmentRequest(drawing.animated_gif()), UnsupportedImageFormat, "GIF"),
+        (SegmentRequest(bytes(20_001)), ImageTooLarge, "20001 bytes"),
+        (SegmentRequest(drawing.png(street(3, 129))), ImageTooLarge, "up to 128 px"),
+        (replace(REQUEST, alpha=1.01), InvalidParameter, "from 0 to 1"),
+        (replace(REQUEST, alpha=float("nan")), InvalidParameter, "from 0 to 1"),
+        (replace(REQUEST, classes=("dog",)), InvalidParameter, "'dog'.*red, green, blue"),
+        (replace(REQUEST, deadline_s=0.0), InvalidParameter, "more than 0"),
+        (replace(REQUEST, deadline_s=float("nan")), InvalidParameter, "more than 0"),
+    ],
+)
+async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
+    tmp_path: Path, request_: SegmentRequest, error: type[ServiceError], says: str
+) -> None:
+    contract = tiny_models.contract(input_spec=InputSpec(max_side_px=128))
+    write_model(tmp_path, model_contract=contract)
+    recorder = Recorder()
+    async with serving(
+        tmp_path, limits=Limits(max_image_bytes=20_000), observer=recorder
+    ) as segmenter:
+        with pytest.raises(error, match=says):
+            await segmenter.segment(request_)
+        reply = await segmenter.segment(REQUEST)
+    assert (read_png(reply.body) == expected_label_map(RGB)).all()
+    assert recorder.inflights[-1] == 0
+    assert recorder.reasons == []
+
+
+# Load, time and leaving
+
+
+async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
+    recorder = Recorder()
+    limits = Limits(max_inflight=2)
+    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+        device.hold()
+        first = send(segmenter)
+        await device.entered()
+        second = send(segmenter)
+        await settle()
+        with pytest.raises(Overloaded) as caught:
+            # Not even a picture: it must not be looked at.
+            await segmenter.segment(SegmentRequest(b"text"))
+        assert caught.value.retry_after_s >= 1
+        assert recorder.reasons == ["overloaded"]
+        device.release()
+        await asyncio.gather(first, second)
+        await segmenter.segment(REQUEST)
+    assert max(recorder.inflights) == 2
+    assert recorder.inflights[-1] == 0
+
+
+async def test_a_full_queue_refuses(tmp_path: Path) -> None:
+    recorder = Recorder()
+    limits = Limits(max_queue=1, max_batch=1)
+    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+        device.hold()
+        first = send(segmenter)
+        await device.entered()
+        second = send(segmenter)
+        await recorder.until_depth(1)
+        with pytest.raises(Overloaded):
+            await segmenter.segment(REQUEST)
+        assert recorder.reasons == ["queue_full"]
+        device.release()
+        await asyncio.gather(first, second)
+
+
+async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
+    recorder = Recorder()
+    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
+        device.hold()
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await segmenter.segment(replace(REQUEST, deadline_s=0.05))
+        assert time.monotonic() - began < 5
+        assert recorder.reasons == ["deadline"]
+        device.release()
+        await segmenter.segment(replace(REQUEST, deadline_s=60.0))
+
+
+async def test_a_caller_that_leaves_is_dropped_from_the_queue(tmp_path: Path) -> None:
+    recorder = Recorder()
+    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
+        device.hold()
+        first = send(segmenter, red(1))
+        await device.entered()
+        second, third = send(segmenter, red(2)), send(segmenter, red(0))
+        await recorder.until_depth(2)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        device.release()
+        await asyncio.gather(first, third)
+    assert device.values == [[1], [0]]
+    assert recorder.reasons == ["cancelled"]
+    assert recorder.inflights[-1] == 0
+
+
+async def test_a_failing_image_is_told_nothing_of_the_cause(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with on_device(tmp_path) as (segmenter, _):
+        with pytest.raises(InferenceFailed) as caught:
+            await segmenter.segment(red(POISON))
+        await segmenter.segment(red(2))
+    assert "secret" not in str(caught.value)
+    assert "secret of the device" in caplog.text
+
+
+async def test_stages_are_observed(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    recorder = Recorder()
+    async with serving(tmp_path, observer=recorder) as segmenter:
+        await segmenter.segment(REQUEST)
+    assert recorder.stages == [("tiny", s) for s in ("decode", "queue", "infer", "render")]
+    assert recorder.pixels == [23 * 31]
+    assert recorder.batches == [1]
+    assert recorder.inflights == [1, 0]
+
+
+# The end
+
+
+async def test_draining_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path: Path) -> None:
+    recorder = Recorder()
+    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
+        device.hold()
+        first = send(segmenter)
+        await device.entered()
+        draining = asyncio.get_running_loop().create_task(segmenter.drain(10))
+        await settle()
+        assert not segmenter.ready()
+        with pytest.raises(ShuttingDown):
+            await segmenter.segment(REQUEST)
+        assert not draining.done()
+        device.release()
+        assert (await first).height == 23
+        assert await draining
+    assert recorder.reasons == ["shutting_down"]
+
+
+async def test_draining_gives_up_in_time_and_closing_answers_the_rest(tmp_path: Path) -> None:
+    async with on_device(tmp_path) as (segmenter, device):
+        device.hold()
+        first = send(segmenter)
+        await device.entered()
+        assert not await segmenter.drain(0.02)
+        await segmenter.aclose()
+        with pytest.raises(ShuttingDown):
+            await first
+
+
+async def test_draining_an_idle_server_is_done_at_once(tmp_path: Path) -> None:
+    async with on_device(tmp_path) as (segmenter, _):
+        assert await segmenter.drain(0)
+
+
+async def test_a_model_whose_worker_died_is_not_ready(tmp_path: Path) -> None:
+    class Dead(BaseException):
+        """Not an Exception, so that it is no failure of one batch."""
+
+    class Breaking(Recorder):
+        def batch(self, model: str, size: int) -> None:
+            raise Dead
+
+    async with on_device(tmp_path, observer=Breaking()) as (segmenter, _):
+        assert segmenter.ready()
+        with pytest.raises(InferenceFailed):
+            await segmenter.segment(REQUEST)
+        assert not segmenter.ready()
+        assert segmenter.models()[0].default.state is ModelState.FAILED
+        with pytest.raises(ModelNotReady):
+            await segmenter.segment(REQUEST)
