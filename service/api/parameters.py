@@ -109,7 +109,8 @@ def _number(name: str, text: str) -> float:
 
 
 def _deadline_s(text: str) -> float:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_DEADLINE_MS:
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_DEADLINE_MS))
+    if not digits or not 1 <= int(text) <= MAX_DEADLINE_MS:
         raise InvalidParameter(
             f"deadline_ms={quoted(text)}: use whole milliseconds from 1 to {MAX_DEADLINE_MS}"
         )

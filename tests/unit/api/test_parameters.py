@@ -1,0 +1,79 @@
+"""Query parameters and Accept, to a request."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.parameters import NotAcceptable, output_accepted, segment_request
+from service.core.segmenter import Output, SegmentRequest
+from service.errors import InvalidParameter
+
+
+def test_defaults() -> None:
+    assert segment_request([], None, 30.0) == SegmentRequest(b"", deadline_s=30.0)
+
+
+def test_everything() -> None:
+    query = [
+        ("model", "m"),
+        ("version", "3"),
+        ("output", "overlay"),
+        ("alpha", "0.25"),
+        ("classes", "road, sky"),
+        ("classes", "4,"),
+        ("deadline_ms", "250"),
+    ]
+    assert segment_request(query, "image/png", 30.0) == SegmentRequest(
+        b"",
+        model="m",
+        version="3",
+        output=Output.OVERLAY,
+        alpha=0.25,
+        classes=("road", "sky", "4"),
+        deadline_s=0.25,
+    )
+
+
+def test_empty_names_mean_the_default() -> None:
+    made = segment_request([("model", ""), ("version", "")], None, 1.0)
+    assert (made.model, made.version) == (None, None)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(("output", "alpha", "deadline_ms", "x")), st.text())),
+    st.none() | st.text(),
+)
+def test_nothing_but_our_errors(query: list[tuple[str, str]], accept: str | None) -> None:
+    try:
+        made = segment_request(query, accept, 1.0)
+    except InvalidParameter as error:
+        assert len(str(error)) < 400
+    else:
+        assert made.deadline_s is not None and 0 < made.deadline_s <= 3600
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1e3", "3600001", "000000001999999999", "\u00b2"])
+def test_deadlines_out_of_range(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="1 to 3600000"):
+        segment_request([("deadline_ms", text)], None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "output"),
+    [
+        ("image/png;q=0.1, application/json;q=0.2", Output.JSON),
+        ("application/json;q=bad, */*", Output.LABEL_MAP),
+        ("APPLICATION/JSON", Output.JSON),
+        ("image/png;q=0, */*", Output.JSON),
+    ],
+)
+def test_accept(accept: str, output: Output) -> None:
+    assert output_accepted(accept) == output
+
+
+@pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "image/jpeg", "png"])
+def test_not_acceptable(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="image/png or application/json"):
+        output_accepted(accept)

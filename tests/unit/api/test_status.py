@@ -1,0 +1,63 @@
+"""The table covers every error, and nothing falls through to 500 by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from service import errors
+from service.api.parameters import NotAcceptable
+from service.api.status import TABLE, counts_as_latency, retry_after_s, status_of
+
+
+def all_errors(kind: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from all_errors(each)
+
+
+def test_every_error_has_a_row_of_its_own() -> None:
+    ours = {kind for kind in all_errors() if kind.__module__.startswith("service.")}
+    assert ours == set(TABLE)
+    assert NotAcceptable in ours
+
+
+def test_kinds_are_distinct() -> None:
+    kinds = [row.kind for row in TABLE.values()]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_a_subclass_takes_its_bases_row() -> None:
+    class Blurred(errors.InvalidImage):
+        pass
+
+    assert status_of(Blurred("x")) == TABLE[errors.InvalidImage]
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (errors.Overloaded(0.2), 1),
+        (errors.Overloaded(2.1), 3),
+        (errors.ShuttingDown(), 1),
+        (errors.ModelNotReady("x"), 1),
+        (errors.InvalidImage("x"), None),
+        (errors.DeadlineExceeded("x"), None),
+    ],
+)
+def test_retry_after(error: errors.ServiceError, seconds: int | None) -> None:
+    assert retry_after_s(error) == seconds
+
+
+def test_retryable_is_said_the_same_way_on_both_transports() -> None:
+    for row in TABLE.values():
+        assert row.retry == (row.code.name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"))
+        assert row.retry == (row.http in (429, 503))
+
+
+def test_what_counts_as_latency() -> None:
+    counted = [
+        status for status in (200, 400, 413, 429, 499, 500, 504) if counts_as_latency(status)
+    ]
+    assert counted == [200, 500, 504]
