@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,13 @@ class Contract:
             raise ContractError("input: max_side_px is below min_side_px")
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
+        for name, score in self.scores.items():
+            # NaN is not JSON: one in here would break every reply that quotes the contract.
+            if type(score) is bool or not isinstance(score, int | float) or not isfinite(score):
+                raise ContractError(
+                    f"scores[{name!r}] is {score!r}: want a finite number; leave out what was not "
+                    "measured"
+                )
 
     @property
     def class_names(self) -> tuple[str, ...]:
