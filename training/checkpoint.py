@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`weights` are the trained ones; `ema` their moving average, which is what gets exported."""
+    """`weights` are the trained ones; `ema` their moving average, which is what gets exported.
+
+    The fields with defaults are absent from files of earlier versions.
+    """
 
     network: NetworkSpec
     dataset: DatasetInfo
@@ -41,11 +44,21 @@ class Checkpoint:
     random_state: Tensor
     best_mean_iu: float
     val_scores: dict[str, Any] | None
+    epoch_losses: list[float] = field(default_factory=list)
+    """of the iterations since the last whole epoch"""
+    cuda_random_state: Tensor | None = None
+    """of the one GPU; None when the CPU trained"""
 
     def build_network(self) -> FCN:
-        """The network with the averaged weights (the trained ones if there is no average)."""
+        """The network with the averaged weights (the trained ones if there is no average).
+
+        Raises: CheckpointError.
+        """
         network = build(self.network, len(self.dataset.classes))
-        network.load_state_dict(self.ema or self.weights)
+        try:
+            network.load_state_dict(self.ema or self.weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights do not fit {self.network}: {error}") from error
         return network.eval()
 
 
@@ -67,8 +80,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         fields = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken archive brings up
-        raise CheckpointError(f"{path} is not a checkpoint of fcn train: {error}") from error
+    except Exception as error:
+        # torch.load raises whatever the broken archive brings up, and its text on a file with
+        # code in it explains how to run that code.
+        raise CheckpointError(
+            f"{path} is not a checkpoint of fcn train (damaged, of another program, or not plain "
+            "tensors)"
+        ) from error
     if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
         raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
     try:
@@ -78,5 +96,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields["dataset"] = DatasetInfo(classes, TrainingData(**fields["dataset"]["data"]))
         fields["network"] = NetworkSpec(**fields["network"])
         return Checkpoint(**fields)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is incomplete: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is incomplete or of another version: {error}") from error

@@ -97,9 +97,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises: ConfigError.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -139,4 +141,4 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 # pydantic checks plain dataclasses used as fields, but lets unknown keys pass unless told.
 for _kind in (NetworkSpec, Augmentation):
-    _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]

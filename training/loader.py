@@ -68,4 +68,7 @@ def training_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         persistent_workers=False,
+        # Each pass draws a number for its workers, which none of ours uses: from a generator of
+        # its own, so that torch's (dropout) goes on after a resume where it stood.
+        generator=torch.Generator(),
     )

@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 
+class ScoreError(ValueError):
+    """Target and prediction cannot be compared, or there is nothing to score."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Shares in 0..1. `class_iu` float64 [C], NaN for a class that occurs nowhere."""
@@ -39,24 +43,31 @@ class Confusion:
     def add(self, target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
         """Both uint8, of the same shape. Targets >= num_classes are void and left out.
 
-        Raises: ValueError if the shapes differ or a prediction at a labelled pixel is no class.
+        Raises: ScoreError if the shapes differ or a prediction at a labelled pixel is no class.
         """
         if target.shape != prediction.shape:
-            raise ValueError(f"target {target.shape} and prediction {prediction.shape} differ")
+            raise ScoreError(f"target {target.shape} and prediction {prediction.shape} differ")
         valid = target < self.num_classes
         true, predicted = target[valid], prediction[valid]
         if predicted.size and int(predicted.max()) >= self.num_classes:
-            raise ValueError(f"prediction {predicted.max()} is not below {self.num_classes}")
+            raise ScoreError(f"prediction {predicted.max()} is not below {self.num_classes}")
         cells = true.astype(np.int64) * self.num_classes + predicted
         self.counts += np.bincount(cells, minlength=self.num_classes**2).reshape(self.counts.shape)
 
+    def class_shares(self) -> npt.NDArray[np.float64]:
+        """float64 [C], each class's share of the labelled pixels (NaN when there are none)."""
+        labelled = self.counts.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            shares: npt.NDArray[np.float64] = labelled / labelled.sum()
+        return shares
+
     def scores(self) -> Scores:
         """Classes without a labelled pixel leave the mean accuracy; classes that are neither
-        labelled nor predicted leave the mean IU. Raises ValueError if nothing was labelled."""
+        labelled nor predicted leave the mean IU. Raises ScoreError if nothing was labelled."""
         labelled = self.counts.sum(axis=1)
         total = int(labelled.sum())
         if not total:
-            raise ValueError("no labelled pixel: there is nothing to score")
+            raise ScoreError("no labelled pixel: there is nothing to score")
         hits = np.diag(self.counts)
         union = labelled + self.counts.sum(axis=0) - hits
         iu = np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)

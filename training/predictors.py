@@ -1,7 +1,9 @@
-"""Ways to get a label map for an image: a checkpoint's network, an ONNX file, a server."""
+"""Ways to get a label map for an image. Here the interfaces and a torch network; an ONNX file is
+in `onnx_predictor`, a server in `rest_predictor` and `grpc_predictor`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,7 +15,13 @@ from training.datasets.base import Pixels
 class Predictor(Protocol):
     """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size."""
 
-    def __call__(self, image: Pixels) -> Pixels: ...
+    def __call__(self, image: Pixels, /) -> Pixels: ...
+
+
+class FilePredictor(Protocol):
+    """An image file -> uint8 [H,W] class ids, at the upright image's size; thread-safe."""
+
+    def __call__(self, path: Path, /) -> Pixels: ...
 
 
 class NetworkPredictor:
@@ -24,7 +32,7 @@ class NetworkPredictor:
         self.bf16 = bf16
 
     @torch.inference_mode()
-    def __call__(self, image: Pixels) -> Pixels:
+    def __call__(self, image: Pixels, /) -> Pixels:
         images = torch.tensor(image).permute(2, 0, 1)[None].float()
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):

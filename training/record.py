@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,7 @@ from model.contract import ClassInfo
 from training.datasets.base import VOID, Pixels, Sample
 from training.metrics import Scores
 
-_COLUMNS = (
-    "iteration",
-    "epoch",
-    "loss",
-    "lr_factor",
-    "images_per_s",
-    "val_pixel_accuracy",
-    "val_mean_accuracy",
-    "val_mean_iu",
-    "val_frequency_weighted_iu",
-)
+_METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 
 class Record:
@@ -34,13 +25,26 @@ class Record:
         interrupted run may have logged more than it had saved."""
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / "log.csv"
+        self.names = tuple(info.name for info in classes)
+        self.columns = (
+            "iteration",
+            "epoch",
+            "loss",
+            "backbone_lr",
+            "head_lr",
+            "images_per_s",
+            *(f"val_{name}" for name in _METRICS),
+            *(f"val_iu/{name}" for name in self.names),
+        )
         kept = self._rows_until(iteration) if iteration else []
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            # A log of an earlier version may have had other columns.
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration or None)
-        self.names = tuple(info.name for info in classes)
+        # What was logged at `iteration` itself stays.
+        purge_step = iteration + 1 if iteration else None
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
         self.palette = np.zeros((256, 3), np.uint8)
         for info in classes:
             self.palette[info.id] = info.color
@@ -48,7 +52,7 @@ class Record:
     def _rows_until(self, iteration: int) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
 
     def epoch(
@@ -57,33 +61,32 @@ class Record:
         iteration: int,
         epoch: int,
         loss: float,
-        lr_factor: float,
+        rates: Mapping[str, float],
         images_per_s: float,
         scores: Scores | None,
     ) -> None:
-        """One line of the CSV, and the same as scalars."""
+        """One line of the CSV, and the same as scalars. `rates`: backbone_lr and head_lr."""
         row: dict[str, Any] = {
             "iteration": iteration,
             "epoch": epoch,
             "loss": round(loss, 6),
-            "lr_factor": round(lr_factor, 6),
+            **{name: float(f"{rate:.6g}") for name, rate in rates.items()},
             "images_per_s": round(images_per_s, 2),
         }
         if scores is not None:
-            for name in (
-                "pixel_accuracy",
-                "mean_accuracy",
-                "mean_iu",
-                "frequency_weighted_iu",
-            ):
-                row[f"val_{name}"] = round(getattr(scores, name), 6)
-            for name, iu in zip(self.names, scores.class_iu, strict=True):
-                self.board.add_scalar(f"val_iu/{name}", iu, iteration)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, _COLUMNS).writerow(row)
+            row |= {f"val_{name}": round(getattr(scores, name), 6) for name in _METRICS}
+            row |= {
+                f"val_iu/{name}": round(float(iu), 6)
+                for name, iu in zip(self.names, scores.class_iu, strict=True)
+                if not np.isnan(iu)
+            }
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
         for key, value in row.items():
             if key not in ("iteration", "epoch"):
-                self.board.add_scalar(key.replace("val_", "val/"), value, iteration)
+                tag = key if key.startswith("val_iu/") else key.replace("val_", "val/")
+                self.board.add_scalar(tag, value, iteration)
+        self.board.flush()
 
     def picture(self, tag: str, iteration: int, sample: Sample, prediction: Pixels) -> None:
         """Image, ground truth and prediction side by side; void pixels black in both maps."""

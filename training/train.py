@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.backbones.mobilenet_v1 import MobileNetV1
 from model.build import build
-from model.fcn import FCN
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
-from training.datasets import SegmentationDataset, open_dataset
+from training.datasets import DatasetError, open_dataset
 from training.evaluate import evaluate
+from training.initialise import load_imagenet
 from training.loader import iterations_per_epoch, training_batches
 from training.losses import cross_entropy, inverse_log_weights, soft_dice
 from training.metrics import Scores
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
 from training.predictors import NetworkPredictor
 from training.record import Record
+from training.resume import check_resumable
+from training.revision import git_revision
 
 _PICTURES = 4
 
@@ -70,11 +70,14 @@ class Trainer:
         self.per_epoch = iterations_per_epoch(len(self.train_data), config.schedule.batch_size)
         self.total = self.per_epoch * config.schedule.epochs
         self.iteration = 0
+        self.epoch_losses: list[float] = []
         self.best_mean_iu = 0.0
         self.val_scores: dict[str, Any] | None = None
         checkpoint = load_checkpoint(last) if resume else None
         if checkpoint is None:
-            _initialise(self.network, config, self.train_data)
+            load_imagenet(self.network, config, self.train_data)
+        else:
+            check_resumable(checkpoint, config, self.train_data.info, last)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, config.optimizer)
         decay = config.schedule.ema_decay
@@ -86,6 +89,20 @@ class Trainer:
         (run_dir / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
 
     def run(self, stop_after: int | None = None) -> Checkpoint:
+        """To the end, or for `stop_after` iterations; returns the checkpoint written last."""
+        try:
+            return self._run(stop_after)
+        except DatasetError as error:
+            # From a worker it comes with a traceback as its text.
+            raise DatasetError(str(error).rstrip().rpartition("DatasetError: ")[2]) from error
+        except RuntimeError as error:
+            if advice := _advice(error, self.config):
+                raise ConfigError(advice) from error
+            raise
+        finally:
+            self.record.close()
+
+    def _run(self, stop_after: int | None) -> Checkpoint:
         schedule = self.config.schedule
         batches = training_batches(
             self.train_data,
@@ -98,25 +115,28 @@ class Trainer:
         )
         end = self.total if stop_after is None else min(self.total, self.iteration + stop_after)
         checkpoint: Checkpoint | None = None
-        losses: list[float] = []
-        started = time.perf_counter()
+        images_done, started = 0, time.perf_counter()
         self.network.train()
-        bar = tqdm(total=self.total, initial=self.iteration, unit="it", desc=self.config.name)
-        for images, target in batches:
-            losses.append(self._step(images, target))
-            bar.update()
-            if self.iteration % self.per_epoch == 0:
-                speed = len(losses) * images.shape[0] / (time.perf_counter() - started)
-                checkpoint = self._end_epoch(sum(losses) / len(losses), speed)
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", best=f"{self.best_mean_iu:.4f}")
-                losses, started = [], time.perf_counter()
-            if self.iteration >= end:
-                break
-        bar.close()
+        with tqdm(
+            total=self.total, initial=self.iteration, unit="it", desc=self.config.name
+        ) as bar:
+            for images, target in batches:
+                self.epoch_losses.append(self._step(images, target))
+                images_done += len(images)
+                bar.update()
+                bar.set_postfix(
+                    loss=f"{self.epoch_losses[-1]:.3f}",
+                    best=f"{self.best_mean_iu:.4f}",
+                    refresh=False,
+                )
+                if self.iteration % self.per_epoch == 0:
+                    checkpoint = self._end_epoch(images_done / (time.perf_counter() - started))
+                    images_done, started = 0, time.perf_counter()
+                if self.iteration >= end:
+                    break
         if checkpoint is None or checkpoint.iteration != self.iteration:
             checkpoint = self._checkpoint()
             save_checkpoint(self.run_dir / "last.pt", checkpoint)
-        self.record.close()
         return checkpoint
 
     def _step(self, images: Tensor, target: Tensor) -> float:
@@ -130,39 +150,47 @@ class Trainer:
         loss = cross_entropy(logits, target, self.weights, config.loss.reduction)
         if config.loss.dice:
             loss = loss + config.loss.dice * soft_dice(logits, target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.iteration += 1
         if self.average is not None:
             self.average.update(self.network, self.iteration)
         value = loss.item()
-        if value != value:
+        if not math.isfinite(value):
             raise ConfigError(
-                f"the loss is not a number at iteration {self.iteration}: lower the learning rate"
+                f"the loss is {value} at iteration {self.iteration}: lower the learning rates"
             )
         return value
 
-    def _end_epoch(self, loss: float, speed: float) -> Checkpoint:
+    def _end_epoch(self, images_per_s: float) -> Checkpoint:
         epoch = self.iteration // self.per_epoch
         scores = None
         if epoch % self.config.schedule.val_every_epochs == 0 or self.iteration == self.total:
             scores = self._validate()
+        factor = rate_factor(self.iteration - 1, self.total, self.config.schedule)
+        optimizer = self.config.optimizer
         self.record.epoch(
             iteration=self.iteration,
             epoch=epoch,
-            loss=loss,
-            lr_factor=rate_factor(self.iteration - 1, self.total, self.config.schedule),
-            images_per_s=speed,
+            loss=sum(self.epoch_losses) / len(self.epoch_losses),
+            rates={
+                "backbone_lr": factor * optimizer.backbone_lr,
+                "head_lr": factor * optimizer.head_lr,
+            },
+            images_per_s=images_per_s,
             scores=scores,
         )
-        improved = scores is not None and scores.mean_iu > self.best_mean_iu
+        self.epoch_losses = []
+        best = self.run_dir / "best.pt"
+        improved = scores is not None and (scores.mean_iu > self.best_mean_iu or not best.exists())
         if scores is not None:
             self.val_scores = scores.to_dict(self.record.names)
             self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
         checkpoint = self._checkpoint()
-        save_checkpoint(self.run_dir / "last.pt", checkpoint)
+        # The best first: interrupted in between, a resumed run repeats the epoch and both.
         if improved:
-            save_checkpoint(self.run_dir / "best.pt", checkpoint)
+            save_checkpoint(best, checkpoint)
+        save_checkpoint(self.run_dir / "last.pt", checkpoint)
         return checkpoint
 
     def _validate(self) -> Scores:
@@ -199,7 +227,8 @@ class Trainer:
         offset = self.config.loss.class_weight_offset
         if offset is None:
             return None
-        weights = inverse_log_weights(self.train_data.class_frequencies(), offset)
+        frequencies = self.train_data.class_frequencies(progress=True)
+        weights = inverse_log_weights(frequencies, offset)
         return weights.to(self.device)
 
     def _checkpoint(self) -> Checkpoint:
@@ -213,17 +242,13 @@ class Trainer:
             ema=self.average.state if self.average else None,
             optimizer=self.optimizer.state_dict(),
             random_state=torch.get_rng_state(),
+            cuda_random_state=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            epoch_losses=list(self.epoch_losses),
             best_mean_iu=self.best_mean_iu,
             val_scores=self.val_scores,
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.network != self.config.network:
-            raise CheckpointError(
-                f"{self.run_dir}/last.pt holds {checkpoint.network}, not {self.config.network}"
-            )
-        if checkpoint.dataset.classes != self.train_data.info.classes:
-            raise CheckpointError(f"{self.run_dir}/last.pt was trained on another class list")
         self.network.load_state_dict(checkpoint.weights)
         if self.average is not None and checkpoint.ema is not None:
             self.average.state = {
@@ -231,44 +256,27 @@ class Trainer:
             }
         self.optimizer.load_state_dict(checkpoint.optimizer)
         torch.set_rng_state(checkpoint.random_state)
+        if checkpoint.cuda_random_state is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.cuda_random_state)
         self.iteration = checkpoint.iteration
+        self.epoch_losses = list(checkpoint.epoch_losses)
         self.best_mean_iu = checkpoint.best_mean_iu
         self.val_scores = checkpoint.val_scores
 
 
-def _initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
-    """ImageNet weights, and norms that fit them, if the recipe names a file."""
-    if config.init.imagenet is None:
-        return
-    backbone = network.backbone
-    if not isinstance(backbone, MobileNetV1):
-        raise ConfigError(f"init.imagenet: no importer for {config.network.backbone} yet")
-    backbone.load_imagenet(config.init.imagenet)
-    augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
-    count = min(config.init.calibration_images, len(data))
-    batches = training_batches(
-        data,
-        augment,
-        batch_size=min(8, count),
-        seed=config.seed,
-        start=0,
-        total=max(1, count // 8),
-        workers=0,
-    )
-    backbone.restore_norms(images.float() for images, _target in batches)
-
-
-def git_revision() -> str:
-    """Short hash of HEAD, `+` appended when tracked files have changes; `unknown` without git."""
-    here = Path(__file__).parent
-    try:
-        revision = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision + ("+" if changed else "")
-
-
-def _git(where: Path, *args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=where, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+def _advice(error: RuntimeError, config: TrainConfig) -> str | None:
+    """What to do about an error of torch that the recipe can avoid; None for any other."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+        augment = config.augment
+        return (
+            f"out of memory with {config.schedule.batch_size} crops of {augment.crop_height}x"
+            f"{augment.crop_width}: lower schedule.batch_size, augment.crop_height or "
+            "augment.crop_width"
+        )
+    if "DataLoader worker" in text:
+        return (
+            f"a process that reads images died ({text.splitlines()[0]}): lower data.workers, or "
+            "give the container more shared memory"
+        )
+    return None

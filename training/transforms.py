@@ -83,9 +83,9 @@ class Augmentation:
         gains = 1 + rng.uniform(-self.channel_gain, self.channel_gain, 3)
         pixels: npt.NDArray[np.float32] = image.astype(np.float32)
         pixels *= (brightness * gains).astype(np.float32)
-        luma = (pixels @ _LUMA)[..., None]
+        luma = np.asarray(pixels @ _LUMA, np.float32)[..., None]
         pixels = luma + np.float32(saturation) * (pixels - luma)
-        mean = luma.mean()
+        mean = np.float32(luma.mean())
         pixels = mean + np.float32(contrast) * (pixels - mean)
         return pixels.clip(0, 255).astype(np.uint8)
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
 
 from model.contract import ClassInfo, TrainingData
 
@@ -17,6 +18,13 @@ VOID = 255
 """Label of pixels that count neither in the loss nor in a metric."""
 
 Pixels = npt.NDArray[np.uint8]
+
+
+_MODES_16_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies the values of 2- and 4-bit greyscale PNGs with. Tools that save as small
+as they can write label maps of few classes so."""
 
 
 class DatasetError(ValueError):
@@ -54,10 +62,10 @@ class SegmentationDataset:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises DatasetError if the two sizes differ or a label is no class id."""
+        """Raises DatasetError if a file is unreadable, the two sizes differ or a label is no
+        class id."""
         image_path, label_path = self.pairs[index]
-        with Image.open(image_path) as picture:
-            image = np.asarray(picture.convert("RGB"))
+        image = read_image(image_path)
         target = self.target(index)
         if image.shape[:2] != target.shape:
             raise DatasetError(
@@ -80,21 +88,47 @@ class SegmentationDataset:
         return target
 
     def read_target(self, path: Path) -> Pixels:
-        """uint8 [H,W] from an 8-bit greyscale or palette PNG. Raises DatasetError."""
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise DatasetError(
-                    f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
-                    "palette, one class id per pixel"
-                )
-            return np.array(picture)
+        """uint8 [H,W] from a greyscale or palette PNG of up to 8 bits. Raises DatasetError."""
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("1", "L", "P"):
+                    raise DatasetError(
+                        f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
+                        "palette, one class id per pixel"
+                    )
+                step = _GREY_STEPS.get(str(picture.tile[0].args), 1)
+                return np.array(picture, dtype=np.uint8) // np.uint8(step)
+        except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
+            raise DatasetError(f"cannot read the label {path}: {error}") from error
 
-    def class_frequencies(self) -> npt.NDArray[np.float64]:
-        """float64 [C], each class's share of the non-void pixels of this split."""
+    def class_frequencies(self, *, progress: bool = False) -> npt.NDArray[np.float64]:
+        """float64 [C], each class's share of the non-void pixels of this split.
+
+        Raises: DatasetError.
+        """
         counts = np.zeros(256, np.int64)
-        for index in range(len(self)):
+        for index in tqdm(range(len(self)), "class shares", unit="label", disable=not progress):
             counts += np.bincount(self.target(index).ravel(), minlength=256)
         labelled = counts[: self.num_classes]
         if not labelled.sum():
             raise DatasetError(f"split {self.split!r} has no labelled pixel")
-        return labelled / labelled.sum()
+        shares: npt.NDArray[np.float64] = labelled / labelled.sum()
+        return shares
+
+
+def read_image(path: Path) -> Pixels:
+    """RGB uint8 [H,W,3], upright, decoded as the server decodes an upload: EXIF orientation
+    applied, an alpha channel dropped, of 16 bits the high 8 kept.
+
+    Raises: DatasetError.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            if picture.mode in _MODES_16_BIT:
+                grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+                return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
+        raise DatasetError(f"cannot read the image {path}: {error}") from error

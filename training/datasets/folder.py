@@ -1,57 +1,76 @@
 """Any folder of images and masks, and CamVid, which is one.
 
-Layout: `<root>/<split>/images/<stem>.<jpg|jpeg|png|bmp|webp>`, `<root>/<split>/labels/<stem>.png`.
+Layout: `<root>/<split>/images/<stem>.<suffix>`, `<root>/<split>/labels/<stem>.png`; the
+suffix of an image is one of `_IMAGE_SUFFIXES`, in upper or lower case.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.contract import ClassInfo, TrainingData
+from model.contract import MAX_CLASSES, ClassInfo, TrainingData
 from training.datasets.base import DatasetError, DatasetInfo, SegmentationDataset
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+_Byte = Annotated[int, Field(ge=0, le=255, strict=True)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    color: tuple[_Byte, _Byte, _Byte]
+    description: str = ""
+
+
+class _ClassList(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    licence: str
+    source: str = ""
+    classes: list[_Entry] = Field(min_length=1, max_length=MAX_CLASSES)
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, classes: list[_Entry]) -> list[_Entry]:
+        names = [entry.name for entry in classes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two classes are called {name!r}")
+        return classes
 
 
 def load_info(path: Path) -> DatasetInfo:
     """Class list and origin from YAML: `name`, `licence`, optional `source`, and `classes`, a
-    list of `{name, color: [r,g,b], description?}` in order of their ids.
+    list of `{name, color: [red, green, blue], description?}` in order of their ids.
 
-    Raises: DatasetError naming what is missing.
+    Raises: DatasetError naming what is missing or wrong.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DatasetError(f"cannot read the class list {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path}: want a mapping with name, licence and classes")
     try:
-        classes = tuple(
-            ClassInfo(
-                id=index,
-                name=str(entry["name"]),
-                color=_color(entry["color"]),
-                description=str(entry.get("description", "")),
-            )
-            for index, entry in enumerate(raw["classes"])
+        listed = _ClassList.model_validate(raw)
+    except ValidationError as error:
+        lines = (
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
         )
-        data = TrainingData(
-            name=str(raw["name"]), licence=str(raw["licence"]), source=str(raw.get("source", ""))
-        )
-    except KeyError as error:
-        raise DatasetError(f"{path}: {error} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path}: {error}") from error
-    if not classes:
-        raise DatasetError(f"{path}: the class list is empty")
-    return DatasetInfo(classes, data)
-
-
-def _color(raw: object) -> tuple[int, int, int]:
-    if not (isinstance(raw, list) and len(raw) == 3 and all(type(c) is int for c in raw)):
-        raise ValueError(f"color {raw!r}: want [red, green, blue] in 0..255")
-    red, green, blue = raw
-    return red, green, blue
+        raise DatasetError(f"{path}: {'; '.join(lines)}") from error
+    classes = tuple(
+        ClassInfo(index, entry.name, entry.color, entry.description)
+        for index, entry in enumerate(listed.classes)
+    )
+    return DatasetInfo(classes, TrainingData(listed.name, listed.licence, listed.source))
 
 
 def open_folder(root: Path, split: str, info: DatasetInfo) -> SegmentationDataset:
@@ -62,12 +81,14 @@ def open_folder(root: Path, split: str, info: DatasetInfo) -> SegmentationDatase
             raise DatasetError(
                 f"{folder} is missing: want {root}/<split>/images and {root}/<split>/labels"
             )
-    pairs = []
+    pairs: dict[Path, Path] = {}
     for image in sorted(p for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
         label = labels / f"{image.stem}.png"
+        if label in pairs:
+            raise DatasetError(f"{pairs[label]} and {image} share one label: rename one of them")
         if not label.is_file():
             raise DatasetError(f"{image} has no label: {label} is missing")
-        pairs.append((image, label))
+        pairs[label] = image
     if not pairs:
         raise DatasetError(f"{images} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))})")
-    return SegmentationDataset(info, pairs, split)
+    return SegmentationDataset(info, [(image, label) for label, image in pairs.items()], split)

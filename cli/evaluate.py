@@ -1,0 +1,92 @@
+"""`fcn evaluate`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "score a checkpoint, an ONNX file or a running server on a data set"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        help="a checkpoint (.pt), an exported model (.onnx), or a server: http://HOST:PORT (REST) "
+        "or grpc://HOST:PORT, which gets the image files themselves",
+    )
+    parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="format and class list: camvid or folder (default: folder if DIR has a classes.yaml, "
+        "else camvid)",
+    )
+    parser.add_argument("--split", default="test", help="folder below DIR (default: test)")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class list instead of the data set's own"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="of a server with several; also URL?model=NAME"
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=_positive,
+        default=4,
+        metavar="N",
+        help="files a server is asked for at a time (default: 4)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="CPU threads for a checkpoint or an ONNX file (default: the library's choice)",
+    )
+    parser.add_argument(
+        "--min-mean-iu",
+        type=_share,
+        metavar="X",
+        help="exit with 1 if the mean IU, 0 to 1, is below X",
+    )
+    parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    import sys
+    import time
+
+    from training.datasets import open_dataset
+    from training.report import Report
+    from training.sources import open_source
+
+    has_list = args.classes is not None or (args.data_root / "classes.yaml").is_file()
+    name = args.dataset or ("folder" if has_list else "camvid")
+    data = open_dataset(name, args.data_root, args.split, args.classes)
+    source = open_source(args.source, model=args.model, threads=args.threads)
+    started = time.perf_counter()
+    confusion = source.confusion(data, in_flight=args.in_flight)
+    report = Report(source.name, source.kind, data, confusion, time.perf_counter() - started)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
+    mean_iu = confusion.scores().mean_iu
+    if args.min_mean_iu is not None and mean_iu < args.min_mean_iu:
+        print(
+            f"fcn: mean IU {mean_iu:.4f} is below --min-mean-iu {args.min_mean_iu}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
+    return value

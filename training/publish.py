@@ -1,0 +1,185 @@
+"""From a checkpoint to a model that a server can load: contract, ONNX file and model card."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.contract import Contract, InputSpec, OutputSpec
+from model.export import ParityReport, export
+from model.fcn import FCN
+from training.checkpoint import Checkpoint, load_checkpoint
+
+_METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+
+
+class PublishError(ValueError):
+    """A model cannot be put into the repository; the message says why."""
+
+
+def publish(
+    checkpoint_path: Path,
+    repository: Path,
+    *,
+    name: str | None = None,
+    version: int | None = None,
+    logits: bool = False,
+    scores: Path | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, ParityReport]:
+    """Write `<repository>/<name>/<version>/model.onnx` and the card `<name>/README.md`.
+
+    `name` defaults to the recipe's, `version` to the one after the highest there is. `scores` is
+    what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
+    val scores that training measured.
+    Raises: PublishError, CheckpointError, ContractError, ExportError.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    measured = _read_scores(scores) if scores else None
+    network = checkpoint.build_network()
+    name = name or str(checkpoint.config["name"])
+    folder = repository / name
+    path = folder / str(version or _next_version(folder)) / "model.onnx"
+    if path.exists() and not overwrite:
+        raise PublishError(f"{path} exists: choose another --version or say --overwrite")
+    contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
+    report = export(network, contract, path)
+    card = folder / "README.md"
+    card.write_text(model_card(checkpoint, contract, measured))
+    return path, report
+
+
+def make_contract(
+    checkpoint: Checkpoint,
+    network: FCN,
+    name: str,
+    *,
+    logits: bool = False,
+    measured: dict[str, Any] | None = None,
+) -> Contract:
+    """Scores are named `<split>_<metric>`, in 0..1. Raises: ContractError."""
+    scores = {}
+    for split, values in _splits(checkpoint, measured):
+        scores.update({f"{split}_{metric}": round(values[metric], 6) for metric in _METRICS})
+    backbone = network.backbone
+    return Contract(
+        model_name=name,
+        architecture=checkpoint.network.architecture,
+        classes=checkpoint.dataset.classes,
+        training_data=checkpoint.dataset.data,
+        input=InputSpec(
+            stride=32, min_side_px=backbone.min_side_px, max_side_px=backbone.max_side_px
+        ),
+        outputs=OutputSpec(logits="logits" if logits else None),
+        scores=scores,
+        git_revision=checkpoint.git_revision,
+        precision="fp32",
+    )
+
+
+def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, Any] | None) -> str:
+    """Markdown: what the model is, what it was trained on, how, and how well it does."""
+    data = contract.training_data
+    recipe = shared_recipe(checkpoint.config)
+    lines = [
+        f"# {contract.model_name}",
+        "",
+        f"- Architecture: {contract.architecture}, {len(contract.classes)} classes, "
+        f"{contract.precision}; made for images of about the size it was trained on.",
+        f"- Training data: {data.name}. Source: {data.source or 'not given'}.",
+        f"- Licence of the data, which binds the weights: **{data.licence}**.",
+        f"- Trained with revision `{checkpoint.git_revision}`, {checkpoint.iteration} iterations; "
+        f"exported {date.today().isoformat()}.",
+        "- Served size: any; the label map has the size of the picture.",
+        "",
+        "## Scores",
+        "",
+        "Whole images at their own size, one scale, no flip; void pixels excluded; one confusion "
+        "matrix over the split.",
+        "",
+    ]
+    splits = _splits(checkpoint, measured)
+    lines += _table(["metric", *(split for split, _ in splits)], [
+        [metric.replace("_", " "), *(f"{100 * values[metric]:.2f}" for _, values in splits)]
+        for metric in _METRICS
+    ])  # fmt: skip
+    lines += ["", "IU per class, in percent:", ""]
+    lines += _table(["class", *(split for split, _ in splits)], [
+        [info.name, *(_percent(values["class_iu"][info.name]) for _, values in splits)]
+        for info in contract.classes
+    ])  # fmt: skip
+    lines += [
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        yaml.safe_dump(recipe, sort_keys=False).strip(),
+        "```",
+        "",
+        "```",
+        "fcn train RECIPE.yaml --run RUN --set data.root=DATA init.imagenet=WEIGHTS",
+        f"fcn evaluate RUN/last.pt --data-root DATA --dataset {recipe['data']['dataset']} "
+        "--split test --json > scores.json",
+        "fcn export RUN/last.pt --scores scores.json",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without what only this machine has: folders become their last part."""
+    recipe: dict[str, Any] = json.loads(json.dumps(config))
+    recipe["data"].pop("root", None)
+    for section, field in (("data", "classes"), ("init", "imagenet")):
+        if recipe[section].get(field):
+            recipe[section][field] = Path(recipe[section][field]).name
+        else:
+            recipe[section].pop(field, None)
+    return recipe
+
+
+def _splits(
+    checkpoint: Checkpoint, measured: dict[str, Any] | None
+) -> list[tuple[str, dict[str, Any]]]:
+    splits = []
+    if checkpoint.val_scores is not None:
+        splits.append(("val", checkpoint.val_scores))
+    if measured is not None:
+        splits.append((str(measured["split"]), measured))
+    return splits
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise PublishError(f"cannot read the scores {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise PublishError(f"{path} is not what `fcn evaluate --json` prints")
+    if missing := [key for key in ("split", *_METRICS, "class_iu") if key not in raw]:
+        raise PublishError(f"{path} is not what `fcn evaluate --json` prints: no {missing[0]!r}")
+    return raw
+
+
+def _next_version(folder: Path) -> int:
+    if not folder.is_dir():
+        return 1
+    taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
+    return max(taken, default=0) + 1
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]

@@ -1,0 +1,59 @@
+"""Whether a run may go on: a checkpoint continues only the recipe it was begun with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import Checkpoint, CheckpointError
+from training.config import ConfigError, TrainConfig, parse_config
+from training.datasets import DatasetInfo
+
+FREE = frozenset(
+    {
+        "data.root",
+        "data.classes",
+        "data.workers",
+        "init.imagenet",
+        "init.calibration_images",
+        "name",
+        "schedule.val_every_epochs",
+        "threads",
+    }
+)
+"""Fields that change nothing in what the remaining iterations compute (up to the rounding of sums
+that run on another number of threads)."""
+
+
+def check_resumable(
+    checkpoint: Checkpoint, config: TrainConfig, info: DatasetInfo, path: Path
+) -> None:
+    """Raises: CheckpointError naming what differs. `path`: of the checkpoint."""
+    if checkpoint.dataset.classes != info.classes:
+        raise CheckpointError(f"{path} was trained on another class list")
+    try:
+        begun = parse_config(checkpoint.config, str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"cannot resume, the recipe has fields of old: {error}") from error
+    before, now = _flat(begun.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    changed = [
+        f"{name} (was {before.get(name)}, is {value})"
+        for name, value in now.items()
+        if name not in FREE and before.get(name) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path} was begun with another recipe: {', '.join(changed)}. Go on with the same one, "
+            "or start a new run"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as `section.field`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

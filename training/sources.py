@@ -1,0 +1,94 @@
+"""What `fcn evaluate` can score: a checkpoint, an ONNX file or a running server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import torch
+
+from training.checkpoint import load_checkpoint
+from training.datasets import SegmentationDataset
+from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
+from training.metrics import Confusion
+from training.predictors import FilePredictor, NetworkPredictor, Predictor
+
+KINDS = "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://)"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where label maps come from. Exactly one of the two predictors is set."""
+
+    name: str
+    kind: str
+    """`checkpoint`, `onnx`, `rest` or `grpc`"""
+    class_names: tuple[str, ...]
+    predict: Predictor | None = None
+    predict_file: FilePredictor | None = None
+
+    def confusion(
+        self, data: SegmentationDataset, *, in_flight: int = 4, progress: bool = True
+    ) -> Confusion:
+        """Over the whole split. Raises: EvaluationError, DatasetError."""
+        check_classes(self.class_names, self.name, data.info)
+        if self.predict_file is not None:
+            return evaluate_files(self.predict_file, data, in_flight=in_flight, progress=progress)
+        if self.predict is None:
+            raise EvaluationError(f"{self.name} has no predictor")
+        return evaluate(self.predict, data, progress=progress)
+
+
+def open_source(text: str, *, model: str | None = None, threads: int = 0) -> Source:
+    """`text`: as KINDS says; a server's URL may end in `?model=NAME`, which `model` overrides.
+
+    `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
+    Raises: EvaluationError, CheckpointError, ContractError.
+    """
+    parts = urlsplit(text)
+    if parts.scheme in ("http", "https", "grpc"):
+        return _server(text, model)
+    if model is not None:
+        raise EvaluationError(f"--model is for servers, and {text} is a file")
+    path = Path(text)
+    if parts.scheme and len(parts.scheme) > 1 and not path.exists():
+        raise EvaluationError(f"{text}: want {KINDS}")
+    if path.suffix == ".pt":
+        return _checkpoint(path, threads)
+    if path.suffix == ".onnx":
+        from training.onnx_predictor import OnnxPredictor
+
+        onnx = OnnxPredictor(path, threads)
+        return Source(str(path), "onnx", onnx.contract.class_names, predict=onnx)
+    raise EvaluationError(f"{text}: want {KINDS}")
+
+
+def _checkpoint(path: Path, threads: int) -> Source:
+    checkpoint = load_checkpoint(path)
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = checkpoint.build_network().to(device)
+    names = tuple(info.name for info in checkpoint.dataset.classes)
+    return Source(str(path), "checkpoint", names, predict=NetworkPredictor(network))
+
+
+def _server(url: str, model: str | None) -> Source:
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    if set(query) - {"model"}:
+        raise EvaluationError(f"{url}: of a query only ?model=NAME has a meaning")
+    if not parts.netloc:
+        raise EvaluationError(f"{url}: want scheme://host:port")
+    name = model or query.get("model", [None])[0]
+    bare = parts._replace(query="", fragment="").geturl()
+    if parts.scheme == "grpc":
+        from training.grpc_predictor import GrpcPredictor
+
+        rpc = GrpcPredictor(bare, name)
+        return Source(bare, "grpc", rpc.model.class_names, predict_file=rpc)
+    from training.rest_predictor import RestPredictor
+
+    rest = RestPredictor(bare, name)
+    return Source(bare, "rest", rest.model.class_names, predict_file=rest)
