@@ -64,8 +64,6 @@ class Server:
         line = process.stdout.readline() if process.stdout else ""
         found = _READY.search(line)
         if found is None:
-            process.kill()
-            process.wait()
             raise RuntimeError(f"the server did not start: {line}{self.log()}")
         self.url, self.target = found.groups()
         self.rest = httpx.Client(base_url=self.url, timeout=60.0)
@@ -138,7 +136,12 @@ def running(repository: Path, **settings: object) -> Iterator[Server]:
             stderr=log,
             text=True,
         )
-        server = Server(process, log)
+        try:
+            server = Server(process, log)
+        except BaseException:  # a test's timeout among them: no server may outlive its test
+            process.kill()
+            process.communicate()
+            raise
         try:
             yield server
         finally:

@@ -1,0 +1,79 @@
+"""docs/api.md: its snippets run, and its tables say what the code does."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.api.parameters import NAMES
+from service.api.status import TABLE, TYPE_PREFIX
+from service.core.segmenter import Output
+from service.telemetry import Telemetry
+from tests.conftest import need
+from tests.drawing import jpeg, read_png, street
+from tests.serving import ROOT, Server, environment
+
+PAGE = (ROOT / "docs" / "api.md").read_text()
+SNIPPETS = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def rows(start: str) -> list[list[str]]:
+    """The cells of the table rows that begin with `start`."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.splitlines()
+        if line.startswith(start)
+    ]
+
+
+def test_there_are_snippets() -> None:
+    assert [language for language, _ in SNIPPETS] == ["sh", "sh", "sh", "python", "python", "sh"]
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
+    language, text = SNIPPETS[number]
+    need(language != "sh" or shutil.which("curl") is not None, "curl")
+    (tmp_path / "photo.jpg").write_bytes(jpeg(street(30, 50)))
+    text = text.replace("http://localhost:8000", server.url)
+    text = text.replace("localhost:8001", server.target)
+    command = ["sh", "-ec"] if language == "sh" else [sys.executable, "-c"]
+    done = subprocess.run(
+        [*command, text],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    pictures = list(tmp_path.glob("*.png"))
+    assert pictures or "tiny" in done.stdout
+    for picture in pictures:
+        assert read_png(picture.read_bytes()).shape[:2] == (30, 50)
+
+
+def test_errors() -> None:
+    listed = rows("| `urn:fcn:problem:")
+    assert listed == [
+        [f"`{TYPE_PREFIX}{row.kind}`", str(row.http), row.code.name, "yes" if row.retry else "no"]
+        for row in TABLE.values()
+    ]
+
+
+def test_parameters_and_outputs() -> None:
+    for name in NAMES:
+        assert len(rows(f"| `{name}` |")) == 1
+    for output in Output:
+        assert len(rows(f"| `{output}` | `")) == 1
+
+
+def test_metrics() -> None:
+    text = Telemetry(0.175).scrape().decode()
+    real = set(re.findall(r"^# TYPE (fcn_\w+)", text, re.MULTILINE))
+    assert {row[0].strip("`") for row in rows("| `fcn_")} == real
