@@ -121,7 +121,7 @@ class Batcher:
         finally:
             if item.timer is not None:
                 item.timer.cancel()
-            self._leave_queue(item)  # still there only when cancelled
+            self._leave_queue(item)  # still there when cancelled or expired
 
     def retry_after_s(self) -> float:
         """Whole seconds, 1..60: how long the queue as it stands should take."""
@@ -204,7 +204,6 @@ class Batcher:
 
     def _expire(self, item: _Item) -> None:
         """The deadline has come, wherever the image is."""
-        self._leave_queue(item)
         _fail(
             item,
             DeadlineExceeded(

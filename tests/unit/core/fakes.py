@@ -13,7 +13,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 POISON = 13
 """A batch with an image whose first value is this makes the device fail."""
-WAIT_S = 10.0
+WAIT_S = 60.0
+"""When a test that hangs gives up; no passing test waits for it."""
 
 
 class Device:
