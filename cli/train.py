@@ -19,7 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="section.field=value",
         help="changes to the recipe, e.g. data.root=DIR schedule.epochs=2",
     )
-    parser.add_argument("--run", type=Path, help="folder for checkpoints and logs (runs/<name>)")
+    parser.add_argument(
+        "--run",
+        dest="run_dir",  # `run` is the frame's
+        type=Path,
+        metavar="DIR",
+        help="folder for checkpoints and logs (default: runs/<name>)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last.pt")
 
 
@@ -28,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from training.train import train
 
     config = load_config(args.recipe, args.overrides)
-    run_dir = args.run or Path("runs") / config.name
+    run_dir = args.run_dir or Path("runs") / config.name
     checkpoint = train(config, run_dir, resume=args.resume)
     print(f"{run_dir}/last.pt: iteration {checkpoint.iteration}")
     print(f"{run_dir}/best.pt: val mean IU {checkpoint.best_mean_iu:.4f}")

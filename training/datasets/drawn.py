@@ -3,7 +3,7 @@
     python -m training.datasets.drawn DIR --train 64 --val 16 --test 16
 
 Every scene has a sky, houses, a road, some trees and a strip of void along one side. Colours
-vary and are noisy, and a house may be as green as a tree: shape and place count too.
+vary from scene to scene and are noisy.
 """
 
 from __future__ import annotations
