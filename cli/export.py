@@ -1,0 +1,43 @@
+"""`fcn export`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write a checkpoint as an ONNX file that the server loads"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), help="(model_repository)"
+    )
+    parser.add_argument("--name", help="model name (the recipe's)")
+    parser.add_argument("--version", type=int, help="(one above the highest there is)")
+    parser.add_argument("--logits", action="store_true", help="add the logits as a second output")
+    parser.add_argument(
+        "--scores", type=Path, help="JSON from `fcn evaluate --json`, for contract and card"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing version")
+
+
+def run(args: argparse.Namespace) -> int:
+    from training.publish import publish
+
+    path, report = publish(
+        args.checkpoint,
+        args.repository,
+        name=args.name,
+        version=args.version,
+        logits=args.logits,
+        scores=args.scores,
+        overwrite=args.overwrite,
+    )
+    sizes = ", ".join(f"{n}x{h}x{w}" for n, h, w in report.sizes)
+    print(f"{path}: checked against PyTorch at {sizes}")
+    print(
+        f"labels agree on {report.label_agreement:.4%}, logits differ by at most "
+        f"{report.largest_logit_difference:.1e} (relative)"
+    )
+    return 0
