@@ -1,0 +1,22 @@
+"""`python -m bench`: every measurement that `make bench` makes, one after the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPTS = ("bench.model_latency", "bench.segment_load")
+
+
+def main() -> int:
+    for script in SCRIPTS:
+        print(f"== {script}", flush=True)
+        # A process each: what one leaves behind (threads, arenas) must not slow the next.
+        done = subprocess.run([sys.executable, "-m", script], check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
