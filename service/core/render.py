@@ -61,7 +61,7 @@ def label_map_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
     label_map: uint8 [H,W]. palette: RGB uint8 [256,3], written whole, since Pillow packs a palette
     of up to 16 colours into fewer than 8 bits.
     """
-    image = Image.fromarray(np.ascontiguousarray(label_map))
+    image = Image.fromarray(label_map)
     image.putpalette(palette.tobytes())
     return _png(image)
 
