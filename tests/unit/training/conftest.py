@@ -1,0 +1,53 @@
+"""Drawn scenes, and a network narrow enough to train in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.backbones import mobilenet_v1
+from tests.unit.training.recipes import MakeConfig, raw_recipe
+from training.config import TrainConfig, parse_config
+from training.datasets import drawn
+
+HEIGHT, WIDTH = 40, 56
+SIZES = {"train": 6, "val": 2, "test": 3}
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set folder; nobody may change it."""
+    root = tmp_path_factory.mktemp("streets")
+    for split, count in SIZES.items():
+        drawn.write(root, split, count, HEIGHT, WIDTH, seed=0)
+    return root
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MobileNetV1 with an eighth of its channels: the same layers in a hundredth of the time."""
+    narrowed = tuple(channels // 8 for channels in mobilenet_v1._CHANNELS)
+    monkeypatch.setattr(mobilenet_v1, "_CHANNELS", narrowed)
+    monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool3_channels", narrowed[4])
+    monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool4_channels", narrowed[10])
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_config(streets: Path) -> MakeConfig:
+    """The recipe with changes given as `section__field=value`."""
+
+    def make(**changes: Any) -> TrainConfig:
+        raw = raw_recipe(streets)
+        for key, value in changes.items():
+            *sections, name = key.split("__")
+            inner = raw
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[name] = value
+        return parse_config(raw, "test recipe")
+
+    return make

@@ -1,0 +1,25 @@
+"""A recipe for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.config import TrainConfig
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def raw_recipe(root: Path) -> dict[str, Any]:
+    """As read from YAML: 3 iterations an epoch, 2 epochs; everything random is on."""
+    return {
+        "name": "streets",
+        "network": {"backbone": "mobilenet_v1", "fc6_channels": 16, "dropout": 0.5},
+        "data": {"dataset": "folder", "root": str(root), "workers": 0},
+        "augment": {"crop_height": 48, "crop_width": 64, "aspect": 0.2, "channel_gain": 0.1},
+        "loss": {"class_weight_offset": 1.1, "dice": 0.5},
+        "schedule": {"epochs": 2, "batch_size": 2, "warmup_iterations": 2, "val_every_epochs": 1},
+        "precision": "fp32",
+        "threads": 1,
+    }

@@ -1,0 +1,157 @@
+"""Checkpoints come back as they were, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.build import NetworkSpec, build
+from model.contract import ClassInfo, TrainingData
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from training.datasets import DatasetInfo
+
+pytestmark = pytest.mark.usefixtures("narrow")
+SPEC = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=16)
+INFO = DatasetInfo(
+    (ClassInfo(0, "sky", (1, 2, 3)), ClassInfo(1, "road", (4, 5, 6), "where cars go")),
+    TrainingData("drawn", "CC0-1.0", "here"),
+)
+
+
+def checkpoint(**changes: Any) -> Checkpoint:
+    network = build(SPEC, 2)
+    fields: dict[str, Any] = {
+        "network": SPEC,
+        "dataset": INFO,
+        "config": {"name": "x", "schedule": {"epochs": 3}},
+        "git_revision": "0123456789ab",
+        "iteration": 5,
+        "weights": network.state_dict(),
+        "ema": {name: value + 1 for name, value in network.state_dict().items()},
+        "optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]},
+        "random_state": torch.get_rng_state(),
+        "best_mean_iu": 0.5,
+        "val_scores": {"mean_iu": 0.5, "class_iu": {"sky": None}},
+        "epoch_losses": [0.25, 0.125],
+    }
+    return Checkpoint(**(fields | changes))
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    saved = checkpoint()
+    path = tmp_path / "new folder" / "last.pt"
+    save_checkpoint(path, saved)
+    loaded = load_checkpoint(path)
+    for field in dataclasses.fields(Checkpoint):
+        assert same(getattr(saved, field.name), getattr(loaded, field.name)), field.name
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]  # no temporary file left
+
+
+def test_build_network_has_the_averaged_weights() -> None:
+    saved = checkpoint()
+    assert saved.ema is not None
+    assert same(dict(saved.build_network().state_dict()), saved.ema)
+    assert not saved.build_network().training
+    plain = dataclasses.replace(saved, ema=None)
+    assert same(dict(plain.build_network().state_dict()), dict(saved.weights))
+
+
+def test_weights_of_another_network() -> None:
+    other = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=8)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        checkpoint(network=other).build_network()
+
+
+def test_a_file_of_an_earlier_version_lacks_the_optional_fields(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    fields = torch.load(path, weights_only=True)
+    del fields["epoch_losses"], fields["cuda_random_state"]
+    torch.save(fields, path)
+    assert load_checkpoint(path).epoch_losses == []
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none\.pt"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+class Payload:
+    """Would run code when unpickled."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (setattr, (Payload, "ran", True))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_junk(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of fcn train"):
+        load_checkpoint(path)
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"format_version": 1, "weights": Payload()}, path)
+    with pytest.raises(CheckpointError, match="is not a checkpoint") as raised:
+        load_checkpoint(path)
+    assert not Payload.ran
+    assert "weights_only" not in str(raised.value)  # torch explains how to run it all the same
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {"weights": {}}, {"format_version": 99}])
+def test_tensors_of_other_programs(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "last.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("field", ["weights", "optimizer", "dataset", "network", "iteration"])
+def test_incomplete(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    fields = torch.load(path, weights_only=True)
+    del fields[field]
+    torch.save(fields, path)
+    with pytest.raises(CheckpointError, match=f"incomplete.*{field}"):
+        load_checkpoint(path)
+
+
+def test_an_interrupted_write_keeps_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint(iteration=5))
+
+    def fail(_fields: Any, where: Path) -> None:
+        where.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, checkpoint(iteration=6))
+    assert load_checkpoint(path).iteration == 5

@@ -1,0 +1,261 @@
+"""The folder format: what is read, and what is refused with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from training.datasets import DatasetError, SegmentationDataset, open_dataset
+from training.datasets.base import VOID
+from training.datasets.folder import load_info
+
+CLASSES = {
+    "name": "tiny",
+    "licence": "CC0-1.0",
+    "classes": [
+        {"name": "sky", "color": [1, 2, 3]},
+        {"name": "road", "color": [4, 5, 6], "description": "asphalt"},
+    ],
+}
+RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+LABELS = np.array([[0, 1, VOID, 0, 1, 0]] * 4, np.uint8)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """One scene of 4x6 in split `train`."""
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(CLASSES))
+    for kind in ("images", "labels"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+    Image.fromarray(RGB).save(tmp_path / "train/images/a.png")
+    Image.fromarray(LABELS).save(tmp_path / "train/labels/a.png")
+    return tmp_path
+
+
+def opened(root: Path) -> SegmentationDataset:
+    return open_dataset("folder", root, "train")
+
+
+def test_read(root: Path) -> None:
+    data = opened(root)
+    assert len(data) == 1
+    assert [info.name for info in data.info.classes] == ["sky", "road"]
+    assert data.info.classes[1].description == "asphalt"
+    assert data.info.data.licence == "CC0-1.0"
+    image, target = data[0]
+    assert (image == RGB).all()
+    assert (target == LABELS).all()
+
+
+def test_class_frequencies_leave_void_out(root: Path) -> None:
+    assert opened(root).class_frequencies() == pytest.approx([3 / 5, 2 / 5])
+
+
+def test_no_labelled_pixel_at_all(root: Path) -> None:
+    Image.fromarray(np.full((4, 6), VOID, np.uint8)).save(root / "train/labels/a.png")
+    with pytest.raises(DatasetError, match="'train' has no labelled pixel"):
+        opened(root).class_frequencies()
+
+
+def test_other_files_are_passed_over(root: Path) -> None:
+    (root / "train/images/notes.txt").write_text("not an image")
+    (root / "train/images/Thumbs.db").write_bytes(b"")
+    assert len(opened(root)) == 1
+
+
+def test_order_is_by_name_and_suffixes_may_be_upper_case(root: Path) -> None:
+    for name in ("c.JPG", "b.webp"):
+        Image.fromarray(RGB).save(root / "train/images" / name)
+        Image.fromarray(LABELS).save(root / "train/labels" / (name[0] + ".png"))
+    assert [image.name for image, _ in opened(root).pairs] == ["a.png", "b.webp", "c.JPG"]
+
+
+def test_palette_labels_are_read_as_ids(root: Path) -> None:
+    image = Image.fromarray(LABELS, "L")
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(root / "train/labels/a.png")
+    assert (opened(root)[0].target == LABELS).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_greyscale_labels_of_few_bits_are_read_as_ids(root: Path, bits: int) -> None:
+    """Tools that save as small as they can write these; Pillow scales their values to 255."""
+    labels = np.where(LABELS == VOID, 0, LABELS)
+    (root / "train/labels/a.png").write_bytes(small_grey_png(labels, bits))
+    assert (opened(root)[0].target == labels).all()
+
+
+def small_grey_png(labels: Any, bits: int) -> bytes:
+    """A greyscale PNG of `bits` per pixel, written by hand: Pillow writes only 1 and 8."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    planes = np.unpackbits(labels[..., None], axis=2)[..., 8 - bits :]
+    packed = np.packbits(planes.reshape(len(labels), -1), axis=1)
+    lines = b"".join(b"\0" + row.tobytes() for row in packed)
+    height, width = labels.shape
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_images_are_read_upright_as_the_server_reads_them(root: Path) -> None:
+    (root / "train/images/a.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    grey = np.repeat(np.linspace(0, 255, 24).astype(np.uint8).reshape(6, 4)[..., None], 3, 2)
+    Image.fromarray(grey).save(root / "train/images/a.jpg", quality=100, exif=exif)
+    image = opened(root)[0].image
+    assert image.shape == (4, 6, 3)
+    assert np.abs(image.astype(int) - np.rot90(grey, -1)).max() < 8
+
+
+def test_of_16_bits_the_high_8_count(root: Path) -> None:
+    deep = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)
+    Image.fromarray(deep).save(root / "train/images/a.png")
+    image = opened(root)[0].image
+    assert (image == ((deep.astype(int) + 128) // 257)[..., None]).all()
+
+
+def test_alpha_is_dropped(root: Path) -> None:
+    rgba = np.dstack([RGB, np.zeros((4, 6), np.uint8)])
+    Image.fromarray(rgba).save(root / "train/images/a.png")
+    assert (opened(root)[0].image == RGB).all()
+
+
+def test_unknown_data_set(root: Path) -> None:
+    with pytest.raises(DatasetError, match="unknown data set 'coco': want one of camvid, folder"):
+        open_dataset("coco", root, "train")
+
+
+def test_missing_split(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"val/images is missing: want .*/labels"):
+        open_dataset("folder", root, "val")
+
+
+def test_missing_label(root: Path) -> None:
+    (root / "train/labels/a.png").unlink()
+    with pytest.raises(DatasetError, match=r"a\.png has no label: .*labels/a\.png is missing"):
+        opened(root)
+
+
+def test_no_image(root: Path) -> None:
+    (root / "train/images/a.png").unlink()
+    with pytest.raises(DatasetError, match="holds no image"):
+        opened(root)
+
+
+def test_two_images_of_one_name(root: Path) -> None:
+    Image.fromarray(RGB).save(root / "train/images/a.bmp")
+    with pytest.raises(DatasetError, match=r"a\.bmp and .*a\.png share one label"):
+        opened(root)
+
+
+def test_sizes_differ(root: Path) -> None:
+    Image.fromarray(LABELS[:, :5]).save(root / "train/labels/a.png")
+    with pytest.raises(DatasetError, match=r"a\.png is 4x6 but its label .* is 4x5"):
+        opened(root)[0]
+
+
+def test_label_that_is_no_class(root: Path) -> None:
+    Image.fromarray(np.full((4, 6), 2, np.uint8)).save(root / "train/labels/a.png")
+    with pytest.raises(DatasetError, match=r"holds the label 2: want 0\.\.1, or 255"):
+        opened(root)[0]
+
+
+def test_coloured_label(root: Path) -> None:
+    Image.fromarray(RGB).save(root / "train/labels/a.png")
+    with pytest.raises(DatasetError, match="is a RGB picture: labels must be 8-bit"):
+        opened(root)[0]
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_damaged_files(root: Path, kind: str, damage: str) -> None:
+    path = root / f"train/{kind}s/a.png"
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"hello", "cut": content[:-30]}[damage])
+    with pytest.raises(DatasetError, match=rf"cannot read the {kind} .*a\.png"):
+        opened(root)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"classes": []}, "classes: .*at least 1"),
+        ({"classes": None}, "classes: "),
+        ({"classes": [{"name": "sky"}]}, r"classes\.0\.color: Field required"),
+        ({"classes": [{"color": [1, 2, 3]}]}, r"classes\.0\.name: Field required"),
+        ({"classes": [{"name": "sky", "color": [1, 2]}]}, r"classes\.0\.color"),
+        ({"classes": [{"name": "sky", "color": [1, 2, 256]}]}, r"classes\.0\.color\.2"),
+        ({"classes": [{"name": "sky", "color": "blue"}]}, r"classes\.0\.color"),
+        ({"classes": [{"name": "a", "color": [0, 0, 0], "id": 1}]}, r"classes\.0\.id"),
+        ({"classes": 2 * [{"name": "sky", "color": [1, 2, 3]}]}, "two classes are called 'sky'"),
+        ({"licence": None}, "licence: "),
+        ({"license": "MIT"}, "license: "),
+        (
+            {"classes": [{"name": f"c{n}", "color": [0, 0, 0]} for n in range(256)]},
+            "classes: .*at most 255",
+        ),
+    ],
+)
+def test_wrong_class_lists(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_text(yaml.safe_dump(CLASSES | change))
+    with pytest.raises(DatasetError, match=rf"classes\.yaml: .*{complaint}"):
+        load_info(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"- sky\n", b"classes: [", b"\xff\xfe"])
+def test_unreadable_class_lists(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"classes\.yaml"):
+        load_info(path)
+
+
+def test_missing_class_list(root: Path) -> None:
+    (root / "classes.yaml").unlink()
+    with pytest.raises(DatasetError, match=r"cannot read the class list .*classes\.yaml"):
+        opened(root)
+
+
+def test_own_class_list_instead(root: Path) -> None:
+    path = root / "other.yaml"
+    path.write_text(yaml.safe_dump(CLASSES | {"name": "renamed"}))
+    assert open_dataset("folder", root, "train", path).info.data.name == "renamed"
+
+
+def test_camvid_has_its_11_classes(root: Path) -> None:
+    """In the order of the SegNet labels, which the shipped model's ids follow."""
+    info = open_dataset("camvid", root, "train").info
+    assert [entry.name for entry in info.classes] == [
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign_symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ]
+    assert [entry.id for entry in info.classes] == list(range(11))
+    assert len({entry.color for entry in info.classes}) == 11
+    assert "non-commercial" in info.data.licence

@@ -1,0 +1,90 @@
+"""The order and the augmentation depend on seed and iteration, and on nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.datasets import SegmentationDataset, open_dataset
+from training.loader import _Order, iterations_per_epoch, training_batches
+from training.transforms import Augmentation
+
+AUGMENT = Augmentation(crop_height=32, crop_width=32)
+Batch = tuple[Tensor, Tensor]
+
+
+def dataset(streets: Path) -> SegmentationDataset:
+    return open_dataset("folder", streets, "train")
+
+
+def batches(
+    streets: Path, *, start: int = 0, total: int = 5, workers: int = 0, seed: int = 3
+) -> list[Batch]:
+    """Batches of 2 from 6 scenes: 3 iterations an epoch."""
+    loader = training_batches(
+        dataset(streets),
+        AUGMENT,
+        batch_size=2,
+        seed=seed,
+        start=start,
+        total=total,
+        workers=workers,
+    )
+    return [(images.clone(), target.clone()) for images, target in loader]
+
+
+def equal(some: list[Batch], others: list[Batch]) -> bool:
+    return len(some) == len(others) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+def test_shapes_and_types(streets: Path) -> None:
+    images, target = batches(streets, total=1)[0]
+    assert (images.shape, images.dtype) == ((2, 3, 32, 32), torch.uint8)
+    assert (target.shape, target.dtype) == ((2, 32, 32), torch.uint8)
+
+
+def test_a_worker_process_changes_nothing(streets: Path) -> None:
+    assert equal(batches(streets, workers=0), batches(streets, workers=1))
+
+
+def test_resumed_order_is_the_rest_of_the_order(streets: Path) -> None:
+    """From the middle of an epoch, and with it the same augmentation."""
+    assert equal(batches(streets)[2:], batches(streets, start=2))
+
+
+def test_seed_decides(streets: Path) -> None:
+    assert equal(batches(streets), batches(streets))
+    assert not equal(batches(streets), batches(streets, seed=4))
+
+
+def test_epochs_differ(streets: Path) -> None:
+    assert not equal(batches(streets, total=3), batches(streets, start=3, total=6))
+
+
+def test_each_epoch_takes_each_scene_once() -> None:
+    order = list(_Order(6, 2, seed=0, start=0, total=9))
+    for epoch in range(3):
+        keys = [key for batch in order[3 * epoch : 3 * epoch + 3] for key in batch]
+        assert {epoch_of for epoch_of, _ in keys} == {epoch}
+        assert sorted(index for _, index in keys) == list(range(6))
+    assert len({tuple(batch) for batch in order}) == 9
+
+
+def test_a_short_last_batch_is_dropped_unless_it_is_the_only_one() -> None:
+    assert iterations_per_epoch(7, 2) == 3
+    assert [len(batch) for batch in _Order(7, 2, seed=0, start=0, total=6)] == [2] * 6
+    assert iterations_per_epoch(3, 8) == 1
+    assert [len(batch) for batch in _Order(3, 8, seed=0, start=0, total=2)] == [3, 3]
+
+
+def test_reading_leaves_the_random_numbers_of_torch_alone(streets: Path) -> None:
+    """Else dropout after a resume would not be what it would have been."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    batches(streets, total=2)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,107 @@
+"""Parameter groups, the schedule and the moving average."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model.build import NetworkSpec, build
+from training.config import OptimizerConfig, ScheduleConfig
+from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
+
+pytestmark = pytest.mark.usefixtures("narrow")
+CONFIG = OptimizerConfig(head_lr=1e-2, backbone_lr=1e-3, weight_decay=0.3)
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    optimizer = make_optimizer(net, CONFIG)
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in net.parameters())
+
+
+def test_rates_and_decay_by_kind_of_parameter() -> None:
+    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16, skip_channels=8), 4)
+    optimizer = make_optimizer(net, CONFIG)
+    got = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    parameters = dict(net.named_parameters())
+    for name, wanted in {
+        "backbone.conv0.conv.weight": (1e-3, 0.3),
+        "backbone.dw3.conv.weight": (1e-3, 0.3),
+        "backbone.pw13.norm.weight": (1e-3, 0.0),
+        "backbone.pw13.norm.bias": (1e-3, 0.0),
+        "backbone.fc6.conv.weight": (1e-2, 0.3),  # not from ImageNet
+        "score_fr.weight": (1e-2, 0.3),
+        "score_fr.bias": (1e-2, 0.0),
+        "score_pool3.1.weight": (1e-2, 0.0),  # the skip's norm
+    }.items():
+        assert got[id(parameters[name])] == wanted, name
+
+
+def test_sgd() -> None:
+    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    optimizer = make_optimizer(net, OptimizerConfig(kind="sgd", momentum=0.99))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.99}
+
+
+def test_polynomial_schedule() -> None:
+    config = ScheduleConfig(epochs=1, power=0.9)
+    assert rate_factor(0, 100, config) == 1
+    assert rate_factor(50, 100, config) == pytest.approx(0.5**0.9)
+    assert rate_factor(99, 100, config) == pytest.approx(0.01**0.9)
+    assert rate_factor(99, 100, ScheduleConfig(epochs=1, power=0)) == 1
+
+
+def test_warm_up_is_linear_and_ends_at_the_schedule() -> None:
+    config = ScheduleConfig(epochs=1, power=0, warmup_iterations=4)
+    assert [rate_factor(i, 100, config) for i in range(6)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1]
+    )
+
+
+def test_set_rates_keeps_the_groups_apart() -> None:
+    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    optimizer = make_optimizer(net, CONFIG)
+    for factor in (0.5, 0.25):  # of the base rate, not of the last one
+        set_rates(optimizer, factor)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25e-2, 0.25e-3}
+
+
+def test_average_follows_its_formula() -> None:
+    layer = nn.BatchNorm1d(1)
+    average = WeightAverage(layer, decay=0.5)
+    wanted = 1.0
+    for iteration, value in enumerate([3.0, 5.0, -2.0] * 4, start=1):
+        with torch.no_grad():
+            layer.weight.fill_(value)
+            layer.running_mean.fill_(value)  # type: ignore[union-attr]
+            layer.num_batches_tracked.fill_(iteration)  # type: ignore[union-attr]
+        average.update(layer, iteration)
+        decay = min(0.5, (1 + iteration) / (10 + iteration))
+        wanted = decay * wanted + (1 - decay) * value
+        assert float(average.state["weight"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(average.state["running_mean"]) == pytest.approx(wanted - _start_share(), abs=1e-4)
+    assert int(average.state["num_batches_tracked"]) == 12
+
+
+def _start_share() -> float:
+    """What is left of the start value 1 of `weight`; `running_mean` starts from 0."""
+    share = 1.0
+    for iteration in range(1, 13):
+        share *= min(0.5, (1 + iteration) / (10 + iteration))
+    return share
+
+
+def test_average_does_not_share_memory_with_the_network() -> None:
+    layer = nn.Linear(1, 1)
+    average = WeightAverage(layer, decay=0.9)
+    before = average.state["weight"].clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert torch.equal(average.state["weight"], before)

@@ -1,0 +1,161 @@
+"""Augmentation, on scenes whose colour tells the label: red is the class id, green the column,
+blue the row. Where image and target stay together, the colours say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.datasets.base import VOID, Sample
+from training.transforms import Augmentation
+
+PLAIN: dict[str, Any] = {
+    "flip": False,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+}
+
+
+def scene(height: int = 40, width: int = 60) -> Sample:
+    """Blocks of 20x20, class 0 to 5; red = 40 * class."""
+    rows, columns = np.mgrid[:height, :width]
+    target = (rows // 20 * 3 + columns // 20).astype(np.uint8)
+    image = np.stack([40 * target, 4 * columns, 6 * rows], axis=-1).astype(np.uint8)
+    return Sample(image, target)
+
+
+def apply(sample: Sample, seed: int = 0, **fields: Any) -> Sample:
+    return Augmentation(**{**PLAIN, **fields})(sample, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_crop_at_scale_1_is_a_window_of_the_scene(seed: int) -> None:
+    sample = scene()
+    image, target = apply(sample, seed, crop_height=24, crop_width=32, min_scale=1.0, max_scale=1.0)
+    left, top = int(image[0, 0, 1]) // 4, int(image[0, 0, 2]) // 6
+    window = np.s_[top : top + 24, left : left + 32]
+    assert (image == sample.image[window]).all()
+    assert (target == sample.target[window]).all()
+
+
+def test_crops_reach_every_corner() -> None:
+    corners = set()
+    for seed in range(400):
+        image, _ = apply(scene(), seed, crop_height=38, crop_width=58, min_scale=1.0, max_scale=1.0)
+        corners.add((int(image[0, 0, 2]) // 6, int(image[0, 0, 1]) // 4))
+    assert corners == {(top, left) for top in range(3) for left in range(3)}
+
+
+def test_flip_mirrors_both() -> None:
+    sample = scene()
+    whole = {"crop_height": 40, "crop_width": 60, "min_scale": 1.0, "max_scale": 1.0}
+    seen = set()
+    for seed in range(20):
+        image, target = apply(sample, seed, flip=True, **whole)
+        mirrored = bool(image[0, 0, 1] > image[0, -1, 1])
+        step = -1 if mirrored else 1
+        assert (image == sample.image[:, ::step]).all()
+        assert (target == sample.target[:, ::step]).all()
+        seen.add(mirrored)
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scaled_image_and_target_stay_together(seed: int) -> None:
+    """Away from the blocks' borders, which bilinear scaling blurs, red still names the class."""
+    sample = scene()
+    image, target = apply(
+        sample, seed, crop_height=50, crop_width=50, min_scale=0.5, max_scale=2.0, aspect=0.3
+    )
+    red = image[..., 0]
+    agreeing = (red == 40 * target)[target != VOID]
+    assert agreeing.size
+    assert agreeing.mean() > 0.8
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_beyond_the_scene_is_void_and_grey(seed: int) -> None:
+    image, target = apply(
+        scene(), seed, crop_height=64, crop_width=96, min_scale=0.5, max_scale=0.5
+    )
+    inside = target != VOID
+    assert inside.sum() == 20 * 30
+    assert (image[~inside] == 128).all()
+    rows, columns = np.nonzero(inside)
+    assert (np.ptp(rows), np.ptp(columns)) == (19, 29)  # one rectangle
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_targets_hold_only_labels_and_void(seed: int) -> None:
+    """Nearest neighbour: an average of classes 0 and 4 would be class 2."""
+    sample = scene()
+    sample.target[sample.target % 2 == 1] = VOID
+    _, target = apply(sample, seed, crop_height=50, crop_width=70, aspect=0.5)
+    assert set(np.unique(target)) <= {0, 2, 4, VOID}
+
+
+def test_scales_cover_their_range_and_no_more() -> None:
+    """A step of 4 a column in green becomes 4 / scale."""
+    scales = []
+    for seed in range(200):
+        image, _ = apply(
+            scene(60, 60), seed, crop_height=24, crop_width=24, min_scale=0.5, max_scale=2.0
+        )
+        green = image[0, 2:-2, 1].astype(float)
+        scales.append(4 * (len(green) - 1) / (green[-1] - green[0]))
+    assert 0.48 < min(scales) < 0.6
+    assert 1.8 < max(scales) < 2.2
+    assert np.median(scales) == pytest.approx(1.0, abs=0.2)  # log-uniform
+
+
+def test_same_generator_same_result() -> None:
+    first, again, other = (
+        apply(scene(), seed, crop_height=32, crop_width=32, brightness=0.3) for seed in (5, 5, 6)
+    )
+    assert (first.image == again.image).all()
+    assert (first.target == again.target).all()
+    assert (first.image != other.image).any()
+
+
+def test_colours_change_and_the_target_does_not() -> None:
+    sample = scene()
+    whole = {"crop_height": 40, "crop_width": 60, "min_scale": 1.0, "max_scale": 1.0}
+    for name in ("brightness", "contrast", "saturation", "channel_gain"):
+        image, target = apply(sample, 1, **whole, **{name: 0.4})
+        assert (image != sample.image).any(), name
+        assert (target == sample.target).all()
+        assert image.dtype == np.uint8
+
+
+def test_a_grey_picture_stays_grey_unless_channels_are_scaled_apart() -> None:
+    grey = Sample(np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60), np.uint8))
+    whole = {"crop_height": 40, "crop_width": 60, "min_scale": 1.0, "max_scale": 1.0}
+    image, _ = apply(grey, 1, **whole, saturation=0.5, contrast=0.5)
+    assert np.ptp(image.astype(int)) <= 1
+    image, _ = apply(grey, 1, **whole, channel_gain=0.3)
+    assert np.ptp(image[0, 0].astype(int)) > 1
+
+
+def test_one_pixel() -> None:
+    pixel = Sample(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
+    image, target = apply(pixel, crop_height=8, crop_width=8, min_scale=0.5, max_scale=0.5)
+    assert image.shape == (8, 8, 3)
+    assert (target == 0).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"crop_height": 0}, "crop_height"),
+        ({"min_scale": 0.0}, "min_scale"),
+        ({"min_scale": 2.0, "max_scale": 1.0}, "min_scale"),
+        ({"brightness": 1.0}, r"\[0, 1\)"),
+        ({"aspect": -0.1}, r"\[0, 1\)"),
+    ],
+)
+def test_wrong_amounts(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**fields)
