@@ -184,7 +184,8 @@ class MobileNetV1(Backbone):
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Raises: ValueError, OSError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: given a path, numpy leaves a broken archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     # numpy says by these: an archive cut short, a pickle, a single array.
     except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:

@@ -1,0 +1,99 @@
+"""The description of a network, as recipes and checkpoints hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from model.backbones.mobilenet_v1 import MobileNetV1
+from model.backbones.vgg16 import VGG16
+from model.build import NetworkSpec, build
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        (NetworkSpec("mobilenet_v1"), "fcn8s-mobilenet_v1"),
+        (NetworkSpec("vgg16"), "fcn8s-vgg16"),
+        (NetworkSpec("vgg16", "32s"), "fcn32s-vgg16"),
+    ],
+)
+def test_architecture(spec: NetworkSpec, wanted: str) -> None:
+    assert spec.architecture == wanted
+
+
+def test_what_is_left_out_is_the_backbones_own() -> None:
+    with torch.device("meta"):
+        vgg, mobile = build(NetworkSpec("vgg16"), 2), build(NetworkSpec("mobilenet_v1"), 2)
+    assert isinstance(vgg.backbone, VGG16) and isinstance(mobile.backbone, MobileNetV1)
+    assert (vgg.backbone.fc7_channels, vgg.backbone.drop6.p) == (4096, 0.5)
+    assert vgg.backbone.normalisation == "caffe"
+    assert vgg.backbone.get_submodule("conv1_1").padding == (1, 1)
+    assert (mobile.backbone.fc7_channels, mobile.backbone.dropout.p) == (256, 0.1)
+
+
+def test_every_field_reaches_the_network() -> None:
+    spec = NetworkSpec(
+        "vgg16",
+        "16s",
+        upsampling="learned",
+        fc6_channels=32,
+        skip_channels=12,
+        dropout=0.25,
+        padding="pad100",
+        normalisation="torchvision",
+    )
+    with torch.device("meta"):
+        network = build(spec, 7)
+    backbone = network.backbone
+    assert isinstance(backbone, VGG16)
+    assert (network.variant, network.num_classes, network.stride) == ("16s", 7, 16)
+    assert network.upscore2.mode == "learned"
+    assert isinstance(network.score_pool4, nn.Sequential)
+    assert network.score_pool4[0].weight.shape == (12, 512, 3, 3)
+    assert (backbone.fc7_channels, backbone.drop7.p) == (32, 0.25)
+    assert backbone.normalisation == "torchvision"
+    assert backbone.get_submodule("conv1_1").padding == (100, 100)
+
+
+def test_mobilenet_without_fc6() -> None:
+    with torch.device("meta"):
+        network = build(NetworkSpec("mobilenet_v1", fc6_channels=0, dropout=0.0), 2)
+    assert network.backbone.fc7_channels == 1024
+    assert network.score_fr.in_channels == 1024
+
+
+def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
+    """Its fields were these; what has come since must have a default."""
+    old: dict[str, Any] = {
+        "backbone": "mobilenet_v1",
+        "variant": "8s",
+        "upsampling": "fixed",
+        "fc6_channels": 256,
+        "skip_channels": 64,
+        "dropout": 0.1,
+    }
+    spec = NetworkSpec(**old)
+    assert dataclasses.asdict(spec).items() >= old.items()
+    assert NetworkSpec(**dataclasses.asdict(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "mobilenet_v1", "padding": "pad100"}, "are for vgg16, not mobilenet_v1"),
+        ({"backbone": "mobilenet_v1", "normalisation": "caffe"}, "are for vgg16"),
+        ({"backbone": "vgg16", "fc6_channels": 0}, "cannot do without fc6"),
+        ({"backbone": "vgg16", "fc6_channels": -1}, "must not be negative"),
+        ({"backbone": "mobilenet_v1", "skip_channels": -1}, "must not be negative"),
+        ({"backbone": "vgg16", "dropout": 1.0}, "want 0 <= dropout < 1"),
+        ({"backbone": "vgg16", "dropout": -0.1}, "want 0 <= dropout < 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NetworkSpec(**fields)

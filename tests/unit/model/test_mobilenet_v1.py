@@ -1,0 +1,290 @@
+"""MobileNetV1: its alignment, its weights file and the norms that are restored from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.backbones.mobilenet_v1 import ConvNorm, MobileNetV1
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def backbone(fc6_channels: int = 0) -> MobileNetV1:
+    torch.manual_seed(0)
+    return MobileNetV1(fc6_channels=fc6_channels, dropout=0.0).eval()
+
+
+def layers(network: MobileNetV1) -> dict[str, ConvNorm]:
+    return {
+        name: layer
+        for name, layer in network.named_children()
+        if isinstance(layer, ConvNorm) and name != "fc6"
+    }
+
+
+def pictures(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).uniform(0, 255, shape)).float()
+
+
+@pytest.fixture(scope="module")
+def arrays() -> Arrays:
+    """A weights file's content: random layers, in the file's axis order."""
+    random = np.random.default_rng(1)
+    made: Arrays = {}
+    for name, layer in layers(backbone()).items():
+        outputs, inputs, rows, columns = layer.conv.weight.shape
+        depthwise = layer.conv.groups > 1
+        shape = (1, rows, columns, outputs) if depthwise else (outputs, rows, columns, inputs)
+        spread = (2 / (rows * columns * inputs)) ** 0.5
+        made[f"{name}/w"] = (spread * random.normal(size=shape)).astype(np.float32)
+        made[f"{name}/b"] = (0.2 * random.normal(size=outputs)).astype(np.float32)
+    return made
+
+
+@pytest.fixture(scope="module")
+def weights(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v1.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 33), (2, 3), (31, 32), (65, 40), (97, 17)])
+def test_a_map_at_stride_s_has_the_ceiling_of_side_over_s(size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        features = backbone()(torch.zeros(1, 3, *size))
+    for at, channels, stride in (
+        (features.pool3, 256, 8),
+        (features.pool4, 512, 16),
+        (features.fc7, 1024, 32),
+    ):
+        assert at is not None
+        assert tuple(at.shape) == (1, channels, *(math.ceil(side / stride) for side in size))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (7, 8)])
+def test_window_i_of_a_strided_layer_starts_at_2i(size: tuple[int, int], groups: int) -> None:
+    torch.manual_seed(0)
+    layer = ConvNorm(2, 2, stride=2, groups=groups, activation=False).eval()
+    layer.norm.eps = 0.0
+    picture = torch.randn(1, 2, *size)
+    weight = layer.conv.weight.detach().numpy()
+    rows, columns = math.ceil(size[0] / 2), math.ceil(size[1] / 2)
+    padded = np.zeros((2, 2 * rows + 1, 2 * columns + 1), np.float32)
+    padded[:, : size[0], : size[1]] = picture[0].numpy()
+    wanted = np.zeros((2, rows, columns), np.float32)
+    for channel in range(2):
+        seen = slice(channel, channel + 1) if groups == 2 else slice(0, 2)
+        for row in range(rows):
+            for column in range(columns):
+                window = padded[seen, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+                wanted[channel, row, column] = (window * weight[channel]).sum()
+    with torch.inference_mode():
+        got = layer(picture)[0].numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 9)])
+def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -> None:
+    """Value and gradients: training computes the layer another way, for speed."""
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 4, stride=2, groups=4, activation=False).double()
+    layer.norm.eps = 0.0
+    layer.norm.requires_grad_(False)
+    picture = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    results = []
+    for training in (True, False):
+        layer.train(training)
+        layer.norm.eval()  # its own two ways of computing are not what is compared
+        value = layer(picture)
+        results.append(
+            (value, *torch.autograd.grad(value.square().sum(), (picture, layer.conv.weight)))
+        )
+    for trained, evaluated in zip(*results, strict=True):
+        torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12)
+
+
+def test_weights_arrive_where_they_belong(weights: Path, arrays: Arrays) -> None:
+    network = backbone()
+    network.load_imagenet(weights)
+    image = pictures(1, 3, 8, 8)
+    with torch.inference_mode():
+        got = network.dw1(network.conv0(network.normalise(image)))  # type: ignore[operator]
+    first = functional.conv2d(
+        functional.pad((image - 128) / 128, (0, 2, 0, 2)),
+        torch.from_numpy(arrays["conv0/w"]).permute(0, 3, 1, 2),
+        torch.from_numpy(arrays["conv0/b"]),
+        stride=2,
+    ).clamp(0, 6)
+    second = functional.conv2d(
+        first,
+        torch.from_numpy(arrays["dw1/w"]).permute(3, 0, 1, 2),
+        torch.from_numpy(arrays["dw1/b"]),
+        padding=1,
+        groups=32,
+    ).clamp(0, 6)
+    torch.testing.assert_close(got, second, rtol=1e-4, atol=1e-5)
+
+
+def test_the_norms_left_by_the_file_only_add_its_bias(weights: Path, arrays: Arrays) -> None:
+    network = backbone()
+    network.load_imagenet(weights)
+    ones = torch.ones(1, 1024, 1, 1)
+    with torch.inference_mode():
+        got = layers(network)["pw13"].norm(ones).flatten()
+    torch.testing.assert_close(got, 1 + torch.from_numpy(arrays["pw13/b"]), rtol=0, atol=1e-6)
+
+
+def test_every_layer_but_fc6_is_loaded(weights: Path) -> None:
+    network = backbone(fc6_channels=8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.load_imagenet(weights)
+    changed = {
+        name.split(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == set(layers(network))
+    assert len(changed) == 27
+
+
+def _without(name: str) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {key: value for key, value in arrays.items() if key != name}
+
+
+def _with(name: str, *shape: int) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: arrays | {name: np.zeros(shape, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("pw7/w"), "has no 'pw7/w'"),
+        (_without("dw13/b"), "has no 'dw13/b'"),
+        (_with("conv0/w", 32, 3, 3, 4), r"conv0: weights \(32, 4, 3, 3\).*do not fit"),
+        (_with("dw2/w", 1, 3, 3, 32), r"dw2: weights \(32, 1, 3, 3\).*do not fit"),
+        (_with("pw1/b", 32), r"pw1: .*bias \(32,\).*do not fit"),
+    ],
+)
+def test_a_weights_file_that_does_not_fit(
+    change: Callable[[Arrays], Arrays], message: str, arrays: Arrays, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "bad.npz", **change(arrays))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        backbone().load_imagenet(tmp_path / "bad.npz")
+
+
+def _text(path: Path) -> None:
+    path.write_text("not a weights file")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut_short(path: Path) -> None:
+    np.savez(path, a=np.zeros(1000))
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def _single_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def _pickled(path: Path) -> None:
+    np.savez(path, a=np.array([{}], dtype=object))
+
+
+@pytest.mark.parametrize("write", [_text, _empty, _cut_short, _single_array, _pickled])
+def test_a_file_that_is_no_npz_of_arrays(write: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz of arrays"):
+        backbone().load_imagenet(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        backbone().load_imagenet(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_restored_norms_leave_the_function_as_it_was(loaded: bool, weights: Path) -> None:
+    network = backbone()
+    if loaded:
+        network.load_imagenet(weights)
+    probe = pictures(1, 3, 40, 33).flip(2)
+    with torch.inference_mode():
+        before = network(probe)
+        network.restore_norms([pictures(2, 3, 33, 40), pictures(1, 3, 64, 64)])
+        after = network(probe)
+    for was, is_ in zip(before, after, strict=True):
+        assert was.abs().max() > 0
+        torch.testing.assert_close(is_, was, rtol=1e-3, atol=1e-3 * float(was.abs().max()))
+
+
+def test_restored_norms_hold_the_statistics_of_their_batches(weights: Path) -> None:
+    """So training mode on those very images computes what eval mode does: no jump."""
+    network = backbone()
+    network.load_imagenet(weights)
+    images = pictures(4, 3, 64, 48)
+    network.restore_norms([images])
+    assert not network.training
+    conv0 = layers(network)["conv0"]
+    with torch.no_grad():
+        seen = conv0._convolve(network.normalise(images)).double()
+        torch.testing.assert_close(
+            conv0.norm.running_mean, seen.mean(dim=(0, 2, 3)).float(), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            conv0.norm.running_var,
+            seen.var(dim=(0, 2, 3), correction=0).float(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        evaluated = network(images)
+        trained = network.train()(images)
+    for one, other in zip(trained, evaluated, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
+
+
+def test_restore_norms_without_images_changes_nothing(weights: Path) -> None:
+    network = backbone()
+    network.load_imagenet(weights)
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match="needs at least one batch"):
+        network.restore_norms([])
+    assert network.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_restore_norms_leaves_no_hook_behind_when_the_images_fail(weights: Path) -> None:
+    def broken() -> Any:
+        yield pictures(1, 3, 8, 8)
+        raise OSError("the disk is gone")
+
+    network = backbone().train()
+    with pytest.raises(OSError, match="the disk is gone"):
+        network.restore_norms(broken())
+    assert network.training
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_fc6_is_not_pretrained() -> None:
+    network = backbone(fc6_channels=8)
+    parts = network.pretrained_modules()
+    assert network.fc6 not in parts
+    assert all(layer in parts for layer in layers(network).values())
