@@ -89,16 +89,19 @@ def make_network(backbone: str) -> FCN:
 
 
 def open_session(network: FCN, path: Path, threads: int) -> onnxruntime.InferenceSession:
-    contract = Contract(
+    export(network, bench_contract(), path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def bench_contract() -> Contract:
+    return Contract(
         model_name="bench",
         architecture="bench",
         classes=tuple(ClassInfo(i, f"class{i}", (i, i, i)) for i in range(CLASSES)),
         training_data=TrainingData("none", "none"),
     )
-    export(network, contract, path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @torch.inference_mode()

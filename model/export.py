@@ -27,6 +27,7 @@ from model.backbones.mobilenet_v1 import ConvNorm
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
 from model.graph import tidy
+from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
 """What torch's exporter builds at; a later opset would be a conversion with nothing gained."""
@@ -70,16 +71,22 @@ class ServedNetwork(nn.Module):
         return (labels, logits) if self.logits else labels
 
 
-def export(network: FCN, contract: Contract, path: Path) -> ParityReport:
+def export(
+    network: FCN, contract: Contract, path: Path, lowering: Lowering = "conv_transpose"
+) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
-    The contract decides whether the graph has a `logits` output. Raises: ExportError.
+    `lowering`: how the fixed upsamplings are computed. The contract decides whether the graph has
+    a `logits` output. Raises: ExportError.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
             f"the network has {network.num_classes} classes, its contract {len(contract.classes)}"
         )
     folded = fold_norms(network)
+    for module in folded.modules():
+        if isinstance(module, BilinearUpsample):
+            module.lowering = lowering
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Upsampling = Literal["fixed", "learned"]
+Lowering = Literal["conv_transpose", "interpolate"]
+"""How a fixed upsampling is computed outside training; the values are the same."""
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -43,6 +45,7 @@ class BilinearUpsample(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.factor, self.mode = channels, factor, mode
+        self.lowering: Lowering = "conv_transpose"
         self.kernel_size = kernel_size or 2 * factor
         kernel = bilinear_kernel(self.kernel_size)
         if mode == "learned":
@@ -58,11 +61,15 @@ class BilinearUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "learned":
             return functional.conv_transpose2d(x, self.weight, stride=self.factor)
-        if self.training and self.factor % 2 == 0 and self.kernel_size == 2 * self.factor:
+        if (self.training or self.lowering == "interpolate") and self.can_interpolate:
             return self._interpolate(x)
         return functional.conv_transpose2d(
             x, self.weight.to(x.dtype), stride=self.factor, groups=self.channels
         )
+
+    @property
+    def can_interpolate(self) -> bool:
+        return self.mode == "fixed" and self.factor % 2 == 0 and self.kernel_size == 2 * self.factor
 
     def _interpolate(self, x: Tensor) -> Tensor:
         """The same values, differently computed: backward through it is several times faster.
