@@ -39,19 +39,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--networks", nargs="+", default=["mobilenet_v1", "vgg16"])
-    parser.add_argument("--name", default="model-latency", help="of the result file")
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "model-latency.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
     for backbone in args.networks:
         with tempfile.TemporaryDirectory() as folder:
             rows += measure(backbone, Path(folder), args.rounds, args.threads)
-    path = record.write(
-        args.name,
+    print_table(rows)
+    record.write(
+        args.out,
         {"threads": args.threads, "rounds": args.rounds, "classes": CLASSES, "rows": rows},
     )
-    print_table(rows)
-    print(path)
 
 
 def measure(backbone: str, folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:

@@ -19,10 +19,9 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "fast
              "grpcio")  # fmt: skip
 
 
-def write(name: str, measured: dict[str, Any]) -> Path:
-    """`bench/results/<name>.json`; an older result of that name is replaced (git keeps it)."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(path: Path, measured: dict[str, Any]) -> None:
+    """As JSON, with where and when; an older result is replaced (git keeps it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
@@ -31,7 +30,7 @@ def write(name: str, measured: dict[str, Any]) -> Path:
         **measured,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
-    return path
+    print(path)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="latency of a server under a closed loop")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--requests", type=int, default=300, help="per size and concurrency")
-    parser.add_argument("--name", default="segment-load", help="of the result file")
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "segment-load.json")
     args = parser.parse_args()
     server = Server(args.repository)
     try:
@@ -57,9 +57,8 @@ def main() -> None:
         ]
     finally:
         server.stop()
-    path = record.write(args.name, {"requests_per_row": args.requests, "rows": rows})
     print_table(rows)
-    print(path)
+    record.write(args.out, {"requests_per_row": args.requests, "rows": rows})
 
 
 class Server:

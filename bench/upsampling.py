@@ -31,13 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="two ways to compute the same upsampling")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "upsampling.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), args.rounds, args.threads)
-    path = record.write("upsampling", {"threads": args.threads, "rows": rows})
     for row in rows:
         print(row)
-    print(path)
+    record.write(args.out, {"threads": args.threads, "rows": rows})
 
 
 def measure(folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
