@@ -45,8 +45,9 @@ class NetworkSpec:
 
     @property
     def architecture(self) -> str:
-        """As written in the contract, e.g. `fcn8s-mobilenet_v1`."""
-        return f"fcn{self.variant}-{self.backbone}"
+        """As written in the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`."""
+        padded = "-pad100" if self.padding == "pad100" else ""
+        return f"fcn{self.variant}-{self.backbone}{padded}"
 
 
 def build(spec: NetworkSpec, num_classes: int) -> FCN:

@@ -97,3 +97,8 @@ def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NetworkSpec(**fields)
+
+
+def test_architecture_tells_the_paddings_apart() -> None:
+    assert NetworkSpec("vgg16", variant="16s").architecture == "fcn16s-vgg16"
+    assert NetworkSpec("vgg16", padding="pad100").architecture == "fcn8s-vgg16-pad100"

@@ -159,6 +159,6 @@ def test_a_file_that_differs_is_refused_and_the_old_one_kept(
 
 def test_nan_never_passes(exported: tuple[FCN, Path]) -> None:
     broken = make_network()
-    nn.init.constant_(broken.score_fr.bias, float("nan"))
+    broken.score_fr.bias = nn.Parameter(torch.full((CLASSES,), float("nan")))
     with pytest.raises(ExportError, match="disagree"):
         check_parity(broken, make_contract(), exported[1], [(1, 32, 32)])
