@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
     import time
+    from contextlib import closing
 
     from training.datasets import open_dataset
     from training.report import Report
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     data = open_dataset(name, args.data_root, args.split, args.classes)
     source = open_source(args.source, model=args.model, threads=args.threads)
     started = time.perf_counter()
-    confusion = source.confusion(data, in_flight=args.in_flight)
+    with closing(source):
+        confusion = source.confusion(data, in_flight=args.in_flight)
     report = Report(source.name, source.kind, data, confusion, time.perf_counter() - started)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     mean_iu = confusion.scores().mean_iu

@@ -42,21 +42,11 @@ class GrpcPredictor:
             options=[("grpc.max_receive_message_length", -1)],
         )
         self._stub = pb_grpc.SegmentationStub(self._channel)
-        listing = self._call(
-            lambda: self._stub.ListModels(pb.ListModelsRequest(), timeout=_CONNECT_S)
-        )
-        # Versions come oldest first, and the newest ready one answers.
-        newest = {
-            entry.name: ServedModel(
-                name=entry.name,
-                version=entry.version,
-                is_default=entry.is_default,
-                class_names=tuple(info.name for info in entry.classes),
-            )
-            for entry in sorted(listing.models, key=lambda entry: entry.is_default)
-            if entry.state == "ready"
-        }
-        self.model = choose_model(newest.values(), model, url)
+        try:
+            self.model = choose_model(self._models(), model, url)
+        except ServerError:
+            self.close()
+            raise
 
     def __call__(self, path: Path, /) -> Pixels:
         """Raises: ServerError."""
@@ -76,6 +66,24 @@ class GrpcPredictor:
 
     def close(self) -> None:
         self._channel.close()
+
+    def _models(self) -> list[ServedModel]:
+        """Of each model the version that will answer."""
+        listing = self._call(
+            lambda: self._stub.ListModels(pb.ListModelsRequest(), timeout=_CONNECT_S)
+        )
+        # Versions come oldest first, and the newest ready one answers.
+        newest = {
+            entry.name: ServedModel(
+                name=entry.name,
+                version=entry.version,
+                is_default=entry.is_default,
+                class_names=tuple(info.name for info in entry.classes),
+            )
+            for entry in sorted(listing.models, key=lambda entry: entry.is_default)
+            if entry.state == "ready"
+        }
+        return list(newest.values())
 
     def _call(self, call: Callable[[], T]) -> T:
         """Raises: ServerError; Busy when the server asks to come back."""

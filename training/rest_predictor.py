@@ -34,7 +34,7 @@ _TYPES = {
 class RestPredictor:
     """`POST /segment` with the image file's own bytes: the server's decoding is measured too.
 
-    Every thread has one connection, kept open between images.
+    Every thread has one connection, kept open between images until `close`.
     """
 
     def __init__(self, url: str, model: str | None = None) -> None:
@@ -49,7 +49,12 @@ class RestPredictor:
         self._prefix = quote(parts.path.rstrip("/"), safe="/%")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._local = threading.local()
-        self.model = choose_model(self._models(), model, self.url)
+        self._connections: list[http.client.HTTPConnection] = []
+        try:
+            self.model = choose_model(self._models(), model, self.url)
+        except ServerError:
+            self.close()
+            raise
         query = urlencode(
             # The version too: one that goes live meanwhile must not mix with this one.
             {"model": self.model.name, "version": self.model.version, "output": "label_map"}
@@ -65,6 +70,10 @@ class RestPredictor:
         except ServerError as error:
             raise ServerError(f"{path}: {error}") from error
         return read_label_map(reply, self.url)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
     def _models(self) -> list[ServedModel]:
         reply = self._ask("GET", f"{self._prefix}/v1/models")
@@ -83,6 +92,7 @@ class RestPredictor:
             if connection is None:
                 connection = self._connect(self._host, timeout=TIMEOUT_S)
                 self._local.connection = connection
+                self._connections.append(connection)  # atomic, so threads need no lock
             try:
                 connection.request(method, target, body, headers or {})
                 reply = connection.getresponse()

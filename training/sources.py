@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -27,6 +28,8 @@ class Source:
     class_names: tuple[str, ...]
     predict: Predictor | None = None
     predict_file: FilePredictor | None = None
+    close: Callable[[], None] = lambda: None
+    """Ends the connections to a server."""
 
     def confusion(
         self, data: SegmentationDataset, *, in_flight: int = 4, progress: bool = True
@@ -87,8 +90,8 @@ def _server(url: str, model: str | None) -> Source:
         from training.grpc_predictor import GrpcPredictor
 
         rpc = GrpcPredictor(bare, name)
-        return Source(bare, "grpc", rpc.model.class_names, predict_file=rpc)
+        return Source(bare, "grpc", rpc.model.class_names, predict_file=rpc, close=rpc.close)
     from training.rest_predictor import RestPredictor
 
     rest = RestPredictor(bare, name)
-    return Source(bare, "rest", rest.model.class_names, predict_file=rest)
+    return Source(bare, "rest", rest.model.class_names, predict_file=rest, close=rest.close)

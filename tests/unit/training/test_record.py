@@ -39,7 +39,7 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
 
 def board(run_dir: Path) -> EventAccumulator:
     events = EventAccumulator(str(run_dir / "tensorboard"))
-    events.Reload()  # type: ignore[no-untyped-call]
+    events.Reload()
     return events
 
 

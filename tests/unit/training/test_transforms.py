@@ -85,7 +85,7 @@ def test_beyond_the_scene_is_void_and_grey(seed: int) -> None:
     assert inside.sum() == 20 * 30
     assert (image[~inside] == 128).all()
     rows, columns = np.nonzero(inside)
-    assert (np.ptp(rows), np.ptp(columns)) == (19, 29)  # one rectangle
+    assert (int(np.ptp(rows)), int(np.ptp(columns))) == (19, 29)  # one rectangle
 
 
 @pytest.mark.parametrize("seed", range(10))

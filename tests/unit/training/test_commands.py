@@ -1,0 +1,250 @@
+"""`fcn train` and `fcn evaluate` as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cli.main import main
+from tests.tiny_models import write_model
+from tests.unit.training import brightest
+from tests.unit.training.recipes import raw_recipe
+from tests.unit.training.test_rest_predictor import FakeServer, free_port, model
+from training.datasets import drawn
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("brightest")
+    brightest.write(root)
+    return root
+
+
+@pytest.fixture
+def onnx(tmp_path: Path) -> str:
+    return str(write_model(tmp_path))
+
+
+def evaluate(source: str, root: Path, *words: str) -> int:
+    return main(["evaluate", source, "--data-root", str(root), *words])
+
+
+def recipe(tmp_path: Path, root: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(raw_recipe(root)))
+    return str(path)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
+    """From nothing to scenes told apart: always `road`, the best guess, would score 0.12."""
+    root = tmp_path / "streets"
+    words = [str(root), "--train", "24", "--val", "4", "--test", "4"]
+    assert drawn.main([*words, "--height", "40", "--width", "56"]) == 0
+    run = str(tmp_path / "run")
+    changes = [
+        f"data.root={root}",
+        "augment.crop_height=40",
+        "augment.crop_width=56",
+        "network.dropout=0.1",
+        "schedule.epochs=16",
+        "schedule.batch_size=4",
+        "schedule.val_every_epochs=8",
+        "schedule.ema_decay=0.9",
+        "optimizer.backbone_lr=1e-2",
+        "optimizer.head_lr=1e-2",
+    ]
+    assert main(["train", recipe(tmp_path, root), "--run", run, "--set", *changes]) == 0
+    out, err = capsys.readouterr()
+    assert f"{run}/last.pt: iteration 96" in out
+    assert "96/96" in err  # the progress bar
+    with (tmp_path / "run/log.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert evaluate(f"{run}/last.pt", root, "--json", "--min-mean-iu", "0.45") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["mean_iu"] > 0.45
+    assert report["class_iu"]["road"] > 0.8
+
+
+@pytest.mark.usefixtures("narrow")
+def test_train_refuses_and_resumes(tmp_path: Path, streets: Path, capsys: Capture) -> None:
+    words = ["train", recipe(tmp_path, streets), "--run", str(tmp_path / "run")]
+    assert main([*words, "--set", "schedule.epochs=1"]) == 0
+    assert main([*words, "--set", "schedule.epochs=1"]) == 1
+    assert "last.pt exists: continue it with --resume" in capsys.readouterr().err
+    assert main([*words, "--set", "schedule.epochs=1", "--resume"]) == 0
+    assert main([*words, "--resume"]) == 1
+    assert "schedule.epochs (was 1, is 2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (["schedule.epoch=1"], "schedule.epoch: "),
+        (["data.root=/no/such/folder"], "cannot read the class list /no/such/folder"),
+        (["data.dataset=coco"], "unknown data set 'coco'"),
+        (["init.imagenet=/no/such/file.npz"], "init.imagenet: there is no file"),
+    ],
+)
+def test_train_fails_in_one_line(
+    tmp_path: Path, streets: Path, capsys: Capture, changes: list[str], complaint: str
+) -> None:
+    words = ["train", recipe(tmp_path, streets), "--run", str(tmp_path / "run")]
+    assert main([*words, "--set", *changes]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("fcn: ")
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_table(onnx: str, pictures: Path, capsys: Capture) -> None:
+    assert evaluate(onnx, pictures) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{onnx} on brightest, test: {brightest.COUNT} images" in lines[0]
+    assert [line.split()[:2] for line in lines[3:6]] == [
+        ["red", "100.00"],
+        ["green", "100.00"],
+        ["blue", "100.00"],
+    ]
+    assert lines[7:] == [
+        "pixel accuracy         100.00",
+        "mean accuracy          100.00",
+        "mean IU                100.00",
+        "frequency weighted IU  100.00",
+    ]
+
+
+def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
+    assert evaluate(onnx, pictures, "--json") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report.pop("seconds") > 0
+    assert report == {
+        "source": onnx,
+        "source_kind": "onnx",
+        "dataset": "brightest",
+        "split": "test",
+        "images": brightest.COUNT,
+        "pixel_accuracy": 1.0,
+        "mean_accuracy": 1.0,
+        "mean_iu": 1.0,
+        "frequency_weighted_iu": 1.0,
+        "class_iu": {"red": 1.0, "green": 1.0, "blue": 1.0},
+    }
+    assert "6/6" in err  # the progress bar
+
+
+def test_below_the_wanted_mean_iu(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
+    worse = str(write_model(tmp_path, bias=(40.0, 0.0, 0.0)))
+    assert evaluate(worse, pictures, "--min-mean-iu", "0.99") == 1
+    out, err = capsys.readouterr()
+    assert "mean IU" in out  # the table all the same
+    assert "is below --min-mean-iu 0.99" in err
+    assert evaluate(worse, pictures, "--min-mean-iu", "0.1") == 0
+
+
+def test_server(pictures: Path, capsys: Capture) -> None:
+    server = FakeServer()
+    try:
+        server.listing = {"models": [model("a"), model("b", default=False)]}
+        assert evaluate(server.url, pictures, "--json", "--in-flight", "2") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["mean_iu"], report["source_kind"]) == (1.0, "rest")
+        assert evaluate(f"{server.url}?model=b", pictures, "--json") == 0
+        assert evaluate(server.url, pictures, "--model", "b", "--json") == 0
+    finally:
+        server.close()
+    posts = [query["model"] for method, _, query, _ in server.requests if method == "POST"]
+    assert posts == [["a"]] * 6 + [["b"]] * 12
+
+
+def test_a_server_that_answers_in_another_size(pictures: Path, capsys: Capture) -> None:
+    from tests.unit.training.test_rest_predictor import encode_label_map
+
+    server = FakeServer()
+    small: Any = np.zeros((3, 4), np.uint8)
+    server.segment = lambda _body: (200, encode_label_map(small), {})
+    try:
+        assert evaluate(server.url, pictures) == 1
+    finally:
+        server.close()
+    err = capsys.readouterr().err
+    assert "fcn: " in err
+    assert "0.png: the answer is 3x4 but the label is 20x31" in err
+
+
+def test_another_class_list(onnx: str, streets: Path, capsys: Capture) -> None:
+    assert evaluate(onnx, streets) == 1
+    err = capsys.readouterr().err
+    assert "has 3 classes (red, green, blue), the data set 'drawn streets' 4" in err
+    assert "give the class list it was trained on" in err
+
+
+def test_a_class_list_of_ones_own(
+    tmp_path: Path, onnx: str, pictures: Path, capsys: Capture
+) -> None:
+    listed = tmp_path / "list.yaml"
+    listed.write_text((pictures / "classes.yaml").read_text().replace("red", "rouge"))
+    assert evaluate(onnx, pictures, "--classes", str(listed)) == 1
+    assert "class 0 is 'red' for" in capsys.readouterr().err
+
+
+def test_without_a_class_list_it_is_camvid(
+    tmp_path: Path, onnx: str, pictures: Path, capsys: Capture
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/test").symlink_to(pictures / "test")
+    assert evaluate(onnx, tmp_path / "data") == 1
+    assert "CamVid" in capsys.readouterr().err
+    assert evaluate(onnx, tmp_path / "data", "--dataset", "folder") == 1
+    assert "cannot read the class list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "complaint"),
+    [
+        ("none.pt", [], "there is no checkpoint none.pt"),
+        ("none.onnx", [], "there is no file none.onnx"),
+        ("model.txt", [], "model.txt: want a checkpoint (.pt), an exported model (.onnx), or a"),
+        ("ftp://host/x", [], "ftp://host/x: want a checkpoint"),
+        ("http://", [], "want scheme://host:port"),
+        ("http://host?modle=x", [], "only ?model=NAME has a meaning"),
+        ("none.onnx", ["--model", "a"], "--model is for servers"),
+        ("none.onnx", ["--split", "night"], "night/images is missing"),
+        ("none.onnx", ["--dataset", "coco"], "unknown data set 'coco'"),
+    ],
+)
+def test_wrong_sources(
+    pictures: Path, capsys: Capture, source: str, words: list[str], complaint: str
+) -> None:
+    assert evaluate(source, pictures, *words) == 1
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_no_server(pictures: Path, capsys: Capture, scheme: str) -> None:
+    url = f"{scheme}://127.0.0.1:{free_port()}"
+    assert evaluate(url, pictures) == 1
+    assert f"fcn: cannot reach {url}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--in-flight", "0"], ["--threads", "-1"], ["--min-mean-iu", "65"], ["--in-flight", "x"]],
+)
+def test_wrong_usage(onnx: str, pictures: Path, words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as raised:
+        evaluate(onnx, pictures, *words)
+    assert raised.value.code == 2
+    assert words[0] in capsys.readouterr().err

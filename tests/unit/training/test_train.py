@@ -1,0 +1,326 @@
+"""The loop: exact resumption, what a run leaves behind, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from tests.unit.training.conftest import SIZES
+from tests.unit.training.recipes import MakeConfig
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from training.config import ConfigError
+from training.datasets import DatasetError
+from training.train import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("narrow")
+PER_EPOCH = 3
+TOTAL = 6
+
+
+def log(run_dir: Path) -> list[dict[str, str]]:
+    """Without the one column that is not the same every time."""
+    with (run_dir / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["images_per_s"]
+    return rows
+
+
+def equal(a: Any, b: Any) -> bool:
+    """To the bit."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def assert_same_state(a: Checkpoint, b: Checkpoint) -> None:
+    assert a.iteration == b.iteration
+    for name in ("weights", "ema", "optimizer", "random_state", "val_scores", "epoch_losses"):
+        assert equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize("stop_after", [PER_EPOCH, 1, 4], ids=["epoch", "early", "mid-epoch"])
+def test_resumed_is_the_same_to_the_bit(
+    tmp_path: Path, make_config: MakeConfig, stop_after: int
+) -> None:
+    """Dropout, augmentation, schedule, moving average and log go on as if never interrupted."""
+    config = make_config()
+    straight = train(config, tmp_path / "straight")
+    first = train(config, tmp_path / "parts", stop_after=stop_after)
+    assert first.iteration == stop_after
+    torch.manual_seed(99)  # as a new process would stand elsewhere
+    second = train(config, tmp_path / "parts", resume=True)
+    assert second.iteration == TOTAL
+    assert_same_state(straight, second)
+    assert log(tmp_path / "straight") == log(tmp_path / "parts")
+    saved = load_checkpoint(tmp_path / "parts" / "last.pt")
+    assert_same_state(saved, straight)
+    best = [load_checkpoint(tmp_path / run / "best.pt") for run in ("straight", "parts")]
+    assert_same_state(*best)
+
+
+def test_the_number_of_worker_processes_changes_nothing(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    without = train(make_config(schedule__epochs=1), tmp_path / "0")
+    with_one = train(make_config(schedule__epochs=1, data__workers=1), tmp_path / "1")
+    assert_same_state(without, with_one)
+
+
+def test_dropout_and_seed_have_an_effect(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Else the tests above would say nothing about the random state."""
+    recipes: list[dict[str, Any]] = [{}, {"network__dropout": 0.0}, {"seed": 1}]
+    runs = [
+        train(make_config(schedule__epochs=1, **changes), tmp_path / str(index))
+        for index, changes in enumerate(recipes)
+    ]
+    assert not equal(runs[0].weights, runs[1].weights)
+    assert not equal(runs[0].weights, runs[2].weights)
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path, make_config: MakeConfig) -> None:
+    run_dir = tmp_path / "runs" / "streets"
+    config = make_config()
+    done = train(config, run_dir)
+    assert json.loads((run_dir / "config.json").read_text()) == config.model_dump(mode="json")
+    rows = log(run_dir)
+    assert [row["iteration"] for row in rows] == ["3", "6"]
+    for row in rows:
+        assert 0 <= float(row["val_mean_iu"]) <= 1
+        assert float(row["head_lr"]) > float(row["backbone_lr"]) > 0
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"loss", "head_lr", "backbone_lr", "val/mean_iu", "val_iu/sky"} <= scalars
+    assert len(events.Tags()["images"]) == SIZES["val"]
+    assert done.val_scores is not None
+    assert done.best_mean_iu >= done.val_scores["mean_iu"]
+    assert set(done.val_scores["class_iu"]) == {"sky", "house", "road", "tree"}
+    best = load_checkpoint(run_dir / "best.pt")
+    assert best.best_mean_iu == pytest.approx(max(float(row["val_mean_iu"]) for row in rows), 1e-5)
+
+
+def test_validation_is_of_the_averaged_weights(tmp_path: Path, make_config: MakeConfig) -> None:
+    """best.pt scores what its log line says, on the weights that are exported."""
+    from training.datasets import open_dataset
+    from training.evaluate import evaluate
+    from training.predictors import NetworkPredictor
+
+    config = make_config(schedule__epochs=1)
+    done = train(config, tmp_path)
+    assert done.val_scores is not None
+    assert config.data.root is not None
+    data = open_dataset("folder", config.data.root, "val")
+    scores = evaluate(NetworkPredictor(done.build_network()), data, progress=False).scores()
+    assert scores.mean_iu == done.val_scores["mean_iu"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"optimizer__kind": "sgd", "optimizer__head_lr": 1e-2},
+        {"schedule__ema_decay": 0.0},
+        {"loss__class_weight_offset": None},
+        {"loss__dice": 0.0},
+        {"loss": {"reduction": "sum"}, "optimizer__head_lr": 1e-6, "optimizer__backbone_lr": 0.0},
+        {"network__variant": "32s"},
+        {"network__variant": "16s", "network__upsampling": "learned"},
+        {"network__skip_channels": 8, "network__fc6_channels": 0},
+        {"schedule__batch_size": 100},
+        {"schedule__val_every_epochs": 5},
+    ],
+    ids=str,
+)
+def test_other_recipes(tmp_path: Path, make_config: MakeConfig, changes: dict[str, Any]) -> None:
+    """One epoch of each, interrupted and resumed; the weights move and stay finite."""
+    config = make_config(**{"schedule__epochs": 1, **changes})
+    begun = train(config, tmp_path, stop_after=1)
+    done = train(config, tmp_path, resume=True)
+    assert done.iteration == (1 if config.schedule.batch_size == 100 else PER_EPOCH)
+    assert (done.ema is None) == (config.schedule.ema_decay == 0)
+    if done.iteration > 1:
+        assert not equal(begun.weights, done.weights)
+    assert all(value.isfinite().all() for value in done.weights.values())
+    assert done.val_scores is not None  # the last epoch is always validated
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    train(config, tmp_path, stop_after=1)
+    with pytest.raises(ConfigError, match=r"last\.pt exists: continue it with --resume"):
+        train(config, tmp_path)
+
+
+def test_nothing_to_resume(tmp_path: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*last\.pt"):
+        train(make_config(), tmp_path, resume=True)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(schedule__epochs=1)
+    done = train(config, tmp_path)
+    again = train(config, tmp_path, resume=True)
+    assert_same_state(done, again)
+    assert len(log(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer__head_lr": 1e-4}, r"optimizer\.head_lr \(was 0\.001, is 0\.0001\)"),
+        ({"schedule__batch_size": 3}, r"schedule\.batch_size \(was 2, is 3\)"),
+        ({"schedule__ema_decay": 0.0}, r"schedule\.ema_decay"),
+        ({"network__variant": "32s"}, r"network\.variant \(was 8s, is 32s\)"),
+        ({"augment__flip": False, "seed": 2}, r"augment\.flip .*, seed "),
+    ],
+)
+def test_resume_refuses_another_recipe(
+    tmp_path: Path, make_config: MakeConfig, changes: dict[str, Any], named: str
+) -> None:
+    train(make_config(), tmp_path, stop_after=1)
+    with pytest.raises(CheckpointError, match=f"begun with another recipe: {named}"):
+        train(make_config(**changes), tmp_path, resume=True)
+
+
+def test_resume_allows_what_changes_no_result(tmp_path: Path, make_config: MakeConfig) -> None:
+    train(make_config(), tmp_path, stop_after=1)
+    moved = make_config(data__workers=1, schedule__val_every_epochs=2, name="renamed")
+    assert train(moved, tmp_path, resume=True).iteration == TOTAL
+
+
+def test_resume_refuses_another_class_list(
+    tmp_path: Path, make_config: MakeConfig, streets: Path
+) -> None:
+    train(make_config(), tmp_path, stop_after=1)
+    other = tmp_path / "classes.yaml"
+    other.write_text((streets / "classes.yaml").read_text().replace("house", "barn"))
+    with pytest.raises(CheckpointError, match="another class list"):
+        train(make_config(data__classes=str(other)), tmp_path, resume=True)
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(optimizer__kind="sgd", optimizer__head_lr=1e30)
+    with pytest.raises(ConfigError, match=r"the loss is (nan|inf) at iteration \d.*lower"):
+        train(config, tmp_path)
+
+
+def test_no_root(tmp_path: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root is not set: .*data\.root=DIR"):
+        train(make_config(data__root=None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory with 2 crops of 48x64"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), "lower schedule"),
+        (RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus"), r"data\.workers"),
+    ],
+)
+def test_errors_of_torch_that_the_recipe_can_avoid(
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    error: RuntimeError,
+    advice: str,
+) -> None:
+    def fail(*_args: object) -> float:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    with pytest.raises(ConfigError, match=advice):
+        train(make_config(), tmp_path)
+
+
+def test_other_errors_of_torch_stay_what_they_are(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> float:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(make_config(), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_label_is_named_in_one_line(
+    tmp_path: Path, make_config: MakeConfig, streets: Path, workers: int
+) -> None:
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(streets, root)
+    for path in (root / "train/labels").iterdir():
+        Image.fromarray(np.full((40, 56), 9, np.uint8)).save(path)
+    config = make_config(
+        data__root=str(root), data__workers=workers, loss__class_weight_offset=None
+    )
+    with pytest.raises(DatasetError) as raised:
+        train(config, tmp_path / "run")
+    assert "holds the label 9: want 0..3, or 255 for void" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeConfig) -> None:
+    """From a file with every layer, folded as the importer wants it."""
+    path = tmp_path / "imagenet.npz"
+    np.savez(path, **folded_weights(make_config()))
+    config = make_config(init__imagenet=str(path), init__calibration_images=4)
+    trainer = Trainer(config, tmp_path / "run", resume=False)
+    weight = trainer.network.state_dict()["backbone.pw3.conv.weight"]
+    with np.load(path) as arrays:
+        assert np.array_equal(weight.squeeze().numpy(), arrays["pw3/w"][:, 0, 0])
+    norm = trainer.network.state_dict()["backbone.pw3.norm.running_mean"]
+    assert norm.abs().sum() > 0  # measured on the training images
+    trainer.record.close()
+
+
+def folded_weights(config: Any) -> dict[str, Any]:
+    from model.build import build
+
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, value in build(config.network, 4).backbone.named_parameters():
+        layer, _, kind = name.partition(".")
+        if kind == "conv.weight" and layer != "fc6":
+            out, into, height, width = value.shape
+            depthwise = layer.startswith("dw")
+            shape = (1, height, width, out) if depthwise else (out, height, width, into)
+            arrays[f"{layer}/w"] = rng.normal(0, 0.3, shape).astype(np.float32)
+            arrays[f"{layer}/b"] = rng.normal(0, 0.1, out).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("content", [None, b"junk", b"PK\x03\x04"])
+def test_unusable_imagenet_weights(
+    tmp_path: Path, make_config: MakeConfig, content: bytes | None
+) -> None:
+    path = tmp_path / "imagenet.npz"
+    if content is not None:
+        path.write_bytes(content)
+    complaint = "there is no file" if content is None else "cannot use"
+    with pytest.raises(ConfigError, match=rf"init\.imagenet: {complaint} .*imagenet\.npz"):
+        train(make_config(init__imagenet=str(path)), tmp_path / "run")
+
+
+def test_imagenet_weights_of_another_network(tmp_path: Path, make_config: MakeConfig) -> None:
+    path = tmp_path / "imagenet.npz"
+    weights: dict[str, Any] = {"conv0/w": np.zeros((32, 3, 3, 3), np.float32)}
+    np.savez(path, **weights)
+    with pytest.raises(ConfigError, match=r"init\.imagenet: cannot use .*conv0"):
+        train(make_config(init__imagenet=str(path)), tmp_path / "run")
