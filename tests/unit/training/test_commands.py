@@ -69,9 +69,9 @@ def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     with (tmp_path / "run/log.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < 0.7 * losses[0]
-    assert evaluate(f"{run}/last.pt", root, "--json", "--min-mean-iu", "0.45") == 0
+    assert evaluate(f"{run}/last.pt", root, "--json", "--min-mean-iu", "0.4") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["mean_iu"] > 0.45
+    assert report["mean_iu"] > 0.4
     assert report["class_iu"]["road"] > 0.8
 
 
