@@ -1,0 +1,153 @@
+"""A checkpoint becomes a model in a repository, with a contract and a card that tell its story."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import main
+from model.export import ExportError, ParityReport
+from service.core.runtime import Session
+from tests.unit.training.recipes import MakeConfig
+from training import publish as publish_module
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.publish import PublishError, make_contract, model_card, publish, shared_recipe
+from training.train import train
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+MEASURED = {
+    "split": "test",
+    "pixel_accuracy": 0.9,
+    "mean_accuracy": 0.8,
+    "mean_iu": 0.7,
+    "frequency_weighted_iu": 0.85,
+    "class_iu": {"sky": 0.95, "house": 0.6, "road": 0.91, "tree": None},
+}
+
+
+@pytest.fixture
+def run_dir(make_config: MakeConfig, tmp_path: Path) -> Path:
+    train(make_config(schedule__epochs=1), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def checkpoint(run_dir: Path) -> Checkpoint:
+    return load_checkpoint(run_dir / "last.pt")
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes a placeholder: the real exporter has tests of its own, and one here."""
+
+    def write(network: Any, contract: Any, path: Path) -> ParityReport:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(contract.to_json())
+        return ParityReport(((1, 32, 32),), 0.0, 1.0)
+
+    monkeypatch.setattr(publish_module, "export", write)
+
+
+def write_scores(folder: Path, **changes: Any) -> Path:
+    path = folder / "scores.json"
+    path.write_text(json.dumps(MEASURED | changes))
+    return path
+
+
+def test_fcn_export_makes_a_model_that_the_server_loads(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "models"
+    scores = write_scores(tmp_path)
+    arguments = ["export", str(run_dir / "last.pt"), "--repository", str(repository)]
+    assert main([*arguments, "--scores", str(scores), "--logits"]) == 0
+    assert "labels agree on" in capsys.readouterr().out
+    path = repository / "streets" / "1" / "model.onnx"
+    session = Session(path, provider="cpu", threads=1)
+    assert session.contract.class_names == ("sky", "house", "road", "tree")
+    assert session.contract.scores["test_mean_iu"] == 0.7
+    assert session.contract.outputs.logits == "logits"
+    session.warm_up([(41, 33)])
+
+
+def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:
+    contract = make_contract(checkpoint, checkpoint.build_network(), "streets", measured=MEASURED)
+    assert contract.architecture == "fcn8s-mobilenet_v1"
+    assert contract.git_revision == checkpoint.git_revision
+    assert contract.training_data.licence == "CC0-1.0"
+    assert contract.scores["test_frequency_weighted_iu"] == 0.85
+    assert checkpoint.val_scores is not None
+    assert contract.scores["val_mean_iu"] == pytest.approx(
+        checkpoint.val_scores["mean_iu"], abs=1e-6
+    )
+
+
+def test_card_has_scores_licence_and_recipe(checkpoint: Checkpoint) -> None:
+    contract = make_contract(checkpoint, checkpoint.build_network(), "streets", measured=MEASURED)
+    card = model_card(checkpoint, contract, MEASURED)
+    assert "# streets" in card
+    assert "**CC0-1.0**" in card
+    assert "| metric | val | test |" in card
+    assert "| 70.00 |" in card
+    assert "| sky |" in card
+    assert "| - |" in card, "a class without a pixel has no score"
+    assert "epochs: 1" in card
+
+
+def test_card_names_no_folder_of_this_machine(checkpoint: Checkpoint, streets: Path) -> None:
+    config = json.loads(json.dumps(checkpoint.config))
+    config["init"]["imagenet"] = "/somewhere/weights.npz"
+    recipe = shared_recipe(config)
+    assert "root" not in recipe["data"]
+    assert recipe["init"]["imagenet"] == "weights.npz"
+    assert config["data"]["root"] == str(streets), "the checkpoint's own is kept"
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_versions_count_up_and_are_not_replaced_by_accident(run_dir: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for wanted in ("1", "2"):
+        path, _ = publish(run_dir / "last.pt", repository)
+        assert path.parent.name == wanted
+    path, _ = publish(run_dir / "last.pt", repository, name="other", version=7)
+    assert path == repository / "other" / "7" / "model.onnx"
+    with pytest.raises(PublishError, match="--overwrite"):
+        publish(run_dir / "last.pt", repository, version=2)
+    publish(run_dir / "last.pt", repository, version=2, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "cannot read the scores"),
+        ("[1]", "is not what `fcn evaluate --json` prints"),
+        ('{"split": "test"}', "no 'pixel_accuracy'"),
+    ],
+)
+def test_scores_of_another_kind(run_dir: Path, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    with pytest.raises(PublishError, match=message):
+        publish(run_dir / "last.pt", tmp_path / "models", scores=path)
+    assert not (tmp_path / "models").exists()
+
+
+def test_missing_scores_file(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="cannot read the scores"):
+        publish(run_dir / "last.pt", tmp_path / "models", scores=tmp_path / "none.json")
+
+
+def test_a_failed_export_leaves_no_card(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> ParityReport:
+        raise ExportError("they disagree")
+
+    monkeypatch.setattr(publish_module, "export", fail)
+    with pytest.raises(ExportError):
+        publish(run_dir / "last.pt", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
