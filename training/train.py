@@ -95,7 +95,7 @@ class Trainer:
         except DatasetError as error:
             # From a worker it comes with a traceback as its text.
             raise DatasetError(str(error).rstrip().rpartition("DatasetError: ")[2]) from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             if advice := _advice(error, self.config):
                 raise ConfigError(advice) from error
             raise
@@ -264,7 +264,7 @@ class Trainer:
         self.val_scores = checkpoint.val_scores
 
 
-def _advice(error: RuntimeError, config: TrainConfig) -> str | None:
+def _advice(error: Exception, config: TrainConfig) -> str | None:
     """What to do about an error of torch that the recipe can avoid; None for any other."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
@@ -278,5 +278,10 @@ def _advice(error: RuntimeError, config: TrainConfig) -> str | None:
         return (
             f"a process that reads images died ({text.splitlines()[0]}): lower data.workers, or "
             "give the container more shared memory"
+        )
+    if "Expected more than 1 value per channel" in text:
+        return (
+            "one crop is too small for batch norm, its map at stride 32 has one cell: raise "
+            "schedule.batch_size or the crop above 32 pixels"
         )
     return None

@@ -246,6 +246,12 @@ def test_errors_of_torch_that_the_recipe_can_avoid(
         train(make_config(), tmp_path)
 
 
+def test_too_small_for_batch_norm(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(schedule__batch_size=1, augment__crop_height=32, augment__crop_width=32)
+    with pytest.raises(ConfigError, match=r"too small for batch norm.*raise schedule\.batch_size"):
+        train(config, tmp_path)
+
+
 def test_other_errors_of_torch_stay_what_they_are(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
