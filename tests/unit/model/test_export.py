@@ -53,6 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, Path]:
     path = tmp_path_factory.mktemp("models") / "1" / "model.onnx"
     report = export(network, make_contract(), path)
     assert report.label_agreement >= 0.999
+    assert report.largest_logit_difference is not None
     assert report.largest_logit_difference < 1e-4
     assert (1, 1, 1) in report.sizes
     return network, path
@@ -116,6 +117,7 @@ def test_other_variants_without_logits(tmp_path: Path, variant: Variant) -> None
     path = tmp_path / "model.onnx"
     report = export(make_network(variant, skip_channels=0), make_contract(logits=False), path)
     assert report.label_agreement >= 0.999
+    assert report.largest_logit_difference is None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["label_map"]
 
