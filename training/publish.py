@@ -104,7 +104,10 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
     ]
     splits = _splits(checkpoint, measured)
     lines += _table(["metric", *(split for split, _ in splits)], [
-        [metric.replace("_", " ").replace("iu", "IU"), *(f"{100 * values[metric]:.2f}" for _, values in splits)]
+        [
+            metric.replace("_", " ").replace("iu", "IU"),
+            *(f"{100 * values[metric]:.2f}" for _, values in splits),
+        ]
         for metric in _METRICS
     ])  # fmt: skip
     lines += ["", "IU per class, in percent:", ""]
