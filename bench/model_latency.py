@@ -30,6 +30,7 @@ from model.fcn import FCN
 
 SIZES = ((360, 480), (375, 500))
 CLASSES = 11
+_PAUSE_S = 0.1
 
 Run = Callable[[], object]
 
@@ -89,9 +90,9 @@ def make_network(backbone: str) -> FCN:
 
 def open_session(network: FCN, path: Path, threads: int) -> onnxruntime.InferenceSession:
     export(network, bench_contract(), path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        path, session_options(threads), providers=["CPUExecutionProvider"]
+    )
 
 
 def bench_contract() -> Contract:
@@ -110,15 +111,29 @@ def run_eager(network: ServedNetwork, image: npt.NDArray[np.uint8]) -> npt.NDArr
 
 
 def take_turns(contenders: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call; two calls of each first, not counted."""
+    """Seconds per call; two rounds first, not counted.
+
+    Each counted call follows a pause and a call that is not counted: the threads of whoever ran
+    before go on spinning for a while, and would be charged to the wrong one.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(-2, rounds):
         for name, run in contenders.items():
+            time.sleep(_PAUSE_S)
+            run()
             started = time.perf_counter()
             run()
             if index >= 0:
                 times[name].append(time.perf_counter() - started)
     return times
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """As the server sets them (service/core/runtime.py)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,14 @@ import numpy as np
 import onnxruntime
 
 from bench import record
-from bench.model_latency import SIZES, Run, bench_contract, make_network, take_turns
+from bench.model_latency import (
+    SIZES,
+    Run,
+    bench_contract,
+    make_network,
+    session_options,
+    take_turns,
+)
 from model.contract import OutputSpec
 from model.export import export
 from model.upsample import Lowering
@@ -43,8 +50,7 @@ def main() -> None:
 def measure(folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
     network = make_network("mobilenet_v1")
     contract = replace(bench_contract(), outputs=OutputSpec(logits="logits"))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     sessions = {}
     for lowering in LOWERINGS:
         export(network, contract, folder / f"{lowering}.onnx", lowering)
