@@ -7,6 +7,7 @@ from pathlib import Path
 from training.datasets.ade20k import ADE20K
 from training.datasets.base import DatasetError, DatasetInfo, SegmentationDataset
 from training.datasets.cityscapes import CITYSCAPES
+from training.datasets.coco_stuff import COCO_STUFF
 from training.datasets.folder import CAMVID, FOLDER, load_info
 from training.datasets.format import Format, open_split
 from training.datasets.nyudv2 import NYUDV2
@@ -18,6 +19,7 @@ DATASETS: dict[str, Format] = {
     "ade20k": ADE20K,
     "camvid": CAMVID,
     "cityscapes": CITYSCAPES,
+    "coco_stuff": COCO_STUFF,
     "folder": FOLDER,
     "nyudv2": NYUDV2,
     "pascal_context": PASCAL_CONTEXT,

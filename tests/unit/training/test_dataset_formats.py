@@ -1,4 +1,4 @@
-"""Cityscapes, ADE20K, SIFT Flow, PASCAL-Context and NYUDv2, from miniature trees."""
+"""Cityscapes, ADE20K, COCO-Stuff, SIFT Flow, PASCAL-Context and NYUDv2, from miniature trees."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ CLASS_COUNTS = {
     "ade20k": 150,
     "camvid": 11,
     "cityscapes": 19,
+    "coco_stuff": 171,
     "nyudv2": 40,
     "pascal_context": 60,
     "sbd": 21,
@@ -103,6 +104,25 @@ def test_ade20k(tmp_path: Path, place: str, split: str, part: str) -> None:
     target = open_dataset("ade20k", tmp_path / place, split)[0].target
     assert target[0, 0] == 149
     assert (target == np.where(raw == 0, VOID, raw.astype(int) - 1)).all()
+
+
+@pytest.mark.parametrize("place", ["annotations", "stuffthingmaps_trainval2017"])
+def test_coco_stuff(tmp_path: Path, place: str) -> None:
+    """Names as labels.txt has them at number + 1."""
+    raw = trees.labels_of("a", 10)  # before the first number that is never used
+    known = {0: "person", 12: "stop_sign", 89: "toothbrush", 91: "banner", 181: "wood"}
+    raw[0, : len(known)] = list(known)
+    raw[1, 1] = VOID
+    trees.save_image(tmp_path / "images/val2017/000000000139.jpg")
+    trees.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
+    data = open_dataset("coco_stuff", tmp_path, "val")
+    target = data[0].target
+    assert [data.info.classes[i].name for i in target[0, : len(known)]] == list(known.values())
+    assert (target[1:] == raw[1:]).all()
+    raw[3, 3] = 11  # street sign, never segmented
+    trees.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
+    with pytest.raises(DatasetError, match="holds the label 11, which its format"):
+        data.target(0)
 
 
 def test_siftflow(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from tests.unit.training import trees
+from tests.unit.training.recipes import raw_recipe
+from training.config import parse_config
 from training.datasets import DatasetError, SegmentationDataset, open_dataset, voc
 from training.datasets.base import VOID
+from training.train import train
 
 
 def names(data: SegmentationDataset) -> list[str]:
@@ -131,3 +135,20 @@ def test_label_beyond_the_classes(tmp_path: Path) -> None:
     trees.save_palette_png(path, trees.labels_of("a", 22))
     with pytest.raises(DatasetError, match=r"a\.png holds the label 21"):
         open_dataset("voc2012", tmp_path, "train")[0]
+
+
+def test_other_processes_can_read_it(tmp_path: Path) -> None:
+    """Reader processes get a pickled copy where they are not forked."""
+    written = trees.sbd(tmp_path, {"train": ["a"]})
+    copy = pickle.loads(pickle.dumps(open_dataset("sbd", tmp_path, "train")))
+    assert (copy[0].target == written["a"]).all()
+
+
+def test_the_set_up_of_the_paper_trains(tmp_path: Path) -> None:
+    trees.sbd(tmp_path, {"train": ["a", "b"], "val": []})
+    trees.voc(tmp_path, 2011, {"val": ["a", "c"]})
+    raw = raw_recipe(tmp_path)
+    raw["data"] |= {"dataset": "sbd", "val_split": "seg11valid"}
+    raw["schedule"]["epochs"] = 1
+    checkpoint = train(parse_config(raw, "test"), tmp_path / "run")
+    assert checkpoint.iteration == 1
