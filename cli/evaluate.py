@@ -18,10 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="format and class list: camvid or folder (default: folder if DIR has a classes.yaml, "
-        "else camvid)",
+        help="format and class list, as `fcn data list` has them (default: folder if DIR has a "
+        "classes.yaml, else camvid)",
     )
-    parser.add_argument("--split", default="test", help="folder below DIR (default: test)")
+    parser.add_argument("--split", default="test", help="of the data set (default: test)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class list instead of the data set's own"
     )
