@@ -88,7 +88,7 @@ def test_no_constant_cell_beats_the_majority_in_pixel_accuracy(streets: Path) ->
     for factor in (4, 8, 16):
         majority, nearest = (
             upper_bounds(data, [factor], method, progress=False)[factor].scores()
-            for method in ("majority", "nearest")  # type: ignore[arg-type]
+            for method in ("majority", "nearest")
         )
         assert nearest.pixel_accuracy <= majority.pixel_accuracy
 
