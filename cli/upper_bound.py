@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = (
-    "mean IU of ground truth itself when it is down- and upsampled: what coarse answers can reach"
-)
+HELP = "mean IU that answers at a coarser resolution can reach on a data set"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
