@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from cli.main import main
+from cli.main import build_parser, main
 from tests.tiny_models import write_model
 from tests.unit.training import brightest
 from tests.unit.training.recipes import raw_recipe
 from tests.unit.training.test_rest_predictor import FakeServer, free_port, model
+from training.analysis.upper_bound import PAPER_MEAN_IU, Method
 from training.datasets import drawn
+from training.metrics import Absent
 
 Capture = pytest.CaptureFixture[str]
 
@@ -281,3 +283,18 @@ def test_wrong_usage(onnx: str, pictures: Path, words: list[str], capsys: Captur
         evaluate(onnx, pictures, *words)
     assert raised.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_the_commands_offer_what_the_functions_take() -> None:
+    """Written out in cli/, which must not import numpy to print its help."""
+    words = {
+        "evaluate": ["evaluate", "x.pt", "--data-root", "."],
+        "upper-bound": ["upper-bound", "folder", "--data-root", "."],
+    }
+    parser = build_parser(list(words))
+    for command in words.values():
+        for absent in get_args(Absent):
+            assert parser.parse_args([*command, "--absent", absent]).absent == absent
+    for method in get_args(Method):
+        assert parser.parse_args([*words["upper-bound"], "--method", method]).method == method
+    assert tuple(parser.parse_args(words["upper-bound"]).factors) == tuple(PAPER_MEAN_IU)
