@@ -68,6 +68,11 @@ def test_overrides(recipe: Path) -> None:
         ({"augment": {"min_scale": 3.0}}, "augment: .*min_scale"),
         ({"loss": {"class_weight_offset": 1.0}}, "loss.class_weight_offset: "),
         ({"loss": {"reduction": "sum", "dice": 0.5}}, "loss.dice has no meaning"),
+        ({"loss": {"sample": 0.0}}, "loss.sample: "),
+        ({"loss": {"sample": 1.5}}, "loss.sample: "),
+        ({"loss": {"sample_cell_px": 0}}, "loss.sample_cell_px: "),
+        ({"loss": {"sample": 0.5, "dice": 0.5}}, "loss.dice takes every pixel"),
+        ({"precision": "fp16"}, "precision: "),
     ],
 )
 def test_wrong_fields(recipe: Path, change: dict[str, Any], complaint: str) -> None:
