@@ -3,51 +3,85 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from model.backbones.base import Backbone
+from model.backbones import alexnet, googlenet
+from model.backbones.alexnet import AlexNet
+from model.backbones.base import Backbone, Truncation
+from model.backbones.caffe import Padding
+from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
-from model.backbones.vgg16 import FC_CHANNELS, VGG16, Normalisation, Padding
-from model.fcn import FCN, Variant
+from model.backbones.vgg16 import FC_CHANNELS, VGG16, Normalisation
+from model.fcn import FCN, AnyVariant
 from model.upsample import Upsampling
 
-BackboneName = Literal["mobilenet_v1", "vgg16"]
+BackboneName = Literal["mobilenet_v1", "vgg16", "alexnet", "googlenet"]
+TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """Which FCN to build.
 
-    `fc6_channels` and `dropout` None: the backbone's own (MobileNetV1 256 and 0.1; VGG16 4096,
-    in fc7 too, and 0.5). `padding` and `normalisation` are choices of VGG16, see there.
-    Raises: ValueError if a field does not fit the backbone.
+    `fc6_channels` and `dropout` None: the backbone's own (MobileNetV1 256 and 0.1; VGG16 and
+    AlexNet 4096, in fc7 too, and 0.5; GoogLeNet has no fc6, and 0.4). `padding` is a choice of the
+    three nets of the paper, `normalisation` of VGG16, see there. AlexNet is 32s only; `pool5`,
+    `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`.
+    Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
     backbone: BackboneName
-    variant: Variant = "8s"
+    variant: AnyVariant = "8s"
     upsampling: Upsampling = "fixed"
     fc6_channels: int | None = None
     skip_channels: int = 0
     dropout: float | None = None
     padding: Padding = "same"
     normalisation: Normalisation | None = None
+    pool4_scale: float = 1.0
+    pool3_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
             raise ValueError("fc6_channels and skip_channels must not be negative")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: want 0 <= dropout < 1")
-        if self.backbone == "vgg16":
-            if self.fc6_channels == 0:
-                raise ValueError("vgg16 cannot do without fc6: fc6_channels must be at least 1")
-        elif self.padding != "same" or self.normalisation is not None:
-            raise ValueError(f"padding and normalisation are for vgg16, not {self.backbone}")
+        if self.backbone in ("vgg16", "alexnet") and self.fc6_channels == 0:
+            raise ValueError(
+                f"{self.backbone} cannot do without fc6: fc6_channels must be at least 1"
+            )
+        if self.backbone == "googlenet" and self.fc6_channels is not None:
+            raise ValueError("googlenet has no fc6: leave fc6_channels out")
+        if self.backbone != "vgg16" and self.normalisation is not None:
+            raise ValueError(f"normalisation is for vgg16, not {self.backbone}")
+        if self.backbone == "mobilenet_v1" and self.padding != "same":
+            raise ValueError("padding is for the nets of the paper, not mobilenet_v1")
+        self._check_variant()
+
+    def _check_variant(self) -> None:
+        if self.backbone == "alexnet" and self.variant != "32s":
+            raise ValueError("alexnet has no inner maps for skips: its variant is 32s only")
+        if self.variant in TRUNCATIONS:
+            if self.backbone != "vgg16":
+                raise ValueError(f"variant {self.variant} is for vgg16, not {self.backbone}")
+            if self.fc6_channels is not None or self.dropout is not None:
+                raise ValueError(
+                    f"variant {self.variant} ends before fc6: leave fc6_channels and dropout out"
+                )
+        if self.pool4_scale <= 0 or self.pool3_scale <= 0:
+            raise ValueError("pool4_scale and pool3_scale must be above 0")
+        if self.pool4_scale != 1 and self.variant not in ("16s", "8s"):
+            raise ValueError(f"pool4_scale is for 16s and 8s, not {self.variant}")
+        if self.pool3_scale != 1 and self.variant != "8s":
+            raise ValueError(f"pool3_scale is for 8s, not {self.variant}")
 
     @property
     def architecture(self) -> str:
-        """As written in the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`."""
+        """As written in the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`,
+        `fcn-pool4-vgg16`."""
         padded = "-pad100" if self.padding == "pad100" else ""
-        return f"fcn{self.variant}-{self.backbone}{padded}"
+        dash = "-" if self.variant in TRUNCATIONS else ""
+        return f"fcn{dash}{self.variant}-{self.backbone}{padded}"
 
 
 def build(spec: NetworkSpec, num_classes: int) -> FCN:
@@ -58,6 +92,8 @@ def build(spec: NetworkSpec, num_classes: int) -> FCN:
         variant=spec.variant,
         upsampling=spec.upsampling,
         skip_channels=spec.skip_channels,
+        pool4_scale=spec.pool4_scale,
+        pool3_scale=spec.pool3_scale,
     )
 
 
@@ -68,8 +104,24 @@ def _backbone(spec: NetworkSpec) -> Backbone:
             fc_channels=FC_CHANNELS if spec.fc6_channels is None else spec.fc6_channels,
             normalisation=spec.normalisation or "caffe",
             dropout=0.5 if spec.dropout is None else spec.dropout,
+            cut_after=_cut(spec.variant),
+        )
+    if spec.backbone == "alexnet":
+        return AlexNet(
+            padding=spec.padding,
+            fc_channels=alexnet.FC_CHANNELS if spec.fc6_channels is None else spec.fc6_channels,
+            dropout=0.5 if spec.dropout is None else spec.dropout,
+        )
+    if spec.backbone == "googlenet":
+        return GoogLeNet(
+            padding=spec.padding,
+            dropout=googlenet.DROPOUT if spec.dropout is None else spec.dropout,
         )
     return MobileNetV1(
         fc6_channels=256 if spec.fc6_channels is None else spec.fc6_channels,
         dropout=0.1 if spec.dropout is None else spec.dropout,
     )
+
+
+def _cut(variant: AnyVariant) -> Truncation | None:
+    return next((cut for cut in TRUNCATIONS if cut == variant), None)

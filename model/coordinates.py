@@ -20,7 +20,8 @@ class CropOffsets:
 
     `upscore2` and `upscore_pool4` are cut to the skip they are added to; `final[stride]` cuts
     the last upsampled map to the image. `pool4` and `pool3` are cut from the skip itself (the
-    padded nets' skips are larger than what is added to them).
+    padded nets' skips are larger than what is added to them). With `odd_kernels` every upsampling
+    by f has a kernel of 2f - 1 instead of 2f.
     """
 
     final: dict[int, int]
@@ -28,6 +29,7 @@ class CropOffsets:
     pool3: int = 0
     upscore2: int = 0
     upscore_pool4: int = 0
+    odd_kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,9 @@ class CoordinateMap:
         start = self.start - fine * (Fraction(kernel - 1, 2) - pad)
         return CoordinateMap(fine, start, self.receptive_field_px)
 
-    def upsampled(self, factor: int) -> CoordinateMap:
-        """After bilinear upsampling with kernel 2 * factor, uncropped."""
-        return self.deconv(2 * factor, factor)
+    def upsampled(self, factor: int, odd_kernel: bool = False) -> CoordinateMap:
+        """After bilinear upsampling with kernel 2 * factor, or one less, uncropped."""
+        return self.deconv(2 * factor - odd_kernel, factor)
 
     def cropped(self, offset: int) -> CoordinateMap:
         """After cutting `offset` cells off the top or left."""
@@ -94,27 +96,36 @@ def crop_offset(of: CoordinateMap, to: CoordinateMap) -> int:
     return int(offset)
 
 
-def fcn_crops(pool3: CoordinateMap, pool4: CoordinateMap, fc7: CoordinateMap) -> CropOffsets:
-    """All crops of FCN-32s, 16s and 8s over a backbone with these three maps.
+def fcn_crops(
+    pool3: CoordinateMap | None, pool4: CoordinateMap | None, fc7: CoordinateMap
+) -> CropOffsets:
+    """All crops of the FCNs over a backbone with these maps: 32s, 16s and 8s as far as it has them.
 
-    Raises: ValueError as `crop_offset`.
+    A cell of fc7 that is centred on a pixel needs kernels that have a central one, so odd ones; a
+    cell centred between two pixels needs even ones. Raises: ValueError as `crop_offset`.
     """
-    upscore2 = fc7.upsampled(2)
+    odd = fc7.start.denominator == 1
+    stride = int(fc7.stride)
+    final = {stride: crop_offset(fc7.upsampled(stride, odd), IMAGE)}
+    if pool4 is None:
+        return CropOffsets(final, odd_kernels=odd)
+    upscore2 = fc7.upsampled(2, odd)
     cut_upscore2, cut_pool4 = _meet(upscore2, pool4)
     fuse_pool4 = upscore2.cropped(cut_upscore2)
-    upscore_pool4 = fuse_pool4.upsampled(2)
+    final[16] = crop_offset(fuse_pool4.upsampled(16, odd), IMAGE)
+    if pool3 is None:
+        return CropOffsets(final, cut_pool4, upscore2=cut_upscore2, odd_kernels=odd)
+    upscore_pool4 = fuse_pool4.upsampled(2, odd)
     cut_upscore_pool4, cut_pool3 = _meet(upscore_pool4, pool3)
     fuse_pool3 = upscore_pool4.cropped(cut_upscore_pool4)
+    final[8] = crop_offset(fuse_pool3.upsampled(8, odd), IMAGE)
     return CropOffsets(
-        final={
-            32: crop_offset(fc7.upsampled(32), IMAGE),
-            16: crop_offset(fuse_pool4.upsampled(16), IMAGE),
-            8: crop_offset(fuse_pool3.upsampled(8), IMAGE),
-        },
+        final,
         upscore2=cut_upscore2,
         pool4=cut_pool4,
         upscore_pool4=cut_upscore_pool4,
         pool3=cut_pool3,
+        odd_kernels=odd,
     )
 
 

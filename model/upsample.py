@@ -69,17 +69,24 @@ class BilinearUpsample(nn.Module):
 
     @property
     def can_interpolate(self) -> bool:
-        return self.mode == "fixed" and self.factor % 2 == 0 and self.kernel_size == 2 * self.factor
+        even = self.factor % 2 == 0 and self.kernel_size == 2 * self.factor
+        odd = self.training and self.kernel_size == 2 * self.factor - 1
+        return self.mode == "fixed" and (even or odd)
 
     def _interpolate(self, x: Tensor) -> Tensor:
         """The same values, differently computed: backward through it is several times faster.
 
         A transposed convolution with kernel 2f and stride f equals zero-padding by one cell,
         half-pixel bilinear interpolation by f, and cutting f/2 pixels from each side; for an odd
-        f they lie half a pixel apart.
+        f they lie half a pixel apart. With kernel 2f - 1 the cells lie on pixels, f apart, and what
+        is cut is the padding's own pixel; that only in training, as it needs sizes, not a factor.
         """
         size = [self.factor * (side - 1) + self.kernel_size for side in x.shape[2:]]
         padded = functional.pad(x, (1, 1, 1, 1))
+        if self.kernel_size % 2:
+            corners = [self.factor * (side + 1) + 1 for side in x.shape[2:]]
+            wide = functional.interpolate(padded, corners, mode="bilinear", align_corners=True)
+            return wide[:, :, 1:-1, 1:-1]
         wide = functional.interpolate(
             padded, scale_factor=float(self.factor), mode="bilinear", align_corners=False
         )

@@ -54,6 +54,8 @@ class OptimizerConfig(_Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     """For convolution weights; biases and norms are never decayed."""
+    learned: Literal["all", "score"] = "all"
+    """`score`: only the score layers, the rest stays as it began (the paper's FCN-32s-fixed)."""
 
 
 class ScheduleConfig(_Section):
@@ -94,6 +96,15 @@ class TrainConfig(_Section):
             raise ValueError("loss.dice has no meaning beside the summed loss: set it to 0")
         if self.loss.sample < 1 and self.loss.dice:
             raise ValueError("loss.dice takes every pixel, loss.sample not: set dice to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_always_learn(self) -> Self:
+        if self.optimizer.learned == "score" and self.network.backbone == "mobilenet_v1":
+            raise ValueError(
+                "optimizer.learned=score: the norms of mobilenet_v1 would still take on the "
+                "statistics of the data; it is for the nets of the paper"
+            )
         return self
 
 

@@ -12,8 +12,11 @@ from training.config import OptimizerConfig, ScheduleConfig
 def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Backbone and head at their own rates; biases and norms without decay.
 
-    Each group keeps its rate at the schedule's start as `base_lr`.
+    Each group keeps its rate at the schedule's start as `base_lr`. With `learned: score` the other
+    parameters are in no group, and need no gradient from now on.
     """
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(config.learned == "all" or name.startswith("score_"))
     pretrained = {
         id(parameter)
         for module in network.backbone.pretrained_modules()
@@ -25,7 +28,9 @@ def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimiz
             members = [
                 parameter
                 for parameter in network.parameters()
-                if (id(parameter) in pretrained) is is_backbone and (parameter.ndim > 1) is decays
+                if parameter.requires_grad
+                and (id(parameter) in pretrained) is is_backbone
+                and (parameter.ndim > 1) is decays
             ]
             if members:
                 decay = config.weight_decay if decays else 0.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from model.coordinates import CropOffsets, fcn_crops, tile
+
+Truncation = Literal["pool3", "pool4", "pool5"]
+"""The last layer of a net cut short."""
 
 
 class Features(NamedTuple):
@@ -18,16 +21,18 @@ class Features(NamedTuple):
     pool4: Tensor | None
     """stride 16"""
     fc7: Tensor
-    """stride 32: what score_fr classifies"""
+    """stride 32, or the last layer's of a net cut short: what score_fr classifies"""
 
 
 class Backbone(nn.Module, ABC):
     """RGB images in 0..255 -> Features. Normalisation is the backbone's own business."""
 
     name: str
-    pool3_channels: int
-    pool4_channels: int
+    pool3_channels: int = 0
+    pool4_channels: int = 0
+    """0: there is no such tap, so no skip from it."""
     fc7_channels: int
+    cut_after: Truncation | None = None
     crops: CropOffsets
     min_side_px: int = 1
     max_side_px: int | None = None

@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import SAME_CROPS, Backbone, Features
+from model.backbones.base import Backbone, Features, Truncation
+from model.backbones.caffe import (
+    CAFFE_MEAN,
+    CAFFE_PADDING,
+    Padding,
+    caffe_normalised,
+    initialise,
+)
 from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 
-Padding = Literal["same", "pad100"]
 Normalisation = Literal["caffe", "torchvision"]
 
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
@@ -29,12 +35,8 @@ FC_CHANNELS = 4096
 """Source: arXiv 1409.1556 table 1, configuration D."""
 
 FC6_KERNEL = 7
-CAFFE_PADDING = 100
 """Source: `voc-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
-# In RGB; the Caffe net takes BGR, so `normalise` flips the colours.
-_CAFFE_MEAN = (122.67892, 116.66877, 104.00699)
-"""Source: `voc-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org (there BGR)."""
 _TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 _TORCHVISION_STD = (0.229, 0.224, 0.225)
 """Source: torchvision, `VGG16_Weights.IMAGENET1K_V1.transforms` (of RGB in 0..1)."""
@@ -42,6 +44,12 @@ _TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 def vgg16_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, CoordinateMap]:
     """Where the cells of pool3, pool4 and fc7 lie."""
+    pools = vgg16_pool_maps(padding)
+    return pools[2], pools[3], pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))
+
+
+def vgg16_pool_maps(padding: Padding) -> list[CoordinateMap]:
+    """Where the cells of pool1 to pool5 lie."""
     at = IMAGE
     pools = []
     for block, convs in enumerate(CONVS_PER_BLOCK):
@@ -49,7 +57,7 @@ def vgg16_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, Coordina
             at = at.conv(3, pad=_conv_padding(padding) if block == index == 0 else 1)
         at = at.conv(2, stride=2)
         pools.append(at)
-    return pools[2], pools[3], at.conv(FC6_KERNEL, pad=_fc6_padding(padding))
+    return pools
 
 
 class VGG16(Backbone):
@@ -58,7 +66,8 @@ class VGG16(Backbone):
     `fc_channels`: of fc6 and fc7; 4096 are VGG's own and most of its 134 million parameters.
     `normalisation`: must fit the weights. `caffe`: BGR in 0..255 less the mean, for the original
     weights. `torchvision`: RGB in 0..1 less the mean, over the standard deviation.
-    `channels`: of the five blocks.
+    `channels`: of the five blocks. `cut_after`: a net that ends with that pool, which takes the
+    place of fc7; it has no other tap.
 
     Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
     rows in pool5, 32p >= H + 198, while FCN-32s needs 32p >= H + 179, 16s H + 171, 8s H + 167.
@@ -75,45 +84,52 @@ class VGG16(Backbone):
         normalisation: Normalisation = "caffe",
         dropout: float = 0.5,
         channels: Sequence[int] = CHANNELS,
+        cut_after: Truncation | None = None,
     ) -> None:
         super().__init__()
+        self.cut_after = cut_after
+        self.blocks = int(cut_after[-1]) if cut_after else len(CONVS_PER_BLOCK)
         inputs = 3
         for block, (convs, outputs) in enumerate(
-            zip(CONVS_PER_BLOCK, channels, strict=True), start=1
+            zip(CONVS_PER_BLOCK[: self.blocks], channels[: self.blocks], strict=True), start=1
         ):
             for index in range(1, convs + 1):
                 pad = _conv_padding(padding) if block == index == 1 else 1
                 layer = nn.Conv2d(inputs, outputs, 3, padding=pad)
                 self.add_module(f"conv{block}_{index}", layer)
                 inputs = outputs
-        self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
-        self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
-        # Of single values, as Caffe's; Dropout2d would drop whole maps.
-        self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
-        self.pool3_channels, self.pool4_channels = channels[2], channels[3]
-        self.fc7_channels = fc_channels
-        self.crops = SAME_CROPS if padding == "same" else fcn_crops(*vgg16_maps(padding))
+        if cut_after is None:
+            self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
+            self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
+            # Of single values, as Caffe's; Dropout2d would drop whole maps.
+            self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
+            self.pool3_channels, self.pool4_channels = channels[2], channels[3]
+            self.fc7_channels = fc_channels
+            self.crops = fcn_crops(*vgg16_maps(padding))
+        else:
+            self.fc7_channels = inputs
+            self.crops = fcn_crops(None, None, vgg16_pool_maps(padding)[self.blocks - 1])
         self.normalisation: Normalisation = normalisation
         mean, std = _mean_and_std(normalisation)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        for module in self.children():
-            if isinstance(module, nn.Conv2d):
-                _initialise(module)
+        initialise(self)
 
     def normalise(self, images: Tensor) -> Tensor:
         if self.normalisation == "torchvision":
             return (images - self.mean) / self.std
-        return (images - self.mean).flip(1)
+        return caffe_normalised(images, self.mean)
 
     def forward(self, images: Tensor) -> Features:
         x = self.normalise(images)
         pools = []
-        for block, convs in enumerate(CONVS_PER_BLOCK, start=1):
+        for block, convs in enumerate(CONVS_PER_BLOCK[: self.blocks], start=1):
             for index in range(1, convs + 1):
                 x = functional.relu(self.get_submodule(f"conv{block}_{index}")(x), inplace=True)
             x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
             pools.append(x)
+        if self.cut_after is not None:
+            return Features(pool3=None, pool4=None, fc7=x)
         x = self.drop6(functional.relu(self.fc6(x), inplace=True))
         x = self.drop7(functional.relu(self.fc7(x), inplace=True))
         return Features(pool3=pools[2], pool4=pools[3], fc7=x)
@@ -136,14 +152,7 @@ def _fc6_padding(padding: Padding) -> int:
 def _mean_and_std(normalisation: Normalisation) -> tuple[Tensor, Tensor]:
     """float32 [1,3,1,1], RGB, in units of 0..255."""
     if normalisation == "caffe":
-        mean, std = torch.tensor(_CAFFE_MEAN), torch.ones(3)
+        mean, std = torch.tensor(CAFFE_MEAN), torch.ones(3)
     else:
         mean, std = 255 * torch.tensor(_TORCHVISION_MEAN), 255 * torch.tensor(_TORCHVISION_STD)
     return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
-
-
-def _initialise(layer: nn.Conv2d) -> None:
-    """Keeps the variance through 13 layers of ReLU. Source: He et al. 2015, arXiv 1502.01852."""
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)

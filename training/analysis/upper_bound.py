@@ -1,7 +1,8 @@
 """How good coarse answers can be: ground truth at a lower resolution, scored against itself.
 
 The paper's appendix A scores ground truth that was down- and then upsampled by a factor, to bound
-what a network of that output stride can reach. It does not say how labels are resampled. Here a
+what a network of that output stride can reach. How it resampled the labels is not
+known here. Here a
 cell of `factor` x `factor` pixels has one class, and upsampling gives that class to all of them:
 
 `majority`  the class most of the cell's labelled pixels have, the lowest id of equals: no constant

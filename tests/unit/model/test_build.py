@@ -20,6 +20,9 @@ from model.build import NetworkSpec, build
         (NetworkSpec("mobilenet_v1"), "fcn8s-mobilenet_v1"),
         (NetworkSpec("vgg16"), "fcn8s-vgg16"),
         (NetworkSpec("vgg16", "32s"), "fcn32s-vgg16"),
+        (NetworkSpec("vgg16", "pool4"), "fcn-pool4-vgg16"),
+        (NetworkSpec("alexnet", "32s", padding="pad100"), "fcn32s-alexnet-pad100"),
+        (NetworkSpec("googlenet"), "fcn8s-googlenet"),
     ],
 )
 def test_architecture(spec: NetworkSpec, wanted: str) -> None:
@@ -85,8 +88,20 @@ def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backbone": "mobilenet_v1", "padding": "pad100"}, "are for vgg16, not mobilenet_v1"),
-        ({"backbone": "mobilenet_v1", "normalisation": "caffe"}, "are for vgg16"),
+        ({"backbone": "mobilenet_v1", "padding": "pad100"}, "not mobilenet_v1"),
+        ({"backbone": "mobilenet_v1", "normalisation": "caffe"}, "is for vgg16"),
+        ({"backbone": "alexnet", "variant": "8s"}, "alexnet has no inner maps .* 32s only"),
+        ({"backbone": "alexnet", "variant": "16s"}, "alexnet has no inner maps .* 32s only"),
+        ({"backbone": "alexnet", "variant": "32s", "fc6_channels": 0}, "cannot do without fc6"),
+        ({"backbone": "alexnet", "variant": "32s", "normalisation": "caffe"}, "not alexnet"),
+        ({"backbone": "googlenet", "fc6_channels": 8}, "googlenet has no fc6"),
+        ({"backbone": "googlenet", "variant": "pool4"}, "variant pool4 is for vgg16"),
+        ({"backbone": "vgg16", "variant": "pool4", "fc6_channels": 8}, "ends before fc6"),
+        ({"backbone": "vgg16", "variant": "pool4", "dropout": 0.1}, "ends before fc6"),
+        ({"backbone": "vgg16", "pool4_scale": 0.0}, "must be above 0"),
+        ({"backbone": "vgg16", "pool3_scale": -1.0}, "must be above 0"),
+        ({"backbone": "vgg16", "variant": "32s", "pool4_scale": 0.01}, "for 16s and 8s, not 32s"),
+        ({"backbone": "vgg16", "variant": "16s", "pool3_scale": 0.01}, "for 8s, not 16s"),
         ({"backbone": "vgg16", "fc6_channels": 0}, "cannot do without fc6"),
         ({"backbone": "vgg16", "fc6_channels": -1}, "must not be negative"),
         ({"backbone": "mobilenet_v1", "skip_channels": -1}, "must not be negative"),

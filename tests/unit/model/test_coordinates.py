@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from model.backbones.base import SAME_CROPS
-from model.backbones.vgg16 import Padding, vgg16_maps
+from model.backbones.caffe import Padding
+from model.backbones.vgg16 import vgg16_maps
 from model.coordinates import IMAGE, CoordinateMap, CropOffsets, crop_offset, fcn_crops, tile
 
 

@@ -55,17 +55,21 @@ def test_a_constant_keeps_its_value_away_from_the_border(factor: int) -> None:
 
 
 @pytest.mark.parametrize("factor", (*FACTORS, 3))
+@pytest.mark.parametrize("less", [0, 1])
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (5, 5)])
-def test_training_computes_what_eval_computes(factor: int, size: tuple[int, int]) -> None:
+def test_training_computes_what_eval_computes(
+    factor: int, less: int, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     cells = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    layer = BilinearUpsample(3, factor).double()
+    layer = BilinearUpsample(3, factor, kernel_size=2 * factor - less).double()
     trained, evaluated = layer.train()(cells), layer.eval()(cells)
-    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12)
+    rounding = 1e-6 if factor == 3 else 0  # of thirds, in the float32 kernel
+    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12 + rounding)
     seed = torch.randn_like(trained)
     (of_trained,) = torch.autograd.grad(trained, cells, seed)
     (of_evaluated,) = torch.autograd.grad(evaluated, cells, seed)
-    torch.testing.assert_close(of_trained, of_evaluated, rtol=0, atol=1e-10)
+    torch.testing.assert_close(of_trained, of_evaluated, rtol=0, atol=1e-10 + 10 * rounding)
 
 
 @pytest.mark.parametrize("factor", FACTORS)

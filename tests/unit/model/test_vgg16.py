@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.vgg16 import VGG16, Normalisation, Padding
+from model.backbones.caffe import Padding
+from model.backbones.vgg16 import VGG16, Normalisation
 from model.build import NetworkSpec, build
 from model.fcn import FCN, Variant
 

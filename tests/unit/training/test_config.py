@@ -73,6 +73,9 @@ def test_overrides(recipe: Path) -> None:
         ({"loss": {"sample_cell_px": 0}}, "loss.sample_cell_px: "),
         ({"loss": {"sample": 0.5, "dice": 0.5}}, "loss.dice takes every pixel"),
         ({"precision": "fp16"}, "precision: "),
+        ({"optimizer": {"learned": "head"}}, "optimizer.learned: "),
+        ({"optimizer": {"learned": "score"}}, "optimizer.learned=score: the norms of mobilenet_v1"),
+        ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner maps"),
     ],
 )
 def test_wrong_fields(recipe: Path, change: dict[str, Any], complaint: str) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
+from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec, build
+from model.fcn import FCN
+from model.upsample import Upsampling
 from training.config import OptimizerConfig, ScheduleConfig
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
 
@@ -41,6 +46,22 @@ def test_rates_and_decay_by_kind_of_parameter() -> None:
         "score_pool3.1.weight": (1e-2, 0.0),  # the skip's norm
     }.items():
         assert got[id(parameters[name])] == wanted, name
+
+
+@pytest.mark.parametrize("upsampling", get_args(Upsampling))
+def test_score_alone_learns(upsampling: Upsampling) -> None:
+    """FCN-32s-fixed: nothing but the score layers moves, weight decay included."""
+    torch.manual_seed(0)
+    net = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "16s", upsampling)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    optimizer = make_optimizer(net, OptimizerConfig(learned="score", weight_decay=0.3))
+    for _ in range(2):
+        optimizer.zero_grad()
+        (net(torch.rand(1, 3, 33, 40) * 255) - 1).square().mean().backward()
+        optimizer.step()
+    moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    scores = {"score_fr", "score_pool4"}
+    assert moved == {f"{name}.{part}" for name in scores for part in ("weight", "bias")}
 
 
 def test_sgd() -> None:

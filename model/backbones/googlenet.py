@@ -1,0 +1,152 @@
+"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842; "inception v1") as an FCN backbone.
+
+As trained in Caffe: no batch norm, real 5x5 branches, normalisation across channels. The auxiliary
+classifiers and the final 7x7 average pooling are gone (Long, Shelhamer, Darrell, arXiv 1411.4038,
+section 4.1). A layer has its Caffe name with a dot for the slash: `inception_3a.5x5_reduce`.
+
+The authors never released their FCN-GoogLeNet: its padding, and heads other than 32s, are ours.
+Not torchvision's GoogLeNet, which has batch norm, and 3x3 in place of 5x5.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.backbones.base import Backbone, Features
+from model.backbones.caffe import (
+    CAFFE_PADDING,
+    Padding,
+    caffe_mean,
+    caffe_normalised,
+    initialise,
+    local_response_norm,
+    max_pool3,
+    max_pool3_map,
+)
+from model.coordinates import IMAGE, CoordinateMap, fcn_crops
+
+_STEM = (64, 64, 192)
+"""Channels of conv1, conv2's reduction and conv2. Source: arXiv 1409.4842 table 1."""
+
+_INCEPTIONS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+"""Channels of 1x1, 3x3_reduce, 3x3, 5x5_reduce, 5x5, pool_proj. Source: as above."""
+
+_POOL_BEFORE = ("3a", "4a", "5a")
+DROPOUT = 0.4
+"""Source: arXiv 1409.4842 section 5."""
+
+
+def googlenet_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, CoordinateMap]:
+    """Where the cells of inception_3b, inception_4e and inception_5b lie.
+
+    Their receptive fields are those of the widest branch, the 5x5. The paper's 907 pixels count
+    the average pooling that its text discards; without it there are 715.
+    """
+    at = max_pool3_map(IMAGE.conv(7, stride=2, pad=_conv1_padding(padding)), padding)
+    at = at.conv(3, pad=1)
+    ends = {}
+    for name in _INCEPTIONS:
+        at = max_pool3_map(at, padding) if name in _POOL_BEFORE else at
+        at = ends[name] = at.conv(5, pad=2)
+    return ends["3b"], ends["4e"], ends["5b"]
+
+
+class Inception(nn.Module):
+    """Four branches side by side, [N,inputs,h,w] -> [N,1x1 + 3x3 + 5x5 + pool_proj,h,w]."""
+
+    def __init__(self, inputs: int, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        one, reduce3, three, reduce5, five, proj = channels
+        self.add_module("1x1", nn.Conv2d(inputs, one, 1))
+        self.add_module("3x3_reduce", nn.Conv2d(inputs, reduce3, 1))
+        self.add_module("3x3", nn.Conv2d(reduce3, three, 3, padding=1))
+        self.add_module("5x5_reduce", nn.Conv2d(inputs, reduce5, 1))
+        self.add_module("5x5", nn.Conv2d(reduce5, five, 5, padding=2))
+        self.add_module("pool_proj", nn.Conv2d(inputs, proj, 1))
+        self.outputs = one + three + five + proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = functional.max_pool2d(x, 3, 1, padding=1)
+        branches = (
+            self._relu("1x1", x),
+            self._relu("3x3", self._relu("3x3_reduce", x)),
+            self._relu("5x5", self._relu("5x5_reduce", x)),
+            self._relu("pool_proj", pooled),
+        )
+        return torch.cat(branches, dim=1)
+
+    def _relu(self, name: str, x: Tensor) -> Tensor:
+        return functional.relu(self.get_submodule(name)(x), inplace=True)
+
+
+class GoogLeNet(Backbone):
+    """Taps: inception_3b (stride 8), 4e (16), each the last map of its stride, and 5b (32) after
+    dropout, in the place of fc7.
+
+    `width`: factor of every layer's channels; 1 is GoogLeNet's own.
+
+    Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
+    rows in inception_5b, 32p >= H + 164, while FCN-32s needs 32p >= H + 67.
+    """
+
+    name = "googlenet"
+    mean: Tensor
+
+    def __init__(
+        self, padding: Padding = "same", dropout: float = DROPOUT, width: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.padding: Padding = padding
+        conv1, reduce2, conv2 = _scaled(_STEM, width)
+        self.conv1 = nn.ModuleDict({"7x7_s2": nn.Conv2d(3, conv1, 7, 2, _conv1_padding(padding))})
+        self.conv2 = nn.ModuleDict({
+            "3x3_reduce": nn.Conv2d(conv1, reduce2, 1),
+            "3x3": nn.Conv2d(reduce2, conv2, 3, padding=1),
+        })  # fmt: skip
+        outputs = {}
+        inputs = conv2
+        for name, channels in _INCEPTIONS.items():
+            inception = Inception(inputs, _scaled(channels, width))
+            self.add_module(f"inception_{name}", inception)
+            inputs = outputs[name] = inception.outputs
+        self.dropout = nn.Dropout(dropout)
+        self.pool3_channels, self.pool4_channels = outputs["3b"], outputs["4e"]
+        self.fc7_channels = outputs["5b"]
+        self.crops = fcn_crops(*googlenet_maps(padding))
+        self.register_buffer("mean", caffe_mean(), persistent=False)
+        initialise(self)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return caffe_normalised(images, self.mean)
+
+    def forward(self, images: Tensor) -> Features:
+        x = functional.relu(self.conv1["7x7_s2"](self.normalise(images)), inplace=True)
+        x = local_response_norm(max_pool3(x, self.padding))
+        for name in ("3x3_reduce", "3x3"):
+            x = functional.relu(self.conv2[name](x), inplace=True)
+        x = local_response_norm(x)
+        ends = {}
+        for name in _INCEPTIONS:
+            x = max_pool3(x, self.padding) if name in _POOL_BEFORE else x
+            x = ends[name] = self.get_submodule(f"inception_{name}")(x)
+        return Features(pool3=ends["3b"], pool4=ends["4e"], fc7=self.dropout(x))
+
+
+def _conv1_padding(padding: Padding) -> int:
+    return CAFFE_PADDING if padding == "pad100" else 3
+
+
+def _scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
+    return tuple(max(1, round(count * width)) for count in channels)
