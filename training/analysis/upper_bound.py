@@ -1,9 +1,9 @@
 """How good coarse answers can be: ground truth at a lower resolution, scored against itself.
 
 The paper's appendix A scores ground truth that was down- and then upsampled by a factor, to bound
-what a network of that output stride can reach. How it resampled the labels is not
-known here. Here a
-cell of `factor` x `factor` pixels has one class, and upsampling gives that class to all of them:
+what a network of that output stride can reach. How it resampled the labels is not known here: its
+appendix was not at hand. Here a cell of `factor` x `factor` pixels has one class, and upsampling
+gives that class to all of them:
 
 `majority`  the class most of the cell's labelled pixels have, the lowest id of equals: no constant
             answer gets more of them right, so its pixel accuracy is the bound;
