@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,10 +43,14 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         # Opened here: given a path, numpy leaves a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            read = dict(arrays)
     # numpy says by these: an archive cut short, a pickle, a single array.
     except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not an .npz of arrays: {error}") from error
+    # Of an archive's other files numpy gives the bytes.
+    if others := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
+        raise WeightsError(f"{path} is not an .npz of arrays: it holds a file {others[0]!r}")
+    return read
 
 
 def _npz(path: Path) -> WeightsFile:
@@ -61,10 +65,13 @@ def _caffe(path: Path) -> WeightsFile:
 
 
 def _torch(path: Path) -> WeightsFile:
+    with path.open("rb") as file:
+        return _state_dict(path, file)
+
+
+def _state_dict(path: Path, file: IO[bytes]) -> WeightsFile:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises whatever the broken archive brings up, and its text on a file with
         # code in it explains how to run that code.
