@@ -19,6 +19,7 @@ _MAX_BYTES = 2**31 - 1
 """What a protocol buffer may hold, and four times VGG16."""
 _MAX_HEADER_BYTES = 100_000_000
 """Source: `MAX_HEADER_SIZE` of huggingface/safetensors (recalled)."""
+_NO_HEADER = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 _SAFETENSORS_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
@@ -43,9 +44,12 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         # Opened here: given a path, numpy leaves a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            size = sum(entry.file_size for entry in arrays.zip.infolist())
+            if size > _MAX_BYTES:
+                raise ValueError(f"unpacked it has {size} bytes, want at most {_MAX_BYTES}")
             read = dict(arrays)
-    # numpy says by these: an archive cut short, a pickle, a single array.
-    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
+    # numpy says by these: an archive cut short, a pickle, a single array, a shape beyond measure.
+    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise WeightsError(f"{path} is not an .npz of arrays: {error}") from error
     # Of an archive's other files numpy gives the bytes.
     if others := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
@@ -106,8 +110,8 @@ def _safetensors(path: Path) -> WeightsFile:
         header.pop("__metadata__", None)
         body = data[8 + length :]
         arrays = {name: _tensor(entry, body) for name, entry in header.items()}
-    # ValueError: text that is no JSON, or a shape that does not fit its bytes.
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    # Text that is no JSON, or not of these keys, or a shape that does not fit its bytes.
+    except _NO_HEADER as error:
         raise WeightsError(f"{path} is not a safetensors file, or cut short: {error}") from error
     layers, _ = pair_up(arrays, str(path))
     return WeightsFile(layers, "torchvision")

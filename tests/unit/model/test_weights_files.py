@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def test_weights_are_floating_point(tmp_path: Path) -> None:
     "changes",
     [
         {"shape": [7]},
+        {"shape": [2**70]},
         {"data_offsets": [0, 99]},
         {"data_offsets": [-8, 8]},
         {"data_offsets": [4, 0]},
@@ -176,6 +178,24 @@ def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "a.pth").write_bytes(bytes(11))
     with pytest.raises(WeightsError, match="has 11 bytes: want at most 10"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_an_npz_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **{"a/w": np.zeros(100_000)})  # type: ignore[arg-type]
+    monkeypatch.setattr(read, "_MAX_BYTES", 10_000)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(WeightsError, match=r"unpacked it has \d+ bytes, want at most 10000"):
+        read_weights(path)
+
+
+def test_an_npy_header_that_lies(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("a/w.npy", "w") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (2**50,)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(WeightsError, match=r"a\.npz is not an \.npz of arrays"):
+        read_weights(path)
 
 
 def test_start_weights_remember_what_they_are_for(tmp_path: Path) -> None:
