@@ -25,14 +25,14 @@ def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) 
     if path is None:
         return
     backbone = network.backbone
-    if not isinstance(backbone, MobileNetV1):
-        raise ConfigError(f"init.imagenet: no importer for {config.network.backbone} yet")
     try:
         backbone.load_imagenet(path)
     except FileNotFoundError as error:
         raise ConfigError(f"init.imagenet: there is no file {path}") from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ConfigError(f"init.imagenet: cannot use {path}: {error}") from error
+    if not isinstance(backbone, MobileNetV1):
+        return  # has no norms
     augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
     count = min(config.init.calibration_images, len(data))
     batches = training_batches(

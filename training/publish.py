@@ -84,7 +84,13 @@ def make_contract(
 def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, Any] | None) -> str:
     """Markdown: what the model is, what it was trained on, how, and how well it does."""
     data = contract.training_data
-    recipe = shared_recipe(checkpoint.config)
+    imported = checkpoint.config.get("imported")
+    origin = (
+        f"Imported from `{imported['file']}` (SHA-256 `{imported['sha256']}`) by revision"
+        if imported
+        else "Trained with revision"
+    )
+    trained = "" if imported else f", {checkpoint.iteration} iterations"
     lines = [
         f"# {contract.model_name}",
         "",
@@ -92,8 +98,7 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         f"{contract.precision}; made for images of about the size it was trained on.",
         f"- Training data: {data.name}. Source: {data.source or 'not given'}.",
         f"- Licence of the data, which binds the weights: **{data.licence}**.",
-        f"- Trained with revision `{checkpoint.git_revision}`, {checkpoint.iteration} iterations; "
-        f"exported {date.today().isoformat()}.",
+        f"- {origin} `{checkpoint.git_revision}`{trained}; exported {date.today().isoformat()}.",
         "- Served size: any; the label map has the size of the picture.",
         "",
         "## Scores",
@@ -115,7 +120,14 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         [info.name, *(_percent(values["class_iu"][info.name]) for _, values in splits)]
         for info in contract.classes
     ])  # fmt: skip
-    lines += [
+    if not imported:
+        lines += _recipe(checkpoint)
+    return "\n".join([*lines, ""])
+
+
+def _recipe(checkpoint: Checkpoint) -> list[str]:
+    recipe = shared_recipe(checkpoint.config)
+    return [
         "",
         "## Recipe",
         "",
@@ -129,9 +141,7 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         "--split test --json > scores.json",
         "fcn export RUN/last.pt --scores scores.json",
         "```",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:

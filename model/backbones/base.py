@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from model.coordinates import CropOffsets, fcn_crops, tile
+from model.surgery import convolutions, transplant
+from model.weights.start import read_start_weights
 
 Truncation = Literal["pool3", "pool4", "pool5"]
 """The last layer of a net cut short."""
@@ -48,6 +51,22 @@ class Backbone(nn.Module, ABC):
     def pretrained_modules(self) -> list[nn.Module]:
         """Parts that start from ImageNet weights and so train at the backbone's rate."""
         return [self]
+
+    def load_imagenet(self, path: Path) -> None:
+        """Fill `pretrained_modules` from a file that `fcn import-weights` wrote.
+
+        Raises: ValueError naming what does not fit; OSError if the file cannot be read.
+        """
+        layers = read_start_weights(
+            path, network=self.name, normalisation=str(getattr(self, "normalisation", ""))
+        )
+        pretrained = {id(part) for module in self.pretrained_modules() for part in module.modules()}
+        needed = {
+            layer: module
+            for layer, module in convolutions(self).items()
+            if id(self.get_submodule(module)) in pretrained
+        }
+        transplant(self, layers, needed, source=str(path))
 
 
 SAME_CROPS = fcn_crops(tile(8), tile(16), tile(32))

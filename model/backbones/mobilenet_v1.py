@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbones.base import SAME_CROPS, Backbone, Features
+from model.weights.read import read_npz
 
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -141,7 +141,7 @@ class MobileNetV1(Backbone):
         Raises: ValueError if it is no .npz, or naming the layer that is missing or has the wrong
         shape; OSError if it cannot be read.
         """
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
         for name, layer in self._layers():
             layer.load_folded(name, arrays)
 
@@ -179,17 +179,6 @@ class MobileNetV1(Backbone):
             for name, module in self.named_children()
             if isinstance(module, ConvNorm) and name != "fc6"
         ]
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Raises: ValueError, OSError."""
-    try:
-        # Opened here: given a path, numpy leaves a broken archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    # numpy says by these: an archive cut short, a pickle, a single array.
-    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not an .npz of arrays: {error}") from error
 
 
 class _Moments:

@@ -1,0 +1,72 @@
+"""`fcn import-weights`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "turn weights of PyTorch, Keras or Caffe into start weights or a checkpoint"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        type=Path,
+        help=".pth, .pt or .safetensors (torchvision names), .npz (plain or Keras), or .caffemodel",
+    )
+    parser.add_argument("--network", required=True, metavar="NAME", help="vgg16")
+    parser.add_argument(
+        "--head",
+        choices=("none", "32s", "16s", "8s"),
+        default="none",
+        help="none: backbone weights for init.imagenet (default); else the FCN that FILE holds, as "
+        "a checkpoint for fcn evaluate and fcn export",
+    )
+    parser.add_argument(
+        "--padding",
+        choices=("same", "pad100"),
+        default="pad100",
+        help="of an FCN: as the authors trained it (default: pad100)",
+    )
+    parser.add_argument(
+        "--normalisation",
+        choices=("caffe", "torchvision"),
+        help="pixels that the weights expect (default: by the kind of file; an .npz of plain "
+        "layers does not say)",
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class list of an FCN (default: VOC's 21)"
+    )
+    parser.add_argument("--name", help="of an FCN, for fcn export")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from training.datasets.folder import load_info
+    from training.import_weights import import_checkpoint, import_start_weights
+
+    if args.head == "none":
+        imported = import_start_weights(
+            args.file, args.output, network=args.network, normalisation=args.normalisation
+        )
+    else:
+        imported = import_checkpoint(
+            args.file,
+            args.output,
+            network=args.network,
+            variant=args.head,
+            padding=args.padding,
+            normalisation=args.normalisation,
+            dataset=load_info(args.classes) if args.classes else None,
+            name=args.name,
+        )
+    if args.json:
+        print(json.dumps({"output": str(args.output), **imported.to_dict()}, indent=2))
+        return 0
+    print(imported.report.table())
+    print(f"sha256 {imported.sha256}")
+    print(f"{args.output}: weights for {imported.normalisation} pixels")
+    return 0

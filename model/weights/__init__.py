@@ -1,0 +1,1 @@
+"""Weights from files of other programs. No file is ever run: pickles may hold only tensors."""
