@@ -64,13 +64,13 @@ def test_overrides(recipe: Path) -> None:
         ({"network": {"backbone": "resnet"}}, "network.backbone: "),
         ({"network": {"backbone": "mobilenet_v1", "variant": "4s"}}, "network.variant: "),
         ({"optimizer": {"kind": "lion"}}, "optimizer.kind: "),
+        ({"optimizer": {"learned": "head"}}, "optimizer.learned: "),
+        ({"optimizer": {"learned": "score"}}, "optimizer.learned=score: the norms of mobilenet_v1"),
+        ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner maps"),
         ({"precision": "fp8"}, "precision: "),
         ({"augment": {"min_scale": 3.0}}, "augment: .*min_scale"),
         ({"loss": {"class_weight_offset": 1.0}}, "loss.class_weight_offset: "),
         ({"loss": {"reduction": "sum", "dice": 0.5}}, "loss.dice has no meaning"),
-        ({"optimizer": {"learned": "head"}}, "optimizer.learned: "),
-        ({"optimizer": {"learned": "score"}}, "optimizer.learned=score: the norms of mobilenet_v1"),
-        ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner maps"),
     ],
 )
 def test_wrong_fields(recipe: Path, change: dict[str, Any], complaint: str) -> None:
