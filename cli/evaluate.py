@@ -18,10 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="format and class list: camvid or folder (default: folder if DIR has a classes.yaml, "
-        "else camvid)",
+        help="format and class list, as `fcn data list` has them (default: folder if DIR has a "
+        "classes.yaml, else camvid)",
     )
-    parser.add_argument("--split", default="test", help="folder below DIR (default: test)")
+    parser.add_argument("--split", default="test", help="of the data set (default: test)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class list instead of the data set's own"
     )
@@ -48,6 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="exit with 1 if the mean IU, 0 to 1, is below X",
     )
+    parser.add_argument(
+        "--absent",
+        choices=("exclude_gt", "nan", "zero"),
+        default="nan",
+        help="a class without a labelled pixel leaves the means (exclude_gt), counts as 0 if it is "
+        "predicted (nan, default: as the paper's authors score), or counts as 0 (zero)",
+    )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
 
@@ -68,9 +75,10 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     with closing(source):
         confusion = source.confusion(data, in_flight=args.in_flight)
-    report = Report(source.name, source.kind, data, confusion, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    report = Report(source.name, source.kind, data, confusion, seconds, args.absent)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
-    mean_iu = confusion.scores().mean_iu
+    mean_iu = confusion.scores(args.absent).mean_iu
     if args.min_mean_iu is not None and mean_iu < args.min_mean_iu:
         print(
             f"fcn: mean IU {mean_iu:.4f} is below --min-mean-iu {args.min_mean_iu}",

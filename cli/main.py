@@ -30,6 +30,7 @@ _EXTRA_OF = {
     "onnx": "train",
     "onnxruntime": "cpu",  # or gpu
     "onnxscript": "train",
+    "scipy": "train",
     "tensorboard": "train",
     "torch": "train",
     "tqdm": "train",

@@ -40,6 +40,10 @@ class LossConfig(_Section):
     """Weights 1 / ln(offset + class frequency); None: no weights."""
     dice: float = Field(0.0, ge=0)
     """Weight of the soft Dice loss added to the cross entropy."""
+    sample: float = Field(1.0, gt=0, le=1)
+    """Share of the cells that the cross entropy is taken of, see `sampled_cross_entropy`."""
+    sample_cell_px: int = Field(32, ge=1)
+    """Side of such a cell."""
 
 
 class OptimizerConfig(_Section):
@@ -90,6 +94,8 @@ class TrainConfig(_Section):
     def _paper_loss_needs_fp32_sum(self) -> Self:
         if self.loss.reduction == "sum" and self.loss.dice:
             raise ValueError("loss.dice has no meaning beside the summed loss: set it to 0")
+        if self.loss.sample < 1 and self.loss.dice:
+            raise ValueError("loss.dice takes every pixel, loss.sample not: set dice to 0")
         return self
 
     @model_validator(mode="after")

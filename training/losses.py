@@ -1,4 +1,10 @@
-"""Per-pixel losses. Void pixels take no part, neither in the sum nor in what it is divided by."""
+"""Per-pixel losses. Void pixels take no part, neither in the sum nor in what it is divided by.
+
+All are computed in float32, whatever the logits are. The paper's summed loss makes that a must:
+its 187,500 pixels of 500x375 start at ln 21 = 3 each, 571,000 in all, and float16 ends at 65,504.
+A gradient summed over as many pixels, and a rate of 1e-10 (the smallest float16 is 6e-8), have the
+same trouble further down, so training offers bf16 and fp32 and no fp16.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +38,55 @@ def cross_entropy(
     )
     if reduction == "sum":
         return total
+    return total / _mass(target, weights)
+
+
+def sampled_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    keep: float,
+    cell_px: int,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`cross_entropy` of the cells that `sample_cells` keeps: patches drawn from whole images.
+
+    `mean` divides by `keep` times the mass of all labelled pixels, not by what happened to be kept,
+    so its expectation is that of the whole images, exactly. `sum` is the plain sum over what was
+    kept: its expectation is `keep` times the whole, which the paper makes up for with 1/keep times
+    as many images in a batch. (For `mean` that larger batch only keeps the noise the same.)
+    Source: arXiv 1411.4038, section 4.4.
+    """
+    total = cross_entropy(logits, sample_cells(target, keep, cell_px), weights, "sum")
+    if reduction == "sum":
+        return total
+    return total / (keep * _mass(target.long(), weights))
+
+
+def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
+    """integer [N,H,W] -> the same with VOID in every cell that was not kept.
+
+    Cells are `cell_px` pixels square, from the top left, as the final layer's cells of a 'same'
+    network lie; each is kept with probability `keep`, on its own, by torch's random numbers. The
+    cells do not move: that every patch can come up is left to random crops (footnote 2).
+    Raises: ValueError unless 0 < keep <= 1 and cell_px >= 1.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep {keep}: want 0 < keep <= 1")
+    if cell_px < 1:
+        raise ValueError(f"cell_px {cell_px}: want 1 or more")
+    count, height, width = target.shape
+    rows, columns = -(-height // cell_px), -(-width // cell_px)
+    kept = torch.rand(count, rows, columns, device=target.device) < keep
+    pixels = kept.repeat_interleave(cell_px, 1).repeat_interleave(cell_px, 2)
+    return target.masked_fill(~pixels[:, :height, :width], VOID)
+
+
+def _mass(target: Tensor, weights: Tensor | None) -> float:
+    """Summed weight of the labelled pixels of int64 [N,H,W]; above 0, so that it can divide."""
     labelled = target[target != VOID]
     mass = labelled.numel() if weights is None else weights[labelled].sum()
-    return total / max(float(mass), torch.finfo(torch.float32).tiny)
+    return max(float(mass), torch.finfo(torch.float32).tiny)
 
 
 def soft_dice(logits: Tensor, target: Tensor) -> Tensor:

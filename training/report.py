@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.datasets import SegmentationDataset
-from training.metrics import Confusion
+from training.metrics import Absent, Confusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,11 @@ class Report:
     data: SegmentationDataset
     confusion: Confusion
     seconds: float
+    absent: Absent = "nan"
+    """What classes without a labelled pixel do to the means."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. Scores are shares in 0..1; None for a class that occurs nowhere."""
+        """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
         names = tuple(info.name for info in self.data.info.classes)
         return {
             "source": self.source,
@@ -31,13 +33,14 @@ class Report:
             "split": self.data.split,
             "images": len(self.data),
             "seconds": round(self.seconds, 3),
-            **self.confusion.scores().to_dict(names),
+            "absent": self.absent,
+            **self.confusion.scores(self.absent).to_dict(names),
         }
 
     def table(self) -> str:
         """Per class its IU and share of the labelled pixels, then the four metrics; in percent."""
         names = [info.name for info in self.data.info.classes]
-        scores, shares = self.confusion.scores(), self.confusion.class_shares()
+        scores, shares = self.confusion.scores(self.absent), self.confusion.class_shares()
         metrics = {
             "pixel accuracy": scores.pixel_accuracy,
             "mean accuracy": scores.mean_accuracy,

@@ -21,7 +21,12 @@ from training.datasets import DatasetError, open_dataset
 from training.evaluate import evaluate
 from training.initialise import load_imagenet
 from training.loader import iterations_per_epoch, training_batches
-from training.losses import cross_entropy, inverse_log_weights, soft_dice
+from training.losses import (
+    cross_entropy,
+    inverse_log_weights,
+    sampled_cross_entropy,
+    soft_dice,
+)
 from training.metrics import Scores
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
 from training.predictors import NetworkPredictor
@@ -147,9 +152,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = cross_entropy(logits, target, self.weights, config.loss.reduction)
-        if config.loss.dice:
-            loss = loss + config.loss.dice * soft_dice(logits, target)
+        kind = config.loss
+        if kind.sample < 1:
+            loss = sampled_cross_entropy(
+                logits, target, kind.sample, kind.sample_cell_px, self.weights, kind.reduction
+            )
+        else:
+            loss = cross_entropy(logits, target, self.weights, kind.reduction)
+        if kind.dice:
+            loss = loss + kind.dice * soft_dice(logits, target)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.iteration += 1

@@ -75,8 +75,9 @@ def test_unready_before_connections_are_refused(slow_repository: Path) -> None:
         assert server.process.wait(20) == 0
 
 
-def test_drain_is_bounded(slow_repository: Path) -> None:
-    with running(slow_repository, drain_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+def test_drain_is_bounded(tmp_path: Path) -> None:
+    write_slow_model(tmp_path, turns=40_000)  # seconds, also on a fast machine
+    with running(tmp_path, drain_s=0.2) as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(over_rest, server)
         server.wait_for(INFLIGHT, 1)
         assert server.stop() == 0

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from training.datasets.ade20k import ADE20K
 from training.datasets.base import DatasetError, DatasetInfo, SegmentationDataset
-from training.datasets.folder import load_info, open_folder
+from training.datasets.cityscapes import CITYSCAPES
+from training.datasets.coco_stuff import COCO_STUFF
+from training.datasets.folder import CAMVID, FOLDER, load_info
+from training.datasets.format import Format, open_split
+from training.datasets.nyudv2 import NYUDV2
+from training.datasets.pascal_context import PASCAL_CONTEXT
+from training.datasets.siftflow import SIFTFLOW, SIFTFLOW_GEOMETRIC
+from training.datasets.voc import SBD, VOC2011, VOC2012
 
-Opener = Callable[[Path, str, Path | None], SegmentationDataset]
+DATASETS: dict[str, Format] = {
+    "ade20k": ADE20K,
+    "camvid": CAMVID,
+    "cityscapes": CITYSCAPES,
+    "coco_stuff": COCO_STUFF,
+    "folder": FOLDER,
+    "nyudv2": NYUDV2,
+    "pascal_context": PASCAL_CONTEXT,
+    "sbd": SBD,
+    "siftflow": SIFTFLOW,
+    "siftflow_geometric": SIFTFLOW_GEOMETRIC,
+    "voc2011": VOC2011,
+    "voc2012": VOC2012,
+}
 
 
-def _open_camvid(root: Path, split: str, classes: Path | None) -> SegmentationDataset:
-    return open_folder(root, split, load_info(classes or Path(__file__).parent / "camvid.yaml"))
+def find_format(name: str) -> Format:
+    """Raises: DatasetError for an unknown name."""
+    if name not in DATASETS:
+        raise DatasetError(f"unknown data set {name!r}: want one of {', '.join(DATASETS)}")
+    return DATASETS[name]
 
 
-def _open_folder(root: Path, split: str, classes: Path | None) -> SegmentationDataset:
-    return open_folder(root, split, load_info(classes or root / "classes.yaml"))
-
-
-DATASETS: dict[str, Opener] = {"camvid": _open_camvid, "folder": _open_folder}
+def class_info(form: Format, root: Path, classes: Path | None = None) -> DatasetInfo:
+    """The class list `classes`, else the data set's own. Raises: DatasetError."""
+    own = root / "classes.yaml" if form.classes is None else Path(__file__).parent / form.classes
+    return load_info(classes or own)
 
 
 def open_dataset(
@@ -27,11 +49,19 @@ def open_dataset(
 ) -> SegmentationDataset:
     """Open one split. `classes` overrides the data set's own class list.
 
-    Raises: DatasetError for an unknown name, a missing folder or a bad class list.
+    Raises: DatasetError for an unknown name, a missing folder or file, or a bad class list.
     """
-    if name not in DATASETS:
-        raise DatasetError(f"unknown data set {name!r}: want one of {', '.join(DATASETS)}")
-    return DATASETS[name](root, split, classes)
+    form = find_format(name)
+    return open_split(name, form, root, split, class_info(form, root, classes))
 
 
-__all__ = ["DATASETS", "DatasetError", "DatasetInfo", "SegmentationDataset", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "DatasetError",
+    "DatasetInfo",
+    "Format",
+    "SegmentationDataset",
+    "class_info",
+    "find_format",
+    "open_dataset",
+]

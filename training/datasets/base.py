@@ -88,18 +88,8 @@ class SegmentationDataset:
         return target
 
     def read_target(self, path: Path) -> Pixels:
-        """uint8 [H,W] from a greyscale or palette PNG of up to 8 bits. Raises DatasetError."""
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("1", "L", "P"):
-                    raise DatasetError(
-                        f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
-                        "palette, one class id per pixel"
-                    )
-                step = _GREY_STEPS.get(str(picture.tile[0].args), 1)
-                return np.array(picture, dtype=np.uint8) // np.uint8(step)
-        except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
-            raise DatasetError(f"cannot read the label {path}: {error}") from error
+        """uint8 [H,W] from one label file, as this data set stores it. Raises DatasetError."""
+        return read_label_png(path)
 
     def class_frequencies(self, *, progress: bool = False) -> npt.NDArray[np.float64]:
         """float64 [C], each class's share of the non-void pixels of this split.
@@ -114,6 +104,21 @@ class SegmentationDataset:
             raise DatasetError(f"split {self.split!r} has no labelled pixel")
         shares: npt.NDArray[np.float64] = labelled / labelled.sum()
         return shares
+
+
+def read_label_png(path: Path) -> Pixels:
+    """uint8 [H,W] from a greyscale or palette PNG of up to 8 bits. Raises DatasetError."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("1", "L", "P"):
+                raise DatasetError(
+                    f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
+                    "palette, one class id per pixel"
+                )
+            step = _GREY_STEPS.get(str(picture.tile[0].args), 1)
+            return np.array(picture, dtype=np.uint8) // np.uint8(step)
+    except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
+        raise DatasetError(f"cannot read the label {path}: {error}") from error
 
 
 def read_image(path: Path) -> Pixels:

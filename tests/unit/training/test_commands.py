@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from cli.main import main
+from cli.main import build_parser, main
 from tests.tiny_models import write_model
 from tests.unit.training import brightest
 from tests.unit.training.recipes import raw_recipe
 from tests.unit.training.test_rest_predictor import FakeServer, free_port, model
+from training.analysis.upper_bound import PAPER_MEAN_IU, Method
 from training.datasets import drawn
+from training.metrics import Absent
 
 Capture = pytest.CaptureFixture[str]
 
@@ -134,6 +137,7 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "dataset": "brightest",
         "split": "test",
         "images": brightest.COUNT,
+        "absent": "nan",
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
         "mean_iu": 1.0,
@@ -141,6 +145,37 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "class_iu": {"red": 1.0, "green": 1.0, "blue": 1.0},
     }
     assert "6/6" in err  # the progress bar
+
+
+def test_absent_classes(onnx: str, tmp_path: Path, capsys: Capture) -> None:
+    """One picture, half of it red and labelled so, half green: green is predicted, not labelled."""
+    brightest.write(tmp_path)
+    for kind in ("images", "labels"):
+        for path in (tmp_path / "test" / kind).iterdir():
+            path.unlink()
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    rgb[:2, :, 0] = rgb[2:, :, 1] = 200
+    Image.fromarray(rgb).save(tmp_path / "test/images/0.png")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "test/labels/0.png")
+    for absent, mean_iu, green in (
+        ("exclude_gt", 1 / 2, None),
+        ("nan", 1 / 4, 0),
+        ("zero", 1 / 6, 0),
+    ):
+        limit = ["--min-mean-iu", str(mean_iu - 0.01)]
+        assert evaluate(onnx, tmp_path, "--json", "--absent", absent, *limit) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["absent"] == absent
+        assert report["mean_iu"] == pytest.approx(mean_iu)
+        assert report["class_iu"]["green"] == green
+    assert evaluate(onnx, tmp_path, "--absent", "exclude_gt") == 0
+    green_row, mean_row = (
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(("green", "mean IU"))
+    )
+    assert green_row[1] == "-"
+    assert mean_row[-1] == "50.00"
 
 
 def test_below_the_wanted_mean_iu(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
@@ -248,3 +283,18 @@ def test_wrong_usage(onnx: str, pictures: Path, words: list[str], capsys: Captur
         evaluate(onnx, pictures, *words)
     assert raised.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_the_commands_offer_what_the_functions_take() -> None:
+    """Written out in cli/, which must not import numpy to print its help."""
+    words = {
+        "evaluate": ["evaluate", "x.pt", "--data-root", "."],
+        "upper-bound": ["upper-bound", "folder", "--data-root", "."],
+    }
+    parser = build_parser(list(words))
+    for command in words.values():
+        for absent in get_args(Absent):
+            assert parser.parse_args([*command, "--absent", absent]).absent == absent
+    for method in get_args(Method):
+        assert parser.parse_args([*words["upper-bound"], "--method", method]).method == method
+    assert tuple(parser.parse_args(words["upper-bound"]).factors) == tuple(PAPER_MEAN_IU)

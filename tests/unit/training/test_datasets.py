@@ -138,7 +138,7 @@ def test_alpha_is_dropped(root: Path) -> None:
 
 
 def test_unknown_data_set(root: Path) -> None:
-    with pytest.raises(DatasetError, match="unknown data set 'coco': want one of camvid, folder"):
+    with pytest.raises(DatasetError, match="unknown data set 'coco': want one of .*folder"):
         open_dataset("coco", root, "train")
 
 

@@ -1,4 +1,5 @@
-"""docs/training.md lists every field of a recipe, with its default, and no other."""
+"""docs/training.md lists every field of a recipe, with its default, and no other; docs/datasets.md
+every data set."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from training.config import TrainConfig
+from training.datasets import DATASETS, class_info
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "training.md"
+DATASETS_PAGE = PAGE.with_name("datasets.md")
 ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| ([^|]+) \|", re.M)
 
 
@@ -44,3 +47,18 @@ def shown(default: Any) -> str:
 def test_every_field_is_documented_with_its_default() -> None:
     documented = {name: default.strip() for name, default in ROW.findall(PAGE.read_text())}
     assert documented == {name: shown(default) for name, default in fields(TrainConfig)}
+
+
+def test_every_data_set_is_documented() -> None:
+    """docs/datasets.md has a row for each, with its classes and the splits' sizes."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \|", DATASETS_PAGE.read_text(), re.M)
+    documented = {name: (classes, splits.strip()) for name, classes, splits in rows}
+    geometric = documented["siftflow_geometric"]
+    assert geometric[1] == "the same"
+    documented["siftflow_geometric"] = (geometric[0], documented["siftflow"][1])
+    expected = {}
+    for name, form in DATASETS.items():
+        sizes = ", ".join(f"{split} ({size})" for split, size in form.splits.items())
+        classes = str(len(class_info(form, PAGE.parent).classes)) if form.classes else "yours"
+        expected[name] = (classes, sizes if form.classes else "any")
+    assert documented == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses import cross_entropy, inverse_log_weights, soft_dice
+from training.losses import (
+    Reduction,
+    cross_entropy,
+    inverse_log_weights,
+    sample_cells,
+    sampled_cross_entropy,
+    soft_dice,
+)
 
 VOID = 255
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
@@ -86,6 +95,98 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
     low = logits.bfloat16()
     assert cross_entropy(low, target).dtype == torch.float32
     assert float(cross_entropy(low, target)) == float(cross_entropy(low.float(), target))
+
+
+def test_fp16_logits_do_not_overflow_the_sum() -> None:
+    """A new network's loss on one VOC image: ln 21 at each of 187,500 pixels."""
+    logits = torch.zeros(1, 21, 375, 500, dtype=torch.float16, requires_grad=True)
+    target = torch.zeros(1, 375, 500, dtype=torch.uint8)
+    loss = cross_entropy(logits, target, reduction="sum")
+    assert float(loss.detach()) == pytest.approx(187_500 * math.log(21), rel=1e-4)
+    assert float(loss.detach().half()) == math.inf  # the trap
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_sampled_cells_are_whole_and_aligned_top_left() -> None:
+    torch.manual_seed(0)
+    target = torch.ones(3, 7, 11, dtype=torch.uint8)
+    target[:, 0, 0] = VOID
+    kept = sample_cells(target, 0.5, 4)
+    assert (kept.shape, kept.dtype) == (target.shape, target.dtype)
+    kinds = set()
+    for image in range(3):
+        for top in (0, 4):
+            for left in (0, 4, 8):
+                cell = kept[image, top : top + 4, left : left + 4].flatten()
+                (value,) = set((cell[1:] if top == left == 0 else cell).tolist())
+                kinds.add(value)
+    assert kinds == {1, VOID}
+    assert kept[:, 0, 0].eq(VOID).all()
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_every_cell_is_kept_as_often_as_asked() -> None:
+    torch.manual_seed(1)
+    target = torch.zeros(4000, 5, 6, dtype=torch.uint8)
+    kept = (sample_cells(target, 0.3, 3) != VOID).float().mean(dim=0)
+    assert kept.numpy() == pytest.approx(np.full((5, 6), 0.3), abs=0.03)  # 4 standard deviations
+
+
+def test_keeping_all_is_the_plain_loss() -> None:
+    logits, target = batch()
+    assert torch.equal(sample_cells(target, 1.0, 2), target)
+    for reduction in ("mean", "sum"):
+        sampled = sampled_cross_entropy(logits, target, 1.0, 2, WEIGHTS, reduction)
+        assert float(sampled) == pytest.approx(
+            float(cross_entropy(logits, target, WEIGHTS, reduction)), rel=1e-6
+        )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize(("reduction", "share"), [("mean", 1.0), ("sum", 0.25)])
+def test_expectation_over_every_choice(
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Tensor | None,
+    reduction: Reduction,
+    share: float,
+) -> None:
+    """Not a sample of samples: all 2^4 ways to keep the four cells, each with its probability.
+
+    Loss and gradient are those of the whole image for the mean, and a quarter of them for the sum,
+    which four times the images make up for.
+    """
+    logits, target = (part[:1].clone() for part in batch())
+    logits = logits.double().requires_grad_()
+    whole = cross_entropy(logits, target, weights, reduction)
+    (whole_gradient,) = torch.autograd.grad(whole, logits)
+    expected, gradient = 0.0, torch.zeros_like(logits)
+    for choice in itertools.product([True, False], repeat=4):
+        draws = torch.where(torch.tensor(choice), 0.0, 0.9).view(1, 2, 2)
+        monkeypatch.setattr(torch, "rand", lambda *_, draws=draws, **__: draws)
+        loss = sampled_cross_entropy(logits, target, 0.25, 3, weights, reduction)
+        probability = 0.25 ** sum(choice) * 0.75 ** (4 - sum(choice))
+        expected += probability * float(loss.detach())
+        gradient += probability * torch.autograd.grad(loss, logits)[0]
+    assert expected == pytest.approx(share * float(whole.detach()), rel=1e-6)
+    torch.testing.assert_close(gradient, share * whole_gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sampling_nothing_labelled_gives_zero(reduction: Reduction) -> None:
+    logits, target = batch()
+    loss = sampled_cross_entropy(logits, target.fill_(VOID), 0.5, 2, None, reduction)
+    assert float(loss) == 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "cell_px", "complaint"),
+    [(0.0, 1, "keep 0"), (1.5, 1, "keep 1.5"), (0.5, 0, "cell_px 0")],
+)
+def test_sampling_that_means_nothing(keep: float, cell_px: int, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        sample_cells(torch.zeros(1, 2, 2), keep, cell_px)
 
 
 @pytest.mark.parametrize("void", [False, True])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from training.metrics import Confusion, ScoreError
+from training.metrics import Absent, Confusion, ScoreError
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -52,6 +52,58 @@ def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
     assert scores.mean_iu == pytest.approx(2 / 5)
     assert scores.mean_accuracy == pytest.approx(4 / 5)
     assert scores.frequency_weighted_iu == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("absent", "class_iu", "mean_iu", "mean_accuracy"),
+    [
+        (
+            "exclude_gt",
+            [6 / 8, 1 / 3, math.nan, math.nan],
+            (6 / 8 + 1 / 3) / 2,
+            (6 / 7 + 1 / 3) / 2,
+        ),
+        ("nan", [6 / 8, 1 / 3, 0, math.nan], (6 / 8 + 1 / 3) / 3, (6 / 7 + 1 / 3) / 2),
+        ("zero", [6 / 8, 1 / 3, 0, 0], (6 / 8 + 1 / 3) / 4, (6 / 7 + 1 / 3) / 4),
+    ],
+)
+def test_absent_classes(
+    absent: Absent, class_iu: list[float], mean_iu: float, mean_accuracy: float
+) -> None:
+    """t = (7, 3, 0, 0); class 2 is predicted twice, class 3 never. Unions: 7 + 7 - 6 and 3 + 1 - 1.
+
+    The two wrong pixels of class 2 count against 0 and 1 in every mode.
+    """
+    scores = confusion([[6, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).scores(absent)
+    assert scores.class_iu == pytest.approx(class_iu, nan_ok=True)
+    assert scores.mean_iu == pytest.approx(mean_iu)
+    assert scores.mean_accuracy == pytest.approx(mean_accuracy)
+    assert scores.pixel_accuracy == pytest.approx(7 / 10)
+    assert scores.frequency_weighted_iu == pytest.approx((7 * 6 / 8 + 3 * 1 / 3) / 10)
+
+
+def test_the_default_is_what_the_authors_do() -> None:
+    """`score.py`: iu = diag / (rows + columns - diag), then nanmean; accuracies likewise."""
+    rng = np.random.default_rng(3)
+    matrix = confusion(rng.integers(0, 9, (6, 6)).tolist())
+    matrix.counts[2] = 0
+    matrix.counts[5] = matrix.counts[:, 5] = 0
+    hist = matrix.counts.astype(float)
+    with np.errstate(invalid="ignore"):
+        accuracy = np.diag(hist) / hist.sum(1)
+        iu = np.diag(hist) / (hist.sum(1) + hist.sum(0) - np.diag(hist))
+    freq = hist.sum(1) / hist.sum()
+    scores = matrix.scores()
+    assert scores.mean_accuracy == pytest.approx(np.nanmean(accuracy))
+    assert scores.mean_iu == pytest.approx(np.nanmean(iu))
+    assert scores.frequency_weighted_iu == pytest.approx((freq[freq > 0] * iu[freq > 0]).sum())
+
+
+def test_geometric_accuracy_is_the_pixel_accuracy_of_its_own_matrix() -> None:
+    """Horizontal, vertical, sky, and an unlabelled pixel: 3 of 4 are right."""
+    geometry = Confusion(3)
+    geometry.add(np.array([[0, 1, 1, 2, 255]], np.uint8), np.array([[0, 1, 2, 2, 0]], np.uint8))
+    assert geometry.scores().pixel_accuracy == pytest.approx(3 / 4)
 
 
 def test_images_add_up_before_the_quotient() -> None:

@@ -158,6 +158,23 @@ def test_other_recipes(tmp_path: Path, make_config: MakeConfig, changes: dict[st
     assert done.val_scores is not None  # the last epoch is always validated
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_loss_sampling_takes_part_in_a_run_and_its_resumption(
+    tmp_path: Path, make_config: MakeConfig, reduction: str
+) -> None:
+    """Another loss than without it, and the same cells again after an interruption."""
+    summed = {"loss__reduction": reduction, "loss__dice": 0.0, "optimizer__head_lr": 1e-6}
+    sampled = make_config(**summed, loss__sample=0.5, loss__sample_cell_px=8)
+    straight = train(sampled, tmp_path / "straight", stop_after=2)
+    train(sampled, tmp_path / "parts", stop_after=1)
+    resumed = train(sampled, tmp_path / "parts", resume=True, stop_after=1)
+    assert_same_state(straight, resumed)
+    whole = train(make_config(**summed), tmp_path / "whole", stop_after=2)
+    assert straight.epoch_losses != whole.epoch_losses
+    if reduction == "sum":  # all start at ln 4 a pixel, so the sums tell the share of the pixels
+        assert 0.3 < straight.epoch_losses[0] / whole.epoch_losses[0] < 0.7
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config()
     train(config, tmp_path, stop_after=1)

@@ -1,0 +1,79 @@
+"""What masked pictures still show, on one row: background, object, void, another object."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.analysis.masking import (
+    MEAN,
+    foreground_mean_iu,
+    hide_background,
+    hide_foreground,
+    shape,
+)
+from training.datasets.base import VOID, Sample
+from training.metrics import Confusion, ScoreError
+
+FILL = (1, 2, 3)
+SEEN = [[10, 11, 12], [20, 21, 22], [30, 31, 32], [40, 41, 42]]
+
+
+@pytest.fixture
+def sample() -> Sample:
+    return Sample(np.array([SEEN], np.uint8), np.array([[0, 3, VOID, 1]], np.uint8))
+
+
+def test_hide_foreground(sample: Sample) -> None:
+    masked = hide_foreground(sample, FILL)
+    assert masked.image.tolist() == [[SEEN[0], [1, 2, 3], [1, 2, 3], [1, 2, 3]]]
+    assert masked.target is sample.target
+
+
+def test_hide_background(sample: Sample) -> None:
+    masked = hide_background(sample, FILL)
+    assert masked.image.tolist() == [[[1, 2, 3], SEEN[1], [1, 2, 3], SEEN[3]]]
+    assert masked.target is sample.target
+
+
+def test_another_class_may_be_the_background(sample: Sample) -> None:
+    assert hide_foreground(sample, FILL, background=3).image[0, 1].tolist() == SEEN[1]
+    assert hide_background(sample, FILL, background=3).image[0, :2].tolist() == [SEEN[0], [1, 2, 3]]
+    shown = shape(sample, (9, 9, 9), FILL, background=3).image[0, :, 0]
+    assert shown.tolist() == [9, 1, 1, 9]
+
+
+def test_shape_tells_where_but_not_which(sample: Sample) -> None:
+    masked = shape(sample, foreground=(9, 9, 9), rest=FILL)
+    assert masked.image.tolist() == [[[1, 2, 3], [9, 9, 9], [1, 2, 3], [9, 9, 9]]]
+    other = Sample(255 - sample.image, np.array([[0, 1, VOID, 2]], np.uint8))
+    assert (shape(other, (9, 9, 9), FILL).image == masked.image).all()
+
+
+@pytest.mark.parametrize("mask", [hide_foreground, hide_background, shape])
+def test_pictures_stay_uint8_and_the_original_unchanged(sample: Sample, mask: object) -> None:
+    masked = mask(sample)  # type: ignore[operator]
+    assert masked.image.dtype == np.uint8
+    assert masked.image.shape == (1, 4, 3)
+    assert sample.image.tolist() == [SEEN]
+    assert masked.image[0, 2].tolist() == list(MEAN)
+
+
+def test_a_shape_in_one_colour_is_refused(sample: Sample) -> None:
+    with pytest.raises(ValueError, match=r"both \(1, 2, 3\)"):
+        shape(sample, FILL, FILL)
+
+
+def test_foreground_mean_iu() -> None:
+    """IUs 8/10, 1/3 and none (class 2 occurs nowhere)."""
+    confusion = Confusion(3)
+    confusion.counts[:] = [[8, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert foreground_mean_iu(confusion.scores()) == pytest.approx(1 / 3)
+    assert foreground_mean_iu(confusion.scores(), background=1) == pytest.approx(8 / 10)
+
+
+def test_nothing_but_background() -> None:
+    confusion = Confusion(2)
+    confusion.counts[0, 0] = 5
+    with pytest.raises(ScoreError, match="no class but the background"):
+        foreground_mean_iu(confusion.scores())

@@ -1,0 +1,1 @@
+"""The paper's side experiments: what a table or a section claims, as functions to check it with."""

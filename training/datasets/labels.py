@@ -1,0 +1,94 @@
+"""Label files that are not plain class ids: other numbers, and MATLAB matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.datasets.base import DatasetError, Pixels, read_label_png
+
+_UNKNOWN = -1
+
+_HDF5 = b"MATLAB 7.3"
+"""How the 128-byte header of a v7.3 file begins. Source: MathWorks, 'MAT-File Versions'."""
+
+
+class LabelTable:
+    """From the numbers in a data set's files to class ids."""
+
+    def __init__(self, ids: Mapping[int, int]) -> None:
+        """`ids`: raw number (may be negative) to class id or VOID; all others are errors."""
+        # One more at either end, where all numbers beyond are sent.
+        self._low, self._high = min(ids) - 1, max(ids) + 1
+        self._table = np.full(self._high - self._low + 1, _UNKNOWN, np.int16)
+        for raw, class_id in ids.items():
+            self._table[raw - self._low] = class_id
+
+    def __call__(self, raw: npt.NDArray[Any], path: Path) -> Pixels:
+        """Integers [H,W] to uint8 [H,W]. Raises: DatasetError for a number not in the table."""
+        found = self._table[np.clip(raw.astype(np.int64), self._low, self._high) - self._low]
+        unknown = found == _UNKNOWN
+        if unknown.any():
+            value = int(raw[unknown][0])
+            raise DatasetError(f"{path} holds the label {value}, which its format does not have")
+        return found.astype(np.uint8)
+
+
+class PngLabels:
+    """Reads greyscale or palette PNGs through a table."""
+
+    def __init__(self, table: LabelTable) -> None:
+        self._table = table
+
+    def __call__(self, path: Path) -> Pixels:
+        return self._table(read_label_png(path), path)
+
+
+class MatLabels:
+    """Reads one matrix of .mat files of MATLAB's v5 format: SBD, SIFT Flow, PASCAL-Context and
+    NYUDv2 have it, since everybody reads them with scipy.io, which reads no other.
+
+    `keys`: the variable, then fields of the struct it is, if it is one.
+    """
+
+    def __init__(self, table: LabelTable, *keys: str) -> None:
+        self._table, self._keys = table, keys
+
+    def __call__(self, path: Path) -> Pixels:
+        return self._table(read_matrix(path, *self._keys), path)
+
+
+def read_matrix(path: Path, *keys: str) -> npt.NDArray[Any]:
+    """Integers [H,W]. Raises: DatasetError for a damaged file or one of another structure."""
+    from scipy.io import loadmat  # here: only who has such a data set needs SciPy
+
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_HDF5)) == _HDF5:
+                raise DatasetError(
+                    f"{path} is a MATLAB v7.3 file; this data set is distributed as v5: get the "
+                    "original, or save it again with save(..., '-v7')"
+                )
+        value: Any = loadmat(path, variable_names=[keys[0]], simplify_cells=True)
+    except DatasetError:
+        raise
+    except Exception as error:  # SciPy names no set of errors for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"cannot read the label {path}: {reason}") from error
+    for depth, key in enumerate(keys):
+        if not isinstance(value, dict) or key not in value:
+            raise DatasetError(f"{path} holds no {'.'.join(keys[: depth + 1])}")
+        value = value[key]
+    # A matrix of one row or column loses that axis in simplify_cells: no picture has just one.
+    matrix = np.asarray(value)
+    if matrix.ndim != 2:
+        raise DatasetError(f"{path}: {'.'.join(keys)} is no matrix of labels [H,W]")
+    if matrix.dtype.kind == "f" and (matrix == np.trunc(matrix)).all():
+        return matrix.astype(np.int64)  # MATLAB's numbers are doubles unless told otherwise
+    if matrix.dtype.kind not in "iu":
+        raise DatasetError(f"{path}: {'.'.join(keys)} holds {matrix.dtype}, not whole numbers")
+    return matrix

@@ -1,0 +1,75 @@
+"""SIFT Flow: outdoor scenes of 256x256 with two labellings, 33 semantic and 3 geometric classes.
+
+`Images`, `SemanticLabels` and `GeoLabels`, each with the folder
+`spatial_envelope_256x256_static_8outdoorcategories`; a label is a .mat whose S is [H,W]. Semantic:
+0 is void, 1..33 the classes. Geometric: -1 (and 0) is void, 1..3 the classes. The splits are the
+authors' lists `trainval.txt` and `test.txt`, which leave out two images without annotation.
+Source: shelhamer/fcn.berkeleyvision.org, data/sift-flow and siftflow_layers.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.datasets.base import VOID
+from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
+from training.datasets.labels import LabelTable, MatLabels
+
+_SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
+_SPLITS = {"trainval": 2486, "test": 200}
+_LISTS = "trainval.txt and test.txt of data/sift-flow of shelhamer/fcn.berkeleyvision.org"
+_WHERE = (
+    "http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip, and the lists from "
+    "https://github.com/shelhamer/fcn.berkeleyvision.org"
+)
+
+
+def _read_s(classes: int, *void: int) -> MatLabels:
+    ids = {**dict.fromkeys(void, VOID), **{raw: raw - 1 for raw in range(1, classes + 1)}}
+    return MatLabels(LabelTable(ids), "S")
+
+
+_SEMANTIC = _read_s(33, 0)
+_GEOMETRIC = _read_s(3, -1, 0)
+
+
+def _pairs(root: Path, split: str, labels: str) -> list[Pair]:
+    images = first_folder(root, f"Images/{_SCENES}")
+    folder = root / labels / _SCENES
+    names = read_ids(root / f"{split}.txt")
+    return [(images / f"{name}.jpg", folder / f"{name}.mat") for name in names]
+
+
+def _semantic_pairs(root: Path, split: str) -> list[Pair]:
+    return _pairs(root, split, "SemanticLabels")
+
+
+def _geometric_pairs(root: Path, split: str) -> list[Pair]:
+    return _pairs(root, split, "GeoLabels")
+
+
+def _semantic_reader(_root: Path) -> LabelReader:
+    return _SEMANTIC
+
+
+def _geometric_reader(_root: Path) -> LabelReader:
+    return _GEOMETRIC
+
+
+SIFTFLOW = Format(
+    layout=f"Images and SemanticLabels, and {_LISTS}",
+    where=_WHERE,
+    splits=_SPLITS,
+    pairs=_semantic_pairs,
+    classes="siftflow.yaml",
+    reader=_semantic_reader,
+)
+
+SIFTFLOW_GEOMETRIC = Format(
+    layout=f"Images and GeoLabels, and {_LISTS}",
+    where=_WHERE,
+    splits=_SPLITS,
+    pairs=_geometric_pairs,
+    classes="siftflow_geometric.yaml",
+    reader=_geometric_reader,
+)
