@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from model.backbones import alexnet, googlenet
 from model.backbones.alexnet import AlexNet
-from model.backbones.base import Backbone, Truncation
-from model.backbones.caffe import Padding
+from model.backbones.base import Backbone
+from model.backbones.caffe import Padding, Truncation
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import FC_CHANNELS, VGG16, Normalisation

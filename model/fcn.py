@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.backbones.base import Backbone, Truncation
+from model.backbones.base import Backbone
+from model.backbones.caffe import Truncation
 from model.upsample import BilinearUpsample, Upsampling
 
 Variant = Literal["32s", "16s", "8s"]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from model.coordinates import CropOffsets, fcn_crops, tile
 from model.surgery import convolutions, transplant
 from model.weights.start import read_start_weights
-
-Truncation = Literal["pool3", "pool4", "pool5"]
-"""The last layer of a net cut short."""
 
 
 class Features(NamedTuple):
@@ -35,7 +32,8 @@ class Backbone(nn.Module, ABC):
     pool4_channels: int = 0
     """0: there is no such tap, so no skip from it."""
     fc7_channels: int
-    cut_after: Truncation | None = None
+    cut_after: str | None = None
+    """The last layer of a net cut short, which takes the place of fc7."""
     crops: CropOffsets
     min_side_px: int = 1
     max_side_px: int | None = None

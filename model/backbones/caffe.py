@@ -15,6 +15,9 @@ Padding = Literal["same", "pad100"]
 bring the scores back to the image. `same` has the same parameters, pads so that a map at stride s
 has ceil(H/s) rows, and works on the image's own pixels."""
 
+Truncation = Literal["pool3", "pool4", "pool5"]
+"""The last layer of a net cut short."""
+
 CAFFE_PADDING = 100
 """Source: `voc-fcn8s/net.py` and `voc-fcn-alexnet/net.py` of shelhamer/fcn.berkeleyvision.org."""
 

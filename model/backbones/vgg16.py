@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, Features, Truncation
+from model.backbones.base import Backbone, Features
 from model.backbones.caffe import (
     CAFFE_MEAN,
     CAFFE_PADDING,
     Padding,
+    Truncation,
     caffe_normalised,
     initialise,
 )

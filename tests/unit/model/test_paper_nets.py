@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from model.backbones.alexnet import AlexNet, alexnet_map
-from model.backbones.base import Backbone, Truncation
-from model.backbones.caffe import Padding
+from model.backbones.base import Backbone
+from model.backbones.caffe import Padding, Truncation
 from model.backbones.googlenet import GoogLeNet, googlenet_maps
 from model.backbones.vgg16 import VGG16, vgg16_pool_maps
 from model.build import NetworkSpec, build
