@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -41,6 +41,14 @@ class ClassInfo:
     name: str
     color: tuple[int, int, int]
     description: str = ""
+
+
+def palette_of(classes: Iterable[ClassInfo]) -> npt.NDArray[np.uint8]:
+    """RGB uint8 [256,3]: row = class id; rows without a class (void among them) are black."""
+    table = np.zeros((256, 3), np.uint8)
+    for info in classes:
+        table[info.id] = info.color
+    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +152,8 @@ class Contract:
         return tuple(info.name for info in self.classes)
 
     def palette(self) -> npt.NDArray[np.uint8]:
-        """RGB uint8 [256,3]: row = class id; rows without a class (void among them) are black."""
-        table = np.zeros((256, 3), np.uint8)
-        for info in self.classes:
-            table[info.id] = info.color
-        return table
+        """See `palette_of`."""
+        return palette_of(self.classes)
 
     def class_id(self, name_or_id: str) -> int:
         """The id of a class given by name or by number. Raises KeyError if there is none."""

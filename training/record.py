@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from model.contract import ClassInfo
+from model.contract import ClassInfo, palette_of
 from training.datasets.base import VOID, Pixels, Sample
 from training.metrics import Scores
 
@@ -45,9 +45,7 @@ class Record:
         # What was logged at `iteration` itself stays.
         purge_step = iteration + 1 if iteration else None
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
-        self.palette = np.zeros((256, 3), np.uint8)
-        for info in classes:
-            self.palette[info.id] = info.color
+        self.palette = palette_of(classes)
 
     def _rows_until(self, iteration: int) -> list[dict[str, str]]:
         if not self.path.is_file():

@@ -10,6 +10,17 @@ from tests.serving import ROOT, environment
 UNWANTED = ("torch", "onnx", "onnxscript", "tensorboard", "tqdm", "yaml")
 
 
+def run_python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def test_the_server_imports_no_training_library() -> None:
     """Each name is made impossible to import first, so that a lazy import would show too."""
     script = (
@@ -18,14 +29,7 @@ def test_the_server_imports_no_training_library() -> None:
         "import service.app\n"
         f"print([name for name in {UNWANTED!r} if sys.modules[name] is not None])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python(script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
@@ -35,12 +39,5 @@ def test_serving_loads_no_training_library() -> None:
         "import sys, service.app, cli.main, cli.serve\n"
         f"print([name for name in {UNWANTED!r} if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python(script)
     assert done.stdout.strip() == "[]", done.stderr
