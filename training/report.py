@@ -63,6 +63,8 @@ class Report:
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
+        if scores.geometric_accuracy is not None:
+            metrics["geometric accuracy"] = scores.geometric_accuracy
         metrics |= {
             "mean IU without background": value for value in self._without_background().values()
         }
