@@ -39,19 +39,19 @@ class Report:
             "absent": self.absent,
             "shown": self.shown,
             **self.confusion.scores(self.absent).to_dict(names),
-            **self._without_background(),
+            **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
         }
 
-    def _without_background(self) -> dict[str, float]:
-        """Its mean IU, where there is such a class and another one was scored."""
+    @property
+    def _objects(self) -> float | None:
+        """Mean IU without the background, if there is such a class and another one was scored."""
         background = background_class(self.data)
         if background is None:
-            return {}
+            return None
         try:
-            mean_iu = foreground_mean_iu(self.confusion.scores(self.absent), background)
+            return foreground_mean_iu(self.confusion.scores(self.absent), background)
         except ScoreError:
-            return {}
-        return {"mean_iu_without_background": mean_iu}
+            return None
 
     def table(self) -> str:
         """Per class its IU and share of the labelled pixels, then the four metrics; in percent."""
@@ -63,9 +63,8 @@ class Report:
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
-        metrics |= {
-            "mean IU without background": value for value in self._without_background().values()
-        }
+        if self._objects is not None:
+            metrics["mean IU without background"] = self._objects
         width = max(map(len, ["class", *names, *metrics]))
         shown = "" if self.shown == "all" else f", {self.shown} alone"
         lines = [
