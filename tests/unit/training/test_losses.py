@@ -125,7 +125,7 @@ def test_a_whole_image_summed_under_autocast(low: torch.dtype) -> None:
             assert logits.dtype == (low if enabled else torch.float32)
             loss = cross_entropy(logits, target, reduction="sum")
         assert loss.dtype == torch.float32
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         assert score.weight.grad is not None
         gradients.append(score.weight.grad.clone())
