@@ -19,6 +19,7 @@ from tests.unit.training.recipes import MakeConfig
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetError
+from training.learner import Learner
 from training.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -287,7 +288,7 @@ def test_errors_of_torch_that_the_recipe_can_avoid(
     def fail(*_args: object) -> float:
         raise error
 
-    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(Learner, "step", fail)
     with pytest.raises(ConfigError, match=advice):
         train(make_config(), tmp_path)
 
@@ -304,7 +305,7 @@ def test_other_errors_of_torch_stay_what_they_are(
     def fail(*_args: object) -> float:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(Learner, "step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train(make_config(), tmp_path)
 
