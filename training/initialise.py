@@ -65,7 +65,8 @@ class Taken:
     left: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{len(self.copied)} layers copied ({_span(self.copied)})"]
+        layers = "layer" if len(self.copied) == 1 else "layers"
+        parts = [f"{len(self.copied)} {layers} copied ({_span(self.copied)})"]
         parts += [f"new: {', '.join(self.new)}"] if self.new else []
         parts += [f"not wanted: {', '.join(self.left)}"] if self.left else []
         return "; ".join(parts)
