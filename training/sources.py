@@ -14,6 +14,7 @@ from training.datasets import SegmentationDataset
 from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
 from training.metrics import Confusion
 from training.predictors import FilePredictor, NetworkPredictor, Predictor
+from training.ranks import ALONE, Ranks
 
 KINDS = "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://)"
 
@@ -32,15 +33,25 @@ class Source:
     """Ends the connections to a server."""
 
     def confusion(
-        self, data: SegmentationDataset, *, in_flight: int = 4, progress: bool = True
+        self,
+        data: SegmentationDataset,
+        *,
+        in_flight: int = 4,
+        progress: bool = True,
+        ranks: Ranks = ALONE,
     ) -> Confusion:
-        """Over the whole split. Raises: EvaluationError, DatasetError."""
+        """Over the whole split, the images shared among the processes.
+
+        Raises: EvaluationError, DatasetError.
+        """
         check_classes(self.class_names, self.name, data.info)
         if self.predict_file is not None:
-            return evaluate_files(self.predict_file, data, in_flight=in_flight, progress=progress)
+            return evaluate_files(
+                self.predict_file, data, in_flight=in_flight, progress=progress, ranks=ranks
+            )
         if self.predict is None:
             raise EvaluationError(f"{self.name} has no predictor")
-        return evaluate(self.predict, data, progress=progress)
+        return evaluate(self.predict, data, progress=progress, ranks=ranks)
 
 
 def open_source(text: str, *, model: str | None = None, threads: int = 0) -> Source:
@@ -71,7 +82,7 @@ def _checkpoint(path: Path, threads: int) -> Source:
     checkpoint = load_checkpoint(path)
     if threads:
         torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
     network = checkpoint.build_network().to(device)
     names = tuple(info.name for info in checkpoint.dataset.classes)
     return Source(str(path), "checkpoint", names, predict=NetworkPredictor(network))
