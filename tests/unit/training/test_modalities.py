@@ -121,6 +121,14 @@ def test_depth_is_learned_from(rooms: Path, tmp_path: Path) -> None:
     assert (done[:, 3] != begun[:, 3]).any()
 
 
+def test_recomputed_streams_learn_the_same(rooms: Path, tmp_path: Path) -> None:
+    kept = train(rooms_config(rooms, "rgb-hha"), tmp_path / "kept", stop_after=2)
+    config = rooms_config(rooms, "rgb-hha", activation_checkpointing=True)
+    again = train(config, tmp_path / "again", stop_after=2)
+    for name, value in kept.weights.items():
+        assert torch.allclose(value, again.weights[name], rtol=1e-5, atol=1e-8), name
+
+
 def test_late_fusion_starts_from_the_nets_trained_alone(rooms: Path, tmp_path: Path) -> None:
     for modality in ("rgb", "hha"):
         train(rooms_config(rooms, modality), tmp_path / modality, stop_after=2)
@@ -234,7 +242,7 @@ def test_the_losses_weigh_the_same() -> None:
 
     logits = torch.randn(2, 5, 4, 6)
     target = torch.stack([torch.randint(0, n, (2, 4, 6)) for n in (3, 2)], dim=-1)
-    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, LossConfig(reduction="sum"), None)
+    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, LossConfig(reduction="sum"), None, 1.0)
     parts = [
         cross_entropy(logits[:, :3], target[..., 0], None, "sum"),
         cross_entropy(logits[:, 3:], target[..., 1], None, "sum"),
