@@ -8,7 +8,7 @@ autocast where we have it. Network, crop, batch, optimiser, workers and threads 
 also jitters colours. The two take turns in one process; the first steps of each turn, fed by what
 its worker had read ahead, are not counted. Scenes are drawn, 360x480, in a temporary folder.
 
-A run replaces its network's and precision's row in the result and keeps the others.
+A run replaces the row of its network, precision, batch and crop, and keeps the others.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = Image.open(self.images[index]).convert("RGB")
-        label = Image.open(self.labels[index])
+        image: Image.Image = Image.open(self.images[index]).convert("RGB")
+        label: Image.Image = Image.open(self.labels[index])
         factor = random.uniform(0.5, 2.0)
         size = round(image.width * factor), round(image.height * factor)
         image = image.resize(size, Image.Resampling.BILINEAR)
@@ -85,9 +85,7 @@ def plain_step(config: TrainConfig, classes: int) -> Step:
     torch.manual_seed(config.seed)
     network = build(config.network, classes).train()
     criterion = nn.CrossEntropyLoss(ignore_index=VOID)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=1e-4
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=1e-4)
 
     def step(images: Tensor, target: Tensor) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
@@ -240,11 +238,13 @@ def loader_rate(batches: Batches, args: argparse.Namespace) -> float:
     started = time.perf_counter()
     for _ in range(args.loader_batches):
         next(batches)
-    return round(args.loader_batches * args.batch / (time.perf_counter() - started), 1)
+    images: int = args.loader_batches * args.batch
+    return round(images / (time.perf_counter() - started), 1)
 
 
-def key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["network"], row["precision"]
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a later run replaces."""
+    return row["network"], row["precision"], row["batch"], tuple(row["crop"])
 
 
 def earlier_rows(path: Path) -> list[dict[str, Any]]:
@@ -256,10 +256,11 @@ def earlier_rows(path: Path) -> list[dict[str, Any]]:
 
 def print_row(row: dict[str, Any]) -> None:
     ours, plain, loader = row["ours"], row["plain"], row["loader"]
-    print("| network | precision | batch | ours | plain loop | ratio | our loader alone |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | precision | batch | crop | ours | plain loop | ratio | our loader alone |")
+    print("|---|---|---|---|---|---|---|---|")
     print(
         f"| {row['network']} | {row['precision']} | {row['batch']} "
+        f"| {row['crop'][0]}x{row['crop'][1]} "
         f"| {ours['images_per_s']:.2f} | {plain['images_per_s']:.2f} | {row['ratio']:.2f} "
         f"| {loader['ours']:.0f} |"
     )

@@ -28,7 +28,10 @@ from model.backbones.caffe import (
 )
 from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 
-Normalisation = Literal["caffe", "torchvision"]
+Normalisation = Literal["caffe", "torchvision", "nyudv2", "siftflow"]
+"""What the first layer is given. `torchvision`: RGB in 0..1 less the mean, over the standard
+deviation. The others: BGR in 0..255 less a mean: of ImageNet (`caffe`), or of the data set that the
+net is trained on, as the authors have it for two; all of these take Caffe's weights."""
 
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 CHANNELS = (64, 128, 256, 512, 512)
@@ -37,6 +40,12 @@ FC_CHANNELS = 4096
 
 FC6_KERNEL = 7
 """Source: `voc-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
+
+_BGR_MEANS: dict[Normalisation, tuple[float, float, float]] = {
+    "nyudv2": (116.190, 97.203, 92.318),
+    "siftflow": (114.578, 115.294, 108.353),
+}
+"""Source: `nyud_layers.py` and `siftflow_layers.py` of shelhamer/fcn.berkeleyvision.org."""
 
 _TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 _TORCHVISION_STD = (0.229, 0.224, 0.225)
@@ -152,8 +161,11 @@ def _fc6_padding(padding: Padding) -> int:
 
 def _mean_and_std(normalisation: Normalisation) -> tuple[Tensor, Tensor]:
     """float32 [1,3,1,1], RGB, in units of 0..255."""
-    if normalisation == "caffe":
-        mean, std = torch.tensor(CAFFE_MEAN), torch.ones(3)
-    else:
+    std = torch.ones(3)
+    if normalisation == "torchvision":
         mean, std = 255 * torch.tensor(_TORCHVISION_MEAN), 255 * torch.tensor(_TORCHVISION_STD)
+    elif normalisation == "caffe":
+        mean = torch.tensor(CAFFE_MEAN)
+    else:
+        mean = torch.tensor(_BGR_MEANS[normalisation]).flip(0)
     return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)

@@ -51,11 +51,12 @@ def check_variant(layers: LayerWeights, variant: Variant) -> None:
             )
 
 
-def fold_scales(layers: LayerWeights) -> LayerWeights:
+def fold_scales(layers: LayerWeights) -> tuple[LayerWeights, dict[str, str]]:
     """Without the layers that scale a pool: the score's weights take the scale, which gives the
-    same scores. Raises: WeightsError.
+    same scores. And which went where. Raises: WeightsError.
     """
     folded = dict(layers)
+    into: dict[str, str] = {}
     for scale_name, score_name in _SCALES.items():
         scale, score = folded.pop(scale_name, None), folded.get(score_name)
         if scale is None or score is None:
@@ -67,22 +68,24 @@ def fold_scales(layers: LayerWeights) -> LayerWeights:
                 f"inputs of {score_name}, {weight.shape}"
             )
         folded[score_name] = score._replace(weight=weight * scale.weight[None, :, None, None])
-    return folded
+        into[scale_name] = score_name
+    return folded, into
 
 
-def upsampling_of(layers: LayerWeights, variant: Variant) -> Upsampling:
+def upsampling_of(layers: LayerWeights, variant: Variant, odd_kernels: bool = False) -> Upsampling:
     """`fixed` if the file's inner upsamplings are bilinear, or absent; else `learned`.
 
+    `odd_kernels`: that of an upsampling by f is 2f - 1 wide, as in FCN-AlexNet; else 2f.
     Raises: WeightsError if the last one is not bilinear.
     """
     for name, factor in _LAST[variant].items():
-        if name in layers and not _is_bilinear(layers[name], factor):
+        if name in layers and not _is_bilinear(layers[name], 2 * factor - odd_kernels):
             raise WeightsError(
-                f"{name} is not bilinear upsampling by {factor}, kernel {2 * factor}: the last "
-                "upsampling is fixed"
+                f"{name} is not bilinear upsampling by {factor}, kernel "
+                f"{2 * factor - odd_kernels}: the last upsampling is fixed"
             )
     fixed = all(
-        _is_bilinear(layers[name], factor)
+        _is_bilinear(layers[name], 2 * factor - odd_kernels)
         for name, factor in _INNER[variant].items()
         if name in layers
     )
@@ -93,13 +96,13 @@ def inner_upsamplings(variant: Variant) -> tuple[str, ...]:
     return tuple(_INNER[variant])
 
 
-def _is_bilinear(layer: Layer, factor: int) -> bool:
-    """Whether [C,C,2f,2f] is the bilinear kernel on the diagonal and zero elsewhere (or [C,1,2f,2f]
-    the kernel, with a group for each channel)."""
+def _is_bilinear(layer: Layer, kernel_size: int) -> bool:
+    """Whether [C,C,k,k] is the bilinear kernel on the diagonal and zero elsewhere (or [C,1,k,k] the
+    kernel, with a group for each channel)."""
     weight = layer.weight
     if layer.bias is not None or weight.ndim != 4:
         return False
-    kernel = bilinear_kernel(2 * factor).numpy()
+    kernel = bilinear_kernel(kernel_size).numpy()
     classes, per_group = weight.shape[:2]
     if weight.shape[2:] != kernel.shape or per_group not in (1, classes):
         return False
