@@ -55,6 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a class without a labelled pixel leaves the means (exclude_gt), counts as 0 if it is "
         "predicted (nan, default: as the paper's authors score), or counts as 0 (zero)",
     )
+    parser.add_argument(
+        "--shown",
+        choices=("all", "foreground", "background", "shape"),
+        default="all",
+        help="what of the pictures to show: the rest is hidden by its label (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
 
@@ -74,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.source, model=args.model, threads=args.threads)
     started = time.perf_counter()
     with closing(source):
-        confusion = source.confusion(data, in_flight=args.in_flight)
+        confusion = source.confusion(data, shown=args.shown, in_flight=args.in_flight)
     seconds = time.perf_counter() - started
-    report = Report(source.name, source.kind, data, confusion, seconds, args.absent)
+    report = Report(source.name, source.kind, data, confusion, seconds, args.absent, args.shown)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     mean_iu = confusion.scores(args.absent).mean_iu
     if args.min_mean_iu is not None and mean_iu < args.min_mean_iu:

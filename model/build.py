@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from model.backbones import alexnet, googlenet
@@ -11,8 +11,11 @@ from model.backbones.base import Backbone
 from model.backbones.caffe import Padding, Truncation
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
+from model.backbones.two_streams import TwoStreams
 from model.backbones.vgg16 import FC_CHANNELS, VGG16, Normalisation
 from model.fcn import FCN, AnyVariant
+from model.heads import Classes
+from model.modality import RGB, Modality
 from model.upsample import Upsampling
 
 BackboneName = Literal["mobilenet_v1", "vgg16", "alexnet", "googlenet"]
@@ -26,7 +29,9 @@ class NetworkSpec:
     `fc6_channels` and `dropout` None: the backbone's own (MobileNetV1 256 and 0.1; VGG16 and
     AlexNet 4096, in fc7 too, and 0.5; GoogLeNet has no fc6, and 0.4). `padding` is a choice of the
     three nets of the paper, `normalisation` of VGG16, see there. AlexNet is 32s only; `pool5`,
-    `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`.
+    `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`. `modality`:
+    what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer, `rgb-hha` late fusion of
+    two nets. How many classes and heads: `build` takes those from the data.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -40,6 +45,7 @@ class NetworkSpec:
     normalisation: Normalisation | None = None
     pool4_scale: float = 1.0
     pool3_scale: float = 1.0
+    modality: Modality = RGB
 
     def __post_init__(self) -> None:
         if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
@@ -57,6 +63,20 @@ class NetworkSpec:
         if self.backbone == "mobilenet_v1" and self.padding != "same":
             raise ValueError("padding is for the nets of the paper, not mobilenet_v1")
         self._check_variant()
+        self._check_modality()
+
+    def _check_modality(self) -> None:
+        if self.modality == RGB:
+            return
+        if self.backbone != "vgg16":
+            raise ValueError(f"modality {self.modality} is for vgg16, not {self.backbone}")
+        if self.normalisation == "torchvision":
+            raise ValueError(
+                f"modality {self.modality} takes weights in BGR: normalisation must not be "
+                "torchvision"
+            )
+        if self.modality == "rgb-hha" and self.variant in TRUNCATIONS:
+            raise ValueError(f"modality rgb-hha is for whole nets, not variant {self.variant}")
 
     def _check_variant(self) -> None:
         if self.backbone == "alexnet" and self.variant != "32s":
@@ -81,14 +101,15 @@ class NetworkSpec:
         `fcn-pool4-vgg16`."""
         padded = "-pad100" if self.padding == "pad100" else ""
         dash = "-" if self.variant in TRUNCATIONS else ""
-        return f"fcn{dash}{self.variant}-{self.backbone}{padded}"
+        seen = "" if self.modality == RGB else f"-{self.modality}"
+        return f"fcn{dash}{self.variant}-{self.backbone}{padded}{seen}"
 
 
-def build(spec: NetworkSpec, num_classes: int) -> FCN:
-    """The network with untrained weights."""
+def build(spec: NetworkSpec, classes: Classes) -> FCN:
+    """The network with untrained weights. `classes`: how many, or how many by head."""
     return FCN(
         _backbone(spec),
-        num_classes,
+        classes,
         variant=spec.variant,
         upsampling=spec.upsampling,
         skip_channels=spec.skip_channels,
@@ -98,6 +119,10 @@ def build(spec: NetworkSpec, num_classes: int) -> FCN:
 
 
 def _backbone(spec: NetworkSpec) -> Backbone:
+    if spec.modality == "rgb-hha":
+        return TwoStreams(
+            _backbone(replace(spec, modality="rgb")), _backbone(replace(spec, modality="hha"))
+        )
     if spec.backbone == "vgg16":
         return VGG16(
             padding=spec.padding,
@@ -105,6 +130,7 @@ def _backbone(spec: NetworkSpec) -> Backbone:
             normalisation=spec.normalisation or "caffe",
             dropout=0.5 if spec.dropout is None else spec.dropout,
             cut_after=_cut(spec.variant),
+            modality=spec.modality,
         )
     if spec.backbone == "alexnet":
         return AlexNet(

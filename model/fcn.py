@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from model.backbones.base import Backbone
+from model.backbones.base import Backbone, Features
 from model.backbones.caffe import Truncation
+from model.heads import Classes, head_sizes, layer_name
 from model.upsample import BilinearUpsample, Upsampling
 
 Variant = Literal["32s", "16s", "8s"]
@@ -19,9 +22,17 @@ _STRIDES: dict[AnyVariant, int] = {
 }  # fmt: skip
 """Of the map that the last upsampling takes to the pixels."""
 
+_HEAD_LAYERS = (
+    "score_fr", "upscore2", "score_pool4", "upscore_pool4", "score_pool3", "upscore",
+)  # fmt: skip
+
 
 class FCN(nn.Module):
     """float [N,3,H,W] RGB images in 0..255 -> float [N,num_classes,H,W] logits.
+
+    `classes`: how many; or by head, and then the logits of all heads follow one another, and each
+    has all of the layers below for itself, named `score_fr_<head>` and so on. Channels other than
+    RGB: what the backbone takes, see `Modality`.
 
     score_fr classifies the stride-32 map; 16s adds score_pool4, 8s also score_pool3, each after
     a twofold upsampling; one last upsampling by the remaining stride gives pixels. All upsampling
@@ -40,10 +51,18 @@ class FCN(nn.Module):
     Raises: ValueError if the backbone lacks a map of that stride.
     """
 
+    # Of an only head; the layers of several have their names at the end.
+    score_fr: nn.Conv2d
+    upscore2: BilinearUpsample
+    score_pool4: nn.Module
+    upscore_pool4: BilinearUpsample
+    score_pool3: nn.Module
+    upscore: BilinearUpsample
+
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        classes: Classes,
         variant: AnyVariant = "8s",
         upsampling: Upsampling = "fixed",
         skip_channels: int = 0,
@@ -54,35 +73,70 @@ class FCN(nn.Module):
         _check_maps(backbone, variant)
         self.backbone = backbone
         self.variant: AnyVariant = variant
-        self.num_classes = num_classes
+        self.heads = head_sizes(classes)
+        self.num_classes = sum(self.heads.values())
+        """Of all heads together."""
         self.pool4_scale, self.pool3_scale = pool4_scale, pool3_scale
-        odd = backbone.crops.odd_kernels
-        # The last upsampling is fixed in the paper even where the inner ones are learned.
-        self.score_fr = _score(backbone.fc7_channels, num_classes)
         self.stride = _STRIDES[variant]
         self.skips = {"16s": 1, "8s": 2}.get(variant, 0)
+        for head, count in self.heads.items():
+            for name, layer in self._layers(count, upsampling, skip_channels).items():
+                self.add_module(layer_name(name, head), layer)
+
+    def _layers(
+        self, count: int, upsampling: Upsampling, skip_channels: int
+    ) -> dict[str, nn.Module]:
+        """Of one head of `count` classes, in the order in which they compute."""
+        taps, odd = self.backbone, self.backbone.crops.odd_kernels
+        layers = {"score_fr": _score(taps, taps.fc7_channels, count)}
         if self.skips >= 1:
-            self.upscore2 = BilinearUpsample(num_classes, 2, upsampling, 4 - odd)
-            self.score_pool4 = _skip(backbone.pool4_channels, skip_channels, num_classes)
+            layers["upscore2"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
+            layers["score_pool4"] = _skip(taps, taps.pool4_channels, skip_channels, count)
         if self.skips >= 2:
-            self.upscore_pool4 = BilinearUpsample(num_classes, 2, upsampling, 4 - odd)
-            self.score_pool3 = _skip(backbone.pool3_channels, skip_channels, num_classes)
-        self.upscore = BilinearUpsample(num_classes, self.stride, "fixed", 2 * self.stride - odd)
+            layers["upscore_pool4"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
+            layers["score_pool3"] = _skip(taps, taps.pool3_channels, skip_channels, count)
+        # The last upsampling is fixed in the paper even where the inner ones are learned.
+        layers["upscore"] = BilinearUpsample(count, self.stride, "fixed", 2 * self.stride - odd)
+        return layers
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        crops = self.backbone.crops
         features = self.backbone(images)
-        score = self.score_fr(features.fc7)
+        offset = self.backbone.crops.final[self.stride]
+        logits = [
+            self._scores(features, head)[:, :, offset : offset + height, offset : offset + width]
+            for head in self.heads
+        ]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+
+    def _scores(self, features: Features, head: str) -> Tensor:
+        """One head's, uncropped."""
+
+        def layer(name: str) -> nn.Module:
+            return self.get_submodule(layer_name(name, head))
+
+        crops = self.backbone.crops
+        score = layer("score_fr")(features.fc7)
         if self.skips >= 1:
-            skip = self.score_pool4(_scaled(features.pool4, self.pool4_scale))
-            score = _fuse(self.upscore2(score), crops.upscore2, skip, crops.pool4)
+            skip = layer("score_pool4")(_scaled(features.pool4, self.pool4_scale))
+            score = _fuse(layer("upscore2")(score), crops.upscore2, skip, crops.pool4)
         if self.skips >= 2:
-            skip = self.score_pool3(_scaled(features.pool3, self.pool3_scale))
-            score = _fuse(self.upscore_pool4(score), crops.upscore_pool4, skip, crops.pool3)
-        offset = crops.final[self.stride]
-        full: Tensor = self.upscore(score)
-        return full[:, :, offset : offset + height, offset : offset + width]
+            skip = layer("score_pool3")(_scaled(features.pool3, self.pool3_scale))
+            score = _fuse(layer("upscore_pool4")(score), crops.upscore_pool4, skip, crops.pool3)
+        full: Tensor = layer("upscore")(score)
+        return full
+
+    def only(self, head: str) -> FCN:
+        """A copy with this one of its heads, whose layers then have the plain names."""
+        part = copy.deepcopy(self)
+        for other in self.heads:
+            for name in _HEAD_LAYERS:
+                layer = part._modules.pop(layer_name(name, other), None)
+                if other == head and layer is not None:
+                    part.add_module(name, layer)
+        part.heads = {"": self.heads[head]}
+        part.num_classes = self.heads[head]
+        return part
 
 
 def _check_maps(backbone: Backbone, variant: AnyVariant) -> None:
@@ -96,8 +150,9 @@ def _check_maps(backbone: Backbone, variant: AnyVariant) -> None:
         raise ValueError(f"{backbone.name} has no inner maps for skips: its variant is 32s only")
 
 
-def _scaled(pool: Tensor, scale: float) -> Tensor:
-    return pool if scale == 1 else pool * scale
+def _scaled(pool: Tensor | None, scale: float) -> Tensor:
+    found = cast(Tensor, pool)  # _check_maps saw to it
+    return found if scale == 1 else found * scale
 
 
 def _fuse(upsampled: Tensor, cut: int, skip: Tensor, skip_cut: int) -> Tensor:
@@ -113,22 +168,49 @@ def _fuse(upsampled: Tensor, cut: int, skip: Tensor, skip_cut: int) -> Tensor:
     return upsampled[:, :, cut : cut + height, cut : cut + width] + skip
 
 
-def _score(inputs: int, num_classes: int) -> nn.Conv2d:
+class FusedScore(nn.Module):
+    """The scores of two streams, whose maps lie one after the other in the channels, averaged.
+
+    Source: `score_fused` in `nyud-fcn32s-color-hha/net.py` of shelhamer/fcn.berkeleyvision.org
+    (arXiv 1411.4038, section 5, speaks of a sum).
+    """
+
+    def __init__(self, inputs: int, classes: int, streams: Sequence[str]) -> None:
+        super().__init__()
+        self.streams = tuple(streams)
+        for name in self.streams:
+            self.add_module(name, _plain_score(inputs // len(self.streams), classes))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        parts = maps.chunk(len(self.streams), dim=1)
+        scores = [
+            self.get_submodule(name)(part) for name, part in zip(self.streams, parts, strict=True)
+        ]
+        return torch.stack(scores).mean(dim=0)
+
+
+def _score(backbone: Backbone, inputs: int, classes: int) -> nn.Module:
+    if backbone.streams:
+        return FusedScore(inputs, classes, backbone.streams)
+    return _plain_score(inputs, classes)
+
+
+def _plain_score(inputs: int, classes: int) -> nn.Conv2d:
     """A 1x1 score layer, zero at the start as in the paper (random gave it nothing)."""
-    layer = nn.Conv2d(inputs, num_classes, 1)
+    layer = nn.Conv2d(inputs, classes, 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 
-def _skip(inputs: int, channels: int, num_classes: int) -> nn.Module:
+def _skip(backbone: Backbone, inputs: int, channels: int, classes: int) -> nn.Module:
     if not channels:
-        return _score(inputs, num_classes)
+        return _score(backbone, inputs, classes)
     return nn.Sequential(
         nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
-        _score(channels, num_classes),
+        _plain_score(channels, classes),
     )
 
 

@@ -1,4 +1,4 @@
-"""The training recipe: YAML checked by pydantic, with `section.field=value` overrides."""
+"""The training recipe: what its fields mean, checked by pydantic."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.build import NetworkSpec
+from training.analysis.masking import Shown
 from training.losses import Reduction
+from training.recipe_file import ConfigError as ConfigError
+from training.recipe_file import override, read_recipe
 from training.transforms import Augmentation
-
-
-class ConfigError(ValueError):
-    """A recipe cannot be read or has a wrong value; the message names file and field."""
 
 
 class _Section(BaseModel):
@@ -30,6 +28,8 @@ class DataConfig(_Section):
     """Class list YAML, instead of the data set's own."""
     train_split: str = "train"
     val_split: str = "val"
+    shown: Shown = "all"
+    """What of the pictures both splits show, see `training.analysis.masking`."""
     workers: int = Field(1, ge=0)
     """Processes that read and augment; 0 does it in the training process."""
 
@@ -52,6 +52,8 @@ class OptimizerConfig(_Section):
     backbone_lr: float = Field(3e-4, ge=0)
     """For what starts from ImageNet weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    bias_lr_factor: float = Field(1.0, gt=0)
+    """Rate of the convolutions' biases over that of their weights; 2 in the paper (section 4.3)."""
     weight_decay: float = Field(0.01, ge=0)
     """For convolution weights; biases and norms are never decayed."""
     learned: Literal["all", "score"] = "all"
@@ -59,7 +61,9 @@ class OptimizerConfig(_Section):
 
 
 class ScheduleConfig(_Section):
-    epochs: int = Field(ge=1)
+    epochs: int | None = Field(None, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    """Instead of epochs: the run's length where it does not depend on the number of images."""
     batch_size: int = Field(8, ge=1)
     warmup_iterations: int = Field(0, ge=0)
     power: float = Field(0.9, ge=0)
@@ -68,12 +72,31 @@ class ScheduleConfig(_Section):
     """Per iteration; 0 turns the moving average off."""
     val_every_epochs: int = Field(5, ge=1)
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.iterations is None):
+            given = "neither" if self.epochs is None else "both"
+            raise ValueError(f"want epochs or iterations, got {given}: set the other one to null")
+        return self
+
+    def total_iterations(self, per_epoch: int) -> int:
+        """Of the run; `per_epoch`: iterations that take each training image once."""
+        return self.iterations or per_epoch * (self.epochs or 0)
+
 
 class InitConfig(_Section):
     imagenet: Path | None = None
-    """Backbone weights (.npz); given on the command line."""
+    """Backbone weights (.npz)."""
+    checkpoint: Path | None = None
+    """Of a net with the same backbone, such as the previous stage's: every layer that both have."""
     calibration_images: int = Field(64, ge=1)
     """Training images on which the norms' statistics are measured, see `restore_norms`."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.imagenet is not None and self.checkpoint is not None:
+            raise ValueError("imagenet and checkpoint both say how to start: set one to null")
+        return self
 
 
 class TrainConfig(_Section):
@@ -109,22 +132,14 @@ class TrainConfig(_Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """`overrides` are `section.field=value`, the value in YAML (`schedule.epochs=2`).
+    """The recipe in `path` and in what it extends, changed by `overrides`: `section.field=value`,
+    the value in YAML (`schedule.epochs=2`).
 
     Raises: ConfigError.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: want a mapping of sections, got {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
+    raw = read_recipe(path)
+    for text in overrides:
+        override(raw, text)
     return parse_config(raw, str(path))
 
 
@@ -138,22 +153,6 @@ def parse_config(raw: dict[str, Any], source: str) -> TrainConfig:
             for item in error.errors()
         ]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    *sections, name = key.strip().split(".")
-    if not equals or not name:
-        raise ConfigError(f"override {override!r}: want section.field=value")
-    for section in sections:
-        inner = raw.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is not a section")
-        raw = inner
-    try:
-        raw[name] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
 
 
 # pydantic checks plain dataclasses used as fields, but lets unknown keys pass unless told.

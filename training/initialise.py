@@ -1,19 +1,122 @@
-"""ImageNet weights for a new run's backbone."""
+"""What a new run starts from: ImageNet weights, or the checkpoint of the previous stage."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from zipfile import BadZipFile
 
+import torch
 from tqdm import tqdm
 
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.fcn import FCN
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import SegmentationDataset
 from training.loader import training_batches
 
 _BATCH = 8
+
+
+def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
+    """As `init` of the recipe says; without it the network stays as it is.
+
+    Raises: ConfigError.
+    """
+    if config.init.checkpoint is not None:
+        report = load_stage(network, config.init.checkpoint, config, data)
+        tqdm.write(f"{config.init.checkpoint}: {report}")
+    else:
+        load_imagenet(network, config, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Layers by their names in the network, in its order; `left`: what the checkpoint has more."""
+
+    copied: tuple[str, ...]
+    new: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.copied)} layers copied ({_span(self.copied)})"]
+        parts += [f"new: {', '.join(self.new)}"] if self.new else []
+        parts += [f"not wanted: {', '.join(self.left)}"] if self.left else []
+        return "; ".join(parts)
+
+
+@torch.no_grad()
+def load_stage(network: FCN, path: Path, config: TrainConfig, data: SegmentationDataset) -> Taken:
+    """Every layer that `network` and the checkpoint's network share, of the averaged weights.
+
+    New score layers keep their start, zero, and new upsamplings theirs, bilinear; a fixed
+    upsampling is in no checkpoint. If the classes are others, all score layers are new, and so are
+    learned upsamplings, of which each class has its own.
+    Source: `surgery.interp` and `solve.py` of shelhamer/fcn.berkeleyvision.org, which copy by name
+    and then set the upsampling anew.
+    Raises: ConfigError if the file is missing, damaged or of another net.
+    """
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"init.checkpoint: {error}; train the previous stage first, or say where it is"
+        ) from error
+    _check_same_net(checkpoint, config, path)
+    names = [info.name for info in checkpoint.dataset.classes]
+    same_classes = names == [info.name for info in data.info.classes]
+    weights = checkpoint.ema or checkpoint.weights
+    own = network.state_dict()
+    shared = {
+        name for name in own if name in weights and (same_classes or name.startswith("backbone."))
+    }
+    for name in own:
+        if name.startswith("backbone.") and name not in shared:
+            raise ConfigError(f"init.checkpoint: {path} has no {name}: it is of another net")
+    for name in sorted(shared):
+        if weights[name].shape != own[name].shape:
+            raise ConfigError(
+                f"init.checkpoint: {name} is {tuple(weights[name].shape)} in {path}, want "
+                f"{tuple(own[name].shape)}: it is of another net"
+            )
+        own[name].copy_(weights[name])
+    return Taken(
+        copied=_layers([name for name in own if name in shared]),
+        new=_layers([name for name in own if name not in shared]),
+        left=_layers([name for name in weights if name not in shared]),
+    )
+
+
+def _check_same_net(checkpoint: Checkpoint, config: TrainConfig, path: Path) -> None:
+    """Raises: ConfigError naming every field of the network that differs and must not."""
+    before, now = checkpoint.network, config.network
+    # What layers both have by the same name, and yet they would mean another thing. The rest may
+    # change from stage to stage: skips are added, and upsampling may begin to learn.
+    fields = ["backbone", "padding"]
+    if before.variant in ("16s", "8s"):
+        fields += ["skip_channels", "pool4_scale"]
+    if before.variant == "8s":
+        fields += ["pool3_scale"]
+    differing = [
+        f"network.{field} (there {getattr(before, field)}, here {getattr(now, field)})"
+        for field in fields
+        if getattr(before, field) != getattr(now, field)
+    ]
+    pixels = [spec.normalisation or "caffe" for spec in (before, now)]
+    if pixels[0] != pixels[1]:
+        differing.append(f"network.normalisation (there {pixels[0]}, here {pixels[1]})")
+    if differing:
+        raise ConfigError(f"init.checkpoint: {path} is of another net: {', '.join(differing)}")
+
+
+def _layers(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def _span(layers: Sequence[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
 
 
 def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:

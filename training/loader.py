@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from training.datasets.base import SegmentationDataset
-from training.transforms import Augmentation
+from training.datasets.base import Sample, SegmentationDataset
+from training.transforms import Augmentation, pad
 
 Key = tuple[int, int]
 """(epoch, index in the data set)"""
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+class _Augmented(Dataset[Sample]):
     def __init__(self, data: SegmentationDataset, augment: Augmentation, seed: int) -> None:
         self.data, self.augment, self.seed = data, augment, seed
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, *key))
-        image, target = self.augment(self.data[key[1]], rng)
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target)
+    def __getitem__(self, key: Key) -> Sample:
+        return self.augment(self.data[key[1]], np.random.default_rng((self.seed, *key)))
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    """Whole images of different sizes are padded with void to the largest of their batch."""
+    images, target = default_collate([
+        (torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target))
+        for image, target in pad(samples)
+    ])  # fmt: skip
+    return images, target
 
 
 class _Order(Sampler[list[Key]]):
@@ -62,8 +70,10 @@ def training_batches(
     workers: int,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """uint8 images [N,3,h,w] RGB (channels last in memory) and uint8 targets [N,h,w]."""
+    dataset: Dataset[Any] = _Augmented(data, augment, seed)
     return DataLoader(
-        _Augmented(data, augment, seed),
+        dataset,
+        collate_fn=_collate,
         batch_sampler=_Order(len(data), batch_size, seed, start, total),
         num_workers=workers,
         prefetch_factor=4 if workers else None,

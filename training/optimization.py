@@ -10,7 +10,8 @@ from training.config import OptimizerConfig, ScheduleConfig
 
 
 def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Backbone and head at their own rates; biases and norms without decay.
+    """Backbone and head at their own rates; biases and norms without decay, and the biases of
+    convolutions at `bias_lr_factor` times the rate.
 
     Each group keeps its rate at the schedule's start as `base_lr`. With `learned: score` the other
     parameters are in no group, and need no gradient from now on.
@@ -22,18 +23,25 @@ def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimiz
         for module in network.backbone.pretrained_modules()
         for parameter in module.parameters()
     }
+    factors = {
+        id(module.bias): config.bias_lr_factor
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    kinds = dict.fromkeys([(True, 1.0), (False, 1.0), (False, config.bias_lr_factor)])
     groups = []
-    for is_backbone, lr in ((True, config.backbone_lr), (False, config.head_lr)):
-        for decays in (True, False):
+    for is_backbone, base_lr in ((True, config.backbone_lr), (False, config.head_lr)):
+        for decays, factor in kinds:
             members = [
                 parameter
                 for parameter in network.parameters()
                 if parameter.requires_grad
                 and (id(parameter) in pretrained) is is_backbone
                 and (parameter.ndim > 1) is decays
+                and factors.get(id(parameter), 1.0) == factor
             ]
             if members:
-                decay = config.weight_decay if decays else 0.0
+                lr, decay = factor * base_lr, config.weight_decay if decays else 0.0
                 groups.append({"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay})
     if config.kind == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)

@@ -148,7 +148,7 @@ def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
     """The recipe without what only this machine has: folders become their last part."""
     recipe: dict[str, Any] = json.loads(json.dumps(config))
     recipe["data"].pop("root", None)
-    for section, field in (("data", "classes"), ("init", "imagenet")):
+    for section, field in (("data", "classes"), ("init", "imagenet"), ("init", "checkpoint")):
         if recipe[section].get(field):
             recipe[section][field] = Path(recipe[section][field]).name
         else:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from training.analysis.masking import Shown, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
-from training.metrics import Absent, Confusion
+from training.metrics import Absent, Confusion, ScoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Report:
     seconds: float
     absent: Absent = "nan"
     """What classes without a labelled pixel do to the means."""
+    shown: Shown = "all"
+    """What of the pictures was shown."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
@@ -34,8 +37,21 @@ class Report:
             "images": len(self.data),
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
+            "shown": self.shown,
             **self.confusion.scores(self.absent).to_dict(names),
+            **self._without_background(),
         }
+
+    def _without_background(self) -> dict[str, float]:
+        """Its mean IU, where there is such a class and another one was scored."""
+        background = background_class(self.data)
+        if background is None:
+            return {}
+        try:
+            mean_iu = foreground_mean_iu(self.confusion.scores(self.absent), background)
+        except ScoreError:
+            return {}
+        return {"mean_iu_without_background": mean_iu}
 
     def table(self) -> str:
         """Per class its IU and share of the labelled pixels, then the four metrics; in percent."""
@@ -47,9 +63,13 @@ class Report:
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
+        metrics |= {
+            "mean IU without background": value for value in self._without_background().values()
+        }
         width = max(map(len, ["class", *names, *metrics]))
+        shown = "" if self.shown == "all" else f", {self.shown} alone"
         lines = [
-            f"{self.source} on {self.data.info.data.name}, {self.data.split}: "
+            f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
             f"{len(self.data)} images, {len(self.data) / max(self.seconds, 1e-9):.1f} a second",
             "",
             f"{'class':<{width}}  IU [%]  pixels [%]",

@@ -16,6 +16,7 @@ FREE = frozenset(
         "data.workers",
         "init.imagenet",
         "init.calibration_images",
+        "init.checkpoint",
         "name",
         "schedule.val_every_epochs",
         "threads",

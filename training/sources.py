@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 
+from training.analysis.masking import Shown, show
 from training.checkpoint import load_checkpoint
 from training.datasets import SegmentationDataset
 from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
@@ -32,11 +33,25 @@ class Source:
     """Ends the connections to a server."""
 
     def confusion(
-        self, data: SegmentationDataset, *, in_flight: int = 4, progress: bool = True
+        self,
+        data: SegmentationDataset,
+        *,
+        shown: Shown = "all",
+        in_flight: int = 4,
+        progress: bool = True,
     ) -> Confusion:
-        """Over the whole split. Raises: EvaluationError, DatasetError."""
+        """Over the whole split, its pictures masked as `shown` says.
+
+        Raises: EvaluationError, DatasetError.
+        """
         check_classes(self.class_names, self.name, data.info)
+        data = show(data, shown)
         if self.predict_file is not None:
+            if shown != "all":
+                raise EvaluationError(
+                    f"{self.name} gets the image files as they are: to show {shown} only, give the "
+                    "checkpoint or the ONNX file"
+                )
             return evaluate_files(self.predict_file, data, in_flight=in_flight, progress=progress)
         if self.predict is None:
             raise EvaluationError(f"{self.name} has no predictor")

@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.build import build
+from training.analysis.masking import show
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetError, open_dataset
 from training.evaluate import evaluate
-from training.initialise import load_imagenet
+from training.initialise import initialise
 from training.loader import iterations_per_epoch, training_batches
 from training.losses import (
     cross_entropy,
@@ -68,19 +69,21 @@ class Trainer:
         torch.manual_seed(config.seed)
         data = config.data
         root = config.data.root
-        self.train_data = open_dataset(data.dataset, root, data.train_split, data.classes)
-        self.val_data = open_dataset(data.dataset, root, data.val_split, data.classes)
+        self.train_data, self.val_data = (
+            show(open_dataset(data.dataset, root, split, data.classes), data.shown)
+            for split in (data.train_split, data.val_split)
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = build(config.network, self.train_data.num_classes)
         self.per_epoch = iterations_per_epoch(len(self.train_data), config.schedule.batch_size)
-        self.total = self.per_epoch * config.schedule.epochs
+        self.total = config.schedule.total_iterations(self.per_epoch)
         self.iteration = 0
         self.epoch_losses: list[float] = []
         self.best_mean_iu = 0.0
         self.val_scores: dict[str, Any] | None = None
         checkpoint = load_checkpoint(last) if resume else None
         if checkpoint is None:
-            load_imagenet(self.network, config, self.train_data)
+            initialise(self.network, config, self.train_data)
         else:
             check_resumable(checkpoint, config, self.train_data.info, last)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,7 +137,7 @@ class Trainer:
                     best=f"{self.best_mean_iu:.4f}",
                     refresh=False,
                 )
-                if self.iteration % self.per_epoch == 0:
+                if self.iteration % self.per_epoch == 0 or self.iteration == self.total:
                     checkpoint = self._end_epoch(images_done / (time.perf_counter() - started))
                     images_done, started = 0, time.perf_counter()
                 if self.iteration >= end:
@@ -279,11 +282,15 @@ def _advice(error: Exception, config: TrainConfig) -> str | None:
     """What to do about an error of torch that the recipe can avoid; None for any other."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        augment = config.augment
+        augment, batch_size = config.augment, config.schedule.batch_size
+        if augment.crop_height is None:
+            return (
+                f"out of memory with {batch_size} whole images: lower schedule.batch_size, or set "
+                "augment.crop_height and augment.crop_width"
+            )
         return (
-            f"out of memory with {config.schedule.batch_size} crops of {augment.crop_height}x"
-            f"{augment.crop_width}: lower schedule.batch_size, augment.crop_height or "
-            "augment.crop_width"
+            f"out of memory with {batch_size} crops of {augment.crop_height}x{augment.crop_width}: "
+            "lower schedule.batch_size, augment.crop_height or augment.crop_width"
         )
     if "DataLoader worker" in text:
         return (

@@ -1,4 +1,4 @@
-"""Random scale, crop, flip and colour. Void stays void: what lies outside the picture is void.
+"""Random scale, crop, shift, flip and colour. Void stays void, and so is what lies outside.
 
 Each sample draws from a generator of its own, seeded by (seed, epoch, index): the augmentation is
 the same whatever the number of worker processes, and a resumed run repeats nothing.
@@ -6,6 +6,7 @@ the same whatever the number of worker processes, and a resumed run repeats noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,16 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """`scale` is drawn log-uniformly; the colour amounts are half-widths around 1."""
+    """`scale` is drawn log-uniformly; the colour amounts are half-widths around 1.
 
-    crop_height: int = 320
-    crop_width: int = 448
+    Raises: ValueError naming the field that makes no sense.
+    """
+
+    crop_height: int | None = 320
+    crop_width: int | None = 448
+    """None, for both: whole images, each at its own (scaled) size."""
+    jitter_px: int = 0
+    """Whole images are shifted up to so far in each direction; crops lie anywhere as it is."""
     min_scale: float = 0.6
     max_scale: float = 2.0
     aspect: float = 0.0
@@ -39,8 +46,17 @@ class Augmentation:
     """Each of R, G, B on its own: another white balance."""
 
     def __post_init__(self) -> None:
-        if min(self.crop_height, self.crop_width) < 1:
+        sides = (self.crop_height, self.crop_width)
+        if (self.crop_height is None) != (self.crop_width is None):
+            raise ValueError("augment: crop_height and crop_width: want both, or null for both")
+        if any(side is not None and side < 1 for side in sides):
             raise ValueError("augment: crop_height and crop_width must be >= 1")
+        if self.jitter_px < 0:
+            raise ValueError("augment: jitter_px must not be negative")
+        if self.jitter_px and self.crop_height is not None:
+            raise ValueError(
+                "augment: jitter_px shifts whole images: set it to 0 or the crop to null"
+            )
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError("augment: want 0 < min_scale <= max_scale")
         amounts = (self.aspect, self.brightness, self.contrast, self.saturation, self.channel_gain)
@@ -48,11 +64,15 @@ class Augmentation:
             raise ValueError("augment: aspect and colour amounts must lie in [0, 1)")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A crop of crop_height x crop_width from the scaled, flipped, recoloured sample."""
+        """A crop of crop_height x crop_width, or all, of the scaled, flipped, recoloured sample."""
         sample = self._scale_and_crop(sample, rng)
+        if self.jitter_px:
+            sample = _shifted(sample, *rng.integers(-self.jitter_px, self.jitter_px + 1, 2))
         if self.flip and rng.random() < 0.5:
             sample = Sample(sample.image[:, ::-1], sample.target[:, ::-1])
-        image = self._recolour(sample.image, rng)
+        image = sample.image
+        if any((self.brightness, self.contrast, self.saturation, self.channel_gain)):
+            image = self._recolour(image, rng)
         return Sample(np.ascontiguousarray(image), np.ascontiguousarray(sample.target))
 
     def _scale_and_crop(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -60,17 +80,19 @@ class Augmentation:
         most of its time on pixels the crop throws away."""
         scale = np.exp(rng.uniform(np.log(self.min_scale), np.log(self.max_scale)))
         stretch = np.exp(rng.uniform(-1, 1) * np.log1p(self.aspect) / 2)
+        if self.crop_height is None and scale == stretch == 1:
+            return sample
         rows = _window(sample.target.shape[0], scale * stretch, self.crop_height, rng)
         columns = _window(sample.target.shape[1], scale / stretch, self.crop_width, rng)
         size = (columns.length, rows.length)
         box = (columns.start, rows.start, columns.stop, rows.stop)
         image = Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR, box)
         target = Image.fromarray(sample.target).resize(size, Image.Resampling.NEAREST, box)
-        crop = (self.crop_height, self.crop_width)
+        crop = (self.crop_height or rows.length, self.crop_width or columns.length)
         place = np.s_[
             rows.place : rows.place + rows.length, columns.place : columns.place + columns.length
         ]
-        out = Sample(np.full((*crop, 3), _GREY, np.uint8), np.full(crop, VOID, np.uint8))
+        out = _nothing(*crop, sample.image.shape[2])
         out.image[place] = np.asarray(image)
         out.target[place] = np.asarray(target)
         return out
@@ -90,6 +112,41 @@ class Augmentation:
         return pixels.clip(0, 255).astype(np.uint8)
 
 
+def pad(samples: Sequence[Sample]) -> list[Sample]:
+    """All as high and as wide as the largest; what is added, at the right and below, is void."""
+    height = max(sample.target.shape[0] for sample in samples)
+    width = max(sample.target.shape[1] for sample in samples)
+    padded = []
+    for sample in samples:
+        rows, columns = sample.target.shape
+        if (rows, columns) == (height, width):
+            padded.append(sample)
+            continue
+        out = _nothing(height, width, sample.image.shape[2])
+        out.image[:rows, :columns] = sample.image
+        out.target[:rows, :columns] = sample.target
+        padded.append(out)
+    return padded
+
+
+def _nothing(height: int, width: int, channels: int) -> Sample:
+    """What lies beyond a picture."""
+    image = np.full((height, width, channels), _GREY, np.uint8)
+    return Sample(image, np.full((height, width), VOID, np.uint8))
+
+
+def _shifted(sample: Sample, down: int, right: int) -> Sample:
+    """The same size; what was shifted out is lost. Either distance may be negative, or more than
+    the picture is large."""
+    height, width = sample.target.shape
+    out = _nothing(height, width, sample.image.shape[2])
+    to = np.s_[max(0, down) : max(0, height + down), max(0, right) : max(0, width + right)]
+    source = np.s_[max(0, -down) : max(0, height - down), max(0, -right) : max(0, width - right)]
+    out.image[to] = sample.image[source]
+    out.target[to] = sample.target[source]
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class _Window:
     """[start, stop) in the source, resampled to `length`, put at `place` of the crop."""
@@ -100,8 +157,10 @@ class _Window:
     place: int
 
 
-def _window(side: int, scale: float, crop: int, rng: np.random.Generator) -> _Window:
+def _window(side: int, scale: float, crop: int | None, rng: np.random.Generator) -> _Window:
     scaled = max(1, round(side * scale))
+    if crop is None:
+        return _Window(0, side, scaled, 0)
     if scaled >= crop:
         first = int(rng.integers(0, scaled - crop + 1))
         step = side / scaled

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.coordinates import CropOffsets, fcn_crops, tile
 from model.surgery import convolutions, transplant
+from model.weights.layers import LayerWeights
 from model.weights.start import read_start_weights
 
 
@@ -32,6 +33,9 @@ class Backbone(nn.Module, ABC):
     pool4_channels: int = 0
     """0: there is no such tap, so no skip from it."""
     fc7_channels: int
+    streams: tuple[str, ...] = ()
+    """Names of the nets side by side, whose maps lie one after the other in the channels; none
+    where there is but one."""
     cut_after: str | None = None
     """The last layer of a net cut short, which takes the place of fc7."""
     crops: CropOffsets
@@ -50,13 +54,22 @@ class Backbone(nn.Module, ABC):
         """Parts that start from ImageNet weights and so train at the backbone's rate."""
         return [self]
 
+    @property
+    def weights_pixels(self) -> str:
+        """Of which pixels its ImageNet weights were learned, as the file says it."""
+        return str(getattr(self, "normalisation", ""))
+
+    def start_layers(self, layers: LayerWeights) -> LayerWeights:
+        """The ImageNet net's layers as this one's."""
+        return layers
+
     def load_imagenet(self, path: Path) -> None:
         """Fill `pretrained_modules` from a file that `fcn import-weights` wrote.
 
         Raises: ValueError naming what does not fit; OSError if the file cannot be read.
         """
-        layers = read_start_weights(
-            path, network=self.name, normalisation=str(getattr(self, "normalisation", ""))
+        layers = self.start_layers(
+            read_start_weights(path, network=self.name, normalisation=self.weights_pixels)
         )
         pretrained = {id(part) for module in self.pretrained_modules() for part in module.modules()}
         needed = {

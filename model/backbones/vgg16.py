@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,6 +28,8 @@ from model.backbones.caffe import (
     initialise,
 )
 from model.coordinates import IMAGE, CoordinateMap, fcn_crops
+from model.modality import CHANNEL_COUNTS, HHA_MEAN, LOG_DEPTH_MEAN, RGB, Modality
+from model.weights.layers import Layer, LayerWeights
 
 Normalisation = Literal["caffe", "torchvision", "nyudv2", "siftflow"]
 """What the first layer is given. `torchvision`: RGB in 0..1 less the mean, over the standard
@@ -40,6 +43,9 @@ FC_CHANNELS = 4096
 
 FC6_KERNEL = 7
 """Source: `voc-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
+
+_CONV1_1_BGRD = "conv1_1_bgrd"
+"""Source: `nyud-fcn32s-color-d/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
 _BGR_MEANS: dict[Normalisation, tuple[float, float, float]] = {
     "nyudv2": (116.190, 97.203, 92.318),
@@ -74,8 +80,9 @@ class VGG16(Backbone):
     """Taps: pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
 
     `fc_channels`: of fc6 and fc7; 4096 are VGG's own and most of its 134 million parameters.
-    `normalisation`: must fit the weights. `caffe`: BGR in 0..255 less the mean, for the original
-    weights. `torchvision`: RGB in 0..1 less the mean, over the standard deviation.
+    `normalisation`: must fit the weights, see there. `modality`: of `rgb`, `rgbd` and `hha`. Depth
+    is a fourth channel of the first layer, then named conv1_1_bgrd; HHA is less its own mean, in
+    the place of BGR, and takes no torchvision weights (see `NetworkSpec`).
     `channels`: of the five blocks. `cut_after`: a net that ends with that pool, which takes the
     place of fc7; it has no other tap.
 
@@ -95,18 +102,19 @@ class VGG16(Backbone):
         dropout: float = 0.5,
         channels: Sequence[int] = CHANNELS,
         cut_after: Truncation | None = None,
+        modality: Modality = RGB,
     ) -> None:
         super().__init__()
-        self.cut_after = cut_after
+        self.cut_after, self.modality = cut_after, modality
         self.blocks = int(cut_after[-1]) if cut_after else len(CONVS_PER_BLOCK)
-        inputs = 3
+        inputs = CHANNEL_COUNTS[modality]
         for block, (convs, outputs) in enumerate(
             zip(CONVS_PER_BLOCK[: self.blocks], channels[: self.blocks], strict=True), start=1
         ):
             for index in range(1, convs + 1):
                 pad = _conv_padding(padding) if block == index == 1 else 1
                 layer = nn.Conv2d(inputs, outputs, 3, padding=pad)
-                self.add_module(f"conv{block}_{index}", layer)
+                self.add_module(self._conv(block, index), layer)
                 inputs = outputs
         if cut_after is None:
             self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
@@ -120,12 +128,19 @@ class VGG16(Backbone):
             self.fc7_channels = inputs
             self.crops = fcn_crops(None, None, vgg16_pool_maps(padding)[self.blocks - 1])
         self.normalisation: Normalisation = normalisation
-        mean, std = _mean_and_std(normalisation)
+        mean, std = _mean_and_std(normalisation, modality)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         initialise(self)
 
     def normalise(self, images: Tensor) -> Tensor:
+        if self.modality == "hha":
+            return images - self.mean
+        if self.modality == "rgbd":
+            color, log_depth = images[:, :3], images[:, 3:]
+            return torch.cat(
+                [caffe_normalised(color, self.mean), log_depth - LOG_DEPTH_MEAN], dim=1
+            )
         if self.normalisation == "torchvision":
             return (images - self.mean) / self.std
         return caffe_normalised(images, self.mean)
@@ -135,7 +150,7 @@ class VGG16(Backbone):
         pools = []
         for block, convs in enumerate(CONVS_PER_BLOCK[: self.blocks], start=1):
             for index in range(1, convs + 1):
-                x = functional.relu(self.get_submodule(f"conv{block}_{index}")(x), inplace=True)
+                x = functional.relu(self.get_submodule(self._conv(block, index))(x), inplace=True)
             x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
             pools.append(x)
         if self.cut_after is not None:
@@ -143,6 +158,26 @@ class VGG16(Backbone):
         x = self.drop6(functional.relu(self.fc6(x), inplace=True))
         x = self.drop7(functional.relu(self.fc7(x), inplace=True))
         return Features(pool3=pools[2], pool4=pools[3], fc7=x)
+
+    def _conv(self, block: int, index: int) -> str:
+        first = block == index == 1
+        return _CONV1_1_BGRD if first and self.modality == "rgbd" else f"conv{block}_{index}"
+
+    @property
+    def weights_pixels(self) -> str:
+        return "torchvision" if self.normalisation == "torchvision" else "caffe"
+
+    def start_layers(self, layers: LayerWeights) -> LayerWeights:
+        """A depth filter begins as the mean of the colour filters beside it.
+
+        Source: `nyud-fcn32s-color-d/solve.py` of shelhamer/fcn.berkeleyvision.org.
+        """
+        if self.modality != "rgbd" or "conv1_1" not in layers:
+            return layers
+        weight, bias = layers["conv1_1"].weight, layers["conv1_1"].bias
+        depth = weight.mean(axis=1, keepdims=True)
+        rest = {name: layer for name, layer in layers.items() if name != "conv1_1"}
+        return {_CONV1_1_BGRD: Layer(np.concatenate([weight, depth], axis=1), bias), **rest}
 
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are VGG's only at its own width."""
@@ -159,10 +194,12 @@ def _fc6_padding(padding: Padding) -> int:
     return 0 if padding == "pad100" else FC6_KERNEL // 2
 
 
-def _mean_and_std(normalisation: Normalisation) -> tuple[Tensor, Tensor]:
-    """float32 [1,3,1,1], RGB, in units of 0..255."""
+def _mean_and_std(normalisation: Normalisation, modality: Modality) -> tuple[Tensor, Tensor]:
+    """float32 [1,3,1,1], in units of 0..255, in the order of the image's channels."""
     std = torch.ones(3)
-    if normalisation == "torchvision":
+    if modality == "hha":
+        mean = torch.tensor(HHA_MEAN)
+    elif normalisation == "torchvision":
         mean, std = 255 * torch.tensor(_TORCHVISION_MEAN), 255 * torch.tensor(_TORCHVISION_STD)
     elif normalisation == "caffe":
         mean = torch.tensor(CAFFE_MEAN)

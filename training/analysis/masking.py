@@ -16,11 +16,20 @@ masks hide them, so that nothing of what was hidden shows along its border.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import VOID, Sample
+from training.datasets.base import VOID, DatasetError, Pixels, Sample, SegmentationDataset
 from training.metrics import ScoreError, Scores
+
+Shown = Literal["all", "foreground", "background", "shape"]
+"""What is left to see of a picture: `foreground` hides the background, and so on."""
+
+BACKGROUND = "background"
+"""The class that is nobody's object, by the name that class lists give it."""
 
 Colour = tuple[int, int, int]
 """RGB, 0..255."""
@@ -63,6 +72,47 @@ def foreground_mean_iu(scores: Scores, background: int = 0) -> float:
     if np.isnan(others).all():
         raise ScoreError("no class but the background was scored")
     return float(np.nanmean(others))
+
+
+def show(data: SegmentationDataset, shown: Shown) -> SegmentationDataset:
+    """`data` with its pictures masked as `shown` says; `all` is `data` itself.
+
+    Raises: DatasetError if masks are wanted and no class is called `background`.
+    """
+    if shown == "all":
+        return data
+    background = background_class(data)
+    if background is None:
+        raise DatasetError(
+            f"{data.info.data.name!r} has no class {BACKGROUND!r}, which tells what to show of its "
+            f"pictures: leave out what is shown ({shown})"
+        )
+    return _Masked(data, shown, background)
+
+
+def background_class(data: SegmentationDataset) -> int | None:
+    """Id of the class called `background`, None if there is none."""
+    names = [info.name for info in data.info.classes]
+    return names.index(BACKGROUND) if BACKGROUND in names else None
+
+
+class _Masked(SegmentationDataset):
+    """Targets, files and classes are those of the data set behind it."""
+
+    def __init__(self, data: SegmentationDataset, shown: Shown, background: int) -> None:
+        super().__init__(data.info, data.pairs, data.split)
+        self._data, self._shown, self._background = data, shown, background
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._data[index]
+        if self._shown == "foreground":
+            return hide_background(sample, background=self._background)
+        if self._shown == "background":
+            return hide_foreground(sample, background=self._background)
+        return shape(sample, background=self._background)
+
+    def read_target(self, path: Path) -> Pixels:
+        return self._data.read_target(path)
 
 
 def _keep(sample: Sample, shown: npt.NDArray[np.bool_], fill: Colour) -> Sample:

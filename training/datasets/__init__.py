@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from training.datasets.ade20k import ADE20K
@@ -10,9 +11,9 @@ from training.datasets.cityscapes import CITYSCAPES
 from training.datasets.coco_stuff import COCO_STUFF
 from training.datasets.folder import CAMVID, FOLDER, load_info
 from training.datasets.format import Format, open_split
-from training.datasets.nyudv2 import NYUDV2
+from training.datasets.nyudv2 import NYUDV2, NYUDV2_HHA, NYUDV2_RGB_HHA, NYUDV2_RGBD
 from training.datasets.pascal_context import PASCAL_CONTEXT
-from training.datasets.siftflow import SIFTFLOW, SIFTFLOW_GEOMETRIC
+from training.datasets.siftflow import SIFTFLOW, SIFTFLOW_BOTH, SIFTFLOW_GEOMETRIC
 from training.datasets.voc import SBD, VOC2011, VOC2012
 
 DATASETS: dict[str, Format] = {
@@ -22,9 +23,13 @@ DATASETS: dict[str, Format] = {
     "coco_stuff": COCO_STUFF,
     "folder": FOLDER,
     "nyudv2": NYUDV2,
+    "nyudv2_hha": NYUDV2_HHA,
+    "nyudv2_rgb_hha": NYUDV2_RGB_HHA,
+    "nyudv2_rgbd": NYUDV2_RGBD,
     "pascal_context": PASCAL_CONTEXT,
     "sbd": SBD,
     "siftflow": SIFTFLOW,
+    "siftflow_both": SIFTFLOW_BOTH,
     "siftflow_geometric": SIFTFLOW_GEOMETRIC,
     "voc2011": VOC2011,
     "voc2012": VOC2012,
@@ -40,8 +45,10 @@ def find_format(name: str) -> Format:
 
 def class_info(form: Format, root: Path, classes: Path | None = None) -> DatasetInfo:
     """The class list `classes`, else the data set's own. Raises: DatasetError."""
-    own = root / "classes.yaml" if form.classes is None else Path(__file__).parent / form.classes
-    return load_info(classes or own)
+    here = Path(__file__).parent
+    own = root / "classes.yaml" if form.classes is None else here / form.classes
+    second = load_info(here / form.geometric).classes if form.geometric else ()
+    return replace(load_info(classes or own), geometric=second, modality=form.modality)
 
 
 def open_dataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,10 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from model.contract import ClassInfo, TrainingData
+from model.modality import RGB, Modality
+
+SEMANTIC, GEOMETRIC = "sem", "geo"
+"""Heads of SIFT Flow. Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
 VOID = 255
 """Label of pixels that count neither in the loss nor in a metric."""
@@ -32,9 +36,13 @@ class DatasetError(ValueError):
 
 
 class Sample(NamedTuple):
-    """`image` RGB uint8 [H,W,3]; `target` uint8 [H,W], class ids and VOID."""
+    """`image` RGB uint8 [H,W,3]; `target` uint8 [H,W], class ids and VOID.
 
-    image: Pixels
+    Where the data set's `modality` is not RGB, `image` is [H,W,C] as `Modality` says. Where it has
+    K > 1 heads, `target` is [H,W,K], each counting its own classes from 0.
+    """
+
+    image: npt.NDArray[Any]
     target: Pixels
 
 
@@ -44,6 +52,21 @@ class DatasetInfo:
 
     classes: tuple[ClassInfo, ...]
     data: TrainingData
+    geometric: tuple[ClassInfo, ...] = ()
+    """Of a second labelling of the same pixels, if there is one."""
+    modality: Modality = RGB
+    """What the images are."""
+
+    @property
+    def heads(self) -> dict[str, tuple[ClassInfo, ...]]:
+        """The class list of each labelling, by the name of the head that learns it."""
+        if not self.geometric:
+            return {"": self.classes}
+        return {SEMANTIC: self.classes, GEOMETRIC: self.geometric}
+
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        return {head: len(classes) for head, classes in self.heads.items()}
 
 
 class SegmentationDataset:
@@ -56,6 +79,7 @@ class SegmentationDataset:
 
     @property
     def num_classes(self) -> int:
+        """Of the first or only labelling."""
         return len(self.info.classes)
 
     def __len__(self) -> int:
@@ -65,26 +89,24 @@ class SegmentationDataset:
         """Raises DatasetError if a file is unreadable, the two sizes differ or a label is no
         class id."""
         image_path, label_path = self.pairs[index]
-        image = read_image(image_path)
+        image = self.image(index)
         target = self.target(index)
-        if image.shape[:2] != target.shape:
+        if image.shape[:2] != target.shape[:2]:
             raise DatasetError(
                 f"{image_path} is {image.shape[0]}x{image.shape[1]} but its label {label_path} "
                 f"is {target.shape[0]}x{target.shape[1]}: they must be the same size"
             )
         return Sample(image, target)
 
+    def image(self, index: int) -> npt.NDArray[Any]:
+        """As in `Sample`. Raises DatasetError."""
+        return read_image(self.pairs[index][0])
+
     def target(self, index: int) -> Pixels:
-        """uint8 [H,W] of the label file alone. Raises DatasetError."""
+        """As in `Sample`, of the label file alone. Raises DatasetError."""
         path = self.pairs[index][1]
         target = self.read_target(path)
-        wrong = (target >= self.num_classes) & (target != VOID)
-        if wrong.any():
-            value = int(target[wrong][0])
-            raise DatasetError(
-                f"{path} holds the label {value}: want 0..{self.num_classes - 1}, or {VOID} for "
-                "void"
-            )
+        check_labels(target, self.num_classes, path)
         return target
 
     def read_target(self, path: Path) -> Pixels:
@@ -94,8 +116,10 @@ class SegmentationDataset:
     def class_frequencies(self, *, progress: bool = False) -> npt.NDArray[np.float64]:
         """float64 [C], each class's share of the non-void pixels of this split.
 
-        Raises: DatasetError.
+        Raises: DatasetError, also if there are two labellings.
         """
+        if self.info.geometric:
+            raise DatasetError("class shares are of one labelling, and this data set has two")
         counts = np.zeros(256, np.int64)
         for index in tqdm(range(len(self)), "class shares", unit="label", disable=not progress):
             counts += np.bincount(self.target(index).ravel(), minlength=256)
@@ -104,6 +128,16 @@ class SegmentationDataset:
             raise DatasetError(f"split {self.split!r} has no labelled pixel")
         shares: npt.NDArray[np.float64] = labelled / labelled.sum()
         return shares
+
+
+def check_labels(target: Pixels, num_classes: int, path: Path) -> None:
+    """Raises: DatasetError if a label is no class id."""
+    wrong = (target >= num_classes) & (target != VOID)
+    if wrong.any():
+        value = int(target[wrong][0])
+        raise DatasetError(
+            f"{path} holds the label {value}: want 0..{num_classes - 1}, or {VOID} for void"
+        )
 
 
 def read_label_png(path: Path) -> Pixels:

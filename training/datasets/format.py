@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.modality import RGB, Modality
 from training.datasets.base import (
     DatasetError,
     DatasetInfo,
@@ -19,6 +20,9 @@ Pair = tuple[Path, Path]
 
 LabelReader = Callable[[Path], Pixels]
 """Label file to uint8 [H,W], class ids and VOID. Raises DatasetError."""
+
+Opener = Callable[[Path, str, DatasetInfo, list[Pair]], SegmentationDataset]
+"""(root, split, info, pairs) to the data set. Raises DatasetError."""
 
 
 def _png_labels(_root: Path) -> LabelReader:
@@ -41,6 +45,11 @@ class Format:
     """Class list beside this module; None: `classes.yaml` of root."""
     reader: Callable[[Path], LabelReader] = _png_labels
     """(root) to the reader of its labels; what it needs of root is read once, here."""
+    geometric: str | None = None
+    """Class list of a second labelling of the same pixels."""
+    modality: Modality = RGB
+    open: Opener | None = None
+    """For images or labels that no one file of a pair holds."""
 
 
 class FormatDataset(SegmentationDataset):
@@ -70,6 +79,8 @@ def open_split(
                 f"{len(missing)} of {2 * len(pairs)} files of split {split!r} are missing, "
                 f"the first is {missing[0]}"
             )
+        if form.open is not None:
+            return form.open(root, split, info, pairs)
         reader = form.reader(root)
     except DatasetError as error:
         raise DatasetError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,23 @@ class MatLabels:
 
 def read_matrix(path: Path, *keys: str) -> npt.NDArray[Any]:
     """Integers [H,W]. Raises: DatasetError for a damaged file or one of another structure."""
+    # A matrix of one row or column loses that axis in simplify_cells: no picture has just one.
+    matrix = _read(path, keys)
+    if matrix.ndim != 2:
+        raise DatasetError(f"{path}: {'.'.join(keys)} is no matrix of labels [H,W]")
+    return _whole(matrix, path, keys)
+
+
+def read_vector(path: Path, *keys: str) -> npt.NDArray[Any]:
+    """Integers [N] of a row or a column. Raises: DatasetError as `read_matrix`."""
+    vector = _read(path, keys)
+    if vector.ndim > 1:
+        raise DatasetError(f"{path}: {'.'.join(keys)} is no row or column of numbers")
+    return _whole(np.atleast_1d(vector), path, keys)
+
+
+def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
+    """Raises: DatasetError."""
     from scipy.io import loadmat  # here: only who has such a data set needs SciPy
 
     try:
@@ -83,10 +100,11 @@ def read_matrix(path: Path, *keys: str) -> npt.NDArray[Any]:
         if not isinstance(value, dict) or key not in value:
             raise DatasetError(f"{path} holds no {'.'.join(keys[: depth + 1])}")
         value = value[key]
-    # A matrix of one row or column loses that axis in simplify_cells: no picture has just one.
-    matrix = np.asarray(value)
-    if matrix.ndim != 2:
-        raise DatasetError(f"{path}: {'.'.join(keys)} is no matrix of labels [H,W]")
+    return np.asarray(value)
+
+
+def _whole(matrix: npt.NDArray[Any], path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
+    """As integers. Raises: DatasetError."""
     if matrix.dtype.kind == "f" and (matrix == np.trunc(matrix)).all():
         return matrix.astype(np.int64)  # MATLAB's numbers are doubles unless told otherwise
     if matrix.dtype.kind not in "iu":

@@ -2,7 +2,8 @@
 
 `Images`, `SemanticLabels` and `GeoLabels`, each with the folder
 `spatial_envelope_256x256_static_8outdoorcategories`; a label is a .mat whose S is [H,W]. Semantic:
-0 is void, 1..33 the classes. Geometric: -1 (and 0) is void, 1..3 the classes. The splits are the
+0 is void, 1..33 the classes. Geometric: -1 (and 0) is void, 1..3 the classes. `siftflow_both` has
+both labellings, for a network of two heads. The splits are the
 authors' lists `trainval.txt` and `test.txt`, which leave out two images without annotation.
 Source: shelhamer/fcn.berkeleyvision.org, data/sift-flow and siftflow_layers.py.
 """
@@ -11,7 +12,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import VOID
+import numpy as np
+
+from training.datasets.base import (
+    VOID,
+    DatasetError,
+    DatasetInfo,
+    Pixels,
+    SegmentationDataset,
+    check_labels,
+)
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
@@ -48,6 +58,40 @@ def _geometric_pairs(root: Path, split: str) -> list[Pair]:
     return _pairs(root, split, "GeoLabels")
 
 
+class _Both(SegmentationDataset):
+    """The two labellings of each image, [H,W,2]. A pair names the semantic label file; the
+    geometric one lies in the other folder under the same name."""
+
+    def target(self, index: int) -> Pixels:
+        semantic_path = self.pairs[index][1]
+        geometric_path = _geometric_of(semantic_path)
+        semantic, geometric = _SEMANTIC(semantic_path), _GEOMETRIC(geometric_path)
+        check_labels(semantic, len(self.info.classes), semantic_path)
+        check_labels(geometric, len(self.info.geometric), geometric_path)
+        if semantic.shape != geometric.shape:
+            raise DatasetError(
+                f"{semantic_path} is {semantic.shape[0]}x{semantic.shape[1]} but {geometric_path} "
+                f"is {geometric.shape[0]}x{geometric.shape[1]}: they must be the same size"
+            )
+        return np.stack([semantic, geometric], axis=-1)
+
+
+def _geometric_of(semantic: Path) -> Path:
+    return semantic.parents[2] / "GeoLabels" / _SCENES / semantic.name
+
+
+def _open_both(
+    _root: Path, split: str, info: DatasetInfo, pairs: list[Pair]
+) -> SegmentationDataset:
+    missing = [path for _, label in pairs if not (path := _geometric_of(label)).is_file()]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of {len(pairs)} geometric labels of split {split!r} are missing, the "
+            f"first is {missing[0]}"
+        )
+    return _Both(info, pairs, split)
+
+
 def _semantic_reader(_root: Path) -> LabelReader:
     return _SEMANTIC
 
@@ -72,4 +116,14 @@ SIFTFLOW_GEOMETRIC = Format(
     pairs=_geometric_pairs,
     classes="siftflow_geometric.yaml",
     reader=_geometric_reader,
+)
+
+SIFTFLOW_BOTH = Format(
+    layout=f"Images, SemanticLabels and GeoLabels, and {_LISTS}",
+    where=_WHERE,
+    splits=_SPLITS,
+    pairs=_semantic_pairs,
+    classes="siftflow.yaml",
+    geometric="siftflow_geometric.yaml",
+    open=_open_both,
 )

@@ -1,0 +1,49 @@
+"""Two nets side by side, one for colour and one for HHA: late fusion.
+
+Nothing passes between them; what they see meets in the score layers, see `model.fcn.FusedScore`.
+Source: arXiv 1411.4038, section 5; `nyud-fcn32s-color-hha/net.py` of
+shelhamer/fcn.berkeleyvision.org.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.backbones.base import Backbone, Features
+
+
+class TwoStreams(Backbone):
+    """float [N,6,H,W], RGB then HHA; taps as of one, the channels of `color` before those of `hha`.
+
+    The streams are two nets of the same kind. Neither may be cut short.
+    """
+
+    streams = ("color", "hha")
+
+    def __init__(self, color: Backbone, hha: Backbone) -> None:
+        super().__init__()
+        self.color, self.hha = color, hha
+        self.name, self.crops = color.name, color.crops
+        self.pool3_channels = color.pool3_channels + hha.pool3_channels
+        self.pool4_channels = color.pool4_channels + hha.pool4_channels
+        self.fc7_channels = color.fc7_channels + hha.fc7_channels
+        self.min_side_px, self.max_side_px = color.min_side_px, color.max_side_px
+
+    def normalise(self, images: Tensor) -> Tensor:
+        parts = (self.color.normalise(images[:, :3]), self.hha.normalise(images[:, 3:]))
+        return torch.cat(parts, dim=1)
+
+    def forward(self, images: Tensor) -> Features:
+        color, hha = self.color(images[:, :3]), self.hha(images[:, 3:])
+        return Features(*(torch.cat(maps, dim=1) for maps in zip(color, hha, strict=True)))
+
+    def pretrained_modules(self) -> list[nn.Module]:
+        return [*self.color.pretrained_modules(), *self.hha.pretrained_modules()]
+
+    def load_imagenet(self, path: Path) -> None:
+        """Both from the same file, as the nets they are trained alone start."""
+        self.color.load_imagenet(path)
+        self.hha.load_imagenet(path)
