@@ -44,7 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="class list of an FCN (default: by their number, the authors' nets': VOC's 21, "
-        "NYUDv2's 40, PASCAL-Context's 60)",
+        "NYUDv2's 40, PASCAL-Context's 60, SIFT Flow's 33 and 3)",
+    )
+    parser.add_argument(
+        "--modality",
+        choices=("rgb", "hha"),
+        help="hha: the file holds an FCN for HHA, which has the layers of one for colour",
     )
     parser.add_argument("--name", help="of an FCN, for fcn export")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             padding=args.padding,
             normalisation=args.normalisation,
             dataset=load_info(args.classes) if args.classes else None,
+            modality=args.modality,
             name=args.name,
         )
     if args.json:

@@ -54,7 +54,7 @@ class Checkpoint:
 
         Raises: CheckpointError.
         """
-        network = build(self.network, len(self.dataset.classes))
+        network = build(self.network, self.dataset.head_sizes)
         try:
             network.load_state_dict(self.ema or self.weights)
         except RuntimeError as error:

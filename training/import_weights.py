@@ -14,13 +14,17 @@ from model.backbones.base import Backbone
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.build import BackboneName, NetworkSpec, build
 from model.fcn import Variant
+from model.heads import layer_name
+from model.modality import Modality
 from model.surgery import Report, Shapes, convolutions, fit_layers, shapes_of, transplant
 from model.weights.head import (
     HEAD_LAYERS,
-    SCORES,
+    STREAMS,
     check_variant,
     fold_scales,
-    inner_upsamplings,
+    heads_of,
+    modality_of,
+    needed_layers,
     upsampling_of,
 )
 from model.weights.layers import Convention, LayerWeights, WeightsError
@@ -29,7 +33,7 @@ from model.weights.names import NETWORKS, Normalisation
 from model.weights.read import read_weights
 from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.datasets import DatasetInfo
+from training.datasets.base import GEOMETRIC, DatasetInfo
 from training.datasets.folder import load_info
 from training.revision import git_revision
 
@@ -40,17 +44,12 @@ RELEASED: dict[int, tuple[Path, Normalisation]] = {
     21: (VOC_CLASSES, "caffe"),
     40: (_LISTS / "nyudv2.yaml", "nyudv2"),
     60: (_LISTS / "pascal_context.yaml", "caffe"),
+    33: (_LISTS / "siftflow.yaml", "siftflow"),
 }
 """By the number of classes of the authors' nets: the classes, in the order of the scores, and the
-pixels. Source: voc_layers.py, nyud_layers.py and pascalcontext_layers.py of
+pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py and siftflow_layers.py of
 shelhamer/fcn.berkeleyvision.org."""
-
-_OTHER_INPUTS = {
-    "conv1_1_bgrd": "colour and depth (nyud-fcn32s-color-d)",
-    "conv1_1color": "colour and HHA (nyud-fcn32s-color-hha)",
-}
-_TWO_HEADS = ("score_fr_sem", "score_fr_geo")
-"""Of siftflow-fcn*."""
+_GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +99,14 @@ def import_checkpoint(
     padding: str = "pad100",
     normalisation: Normalisation | None = None,
     dataset: DatasetInfo | None = None,
+    modality: Modality | None = None,
     name: str | None = None,
 ) -> Imported:
     """A whole FCN from `path`, such as the authors' released files, to the checkpoint `out`.
 
     The released nets were trained with `pad100`. `dataset`: the classes of its scores, in order;
-    None: those of the released net with as many classes, see `RELEASED`.
+    None: those of the released net with as many classes, see `RELEASED`. `modality` None: what the
+    layers tell; a net for HHA has those of one for colour.
     `normalisation` None: that of the released net, or what the file's convention implies.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
@@ -113,30 +114,31 @@ def import_checkpoint(
         raise WeightsError("there are no files of an FCN over mobilenet_v1: --head must be none")
     file = _read(path, network, normalisation)
     try:
-        _check_released(file.layers)
-        check_variant(file.layers, variant)
+        heads = heads_of(file.layers)
+        check_variant(file.layers, variant, heads)
         layers, scales = fold_scales(file.layers)
+        seen = modality or modality_of(layers)
         # The kernels of the last upsampling tell which of the two kinds of crops a network has.
         with torch.device("meta"):
             odd = build(_spec(network, layers, padding), 1).backbone.crops.odd_kernels
-        upsampling = upsampling_of(layers, variant, odd)
+        upsampling = upsampling_of(layers, variant, odd, heads)
         pixels = file.normalisation
         if dataset is None:
-            dataset, learned_of = _released(layers)
+            dataset, learned_of = _released(layers, heads)
             if normalisation is None and file.convention == "caffe":
                 pixels = learned_of
-    except WeightsError as error:
+        dataset = dataclasses.replace(dataset, modality=seen)
+        spec = dataclasses.replace(
+            _spec(network, layers, padding),
+            variant=variant,
+            upsampling=upsampling,
+            normalisation=cast(Any, pixels) if network == "vgg16" else None,
+            modality=seen,
+        )
+    except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    spec = dataclasses.replace(
-        _spec(network, layers, padding),
-        variant=variant,
-        upsampling=upsampling,
-        normalisation=cast(Any, pixels) if network == "vgg16" else None,
-    )
-    fcn = build(spec, len(dataset.classes))
-    needed = _paths(fcn.backbone) | {score: score for score in SCORES[variant]}
-    if upsampling == "learned":
-        needed |= {layer: layer for layer in inner_upsamplings(variant)}
+    fcn = build(spec, dataset.head_sizes)
+    needed = _paths(fcn.backbone) | needed_layers(variant, upsampling, heads, seen)
     dropped = NETWORKS[network].dropped | HEAD_LAYERS
     report = transplant(fcn, layers, needed, dropped=dropped, source=str(path))
     sha256 = _sha256(path)
@@ -198,31 +200,24 @@ def _read(path: Path, network: str, normalisation: Normalisation | None) -> _Fil
     return _File(layers, folded, file.convention, pixels)
 
 
-def _check_released(layers: LayerWeights) -> None:
-    """Raises: WeightsError if it is one of the released nets that are not built here."""
-    for layer, inputs in _OTHER_INPUTS.items():
-        if layer in layers:
-            raise WeightsError(f"{layer} is of a net for {inputs}: such nets cannot be imported")
-    if heads := [layer for layer in _TWO_HEADS if layer in layers]:
-        raise WeightsError(
-            f"{' and '.join(heads)} are of a net with a semantic and a geometric head "
-            "(siftflow-fcn*): such nets cannot be imported"
-        )
-
-
-def _released(layers: LayerWeights) -> tuple[DatasetInfo, Normalisation]:
+def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo, Normalisation]:
     """Classes and pixels of the authors' net with as many scores.
 
-    Raises: WeightsError if there is no released net with as many."""
-    score = layers.get("score_fr")
+    Raises: WeightsError if they have no such net.
+    """
+    named = layer_name("score_fr", heads[0])
+    score = layers.get(named, layers.get(f"score_fr{STREAMS[0]}"))
     classes = 21 if score is None else score.weight.shape[0]
     if classes not in RELEASED:
         raise WeightsError(
-            f"score_fr has {classes} classes, and the authors' nets have "
+            f"{named} has {classes} classes, and the authors' nets have "
             f"{', '.join(map(str, RELEASED))}: name the classes with --classes FILE"
         )
     listed, pixels = RELEASED[classes]
-    return load_info(listed), pixels
+    info = load_info(listed)
+    if GEOMETRIC in heads:
+        info = dataclasses.replace(info, geometric=load_info(_GEOMETRIC).classes)
+    return info, pixels
 
 
 def _start_shapes(backbone: Backbone) -> dict[str, Shapes]:
@@ -233,7 +228,7 @@ def _start_shapes(backbone: Backbone) -> dict[str, Shapes]:
 
 def _spec(network: str, layers: LayerWeights, padding: str = "same") -> NetworkSpec:
     """FCN-32s; VGG16 and AlexNet with as many channels in fc6 and fc7 as the file has."""
-    fc6 = layers.get("fc6")
+    fc6 = layers.get("fc6", layers.get(f"fc6{STREAMS[0]}"))
     width = None
     if network in ("vgg16", "alexnet") and fc6 is not None and fc6.bias is not None:
         width = max(1, fc6.bias.size)
@@ -243,7 +238,14 @@ def _spec(network: str, layers: LayerWeights, padding: str = "same") -> NetworkS
 
 
 def _paths(backbone: Backbone) -> dict[str, str]:
-    return {layer: f"backbone.{path}" for layer, path in convolutions(backbone).items()}
+    """The file's layers -> the paths of their modules. Of two streams, `color.conv1_1` is the
+    file's conv1_1color."""
+    paths = {}
+    for layer, path in convolutions(backbone).items():
+        stream, dot, rest = layer.partition(".")
+        of_stream = dot and stream in backbone.streams
+        paths[f"{rest}{stream}" if of_stream else layer] = f"backbone.{path}"
+    return paths
 
 
 def _sha256(path: Path) -> str:

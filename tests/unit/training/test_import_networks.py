@@ -335,5 +335,87 @@ def test_the_released_nets_of_other_data(
 def test_a_net_of_unknown_classes(tmp_path: Path, capsys: Capture) -> None:
     file = caffe_file(tmp_path / "a.caffemodel", scores(vgg_blobs(), 7, *HEADS["32s"]))
     error = failure(capsys, "vgg16", file, "--head", "32s")
-    assert "score_fr has 7 classes, and the authors' nets have 21, 40, 60" in error
+    assert "score_fr has 7 classes, and the authors' nets have 21, 40, 60, 33" in error
     assert "--classes FILE" in error
+
+
+def test_colour_and_depth(tmp_path: Path) -> None:
+    """nyud-fcn32s-color-d: a fourth channel in conv1_1_bgrd."""
+    blobs = scores(vgg_blobs(), 40, *HEADS["32s"])
+    del blobs["conv1_1"]
+    blobs["conv1_1_bgrd"] = [random_blob(4, 4, 3, 3), random_blob(4)]
+    file = caffe_file(tmp_path / "a.caffemodel", blobs)
+    assert command("vgg16", file, tmp_path / "a.pt", "--head", "32s") == 0
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.network.modality == checkpoint.dataset.modality == "rgbd"
+    assert checkpoint.network.normalisation == "nyudv2"
+    state = checkpoint.build_network().state_dict()
+    got = state["backbone.conv1_1_bgrd.weight"].numpy()
+    assert np.array_equal(got, blobs["conv1_1_bgrd"][0])
+
+
+def test_hha_must_be_said(tmp_path: Path) -> None:
+    """nyud-fcn32s-hha has the layers of nyud-fcn32s-color."""
+    file = caffe_file(tmp_path / "a.caffemodel", scores(vgg_blobs(), 40, *HEADS["32s"]))
+    words = ["--head", "32s", "--modality", "hha"]
+    assert command("vgg16", file, tmp_path / "a.pt", *words) == 0
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.network.modality == checkpoint.dataset.modality == "hha"
+    backbone = checkpoint.build_network().backbone
+    assert isinstance(backbone, VGG16)
+    assert float(backbone.mean.flatten()[0]) == pytest.approx(132.431)
+
+
+def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
+    """nyud-fcn32s-color-hha: every layer twice, the scores averaged."""
+    blobs: Blobs = {}
+    for stream in ("color", "hha"):
+        torch.manual_seed(len(stream))
+        one = scores(vgg_blobs(), 40, *HEADS["32s"])
+        del one["upscore"]
+        for name, arrays in one.items():
+            blobs[f"{name}{stream}"] = [array + np.float32(len(stream)) for array in arrays]
+    blobs["upscore"] = scores({}, 40, {}, "upscore", 64)["upscore"]
+    file = caffe_file(tmp_path / "a.caffemodel", blobs)
+    assert command("vgg16", file, tmp_path / "a.pt", "--head", "32s") == 0
+    said = capsys.readouterr().out
+    assert "score_frhha" in said and "unknown" not in said
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.network.architecture == "fcn32s-vgg16-pad100-rgb-hha"
+    state = checkpoint.build_network().state_dict()
+    for stream in ("color", "hha"):
+        for name in ("conv1_1", "fc6", "fc7"):
+            got = state[f"backbone.{stream}.{name}.weight"].numpy()
+            assert np.array_equal(got, blobs[f"{name}{stream}"][0])
+        got = state[f"score_fr.{stream}.weight"].numpy()
+        assert np.array_equal(got, blobs[f"score_fr{stream}"][0])
+    del blobs["conv3_2hha"]
+    caffe_file(file, blobs)
+    error = failure(capsys, "vgg16", file, "--head", "32s")
+    assert "conv3_2hha: missing, want 6x6x3x3" in error
+
+
+@pytest.mark.parametrize("head", ["32s", "16s", "8s"])
+def test_two_heads(head: str, tmp_path: Path, capsys: Capture) -> None:
+    """siftflow-fcn*: 33 semantic classes and 3 geometric ones."""
+    inputs, last, kernel = HEADS[head]
+    blobs = vgg_blobs()
+    for name, classes in (("sem", 33), ("geo", 3)):
+        named = {f"{score}_{name}": channels for score, channels in inputs.items()}
+        blobs = scores(blobs, classes, named, f"{last}_{name}", kernel)
+    file = caffe_file(tmp_path / "a.caffemodel", blobs)
+    assert command("vgg16", file, tmp_path / "a.pt", "--head", head) == 0
+    assert "unknown" not in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.dataset.head_sizes == {"sem": 33, "geo": 3}
+    assert checkpoint.network.normalisation == "siftflow"
+    network = checkpoint.build_network()
+    state = network.state_dict()
+    for score in inputs:
+        for name in ("sem", "geo"):
+            got = state[f"{score}_{name}.weight"].numpy()
+            assert np.array_equal(got, blobs[f"{score}_{name}"][0])
+    with torch.inference_mode():
+        assert network(torch.rand(1, 3, 20, 30)).shape == (1, 36, 20, 30)
+    other = "8s" if head != "8s" else "16s"
+    assert f"holds an FCN-{head}" in failure(capsys, "vgg16", file, "--head", other)
