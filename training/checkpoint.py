@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from model.build import NetworkSpec, build
 from model.contract import ClassInfo, TrainingData
 from model.fcn import FCN
+from model.modality import RGB
 from training.datasets.base import DatasetInfo
 
 FORMAT_VERSION = 1
@@ -90,11 +92,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
         raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
     try:
-        classes = tuple(
-            ClassInfo(**{**c, "color": tuple(c["color"])}) for c in fields["dataset"]["classes"]
-        )
-        fields["dataset"] = DatasetInfo(classes, TrainingData(**fields["dataset"]["data"]))
+        fields["dataset"] = _dataset_info(fields["dataset"])
         fields["network"] = NetworkSpec(**fields["network"])
         return Checkpoint(**fields)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is incomplete or of another version: {error}") from error
+
+
+def _dataset_info(fields: dict[str, Any]) -> DatasetInfo:
+    """Files of before there were other modalities and second labellings lack those two."""
+    return DatasetInfo(
+        classes=_classes(fields["classes"]),
+        data=TrainingData(**fields["data"]),
+        geometric=_classes(fields.get("geometric", ())),
+        modality=fields.get("modality", RGB),
+    )
+
+
+def _classes(entries: Sequence[dict[str, Any]]) -> tuple[ClassInfo, ...]:
+    return tuple(ClassInfo(**{**entry, "color": tuple(entry["color"])}) for entry in entries)

@@ -89,6 +89,9 @@ class InitConfig(_Section):
     """Backbone weights (.npz)."""
     checkpoint: Path | None = None
     """Of a net with the same backbone, such as the previous stage's: every layer that both have."""
+    hha_checkpoint: Path | None = None
+    """Of the net that was trained on HHA alone, for the stream of that name; `checkpoint` is then
+    of the one trained on colour alone."""
     calibration_images: int = Field(64, ge=1)
     """Training images on which the norms' statistics are measured, see `restore_norms`."""
 
@@ -96,6 +99,8 @@ class InitConfig(_Section):
     def _one_start(self) -> Self:
         if self.imagenet is not None and self.checkpoint is not None:
             raise ValueError("imagenet and checkpoint both say how to start: set one to null")
+        if self.hha_checkpoint is not None and self.checkpoint is None:
+            raise ValueError("hha_checkpoint wants checkpoint too, of the net trained on colour")
         return self
 
 
@@ -119,6 +124,14 @@ class TrainConfig(_Section):
             raise ValueError("loss.dice has no meaning beside the summed loss: set it to 0")
         if self.loss.sample < 1 and self.loss.dice:
             raise ValueError("loss.dice takes every pixel, loss.sample not: set dice to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_are_of_late_fusion(self) -> Self:
+        if self.init.hha_checkpoint is not None and self.network.modality != "rgb-hha":
+            raise ValueError(
+                f"init.hha_checkpoint is for network.modality=rgb-hha, not {self.network.modality}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -75,7 +75,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _tally(outcomes: Iterator[Outcome], data: SegmentationDataset, progress: bool) -> Confusion:
-    confusion = Confusion(data.num_classes)
+    confusion = Confusion(data.info.head_sizes)
     bar = tqdm(outcomes, data.split, len(data), unit="image", disable=not progress)
     for (image_path, _label_path), (target, prediction) in zip(data.pairs, bar, strict=True):
         if prediction.shape != target.shape:

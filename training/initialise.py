@@ -8,16 +8,21 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from model.backbones.mobilenet_v1 import MobileNetV1
+from model.build import NetworkSpec
 from model.fcn import FCN
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
-from training.datasets import SegmentationDataset
+from training.datasets import DatasetInfo, SegmentationDataset
 from training.loader import training_batches
 
 _BATCH = 8
+
+Weights = dict[str, Tensor]
+"""By their names in a network."""
 
 
 def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
@@ -32,6 +37,25 @@ def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> 
         load_imagenet(network, config, data)
 
 
+def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
+    """Raises: ConfigError if the network takes other channels than the data set gives, or if two
+    labellings are to be learned from another loss than the paper's."""
+    modality = config.network.modality
+    if modality != info.modality:
+        raise ConfigError(
+            f"network.modality is {modality}, but {config.data.dataset} gives {info.modality}: "
+            "choose the data.dataset of that modality, as nyudv2_rgbd, or the network"
+        )
+    loss = config.loss
+    if info.geometric and (
+        loss.reduction != "sum" or loss.dice or loss.class_weight_offset is not None
+    ):
+        raise ConfigError(
+            f"{config.data.dataset} has two labellings, learned from the summed loss alone: set "
+            "loss.reduction=sum, loss.dice=0 and loss.class_weight_offset=null"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Layers by their names in the network, in its order; `left`: what the checkpoint has more."""
@@ -41,7 +65,8 @@ class Taken:
     left: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{len(self.copied)} layers copied ({_span(self.copied)})"]
+        layers = "layer" if len(self.copied) == 1 else "layers"
+        parts = [f"{len(self.copied)} {layers} copied ({_span(self.copied)})"]
         parts += [f"new: {', '.join(self.new)}"] if self.new else []
         parts += [f"not wanted: {', '.join(self.left)}"] if self.left else []
         return "; ".join(parts)
@@ -58,16 +83,7 @@ def load_stage(network: FCN, path: Path, config: TrainConfig, data: Segmentation
     and then set the upsampling anew.
     Raises: ConfigError if the file is missing, damaged or of another net.
     """
-    try:
-        checkpoint = load_checkpoint(path)
-    except CheckpointError as error:
-        raise ConfigError(
-            f"init.checkpoint: {error}; train the previous stage first, or say where it is"
-        ) from error
-    _check_same_net(checkpoint, config, path)
-    names = [info.name for info in checkpoint.dataset.classes]
-    same_classes = names == [info.name for info in data.info.classes]
-    weights = checkpoint.ema or checkpoint.weights
+    weights, same_classes = _previous(path, config, data)
     own = network.state_dict()
     shared = {
         name for name in own if name in weights and (same_classes or name.startswith("backbone."))
@@ -89,12 +105,53 @@ def load_stage(network: FCN, path: Path, config: TrainConfig, data: Segmentation
     )
 
 
-def _check_same_net(checkpoint: Checkpoint, config: TrainConfig, path: Path) -> None:
+def _previous(path: Path, config: TrainConfig, data: SegmentationDataset) -> tuple[Weights, bool]:
+    """The weights of the checkpoint, and whether its classes are those of `data`.
+
+    With `init.hha_checkpoint`, the weights of the two nets as those of the two streams.
+    Raises: ConfigError.
+    """
+    hha = config.init.hha_checkpoint
+    if hha is None:
+        return _weights(path, config.network, data)
+    color, same_color = _weights(path, replace(config.network, modality="rgb"), data)
+    other, same_hha = _weights(hha, replace(config.network, modality="hha"), data)
+    streams = _of_stream(color, "color") | _of_stream(other, "hha")
+    return streams, same_color and same_hha
+
+
+def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tuple[Weights, bool]:
+    """As `_previous`, of one checkpoint of a net like `wanted`. Raises: ConfigError."""
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"init.checkpoint: {error}; train the previous stage first, or say where it is"
+        ) from error
+    _check_same_net(checkpoint, wanted, path)
+    same_classes = _names(checkpoint.dataset) == _names(data.info)
+    return checkpoint.ema or checkpoint.weights, same_classes
+
+
+def _names(info: DatasetInfo) -> list[list[str]]:
+    return [[entry.name for entry in classes] for classes in info.heads.values()]
+
+
+def _of_stream(weights: Weights, stream: str) -> Weights:
+    """`score_fr.weight` of a net alone is `score_fr.color.weight` of the two, and so on."""
+    named = {}
+    for name, value in weights.items():
+        module, _, rest = name.partition(".")
+        named[f"{module}.{stream}.{rest}"] = value
+    return named
+
+
+def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> None:
     """Raises: ConfigError naming every field of the network that differs and must not."""
-    before, now = checkpoint.network, config.network
+    before = checkpoint.network
     # What layers both have by the same name, and yet they would mean another thing. The rest may
     # change from stage to stage: skips are added, and upsampling may begin to learn.
-    fields = ["backbone", "padding"]
+    fields = ["backbone", "padding", "modality"]
     if before.variant in ("16s", "8s"):
         fields += ["skip_channels", "pool4_scale"]
     if before.variant == "8s":

@@ -22,7 +22,8 @@ class _Augmented(Dataset[Sample]):
         self.data, self.augment, self.seed = data, augment, seed
 
     def __getitem__(self, key: Key) -> Sample:
-        return self.augment(self.data[key[1]], np.random.default_rng((self.seed, *key)))
+        rng = np.random.default_rng((self.seed, *key))
+        return self.augment(self.data[key[1]], rng, self.data.info.modality)
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:

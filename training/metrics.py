@@ -1,16 +1,18 @@
-"""The four metrics of the paper (section 5) from one data-set-wide confusion matrix.
+"""The metrics of the paper (section 5) from one data-set-wide confusion matrix.
 
-The fifth of its tables, SIFT Flow's geometric accuracy, is the pixel accuracy of a matrix of its
-own: `Confusion(3)` over the geometric label maps.
+Four are of the labelling, or the first of several. The fifth, SIFT Flow's geometric accuracy, is
+the pixel accuracy of the second.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from model.heads import Classes, head_sizes
 
 Absent = Literal["exclude_gt", "nan", "zero"]
 """What a class without a labelled pixel does to the means over classes.
@@ -41,10 +43,14 @@ class Scores:
     mean_iu: float
     frequency_weighted_iu: float
     class_iu: npt.NDArray[np.float64]
+    geometric_accuracy: float | None = None
+    """None where there is but one labelling."""
 
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """JSON-ready: NaN (not in the mean) becomes None."""
         result: dict[str, Any] = asdict(self)
+        if self.geometric_accuracy is None:
+            del result["geometric_accuracy"]
         result["class_iu"] = {
             name: None if np.isnan(iu) else float(iu)
             for name, iu in zip(class_names, self.class_iu, strict=True)
@@ -53,29 +59,52 @@ class Scores:
 
 
 class Confusion:
-    """Counts n_ij of pixels of class i predicted as class j; rows are ground truth."""
+    """Counts n_ij of pixels of class i predicted as class j; rows are ground truth.
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
+    `classes`: how many; or by head, and then the classes of all heads follow one another, and no
+    pixel of one is ever counted for another.
+    """
+
+    def __init__(self, classes: Classes) -> None:
+        self.heads = head_sizes(classes)
+        self.num_classes = sum(self.heads.values())
+        self.counts = np.zeros((self.num_classes, self.num_classes), np.int64)
 
     def add(self, target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Both uint8, of the same shape. Targets >= num_classes are void and left out.
+        """Both uint8, of the same shape; of K > 1 heads the last side is K. Targets that are no
+        class are void and left out.
 
         Raises: ScoreError if the shapes differ or a prediction at a labelled pixel is no class.
         """
         if target.shape != prediction.shape:
             raise ScoreError(f"target {target.shape} and prediction {prediction.shape} differ")
-        valid = target < self.num_classes
-        true, predicted = target[valid], prediction[valid]
-        if predicted.size and int(predicted.max()) >= self.num_classes:
-            raise ScoreError(f"prediction {predicted.max()} is not below {self.num_classes}")
-        cells = true.astype(np.int64) * self.num_classes + predicted
-        self.counts += np.bincount(cells, minlength=self.num_classes**2).reshape(self.counts.shape)
+        if len(self.heads) == 1:
+            self.counts += _counts(target, prediction, self.num_classes)
+            return
+        if target.shape[-1] != len(self.heads):
+            raise ScoreError(f"labels {target.shape}: want {len(self.heads)} in the last side")
+        for index, head in enumerate(self.heads):
+            place, size = self._block(head)
+            self.counts[place] += _counts(target[..., index], prediction[..., index], size)
+
+    def of(self, head: str) -> Confusion:
+        """A copy of one head's part."""
+        place, size = self._block(head)
+        part = Confusion(size)
+        part.counts = self.counts[place].copy()
+        return part
+
+    def _block(self, head: str) -> tuple[tuple[slice, slice], int]:
+        """Where a head's counts lie, and how many classes it has."""
+        names = list(self.heads)
+        start = sum(self.heads[name] for name in names[: names.index(head)])
+        side = slice(start, start + self.heads[head])
+        return (side, side), self.heads[head]
 
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """float64 [C], each class's share of the labelled pixels (NaN when there are none)."""
-        labelled = self.counts.sum(axis=1)
+        """float64 [C], each class's share of the labelled pixels (NaN when there are none); of the
+        first head."""
+        labelled = self.counts.sum(axis=1)[: next(iter(self.heads.values()))]
         with np.errstate(invalid="ignore"):
             shares: npt.NDArray[np.float64] = labelled / labelled.sum()
         return shares
@@ -83,8 +112,13 @@ class Confusion:
     def scores(self, absent: Absent = "nan") -> Scores:
         """`absent`: what becomes of classes without a labelled pixel, see there.
 
+        Of several heads these are the first one's, with the pixel accuracy of the second.
         Raises: ScoreError if nothing was labelled.
         """
+        if len(self.heads) > 1:
+            first, second = (self.of(head) for head in list(self.heads)[:2])
+            accuracy = second.scores(absent).pixel_accuracy
+            return replace(first.scores(absent), geometric_accuracy=accuracy)
         labelled = self.counts.sum(axis=1)
         total = int(labelled.sum())
         if not total:
@@ -103,3 +137,15 @@ class Confusion:
             frequency_weighted_iu=float((labelled[present] * iu[present]).sum() / total),
             class_iu=iu,
         )
+
+
+def _counts(
+    target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], classes: int
+) -> npt.NDArray[np.int64]:
+    """int64 [C,C]. Raises: ScoreError if a prediction at a labelled pixel is no class."""
+    valid = target < classes
+    true, predicted = target[valid], prediction[valid]
+    if predicted.size and int(predicted.max()) >= classes:
+        raise ScoreError(f"prediction {predicted.max()} is not below {classes}")
+    cells = true.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

@@ -8,12 +8,14 @@ from typing import Protocol
 
 import torch
 
-from model.fcn import FCN, label_map
+from model.fcn import FCN
+from model.heads import label_maps
 from training.datasets.base import Pixels
 
 
 class Predictor(Protocol):
-    """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size."""
+    """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size. What a network of other
+    channels or several heads takes and gives: see `Sample`."""
 
     def __call__(self, image: Pixels, /) -> Pixels: ...
 
@@ -25,7 +27,10 @@ class FilePredictor(Protocol):
 
 
 class NetworkPredictor:
-    """A torch network, one whole image at a time, no flip, no scales (the paper's protocol)."""
+    """A torch network, one whole image at a time, no flip, no scales (the paper's protocol).
+
+    Takes the channels of its modality, and gives [H,W,K] if it has K > 1 heads.
+    """
 
     def __init__(self, network: FCN, bf16: bool = False) -> None:
         self.network = network.eval()
@@ -37,4 +42,4 @@ class NetworkPredictor:
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images.to(device))
-        return label_map(logits)[0].cpu().numpy()
+        return label_maps(logits, self.network.heads)[0].cpu().numpy()

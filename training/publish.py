@@ -12,7 +12,9 @@ import yaml
 from model.contract import Contract, InputSpec, OutputSpec
 from model.export import ParityReport, export
 from model.fcn import FCN
+from model.modality import RGB
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.datasets.base import SEMANTIC
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
@@ -40,7 +42,7 @@ def publish(
     """
     checkpoint = load_checkpoint(checkpoint_path)
     measured = _read_scores(scores) if scores else None
-    network = checkpoint.build_network()
+    network = _served(checkpoint, checkpoint_path)
     name = name or str(checkpoint.config["name"])
     folder = repository / name
     path = folder / str(version or _next_version(folder)) / "model.onnx"
@@ -51,6 +53,21 @@ def publish(
     card = folder / "README.md"
     card.write_text(model_card(checkpoint, contract, measured))
     return path, report
+
+
+def _served(checkpoint: Checkpoint, path: Path) -> FCN:
+    """What a server can run of it: of two heads the semantic one.
+
+    Raises: PublishError if it takes more than an RGB picture, CheckpointError.
+    """
+    modality = checkpoint.network.modality
+    if modality != RGB:
+        raise PublishError(
+            f"{path} takes {modality} pictures, and a server is sent RGB ones: it cannot be "
+            "exported, but `fcn evaluate` scores it as it is"
+        )
+    network = checkpoint.build_network()
+    return network.only(SEMANTIC) if SEMANTIC in network.heads else network
 
 
 def make_contract(
@@ -148,7 +165,12 @@ def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
     """The recipe without what only this machine has: folders become their last part."""
     recipe: dict[str, Any] = json.loads(json.dumps(config))
     recipe["data"].pop("root", None)
-    for section, field in (("data", "classes"), ("init", "imagenet"), ("init", "checkpoint")):
+    for section, field in (
+        ("data", "classes"),
+        ("init", "imagenet"),
+        ("init", "checkpoint"),
+        ("init", "hha_checkpoint"),
+    ):
         if recipe[section].get(field):
             recipe[section][field] = Path(recipe[section][field]).name
         else:

@@ -87,11 +87,15 @@ class Record:
         self.board.flush()
 
     def picture(self, tag: str, iteration: int, sample: Sample, prediction: Pixels) -> None:
-        """Image, ground truth and prediction side by side; void pixels black in both maps."""
-        shown = prediction.copy()
-        shown[sample.target == VOID] = VOID
+        """Image, ground truth and prediction side by side; void pixels black in both maps. Of more
+        channels the first three, of several labellings the first."""
+        target, shown = sample.target, prediction.copy()
+        if target.ndim == 3:
+            target, shown = target[..., 0], shown[..., 0]
+        shown[target == VOID] = VOID
         row = np.concatenate(
-            [sample.image, self.palette[sample.target], self.palette[shown]], axis=1
+            [sample.image[..., :3].astype(np.uint8), self.palette[target], self.palette[shown]],
+            axis=1,
         )
         self.board.add_image(tag, row, iteration, dataformats="HWC")
 

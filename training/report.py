@@ -9,6 +9,7 @@ import numpy as np
 
 from training.analysis.masking import Shown, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
+from training.datasets.base import GEOMETRIC
 from training.metrics import Absent, Confusion, ScoreError
 
 
@@ -39,44 +40,58 @@ class Report:
             "absent": self.absent,
             "shown": self.shown,
             **self.confusion.scores(self.absent).to_dict(names),
-            **self._without_background(),
+            **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
+            **self._geometric(),
         }
 
-    def _without_background(self) -> dict[str, float]:
-        """Its mean IU, where there is such a class and another one was scored."""
+    def _geometric(self) -> dict[str, dict[str, float | None]]:
+        """The IU of each geometric class, if there are any."""
+        if not self.data.info.geometric:
+            return {}
+        names = tuple(info.name for info in self.data.info.geometric)
+        scores = self.confusion.of(GEOMETRIC).scores(self.absent).to_dict(names)
+        return {"geometric_class_iu": scores["class_iu"]}
+
+    @property
+    def _objects(self) -> float | None:
+        """Mean IU without the background, if there is such a class and another one was scored."""
         background = background_class(self.data)
         if background is None:
-            return {}
+            return None
         try:
-            mean_iu = foreground_mean_iu(self.confusion.scores(self.absent), background)
+            return foreground_mean_iu(self.confusion.scores(self.absent), background)
         except ScoreError:
-            return {}
-        return {"mean_iu_without_background": mean_iu}
+            return None
 
     def table(self) -> str:
-        """Per class its IU and share of the labelled pixels, then the four metrics; in percent."""
-        names = [info.name for info in self.data.info.classes]
-        scores, shares = self.confusion.scores(self.absent), self.confusion.class_shares()
+        """Per class its IU and share of the labelled pixels, then the metrics; in percent."""
+        heads = self.data.info.heads
+        names = [info.name for classes in heads.values() for info in classes]
+        scores = self.confusion.scores(self.absent)
         metrics = {
             "pixel accuracy": scores.pixel_accuracy,
             "mean accuracy": scores.mean_accuracy,
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
-        metrics |= {
-            "mean IU without background": value for value in self._without_background().values()
-        }
+        if scores.geometric_accuracy is not None:
+            metrics["geometric accuracy"] = scores.geometric_accuracy
+        if self._objects is not None:
+            metrics["mean IU without background"] = self._objects
         width = max(map(len, ["class", *names, *metrics]))
         shown = "" if self.shown == "all" else f", {self.shown} alone"
         lines = [
             f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
             f"{len(self.data)} images, {len(self.data) / max(self.seconds, 1e-9):.1f} a second",
             "",
-            f"{'class':<{width}}  IU [%]  pixels [%]",
         ]
-        for name, iu, share in zip(names, scores.class_iu, shares, strict=True):
-            shown = "-" if np.isnan(iu) else f"{100 * iu:.2f}"
-            lines.append(f"{name:<{width}}  {shown:>6}  {100 * share:>10.2f}")
+        for head, classes in heads.items():
+            part = self.confusion.of(head)
+            lines += ["", f"{'class':<{width}}  IU [%]  pixels [%]"]
+            ious, shares = part.scores(self.absent).class_iu, part.class_shares()
+            for info, iu, share in zip(classes, ious, shares, strict=True):
+                shown = "-" if np.isnan(iu) else f"{100 * iu:.2f}"
+                lines.append(f"{info.name:<{width}}  {shown:>6}  {100 * share:>10.2f}")
         lines.append("")
         lines += [f"{name:<{width}}  {100 * value:>6.2f}" for name, value in metrics.items()]
         return "\n".join(lines)

@@ -17,6 +17,7 @@ FREE = frozenset(
         "init.imagenet",
         "init.calibration_images",
         "init.checkpoint",
+        "init.hha_checkpoint",
         "name",
         "schedule.val_every_epochs",
         "threads",
@@ -30,7 +31,7 @@ def check_resumable(
     checkpoint: Checkpoint, config: TrainConfig, info: DatasetInfo, path: Path
 ) -> None:
     """Raises: CheckpointError naming what differs. `path`: of the checkpoint."""
-    if checkpoint.dataset.classes != info.classes:
+    if checkpoint.dataset.heads != info.heads:
         raise CheckpointError(f"{path} was trained on another class list")
     try:
         begun = parse_config(checkpoint.config, str(path))

@@ -9,9 +9,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 
+from model.modality import RGB, Modality
 from training.analysis.masking import Shown, show
 from training.checkpoint import load_checkpoint
-from training.datasets import SegmentationDataset
+from training.datasets import DatasetInfo, SegmentationDataset
 from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
 from training.metrics import Confusion
 from training.predictors import FilePredictor, NetworkPredictor, Predictor
@@ -27,8 +28,12 @@ class Source:
     kind: str
     """`checkpoint`, `onnx`, `rest` or `grpc`"""
     class_names: tuple[str, ...]
+    """Of the first or only head."""
     predict: Predictor | None = None
     predict_file: FilePredictor | None = None
+    modality: Modality = RGB
+    geometric_names: tuple[str, ...] = ()
+    """Of the second head, if there is one."""
     close: Callable[[], None] = lambda: None
     """Ends the connections to a server."""
 
@@ -44,6 +49,7 @@ class Source:
 
         Raises: EvaluationError, DatasetError.
         """
+        self._check_kind(data.info)
         check_classes(self.class_names, self.name, data.info)
         data = show(data, shown)
         if self.predict_file is not None:
@@ -56,6 +62,24 @@ class Source:
         if self.predict is None:
             raise EvaluationError(f"{self.name} has no predictor")
         return evaluate(self.predict, data, progress=progress)
+
+    def _check_kind(self, info: DatasetInfo) -> None:
+        """Raises: EvaluationError."""
+        if self.modality != info.modality:
+            raise EvaluationError(
+                f"{self.name} takes {self.modality} pictures, but the data set gives "
+                f"{info.modality}: choose --dataset, as nyudv2_rgbd"
+            )
+        names = tuple(entry.name for entry in info.geometric)
+        if self.geometric_names != names:
+            raise EvaluationError(
+                f"{self.name} has {_labellings(self.geometric_names)}, the data set "
+                f"{_labellings(names)}: choose --dataset, as siftflow or siftflow_both"
+            )
+
+
+def _labellings(geometric: tuple[str, ...]) -> str:
+    return "a geometric labelling beside the semantic" if geometric else "one labelling"
 
 
 def open_source(text: str, *, model: str | None = None, threads: int = 0) -> Source:
@@ -88,8 +112,15 @@ def _checkpoint(path: Path, threads: int) -> Source:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = checkpoint.build_network().to(device)
-    names = tuple(info.name for info in checkpoint.dataset.classes)
-    return Source(str(path), "checkpoint", names, predict=NetworkPredictor(network))
+    names = [tuple(info.name for info in classes) for classes in checkpoint.dataset.heads.values()]
+    return Source(
+        str(path),
+        "checkpoint",
+        names[0],
+        predict=NetworkPredictor(network),
+        modality=checkpoint.network.modality,
+        geometric_names=names[1] if len(names) > 1 else (),
+    )
 
 
 def _server(url: str, model: str | None) -> Source:

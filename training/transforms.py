@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.modality import LOG_DEPTH_MEAN, RGB, Modality
 from training.datasets.base import VOID, Pixels, Sample
 
 _GREY = 128
@@ -63,16 +65,25 @@ class Augmentation:
         if not all(0 <= amount < 1 for amount in amounts):
             raise ValueError("augment: aspect and colour amounts must lie in [0, 1)")
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A crop of crop_height x crop_width, or all, of the scaled, flipped, recoloured sample."""
+    def __call__(
+        self, sample: Sample, rng: np.random.Generator, modality: Modality = RGB
+    ) -> Sample:
+        """A crop of crop_height x crop_width, or all, of the scaled, flipped, recoloured sample.
+
+        Of other channels than colour only the colours change; the rest applies to all.
+        """
         sample = self._scale_and_crop(sample, rng)
         if self.jitter_px:
             sample = _shifted(sample, *rng.integers(-self.jitter_px, self.jitter_px + 1, 2))
         if self.flip and rng.random() < 0.5:
             sample = Sample(sample.image[:, ::-1], sample.target[:, ::-1])
         image = sample.image
-        if any((self.brightness, self.contrast, self.saturation, self.channel_gain)):
+        recolours = any((self.brightness, self.contrast, self.saturation, self.channel_gain))
+        if recolours and modality == RGB:
             image = self._recolour(image, rng)
+        elif recolours and modality != "hha":
+            color = self._recolour(image[..., :3], rng)
+            image = np.concatenate([color, image[..., 3:]], axis=2)
         return Sample(np.ascontiguousarray(image), np.ascontiguousarray(sample.target))
 
     def _scale_and_crop(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -86,15 +97,15 @@ class Augmentation:
         columns = _window(sample.target.shape[1], scale / stretch, self.crop_width, rng)
         size = (columns.length, rows.length)
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        image = Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR, box)
-        target = Image.fromarray(sample.target).resize(size, Image.Resampling.NEAREST, box)
+        image = _resized(sample.image, size, Image.Resampling.BILINEAR, box)
+        target = _resized(sample.target, size, Image.Resampling.NEAREST, box)
         crop = (self.crop_height or rows.length, self.crop_width or columns.length)
         place = np.s_[
             rows.place : rows.place + rows.length, columns.place : columns.place + columns.length
         ]
-        out = _nothing(*crop, sample.image.shape[2])
-        out.image[place] = np.asarray(image)
-        out.target[place] = np.asarray(target)
+        out = _nothing(*crop, sample)
+        out.image[place] = image
+        out.target[place] = target
         return out
 
     def _recolour(self, image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -118,28 +129,47 @@ def pad(samples: Sequence[Sample]) -> list[Sample]:
     width = max(sample.target.shape[1] for sample in samples)
     padded = []
     for sample in samples:
-        rows, columns = sample.target.shape
+        rows, columns = sample.target.shape[:2]
         if (rows, columns) == (height, width):
             padded.append(sample)
             continue
-        out = _nothing(height, width, sample.image.shape[2])
+        out = _nothing(height, width, sample)
         out.image[:rows, :columns] = sample.image
         out.target[:rows, :columns] = sample.target
         padded.append(out)
     return padded
 
 
-def _nothing(height: int, width: int, channels: int) -> Sample:
-    """What lies beyond a picture."""
-    image = np.full((height, width, channels), _GREY, np.uint8)
-    return Sample(image, np.full((height, width), VOID, np.uint8))
+def _nothing(height: int, width: int, beside: Sample) -> Sample:
+    """What lies beyond the picture of `beside`, of whose kind it is."""
+    channels, labellings = beside.image.shape[2:], beside.target.shape[2:]
+    image = np.full((height, width, *channels), _GREY, beside.image.dtype)
+    if image.dtype == np.float32:
+        image[..., 3:] = LOG_DEPTH_MEAN
+    return Sample(image, np.full((height, width, *labellings), VOID, np.uint8))
+
+
+def _resized(
+    array: npt.NDArray[Any],
+    size: tuple[int, int],
+    method: Image.Resampling,
+    box: tuple[float, float, float, float],
+) -> npt.NDArray[Any]:
+    """[H,W] or [H,W,C] to `size`, (width, height), from the `box` of it."""
+    if array.dtype == np.uint8 and array.shape[2:] in ((), (3,)):
+        return np.asarray(Image.fromarray(array).resize(size, method, box))
+    planes = [
+        np.asarray(Image.fromarray(plane).resize(size, method, box))
+        for plane in np.moveaxis(array, -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
 
 
 def _shifted(sample: Sample, down: int, right: int) -> Sample:
     """The same size; what was shifted out is lost. Either distance may be negative, or more than
     the picture is large."""
-    height, width = sample.target.shape
-    out = _nothing(height, width, sample.image.shape[2])
+    height, width = sample.target.shape[:2]
+    out = _nothing(height, width, sample)
     to = np.s_[max(0, down) : max(0, height + down), max(0, right) : max(0, width + right)]
     source = np.s_[max(0, -down) : max(0, height - down), max(0, -right) : max(0, width - right)]
     out.image[to] = sample.image[source]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,11 @@ import yaml
 from PIL import Image
 
 from cli.main import build_parser, main
-from tests.tiny_models import write_model
+from tests.tiny_models import contract, write_model
 from tests.unit.training import brightest
 from tests.unit.training.recipes import raw_recipe
 from tests.unit.training.test_rest_predictor import FakeServer, free_port, model
+from training.analysis.masking import Shown
 from training.analysis.upper_bound import PAPER_MEAN_IU, Method
 from training.datasets import drawn
 from training.metrics import Absent
@@ -138,6 +140,7 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "split": "test",
         "images": brightest.COUNT,
         "absent": "nan",
+        "shown": "all",
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
         "mean_iu": 1.0,
@@ -215,6 +218,43 @@ def test_a_server_that_answers_in_another_size(pictures: Path, capsys: Capture) 
     err = capsys.readouterr().err
     assert "fcn: " in err
     assert "0.png: the answer is 3x4 but the label is 20x31" in err
+
+
+@pytest.fixture
+def objects(pictures: Path, tmp_path: Path) -> list[str]:
+    """Words for the same pictures with red as the background."""
+    path = tmp_path / "objects.yaml"
+    path.write_text((pictures / "classes.yaml").read_text().replace("red", "background"))
+    return ["--classes", str(path)]
+
+
+def test_what_of_the_pictures_is_shown(
+    tmp_path: Path, pictures: Path, objects: list[str], capsys: Capture
+) -> None:
+    """The network names the brightest colour, and is right where it sees it."""
+    plain = contract("tiny")
+    classes = (replace(plain.classes[0], name="background"), *plain.classes[1:])
+    onnx = str(write_model(tmp_path, model_contract=replace(plain, classes=classes)))
+    assert evaluate(onnx, pictures, *objects) == 0
+    assert "mean IU without background  100.00" in capsys.readouterr().out
+    assert evaluate(onnx, pictures, *objects, "--shown", "background", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["shown"] == "background"
+    assert report["mean_iu_without_background"] < 0.5
+    assert evaluate(onnx, pictures, *objects, "--shown", "foreground") == 0
+    assert "test, foreground alone: " in capsys.readouterr().out
+
+
+def test_a_server_cannot_be_shown_a_part(
+    pictures: Path, objects: list[str], capsys: Capture
+) -> None:
+    server = FakeServer()
+    server.listing = {"models": [model("a", classes=["background", "green", "blue"])]}
+    try:
+        assert evaluate(server.url, pictures, *objects, "--shown", "shape") == 1
+    finally:
+        server.close()
+    assert "to show shape only, give the checkpoint or the ONNX file" in capsys.readouterr().err
 
 
 def test_another_class_list(onnx: str, streets: Path, capsys: Capture) -> None:
@@ -295,6 +335,8 @@ def test_the_commands_offer_what_the_functions_take() -> None:
     for command in words.values():
         for absent in get_args(Absent):
             assert parser.parse_args([*command, "--absent", absent]).absent == absent
+    for shown in get_args(Shown):
+        assert parser.parse_args([*words["evaluate"], "--shown", shown]).shown == shown
     for method in get_args(Method):
         assert parser.parse_args([*words["upper-bound"], "--method", method]).method == method
     assert tuple(parser.parse_args(words["upper-bound"]).factors) == tuple(PAPER_MEAN_IU)

@@ -58,7 +58,13 @@ def test_overrides(recipe: Path) -> None:
         ({"schedule": {"epochs": 2, "epoch": 3}}, "schedule.epoch: "),
         ({"network": {"backbone": "mobilenet_v1", "depth": 3}}, "network.depth: "),
         ({"augment": {"crop": 3}}, "augment.crop: "),
-        ({"schedule": {}}, "schedule.epochs: Field required"),
+        ({"schedule": {}}, "schedule: .*want epochs or iterations, got neither"),
+        ({"schedule": {"epochs": 1, "iterations": 5}}, "schedule: .*iterations, got both"),
+        ({"schedule": {"iterations": 0}}, "schedule.iterations: "),
+        ({"data": {"dataset": "folder", "shown": "objects"}}, "data.shown: "),
+        ({"augment": {"crop_height": None}}, "augment: .*want both, or null for both"),
+        ({"augment": {"jitter_px": 32}}, "augment: .*jitter_px shifts whole images"),
+        ({"optimizer": {"bias_lr_factor": 0}}, "optimizer.bias_lr_factor: "),
         ({"schedule": {"epochs": "many"}}, "schedule.epochs: "),
         ({"schedule": {"epochs": 0}}, "schedule.epochs: "),
         ({"network": {"backbone": "resnet"}}, "network.backbone: "),
@@ -97,6 +103,7 @@ def test_every_wrong_field_is_named_at_once(recipe: Path) -> None:
         ("name.first=3", "'name' is not a section"),
         ("schedule.epochs=[1", "the value is not YAML"),
         ("schedule.epoch=3", "schedule.epoch: "),
+        ("extends=base.yaml", "extends: Extra inputs"),
     ],
 )
 def test_wrong_overrides(recipe: Path, override: str, complaint: str) -> None:
@@ -118,6 +125,70 @@ def test_unreadable_recipes(tmp_path: Path, content: bytes, complaint: str) -> N
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=complaint):
         load_config(path)
+
+
+def write(path: Path, **content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_recipe_may_extend_another(recipe: Path, tmp_path: Path) -> None:
+    """Field by field, over two files in two folders; the overrides come last."""
+    write(
+        tmp_path / "base/middle.yaml",
+        extends="../recipe.yaml",
+        schedule={"epochs": None, "iterations": 40, "batch_size": 3},
+        loss={"class_weight_offset": None},
+    )
+    path = write(
+        tmp_path / "heir.yaml",
+        extends="base/middle.yaml",
+        name="heir",
+        schedule={"batch_size": 4},
+        network={"variant": "16s"},
+    )
+    config, base = load_config(path, ["seed=7", "schedule.iterations=50"]), load_config(recipe)
+    assert (config.name, config.seed) == ("heir", 7)
+    assert (config.schedule.iterations, config.schedule.batch_size) == (50, 4)
+    assert config.schedule.warmup_iterations == base.schedule.warmup_iterations == 2
+    assert config.loss.class_weight_offset is None
+    assert (config.loss.dice, config.data) == (base.loss.dice, base.data)
+    assert (config.network.variant, config.network.fc6_channels) == ("16s", 16)
+    assert load_config(recipe) == base
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        (
+            {"a": "none.yaml"},
+            r"cannot read the recipe .*none.yaml, which .*a.yaml extends: No such",
+        ),
+        ({"a": "a.yaml"}, r"extends: .* in a circle, a.yaml -> a.yaml"),
+        ({"a": "b.yaml", "b": "a.yaml"}, r"b.yaml: extends: .*circle, a.yaml -> b.yaml -> a.yaml"),
+        ({"a": ["b.yaml"], "b": None}, r"a.yaml: extends: want the path of one recipe, got \['b"),
+        ({"a": ""}, r"extends: want the path of one recipe, got ''"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, files: dict[str, Any], complaint: str) -> None:
+    for name, parent in files.items():
+        write(tmp_path / f"{name}.yaml", extends=parent)
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_wrong_field_of_what_is_extended(recipe: Path, tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", schedule={"epoch": 1})
+    path = write(tmp_path / "heir.yaml", extends="base.yaml", name="heir")
+    with pytest.raises(ConfigError, match=r"heir.yaml: .*schedule.epoch: Extra"):
+        load_config(path)
+
+
+def test_the_length_of_a_run(make_config: MakeConfig) -> None:
+    assert make_config(schedule__epochs=4).schedule.total_iterations(25) == 100
+    counted = make_config(schedule__epochs=None, schedule__iterations=30)
+    assert counted.schedule.total_iterations(25) == 30
 
 
 def test_a_missing_recipe(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from training.datasets import SegmentationDataset, open_dataset
+from training.datasets import SegmentationDataset, drawn, open_dataset
 from training.loader import _Order, iterations_per_epoch, training_batches
 from training.transforms import Augmentation
 
@@ -46,6 +48,29 @@ def test_shapes_and_types(streets: Path) -> None:
     images, target = batches(streets, total=1)[0]
     assert (images.shape, images.dtype) == ((2, 3, 32, 32), torch.uint8)
     assert (target.shape, target.dtype) == ((2, 32, 32), torch.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whole_images_of_different_sizes_share_a_batch(tmp_path: Path, workers: int) -> None:
+    """Padded with void; a batch of one is as large as its image."""
+    drawn.write(tmp_path, "train", 1, 24, 40, seed=0)
+    drawn.write(tmp_path / "other", "train", 1, 32, 36, seed=0)
+    (image,), (label,) = (
+        list((tmp_path / f"other/train/{kind}").iterdir()) for kind in ("images", "labels")
+    )
+    image.rename(tmp_path / f"train/images/other{image.suffix}")
+    label.rename(tmp_path / f"train/labels/other{label.suffix}")
+    whole = Augmentation(crop_height=None, crop_width=None, min_scale=1.0, max_scale=1.0)
+    data = open_dataset("folder", tmp_path, "train")
+    fields: dict[str, Any] = {"seed": 0, "start": 0, "workers": workers}
+    ((images, target),) = training_batches(data, whole, batch_size=2, total=1, **fields)
+    assert (images.shape, target.shape) == ((2, 3, 32, 40), (2, 32, 40))
+    sizes = {tuple(data[index].target.shape) for index in range(2)}
+    assert sizes == {(24, 40), (32, 36)}
+    labelled = sum(int((data[index].target != 255).sum()) for index in range(2))
+    assert int((target != 255).sum()) == labelled
+    alone = training_batches(data, whole, batch_size=1, total=2, **fields)
+    assert {tuple(target.shape[1:]) for _, target in alone} == sizes
 
 
 def test_a_worker_process_changes_nothing(streets: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.losses import (
     Reduction,
@@ -107,6 +107,32 @@ def test_fp16_logits_do_not_overflow_the_sum() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
+def test_a_whole_image_summed_under_autocast(low: torch.dtype) -> None:
+    """500x500 pixels, 21 classes, logits of low precision: the sum and the score layer's gradient
+    are those of float32, to the precision of the logits."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 8, 500, 500)
+    target = torch.randint(0, 21, (1, 500, 500))
+    score = nn.Conv2d(8, 21, 1)
+    losses, gradients = [], []
+    for enabled in (False, True):
+        score.zero_grad()
+        with torch.autocast("cpu", low, enabled=enabled):
+            logits = score(features)
+            assert logits.dtype == (low if enabled else torch.float32)
+            loss = cross_entropy(logits, target, reduction="sum")
+        assert loss.dtype == torch.float32
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        assert score.weight.grad is not None
+        gradients.append(score.weight.grad.clone())
+    assert losses[0] > torch.finfo(torch.float16).max
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert gradients[1].isfinite().all()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.01 * 250_000**0.5)
 
 
 def test_sampled_cells_are_whole_and_aligned_top_left() -> None:

@@ -48,6 +48,35 @@ def test_rates_and_decay_by_kind_of_parameter() -> None:
         assert got[id(parameters[name])] == wanted, name
 
 
+def test_biases_at_twice_the_rate_and_without_decay() -> None:
+    """Of convolutions; a norm's bias is another thing."""
+    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16, skip_channels=8), 4)
+    config = CONFIG.model_copy(update={"bias_lr_factor": 2.0})
+    optimizer = make_optimizer(net, config)
+    got = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    parameters = dict(net.named_parameters())
+    assert len(got) == len(parameters)
+    for name, wanted in {
+        "backbone.conv0.conv.weight": (1e-3, 0.3),
+        "backbone.conv0.norm.bias": (1e-3, 0.0),
+        "score_fr.weight": (1e-2, 0.3),
+        "score_fr.bias": (2e-2, 0.0),
+        "score_pool3.1.bias": (1e-2, 0.0),
+        "score_pool3.3.bias": (2e-2, 0.0),
+    }.items():
+        assert got[id(parameters[name])] == wanted, name
+    vgg = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "32s")
+    groups = make_optimizer(vgg, config).param_groups
+    rates = {(g["lr"], g["weight_decay"], g["params"][0].ndim) for g in groups}
+    # The fc6 of this narrow net is new, hence at the head's rate.
+    assert rates == {(1e-3, 0.3, 4), (2e-3, 0.0, 1), (1e-2, 0.3, 4), (2e-2, 0.0, 1)}
+    set_rates(make_optimizer(vgg, config), 0.5)
+
+
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
 def test_score_alone_learns(upsampling: Upsampling) -> None:
     """FCN-32s-fixed: nothing but the score layers moves, weight decay included."""

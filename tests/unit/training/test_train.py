@@ -19,6 +19,7 @@ from tests.unit.training.recipes import MakeConfig
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetError
+from training.learner import Learner
 from training.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -141,6 +142,7 @@ def test_validation_is_of_the_averaged_weights(tmp_path: Path, make_config: Make
         {"network__variant": "16s", "network__upsampling": "learned"},
         {"network__skip_channels": 8, "network__fc6_channels": 0},
         {"schedule__batch_size": 100},
+        {"augment": {"crop_height": None, "crop_width": None, "jitter_px": 8}},
         {"schedule__val_every_epochs": 5},
     ],
     ids=str,
@@ -173,6 +175,34 @@ def test_loss_sampling_takes_part_in_a_run_and_its_resumption(
     assert straight.epoch_losses != whole.epoch_losses
     if reduction == "sum":  # all start at ln 4 a pixel, so the sums tell the share of the pixels
         assert 0.3 < straight.epoch_losses[0] / whole.epoch_losses[0] < 0.7
+
+
+def test_a_run_of_so_many_iterations(tmp_path: Path, make_config: MakeConfig) -> None:
+    """4 of them are an epoch and a third: the end is validated, logged and saved like an epoch's,
+    and resumption is exact here too."""
+    config = make_config(schedule__epochs=None, schedule__iterations=4)
+    straight = train(config, tmp_path / "straight")
+    assert straight.iteration == 4
+    assert [row["iteration"] for row in log(tmp_path / "straight")] == ["3", "4"]
+    assert log(tmp_path / "straight")[-1]["val_mean_iu"]
+    train(config, tmp_path / "parts", stop_after=3)
+    assert_same_state(straight, train(config, tmp_path / "parts", resume=True))
+    assert log(tmp_path / "parts") == log(tmp_path / "straight")
+
+
+def test_what_is_shown_is_learned_from(
+    tmp_path: Path, make_config: MakeConfig, streets: Path
+) -> None:
+    """And validated on, which this split without objects would not tell."""
+    classes = tmp_path / "classes.yaml"
+    classes.write_text((streets / "classes.yaml").read_text().replace("sky", "background"))
+    plain: dict[str, Any] = {"data__classes": str(classes), "schedule__epochs": 1}
+    whole, part = (
+        train(make_config(**plain, data__shown=shown), tmp_path / shown)
+        for shown in ("all", "shape")
+    )
+    assert whole.epoch_losses == part.epoch_losses == []
+    assert not equal(whole.weights, part.weights)
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -258,7 +288,7 @@ def test_errors_of_torch_that_the_recipe_can_avoid(
     def fail(*_args: object) -> float:
         raise error
 
-    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(Learner, "step", fail)
     with pytest.raises(ConfigError, match=advice):
         train(make_config(), tmp_path)
 
@@ -275,7 +305,7 @@ def test_other_errors_of_torch_stay_what_they_are(
     def fail(*_args: object) -> float:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(Learner, "step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train(make_config(), tmp_path)
 

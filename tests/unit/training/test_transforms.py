@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training.datasets.base import VOID, Sample
-from training.transforms import Augmentation
+from training.transforms import Augmentation, pad
 
 PLAIN: dict[str, Any] = {
     "flip": False,
@@ -146,6 +146,70 @@ def test_one_pixel() -> None:
     assert (target == 0).sum() == 1
 
 
+WHOLE: dict[str, Any] = {"crop_height": None, "crop_width": None}
+AS_IT_IS: dict[str, Any] = {**WHOLE, "min_scale": 1.0, "max_scale": 1.0}
+
+
+def test_a_whole_image_as_it_is() -> None:
+    """Every value, too: no arithmetic that gives 99.99 for 100 and cuts it off."""
+    sample = Sample(
+        np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8), scene(37, 53).target
+    )
+    image, target = apply(sample, **AS_IT_IS)
+    assert (image == sample.image).all()
+    assert (target == sample.target).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_whole_image_scaled(seed: int) -> None:
+    """Nothing is cut off and nothing added, whatever the scale."""
+    sample = scene()
+    image, target = apply(sample, seed, **WHOLE, min_scale=0.5, max_scale=2.0)
+    rows, columns = target.shape
+    assert image.shape == (rows, columns, 3)
+    assert rows / 40 == pytest.approx(columns / 60, rel=0.05)
+    assert set(np.unique(target)) == set(range(6))
+
+
+def test_jitter_shifts_image_and_target_alike() -> None:
+    """By up to 3 pixels each way; what comes in is grey and void, what goes out is lost."""
+    sample, seen = scene(), set()
+    for seed in range(300):
+        image, target = apply(sample, seed, **AS_IT_IS, jitter_px=3)
+        assert target.shape == (40, 60)
+        rows, columns = np.nonzero(target != VOID)
+        inside = image[target != VOID].astype(int)
+        assert (image[target == VOID] == 128).all()
+        # Green is the column and blue the row of where a pixel came from.
+        down, right = rows[0] - inside[0, 2] // 6, columns[0] - inside[0, 1] // 4
+        assert (rows - inside[:, 2] // 6 == down).all()
+        assert (columns - inside[:, 1] // 4 == right).all()
+        assert len(rows) == (40 - abs(down)) * (60 - abs(right))
+        assert (inside[:, 0] == 40 * target[target != VOID]).all()
+        seen.add((int(down), int(right)))
+    assert seen == {(down, right) for down in range(-3, 4) for right in range(-3, 4)}
+
+
+def test_jitter_may_push_a_small_picture_out() -> None:
+    pixel = Sample(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
+    kept = {int(apply(pixel, seed, **AS_IT_IS, jitter_px=2).target[0, 0]) for seed in range(60)}
+    assert kept == {0, VOID}
+
+
+def test_padding_to_the_largest_of_a_batch() -> None:
+    samples = [scene(40, 20), scene(20, 60)]
+    high, wide = pad(samples)
+    assert high.target.shape == wide.target.shape == (40, 60)
+    assert (high.image[:, :20] == samples[0].image).all()
+    assert (high.target[:, :20] == samples[0].target).all()
+    assert (high.target[:, 20:] == VOID).all()
+    assert (high.image[:, 20:] == 128).all()
+    assert (wide.target[:20] == samples[1].target).all()
+    assert (wide.target[20:] == VOID).all()
+    same = scene()
+    assert pad([same, same])[0] is same
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -154,6 +218,9 @@ def test_one_pixel() -> None:
         ({"min_scale": 2.0, "max_scale": 1.0}, "min_scale"),
         ({"brightness": 1.0}, r"\[0, 1\)"),
         ({"aspect": -0.1}, r"\[0, 1\)"),
+        ({"crop_width": None}, "want both, or null for both"),
+        ({**WHOLE, "jitter_px": -1}, "jitter_px must not be negative"),
+        ({"jitter_px": 3}, "jitter_px shifts whole images"),
     ],
 )
 def test_wrong_amounts(fields: dict[str, Any], message: str) -> None:

@@ -133,3 +133,16 @@ def nyudv2(root: Path, splits: dict[str, Sequence[str]]) -> dict[str, Labels]:
             raw = np.where(written[name] == VOID, 0, written[name] + 1).astype(np.uint8)
             save_mat(root / f"segmentation/img_{name}.mat", segmentation=raw)
     return written
+
+
+def pascal_context(root: Path, splits: dict[str, Sequence[str]], names: Sequence[str]) -> None:
+    """`names`: of the 59 classes; the full list has them at their own numbers, 0 is background."""
+    listed = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
+    full = [f"{n}: {listed.get(name, name)}" for n, name in enumerate(names, 1)]
+    save_list(root / "labels.txt", full)
+    save_list(root / "59_labels.txt", [f"{n}: {name}" for n, name in enumerate(names, 1)])
+    for split, images in splits.items():
+        save_list(root / f"VOCdevkit/VOC2010/ImageSets/Main/{split}.txt", images)
+        for name in images:
+            save_image(root / f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg")
+            save_mat(root / f"trainval/{name}.mat", LabelMap=labels_of(name, 60).astype(np.uint16))

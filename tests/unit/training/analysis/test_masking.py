@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from tests.unit.training import trees
 from training.analysis.masking import (
     MEAN,
+    Shown,
+    background_class,
     foreground_mean_iu,
     hide_background,
     hide_foreground,
     shape,
+    show,
 )
+from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, Sample
 from training.metrics import Confusion, ScoreError
 
@@ -77,3 +85,35 @@ def test_nothing_but_background() -> None:
     confusion.counts[0, 0] = 5
     with pytest.raises(ScoreError, match="no class but the background"):
         foreground_mean_iu(confusion.scores())
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    trees.voc(tmp_path, 2011, {"val": ["2008_000001"]})
+    return tmp_path
+
+
+def test_a_data_set_shown_in_part(voc: Path) -> None:
+    """VOC's background is class 0; nothing but the pictures changes."""
+    data = open_dataset("voc2011", voc, "val")
+    plain = data[0]
+    masked = {shown: show(data, shown) for shown in get_args(Shown)}
+    assert masked["all"] is data
+    for shown, wanted in {
+        "foreground": hide_background(plain),
+        "background": hide_foreground(plain),
+        "shape": shape(plain),
+    }.items():
+        part = masked[shown]
+        assert (part[0].image == wanted.image).all()
+        assert (part[0].image != plain.image).any()
+        assert (part[0].target == plain.target).all()
+        assert (part.target(0) == plain.target).all()
+        assert (part.info, part.pairs, part.split) == (data.info, data.pairs, "val")
+
+
+def test_nothing_is_called_background(streets: Path) -> None:
+    data = open_dataset("folder", streets, "val")
+    assert background_class(data) is None
+    with pytest.raises(DatasetError, match=r"has no class 'background'.*leave out .*\(shape\)"):
+        show(data, "shape")

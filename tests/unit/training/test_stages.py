@@ -1,0 +1,224 @@
+"""32s -> 16s -> 8s: what a stage takes from the one before it, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import model.build
+from model.backbones.vgg16 import VGG16
+from model.fcn import FCN
+from model.upsample import bilinear_kernel
+from tests.unit.training.recipes import MakeConfig
+from training.checkpoint import load_checkpoint
+from training.config import ConfigError, TrainConfig
+from training.initialise import Taken
+from training.train import Trainer, train
+
+NET = {"backbone": "vgg16", "variant": "32s", "fc6_channels": 8, "padding": "pad100"}
+
+
+@pytest.fixture(autouse=True)
+def narrow_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
+
+
+@pytest.fixture
+def stage(make_config: MakeConfig) -> Callable[..., TrainConfig]:
+    """A recipe whose network differs from `NET` as told."""
+
+    def make(checkpoint: Path | None = None, *, init: Any = None, **network: Any) -> TrainConfig:
+        return make_config(
+            network=NET | network,
+            init=init or {"checkpoint": str(checkpoint) if checkpoint else None},
+            schedule__epochs=1,
+        )
+
+    return make
+
+
+@pytest.fixture
+def parent(tmp_path: Path, stage: Callable[..., TrainConfig]) -> Path:
+    """FCN-32s after a few steps at a rate that lets it answer something."""
+    config = stage()
+    rates = {"head_lr": 0.05, "backbone_lr": 1e-3}
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=rates)})
+    train(config, tmp_path / "32s")
+    return tmp_path / "32s" / "last.pt"
+
+
+def begun(config: TrainConfig, run_dir: Path) -> FCN:
+    """Its network as the run would start."""
+    trainer = Trainer(config, run_dir, resume=False)
+    return trainer.network.cpu().eval()
+
+
+@torch.inference_mode()
+def test_the_next_stage_starts_with_its_parents_prediction(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    """Up to the upsampling path: the same coarse scores, 2-fold and 16-fold instead of 32-fold,
+    cut at the authors' offsets, and nothing from the skips."""
+    before = load_checkpoint(parent).build_network()
+    images = torch.rand(1, 3, 70, 90) * 255
+    answer = before(images)
+    span = float(answer.max() - answer.min())
+    assert span > 0.1  # it does answer something
+    coarse = before.score_fr(before.backbone(images).fc7)
+    for variant, factors, offset in (("16s", (2, 16), 27), ("8s", (2, 2, 8), 31)):
+        after = begun(stage(parent, variant=variant), tmp_path / variant)
+        expected = coarse
+        for factor in factors:
+            kernel = bilinear_kernel(2 * factor).expand(4, 1, -1, -1)
+            expected = functional.conv_transpose2d(expected, kernel, stride=factor, groups=4)
+        window = expected[:, :, offset : offset + 70, offset : offset + 90]
+        torch.testing.assert_close(after(images), window, rtol=1e-4, atol=1e-4 * span)
+        # Another path gives other values between the cells, but in the same place: a pixel beside
+        # it in any direction, the parent's answer fits less.
+        fits = {}
+        for down, right in itertools.product((-1, 0, 1), repeat=2):
+            top, left = offset + down, offset + right
+            beside = expected[:, :, top : top + 70, left : left + 90]
+            fits[down, right] = float((beside - answer).abs().mean())
+        assert min(fits, key=lambda shift: fits[shift]) == (0, 0)
+        assert 0 < fits[0, 0] < 0.05 * span
+
+
+def test_what_was_taken_is_said(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig], capsys: Any
+) -> None:
+    train(stage(parent, variant="16s"), tmp_path / "16s")
+    assert (
+        f"{parent}: 16 layers copied (backbone.conv1_1 to score_fr); new: score_pool4"
+        in capsys.readouterr().out
+    )
+    train(stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s", stop_after=1)
+    assert "17 layers copied (backbone.conv1_1 to score_pool4); new: score_pool3" in (
+        capsys.readouterr().out
+    )
+    begun(stage(tmp_path / "8s/last.pt"), tmp_path / "back")
+    assert "16 layers copied" in (said := capsys.readouterr().out)
+    assert "not wanted: score_pool4, score_pool3" in said
+
+
+def test_the_averaged_weights_are_taken(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    saved = load_checkpoint(parent)
+    assert saved.ema is not None
+    assert not torch.equal(saved.ema["score_fr.weight"], saved.weights["score_fr.weight"])
+    after = begun(stage(parent, variant="16s"), tmp_path / "16s").state_dict()
+    assert torch.equal(after["score_fr.weight"], saved.ema["score_fr.weight"])
+
+
+def test_upsampling_that_begins_to_learn_starts_bilinear(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    train(stage(parent, variant="16s"), tmp_path / "16s", stop_after=1)
+    fixed = tmp_path / "16s/last.pt"
+    after = begun(stage(fixed, variant="8s", upsampling="learned"), tmp_path / "8s")
+    for layer in (after.upscore2, after.upscore_pool4):
+        assert torch.equal(layer.weight[1, 1], bilinear_kernel(4))
+        assert not layer.weight[0, 1].any()
+
+
+def test_other_classes_leave_the_scores_new(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig], streets: Path, capsys: Any
+) -> None:
+    """As many, but not the same: the scores of a house say nothing about a barn."""
+    classes = tmp_path / "classes.yaml"
+    classes.write_text((streets / "classes.yaml").read_text().replace("house", "barn"))
+    config = stage(parent)
+    data = config.data.model_copy(update={"classes": classes})
+    after = begun(config.model_copy(update={"data": data}), tmp_path / "barns")
+    assert not after.score_fr.weight.any()
+    saved = load_checkpoint(parent).ema
+    assert saved is not None
+    assert torch.equal(after.state_dict()["backbone.fc7.weight"], saved["backbone.fc7.weight"])
+    assert "15 layers copied (backbone.conv1_1 to backbone.fc7); new: score_fr" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_resumed_stage_does_not_start_anew(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    """Nor does it need the stage before it any more."""
+    config = stage(parent, variant="16s")
+    straight = train(config, tmp_path / "straight")
+    train(config, tmp_path / "parts", stop_after=1)
+    parent.unlink()
+    resumed = train(config, tmp_path / "parts", resume=True)
+    assert torch.equal(resumed.weights["score_fr.weight"], straight.weights["score_fr.weight"])
+
+
+@pytest.mark.parametrize(
+    ("network", "complaint"),
+    [
+        ({"padding": "same"}, r"network\.padding \(there pad100, here same\)"),
+        ({"normalisation": "torchvision"}, r"network\.normalisation \(there caffe, here torchv"),
+        ({"fc6_channels": 6}, r"backbone\.fc6\.bias is \(8,\) in .*, want \(6,\)"),
+        (
+            {"backbone": "alexnet"},
+            r"is of another net: network\.backbone \(there vgg16, here alexnet\)",
+        ),
+        ({"variant": "pool4", "fc6_channels": None}, r"score_fr\.weight is \(4, 8, 1, 1\)"),
+    ],
+)
+def test_a_checkpoint_of_another_net(
+    tmp_path: Path,
+    parent: Path,
+    stage: Callable[..., TrainConfig],
+    network: dict[str, Any],
+    complaint: str,
+) -> None:
+    with pytest.raises(ConfigError, match=rf"init\.checkpoint: .*{complaint}"):
+        begun(stage(parent, **network), tmp_path / "run")
+
+
+def test_layers_that_would_mean_another_thing(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    """A factor that is new may be any, one that the parent learned with may not."""
+    train(stage(parent, variant="16s", pool4_scale=0.01), tmp_path / "16s", stop_after=1)
+    with pytest.raises(ConfigError, match=r"network\.pool4_scale \(there 0\.01, here 1\.0\)"):
+        begun(stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s")
+
+
+def test_a_backbone_that_lacks_layers(
+    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+) -> None:
+    cut = stage(variant="pool4", fc6_channels=None)
+    train(cut, tmp_path / "pool4", stop_after=1)
+    with pytest.raises(ConfigError, match=r"last\.pt has no backbone\.conv5_1\.weight: it is of"):
+        begun(stage(tmp_path / "pool4/last.pt"), tmp_path / "run")
+
+
+def test_no_checkpoint(tmp_path: Path, stage: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"init\.checkpoint: there is no checkpoint .*none\.pt; train the previous",
+    ):
+        begun(stage(tmp_path / "none.pt"), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint(tmp_path: Path, stage: Callable[..., TrainConfig]) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"junk")
+    with pytest.raises(ConfigError, match=r"init\.checkpoint: .*bad\.pt is not a checkpoint"):
+        begun(stage(tmp_path / "bad.pt"), tmp_path / "run")
+
+
+def test_two_starts_at_once(stage: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match="init: .*imagenet and checkpoint both say how to start"):
+        stage(init={"imagenet": "a.npz", "checkpoint": "b.pt"})
+
+
+def test_one_layer_and_none() -> None:
+    assert str(Taken(("fc6",), (), ("fc7",))) == "1 layer copied (fc6); not wanted: fc7"

@@ -1,0 +1,25 @@
+"""Scores in the middle of a run, and pictures for its log."""
+
+from __future__ import annotations
+
+from training.datasets import SegmentationDataset
+from training.evaluate import evaluate
+from training.learner import Learner
+from training.metrics import Scores
+from training.predictors import NetworkPredictor
+from training.record import Record
+
+_PICTURES = 4
+
+
+def validate(learner: Learner, data: SegmentationDataset, record: Record) -> Scores:
+    """Scores of the averaged weights on the whole of `data`; `record` gets a few predictions."""
+    with learner.averaged_weights():
+        predict = NetworkPredictor(learner.network, bf16=learner.config.precision == "bf16")
+        scores = evaluate(predict, data, progress=False).scores()
+        step = max(1, len(data) // _PICTURES)
+        for index in range(0, len(data), step)[:_PICTURES]:
+            sample = data[index]
+            record.picture(f"val/{index}", learner.iteration, sample, predict(sample.image))
+    learner.network.train()
+    return scores
