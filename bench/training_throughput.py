@@ -135,8 +135,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer.record.close()
     plain = plain_step(config, trainer.train_data.num_classes)
     loops: dict[str, tuple[Step, Batches]] = {
-        "ours": (trainer._step, our_batches(trainer, args.rounds * (args.warm_up + args.steps))),
-        "plain": (plain, plain_batches(folder / "data" / "train", config)),
+        "ours": (
+            trainer.learner.step,
+            our_batches(trainer, args.rounds * (args.warm_up + args.steps)),
+        ),
+        "plain": (plain, plain_batches(folder / "data" / "train", args)),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     with tqdm(total=len(loops) * args.rounds, desc=args.network, unit="turn") as bar:
@@ -161,7 +164,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ratio": round(speed["ours"]["images_per_s"] / speed["plain"]["images_per_s"], 3),
         "loader": {
             "ours": loader_rate(our_batches(trainer, args.loader_batches + 1), args),
-            "plain": loader_rate(plain_batches(folder / "data" / "train", config), args),
+            "plain": loader_rate(plain_batches(folder / "data" / "train", args), args),
         },
     }
 
@@ -197,17 +200,16 @@ def our_batches(trainer: Trainer, total: int) -> Batches:
     )
 
 
-def plain_batches(folder: Path, config: TrainConfig) -> Batches:
+def plain_batches(folder: Path, args: argparse.Namespace) -> Batches:
     """Without end: an epoch after the other, as a reference script's outer loop has it."""
-    data = PlainDataset(folder, (config.augment.crop_height, config.augment.crop_width))
     loader = DataLoader(
-        data,
-        config.schedule.batch_size,
+        PlainDataset(folder, (args.crop[0], args.crop[1])),
+        args.batch,
         shuffle=True,
-        num_workers=config.data.workers,
+        num_workers=args.workers,
         drop_last=True,
         # Starting a process an epoch of 32 images would count against it.
-        persistent_workers=config.data.workers > 0,
+        persistent_workers=args.workers > 0,
     )
     while True:
         yield from loader
