@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cli._arguments import positive
+
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
 
 
@@ -30,14 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--in-flight",
-        type=_positive,
+        type=positive,
         default=4,
         metavar="N",
         help="files a server is asked for at a time (default: 4)",
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         default=0,
         metavar="N",
         help="CPU threads for a checkpoint or an ONNX file (default: the library's choice)",
@@ -70,17 +72,22 @@ def run(args: argparse.Namespace) -> int:
     import time
     from contextlib import closing
 
-    from training.datasets import open_dataset
+    from training.datasets import guess_dataset, open_dataset
+    from training.ranks import joined
     from training.report import Report
     from training.sources import open_source
 
-    has_list = args.classes is not None or (args.data_root / "classes.yaml").is_file()
-    name = args.dataset or ("folder" if has_list else "camvid")
-    data = open_dataset(name, args.data_root, args.split, args.classes)
-    source = open_source(args.source, model=args.model, threads=args.threads)
-    started = time.perf_counter()
-    with closing(source):
-        confusion = source.confusion(data, shown=args.shown, in_flight=args.in_flight)
+    name = args.dataset or guess_dataset(args.data_root, args.classes)
+    with joined() as ranks:
+        data = open_dataset(name, args.data_root, args.split, args.classes)
+        source = open_source(args.source, model=args.model, threads=args.threads)
+        started = time.perf_counter()
+        with closing(source):
+            confusion = source.confusion(
+                data, shown=args.shown, in_flight=args.in_flight, ranks=ranks
+            )
+    if not ranks.first:
+        return 0
     seconds = time.perf_counter() - started
     report = Report(source.name, source.kind, data, confusion, seconds, args.absent, args.shown)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
@@ -92,13 +99,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
-    return value
 
 
 def _share(text: str) -> float:

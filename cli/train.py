@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--run",
+        "--run-dir",  # torchrun takes the shorter one for one of its own
         dest="run_dir",  # `run` is the frame's
         type=Path,
         metavar="DIR",
@@ -31,11 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from training.config import load_config
+    from training.ranks import joined
     from training.train import train
 
     config = load_config(args.recipe, args.overrides)
     run_dir = args.run_dir or Path("runs") / config.name
-    checkpoint = train(config, run_dir, resume=args.resume)
+    with joined() as ranks:
+        checkpoint = train(config, run_dir, resume=args.resume, ranks=ranks)
+    if not ranks.first:
+        return 0
     print(f"{run_dir}/last.pt: iteration {checkpoint.iteration}")
     print(f"{run_dir}/best.pt: val mean IU {checkpoint.best_mean_iu:.4f}")
     return 0

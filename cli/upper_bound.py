@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cli._arguments import positive
+
 HELP = "mean IU that answers at a coarser resolution can reach on a data set"
 
 
@@ -19,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--factors",
-        type=_factor,
+        type=positive,
         nargs="+",
         default=[128, 64, 32, 16, 8, 4],
         metavar="N",
@@ -51,10 +53,3 @@ def run(args: argparse.Namespace) -> int:
     report = UpperBoundReport(data, args.method, args.absent, confusions)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     return 0
-
-
-def _factor(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
-    return value

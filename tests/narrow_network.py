@@ -1,11 +1,15 @@
-"""MobileNetV1 narrow enough to train in a test."""
+"""MobileNetV1 and AlexNet narrow enough to train in a test."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
+from model import build
 from model.backbones import mobilenet_v1
+from model.backbones.alexnet import AlexNet
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,4 +19,10 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mobilenet_v1, "_CHANNELS", narrowed)
     monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool3_channels", narrowed[4])
     monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool4_channels", narrowed[10])
+    torch.set_num_threads(1)
+
+
+def narrow_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of the channels, as above: a net without norms."""
+    monkeypatch.setattr(build, "AlexNet", partial(AlexNet, channels=(12, 32, 48, 48, 32)))
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ class Checkpoint:
     weights: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
-    random_state: Tensor
+    random_states: list[Tensor]
+    """of torch's generator, in each process of the run"""
     best_mean_iu: float
     val_scores: dict[str, Any] | None
     epoch_losses: list[float] = field(default_factory=list)
     """of the iterations since the last whole epoch"""
-    cuda_random_state: Tensor | None = None
-    """of the one GPU; None when the CPU trained"""
+    cuda_random_states: list[Tensor] = field(default_factory=list)
+    """of each process's GPU; empty when the CPU trained"""
 
     def build_network(self) -> FCN:
         """The network with the averaged weights (the trained ones if there is no average).
@@ -65,15 +67,52 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Written beside and renamed into place: an interrupted write never costs the last one."""
+    """Written beside, made durable and renamed into place: an interrupted write never costs the
+    last one, and after a power cut there is the one or the other.
+
+    Raises: CheckpointError if it cannot be written; `path` is then as it was.
+    """
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     fields["network"] = dataclasses.asdict(checkpoint.network)
     fields["dataset"] = dataclasses.asdict(checkpoint.dataset)
     fields["format_version"] = FORMAT_VERSION
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    torch.save(fields, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(fields, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _make_durable(path.parent)
+    except (OSError, RuntimeError) as error:
+        # Torch ends its archive even after a failed write, and then raises a RuntimeError of that.
+        reason = _system_error(error)
+        if reason is None:
+            raise
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk, its half is in the way
+        kept = "the one before is still there" if path.exists() else "there was none before"
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {reason.strerror or reason}; {kept}. Make room "
+            "on that disk, or see to its permissions, and go on with --resume"
+        ) from error
+
+
+def _make_durable(folder: Path) -> None:
+    """The new name of a renamed file reaches the disk with its folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind `error`, if there is one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -94,6 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         fields["dataset"] = _dataset_info(fields["dataset"])
         fields["network"] = NetworkSpec(**fields["network"])
+        _renew(fields)
         return Checkpoint(**fields)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is incomplete or of another version: {error}") from error
@@ -111,3 +151,11 @@ def _dataset_info(fields: dict[str, Any]) -> DatasetInfo:
 
 def _classes(entries: Sequence[dict[str, Any]]) -> tuple[ClassInfo, ...]:
     return tuple(ClassInfo(**{**entry, "color": tuple(entry["color"])}) for entry in entries)
+
+
+def _renew(fields: dict[str, Any]) -> None:
+    """Files of before there were several processes have one state each, or None."""
+    for name in ("random_state", "cuda_random_state"):
+        if name in fields:
+            state = fields.pop(name)
+            fields[f"{name}s"] = [] if state is None else [state]

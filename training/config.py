@@ -65,6 +65,8 @@ class ScheduleConfig(_Section):
     iterations: int | None = Field(None, ge=1)
     """Instead of epochs: the run's length where it does not depend on the number of images."""
     batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients make one step."""
     warmup_iterations: int = Field(0, ge=0)
     power: float = Field(0.9, ge=0)
     """Polynomial decay (1 - iteration / total) ** power; 0 keeps the rate."""
@@ -114,6 +116,8 @@ class TrainConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     init: InitConfig = InitConfig()
     precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: bool = False
+    """Inner maps of the backbone are computed again for the gradient instead of kept."""
     seed: int = 1337
     threads: int = Field(0, ge=0)
     """CPU threads; 0 leaves the choice to torch."""
@@ -124,6 +128,11 @@ class TrainConfig(_Section):
             raise ValueError("loss.dice has no meaning beside the summed loss: set it to 0")
         if self.loss.sample < 1 and self.loss.dice:
             raise ValueError("loss.dice takes every pixel, loss.sample not: set dice to 0")
+        if self.schedule.accumulate > 1 and self.loss.dice:
+            raise ValueError(
+                "loss.dice is of a whole batch, which schedule.accumulate never has together: set "
+                "one of them to its default"
+            )
         return self
 
     @model_validator(mode="after")

@@ -156,7 +156,7 @@ def import_checkpoint(
         weights=fcn.state_dict(),
         ema=None,
         optimizer={},
-        random_state=torch.get_rng_state(),
+        random_states=[torch.get_rng_state()],
         best_mean_iu=0.0,
         val_scores=None,
     )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.fcn import FCN
 from model.heads import HeadSizes, split
 from training.checkpoint import Checkpoint
 from training.config import ConfigError, LossConfig, TrainConfig
-from training.losses import cross_entropy, sampled_cross_entropy, soft_dice
+from training.loader import Batch
+from training.losses import cross_entropy, labelled_mass, sample_cells, soft_dice
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
+from training.ranks import ALONE, Ranks
 
 
 class Learner:
     """A network on its device, and everything that trains it.
 
     `iteration` is how many of `total` are done. `class_weights`: float [C] on that device, or None.
+    Every process of `ranks` ends each step with the same weights, averages and norm statistics,
+    and returns the same loss.
     """
 
     def __init__(
@@ -28,35 +33,53 @@ class Learner:
         network: FCN,
         config: TrainConfig,
         total: int,
-        device: torch.device,
-        class_weights: Tensor | None,
+        class_weights: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.network, self.config, self.total, self.device = network, config, total, device
+        self.config, self.total, self.ranks = config, total, ranks
         self.class_weights = class_weights
+        self.device = ranks.device()
         self.iteration = 0
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.backbone.recompute = config.activation_checkpointing
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if ranks.count > 1 and self.device.type == "cuda":
+            # There is none for the CPU.
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        self.network = network
         self.optimizer = make_optimizer(network, config.optimizer)
+        self.parallel = _parallel(network, ranks)
         decay = config.schedule.ema_decay
         self.average = WeightAverage(network, decay) if decay else None
 
-    def step(self, images: Tensor, target: Tensor) -> float:
-        """One iteration on uint8 [N,3,h,w] RGB and uint8 [N,h,w]; returns the loss.
+    def step(self, batches: Sequence[Batch]) -> float:
+        """One iteration on this process's part of each batch of the step; returns the loss.
 
-        Raises: ConfigError if the loss is no number.
+        `mean` is over the labelled pixels of all batches and processes, so that the step is that
+        of one batch with all their images. Raises: ConfigError if the loss is no number.
         """
         set_rates(self.optimizer, self.rate_factor(self.iteration))
-        images = images.to(self.device, non_blocking=True).float()
-        target = target.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = heads_loss(logits, target, self.network.heads, self.config.loss, self.class_weights)
-        loss.backward()  # type: ignore[no-untyped-call]
+        targets = [target.to(self.device, non_blocking=True) for _images, target in batches]
+        mass = self.ranks.sum_number(sum(labelled_mass(t, self.class_weights) for t in targets))
+        value = 0.0
+        for index, ((images, _target), target) in enumerate(zip(batches, targets, strict=True), 1):
+            with self._exchange(last=index == len(batches)):
+                images = images.to(self.device, non_blocking=True).float()
+                with self._autocast():
+                    logits = self.parallel(images.contiguous(memory_format=torch.channels_last))
+                loss = heads_loss(
+                    logits, target, self.network.heads,
+                    self.config.loss, self.class_weights, mass, self.ranks,
+                )  # fmt: skip
+                # The processes' gradients are averaged, but it is their sum that is wanted.
+                (loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+            value += loss.item()
         self.optimizer.step()
         self.iteration += 1
+        self._average_norms()
         if self.average is not None:
             self.average.update(self.network, self.iteration)
-        value = loss.item()
+        value = self.ranks.sum_number(value)
         if not math.isfinite(value):
             raise ConfigError(
                 f"the loss is {value} at iteration {self.iteration}: lower the learning rates"
@@ -88,15 +111,43 @@ class Learner:
                 name: value.to(self.device) for name, value in checkpoint.ema.items()
             }
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        torch.set_rng_state(checkpoint.random_state)
-        if checkpoint.cuda_random_state is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.cuda_random_state)
         self.iteration = checkpoint.iteration
+        rank = self.ranks.rank
+        if rank < len(checkpoint.random_states):  # else begun with fewer processes
+            torch.set_rng_state(checkpoint.random_states[rank])
+        if rank < len(checkpoint.cuda_random_states) and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.cuda_random_states[rank])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
+
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged once a step, in the backward pass of its last batch."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
+
+    @torch.no_grad()
+    def _average_norms(self) -> None:
+        """On the CPU each process's norms see its own images: their running statistics become the
+        mean over the processes'."""
+        if self.ranks.count == 1:
+            return
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None:
+                        statistic.copy_(self.ranks.sum(statistic) / self.ranks.count)
+
+
+def _parallel(network: FCN, ranks: Ranks) -> nn.Module:
+    if ranks.count == 1:
+        return network
+    device_ids = [ranks.local] if torch.cuda.is_available() else None
+    # Every process gets the first one's weights now. Buffers: see `_average_norms`.
+    return DistributedDataParallel(network, device_ids=device_ids, forward_sync_buffers=False)
 
 
 def heads_loss(
@@ -105,28 +156,42 @@ def heads_loss(
     heads: HeadSizes,
     config: LossConfig,
     class_weights: Tensor | None,
+    mass: float,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """`batch_loss`; of several heads the sum of theirs, which thus weigh the same, over targets
     [N,h,w,K]."""
     if len(heads) == 1:
-        return batch_loss(logits, target, config, class_weights)
+        return batch_loss(logits, target, config, class_weights, mass, ranks)
     losses = [
-        batch_loss(own, target[..., index], config, class_weights)
+        batch_loss(own, target[..., index], config, class_weights, mass, ranks)
         for index, own in enumerate(split(logits, heads).values())
     ]
     return torch.stack(losses).sum()
 
 
 def batch_loss(
-    logits: Tensor, target: Tensor, config: LossConfig, class_weights: Tensor | None
+    logits: Tensor,
+    target: Tensor,
+    config: LossConfig,
+    class_weights: Tensor | None,
+    mass: float,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Scalar, float32. Shapes as in `losses.cross_entropy`."""
+    """This batch's and process's part of the step's loss; scalar, float32.
+
+    Shapes as in `losses.cross_entropy`. `mass`: `labelled_mass` of the whole step. The parts of
+    all batches and processes sum to the loss, and their gradients to its gradient.
+    """
     if config.sample < 1:
-        loss = sampled_cross_entropy(
-            logits, target, config.sample, config.sample_cell_px, class_weights, config.reduction
-        )
+        target_of_sum = sample_cells(target, config.sample, config.sample_cell_px)
     else:
-        loss = cross_entropy(logits, target, class_weights, config.reduction)
+        target_of_sum = target
+    loss = cross_entropy(logits, target_of_sum, class_weights, "sum")
+    if config.reduction == "mean":
+        loss = loss / (config.sample * mass)
     if config.dice:
-        loss = loss + config.dice * soft_dice(logits, target)
+        dice = config.dice * soft_dice(logits, target, ranks.sum_with_own_gradient)
+        # Every process has the whole value, but only its own part of the gradient.
+        loss = loss + dice - dice.detach() * (1 - 1 / ranks.count)
     return loss

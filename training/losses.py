@@ -8,6 +8,7 @@ same trouble further down, so training offers bf16 and fp32 and no fp16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ def cross_entropy(
     )
     if reduction == "sum":
         return total
-    return total / _mass(target, weights)
+    return total / labelled_mass(target, weights)
 
 
 def sampled_cross_entropy(
@@ -60,7 +61,7 @@ def sampled_cross_entropy(
     total = cross_entropy(logits, sample_cells(target, keep, cell_px), weights, "sum")
     if reduction == "sum":
         return total
-    return total / (keep * _mass(target.long(), weights))
+    return total / (keep * labelled_mass(target, weights))
 
 
 def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
@@ -82,18 +83,20 @@ def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
     return target.masked_fill(~pixels[:, :height, :width], VOID)
 
 
-def _mass(target: Tensor, weights: Tensor | None) -> float:
-    """Summed weight of the labelled pixels of int64 [N,H,W]; above 0, so that it can divide."""
-    labelled = target[target != VOID]
+def labelled_mass(target: Tensor, weights: Tensor | None = None) -> float:
+    """Summed weight of the labelled pixels of [N,H,W]; above 0, so that it can divide."""
+    labelled = target[target != VOID].long()
     mass = labelled.numel() if weights is None else weights[labelled].sum()
     return max(float(mass), torch.finfo(torch.float32).tiny)
 
 
-def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
+def soft_dice(
+    logits: Tensor, target: Tensor, everywhere: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
     """1 - mean Dice over the classes present in the batch; scalar, float32.
 
     Shapes as in `cross_entropy`. Counts every class alike, as mean IU does. A batch without a
-    labelled pixel gives 0.
+    labelled pixel gives 0. `everywhere`: of a sum over this part of the batch, that over all parts.
     Source: Milletari, Navab, Ahmadi 2016, arXiv 1606.04797, summed over the batch.
     """
     num_classes = logits.shape[1]
@@ -103,9 +106,9 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     # Gathering the true class's probability needs no one-hot copy of the target, which would be
     # the largest tensor of the step.
     right = probabilities.gather(1, safe[:, None])[:, 0] * valid
-    overlap = right.new_zeros(num_classes).index_add(0, safe.flatten(), right.flatten())
-    labelled = torch.bincount(safe[valid], minlength=num_classes)
-    predicted = (probabilities * valid[:, None]).sum(dim=(0, 2, 3))
+    overlap = everywhere(right.new_zeros(num_classes).index_add(0, safe.flatten(), right.flatten()))
+    labelled = everywhere(torch.bincount(safe[valid], minlength=num_classes))
+    predicted = everywhere((probabilities * valid[:, None]).sum(dim=(0, 2, 3)))
     dice = 2 * overlap / (predicted + labelled).clamp(min=1)
     present = labelled > 0
     if not present.any():

@@ -82,8 +82,7 @@ class Report:
         shown = "" if self.shown == "all" else f", {self.shown} alone"
         lines = [
             f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
-            f"{len(self.data)} images, {len(self.data) / max(self.seconds, 1e-9):.1f} a second",
-            "",
+            f"{len(self.data)} images, {len(self.data) / max(self.seconds, 1e-9):.1f} a second"
         ]
         for head, classes in heads.items():
             part = self.confusion.of(head)

@@ -11,6 +11,7 @@ from training.datasets import DatasetInfo
 
 FREE = frozenset(
     {
+        "activation_checkpointing",
         "data.root",
         "data.classes",
         "data.workers",

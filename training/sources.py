@@ -16,6 +16,7 @@ from training.datasets import DatasetInfo, SegmentationDataset
 from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
 from training.metrics import Confusion
 from training.predictors import FilePredictor, NetworkPredictor, Predictor
+from training.ranks import ALONE, Ranks
 
 KINDS = "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://)"
 
@@ -44,8 +45,10 @@ class Source:
         shown: Shown = "all",
         in_flight: int = 4,
         progress: bool = True,
+        ranks: Ranks = ALONE,
     ) -> Confusion:
-        """Over the whole split, its pictures masked as `shown` says.
+        """Over the whole split, its pictures masked as `shown` says and shared among the
+        processes.
 
         Raises: EvaluationError, DatasetError.
         """
@@ -58,10 +61,12 @@ class Source:
                     f"{self.name} gets the image files as they are: to show {shown} only, give the "
                     "checkpoint or the ONNX file"
                 )
-            return evaluate_files(self.predict_file, data, in_flight=in_flight, progress=progress)
+            return evaluate_files(
+                self.predict_file, data, in_flight=in_flight, progress=progress, ranks=ranks
+            )
         if self.predict is None:
             raise EvaluationError(f"{self.name} has no predictor")
-        return evaluate(self.predict, data, progress=progress)
+        return evaluate(self.predict, data, progress=progress, ranks=ranks)
 
     def _check_kind(self, info: DatasetInfo) -> None:
         """Raises: EvaluationError."""
@@ -110,7 +115,7 @@ def _checkpoint(path: Path, threads: int) -> Source:
     checkpoint = load_checkpoint(path)
     if threads:
         torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
     network = checkpoint.build_network().to(device)
     names = [tuple(info.name for info in classes) for classes in checkpoint.dataset.heads.values()]
     return Source(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from training.advice import advice
 from training.analysis.masking import show
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
-from training.datasets import DatasetError, open_dataset
+from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.initialise import check_fits, initialise
 from training.learner import Learner
-from training.loader import iterations_per_epoch, training_batches
+from training.loader import Batch, Division, training_batches
 from training.losses import inverse_log_weights
 from training.metrics import Scores
+from training.ranks import ALONE, Ranks
 from training.record import Record
 from training.resume import check_resumable
 from training.revision import git_revision
@@ -29,28 +31,35 @@ from training.validation import validate
 
 
 def train(
-    config: TrainConfig, run_dir: Path, *, resume: bool = False, stop_after: int | None = None
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Checkpoint:
     """Train to the end of the schedule; returns the last checkpoint.
 
     Writes `run_dir/last.pt` after every epoch, `best.pt` when val mean IU rises, config.json,
     log.csv and tensorboard/. `resume` continues from last.pt exactly: weights, optimiser,
     schedule, average, iteration and random state; `stop_after` ends early after that many
-    iterations, as an interruption would.
+    iterations, as an interruption would. Of several processes the first one writes.
 
     Raises: ConfigError, DatasetError, CheckpointError.
     """
-    trainer = Trainer(config, run_dir, resume=resume)
+    trainer = Trainer(config, run_dir, resume=resume, ranks=ranks)
     return trainer.run(stop_after)
 
 
 class Trainer:
     """One run: its data, what it has learned, and its files."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, *, resume: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, run_dir: Path, *, resume: bool, ranks: Ranks = ALONE
+    ) -> None:
         if config.data.root is None:
             raise ConfigError("data.root is not set: say where the data set lies, data.root=DIR")
-        self.config, self.run_dir = config, run_dir
+        self.config, self.run_dir, self.ranks = config, run_dir, ranks
         last = run_dir / "last.pt"
         if last.exists() and not resume:
             raise ConfigError(f"{last} exists: continue it with --resume or choose another --run")
@@ -65,23 +74,26 @@ class Trainer:
         )
         check_fits(config, self.train_data.info)
         self.network = build(config.network, self.train_data.info.head_sizes)
-        self.per_epoch = iterations_per_epoch(len(self.train_data), config.schedule.batch_size)
-        self.total = config.schedule.total_iterations(self.per_epoch)
+        schedule = config.schedule
+        self.division = Division(len(self.train_data), schedule.batch_size, schedule.accumulate)
+        _check_division(self.division, ranks)
+        self.per_epoch = self.division.steps_per_epoch
+        self.total = schedule.total_iterations(self.per_epoch)
         self.epoch_losses: list[float] = []
         self.best_mean_iu = 0.0
         self.val_scores: dict[str, Any] | None = None
         checkpoint = load_checkpoint(last) if resume else None
-        if checkpoint is None:
-            initialise(self.network, config, self.train_data)
-        else:
+        if checkpoint is not None:
             check_resumable(checkpoint, config, self.train_data.info, last)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        class_weights = self._class_weights(device)
-        self.learner = Learner(self.network, config, self.total, device, class_weights)
+        elif ranks.first:  # the others get its weights
+            initialise(self.network, config, self.train_data)
+        if not ranks.first:
+            # The same weights, but other dropout: the images are others, too.
+            torch.manual_seed(config.seed + ranks.rank)
+        self.learner = Learner(self.network, config, self.total, self._class_weights(), ranks)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.record = Record(run_dir, self.train_data.info.classes, self.learner.iteration)
-        (run_dir / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        self.record = self._open_record() if ranks.first else None
 
     def run(self, stop_after: int | None = None) -> Checkpoint:
         """To the end, or for `stop_after` iterations; returns the checkpoint written last."""
@@ -95,28 +107,22 @@ class Trainer:
                 raise ConfigError(sentence) from error
             raise
         finally:
-            self.record.close()
+            if self.record is not None:
+                self.record.close()
 
     def _run(self, stop_after: int | None) -> Checkpoint:
-        learner, schedule = self.learner, self.config.schedule
+        learner, first = self.learner, self.ranks.first
         begun = learner.iteration
-        batches = training_batches(
-            self.train_data,
-            self.config.augment,
-            batch_size=schedule.batch_size,
-            seed=self.config.seed,
-            start=begun,
-            total=self.total,
-            workers=self.config.data.workers,
-        )
         end = self.total if stop_after is None else min(self.total, begun + stop_after)
         checkpoint: Checkpoint | None = None
         images_done, started = 0, time.perf_counter()
         self.network.train()
-        with tqdm(total=self.total, initial=begun, unit="it", desc=self.config.name) as bar:
-            for images, target in batches:
-                self.epoch_losses.append(learner.step(images, target))
-                images_done += len(images)
+        with tqdm(
+            total=self.total, initial=begun, unit="it", desc=self.config.name, disable=not first
+        ) as bar:
+            for batches in self._steps():
+                self.epoch_losses.append(learner.step(batches))
+                images_done += self.division.step_size
                 bar.update()
                 bar.set_postfix(
                     loss=f"{self.epoch_losses[-1]:.3f}",
@@ -130,8 +136,25 @@ class Trainer:
                     break
         if checkpoint is None or checkpoint.iteration != learner.iteration:
             checkpoint = self._checkpoint()
-            save_checkpoint(self.run_dir / "last.pt", checkpoint)
+            self._save("last.pt", checkpoint)
+        self.ranks.wait()  # for the first one to have written it
         return checkpoint
+
+    def _steps(self) -> Iterator[tuple[Batch, ...]]:
+        """This process's part of the batches of each iteration still to do."""
+        schedule = self.config.schedule
+        loader = training_batches(
+            self.train_data,
+            self.config.augment,
+            batch_size=schedule.batch_size,
+            seed=self.config.seed,
+            start=self.learner.iteration,
+            total=self.total,
+            workers=self.config.data.workers,
+            accumulate=schedule.accumulate,
+            ranks=self.ranks,
+        )
+        return zip(*[iter(loader)] * self.division.batches_per_step, strict=True)
 
     def _end_epoch(self, images_per_s: float) -> Checkpoint:
         iteration = self.learner.iteration
@@ -139,10 +162,26 @@ class Trainer:
         scores: Scores | None = None
         if epoch % self.config.schedule.val_every_epochs == 0 or iteration == self.total:
             scores = validate(self.learner, self.val_data, self.record)
-            tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
+        if self.record is not None:
+            self._log(self.record, epoch, images_per_s, scores)
+        self.epoch_losses = []
+        improved = scores is not None and scores.mean_iu > self.best_mean_iu
+        if scores is not None:
+            self.val_scores = scores.to_dict(_names(self.train_data))
+            self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
+        checkpoint = self._checkpoint()
+        # The best first: interrupted in between, a resumed run repeats the epoch and both.
+        if improved or (scores is not None and not (self.run_dir / "best.pt").exists()):
+            self._save("best.pt", checkpoint)
+        self._save("last.pt", checkpoint)
+        return checkpoint
+
+    def _log(self, record: Record, epoch: int, images_per_s: float, scores: Scores | None) -> None:
+        iteration, optimizer = self.learner.iteration, self.config.optimizer
         factor = self.learner.rate_factor(iteration - 1)
-        optimizer = self.config.optimizer
-        self.record.epoch(
+        if scores is not None:
+            tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
+        record.epoch(
             iteration=iteration,
             epoch=epoch,
             loss=sum(self.epoch_losses) / len(self.epoch_losses),
@@ -153,27 +192,27 @@ class Trainer:
             images_per_s=images_per_s,
             scores=scores,
         )
-        self.epoch_losses = []
-        best = self.run_dir / "best.pt"
-        improved = scores is not None and (scores.mean_iu > self.best_mean_iu or not best.exists())
-        if scores is not None:
-            self.val_scores = scores.to_dict(self.record.names)
-            self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
-        checkpoint = self._checkpoint()
-        # The best first: interrupted in between, a resumed run repeats the epoch and both.
-        if improved:
-            save_checkpoint(best, checkpoint)
-        save_checkpoint(self.run_dir / "last.pt", checkpoint)
-        return checkpoint
 
-    def _class_weights(self, device: torch.device) -> Tensor | None:
+    def _open_record(self) -> Record:
+        classes = self.train_data.info.classes
+        record = Record(self.run_dir, classes, self.learner.iteration)
+        text = self.config.model_dump_json(indent=2) + "\n"
+        (self.run_dir / "config.json").write_text(text)
+        return record
+
+    def _save(self, name: str, checkpoint: Checkpoint) -> None:
+        if self.ranks.first:
+            save_checkpoint(self.run_dir / name, checkpoint)
+
+    def _class_weights(self) -> Tensor | None:
         offset = self.config.loss.class_weight_offset
         if offset is None:
             return None
-        frequencies = self.train_data.class_frequencies(progress=True)
-        return inverse_log_weights(frequencies, offset).to(device)
+        frequencies = self.train_data.class_frequencies(progress=self.ranks.first)
+        return inverse_log_weights(frequencies, offset).to(self.ranks.device())
 
     def _checkpoint(self) -> Checkpoint:
+        """Every process must ask for it: its random state is part of it."""
         learner = self.learner
         on_gpu = learner.device.type == "cuda"
         return Checkpoint(
@@ -185,8 +224,8 @@ class Trainer:
             weights=self.network.state_dict(),
             ema=learner.average.state if learner.average else None,
             optimizer=learner.optimizer.state_dict(),
-            random_state=torch.get_rng_state(),
-            cuda_random_state=torch.cuda.get_rng_state() if on_gpu else None,
+            random_states=self.ranks.gather(torch.get_rng_state()),
+            cuda_random_states=self.ranks.gather(torch.cuda.get_rng_state()) if on_gpu else [],
             epoch_losses=list(self.epoch_losses),
             best_mean_iu=self.best_mean_iu,
             val_scores=self.val_scores,
@@ -197,3 +236,15 @@ class Trainer:
         self.epoch_losses = list(checkpoint.epoch_losses)
         self.best_mean_iu = checkpoint.best_mean_iu
         self.val_scores = checkpoint.val_scores
+
+
+def _check_division(division: Division, ranks: Ranks) -> None:
+    if division.smallest_batch < ranks.count:
+        raise ConfigError(
+            f"a batch of {division.smallest_batch} cannot be divided among {ranks.count} "
+            "processes: raise schedule.batch_size (and lower schedule.accumulate), or start fewer"
+        )
+
+
+def _names(data: SegmentationDataset) -> tuple[str, ...]:
+    return tuple(info.name for info in data.info.classes)

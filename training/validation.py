@@ -12,14 +12,16 @@ from training.record import Record
 _PICTURES = 4
 
 
-def validate(learner: Learner, data: SegmentationDataset, record: Record) -> Scores:
-    """Scores of the averaged weights on the whole of `data`; `record` gets a few predictions."""
+def validate(learner: Learner, data: SegmentationDataset, record: Record | None) -> Scores:
+    """Scores of the averaged weights on the whole of `data`, its images shared among the processes;
+    `record` gets a few predictions."""
     with learner.averaged_weights():
         predict = NetworkPredictor(learner.network, bf16=learner.config.precision == "bf16")
-        scores = evaluate(predict, data, progress=False).scores()
+        scores = evaluate(predict, data, progress=False, ranks=learner.ranks).scores()
         step = max(1, len(data) // _PICTURES)
         for index in range(0, len(data), step)[:_PICTURES]:
-            sample = data[index]
-            record.picture(f"val/{index}", learner.iteration, sample, predict(sample.image))
+            if record is not None:
+                sample = data[index]
+                record.picture(f"val/{index}", learner.iteration, sample, predict(sample.image))
     learner.network.train()
     return scores

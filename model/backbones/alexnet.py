@@ -88,17 +88,28 @@ class AlexNet(Backbone):
         return caffe_normalised(images, self.mean)
 
     def forward(self, images: Tensor) -> Features:
-        x = functional.relu(self.conv1(self.normalise(images)), inplace=True)
-        x = local_response_norm(max_pool3(x, self.padding))
+        x = self.normalise(images)
+        for part in (self._stem, self._middle, self._fully_connected):
+            x = self.segment(part, x)
+        return Features(pool3=None, pool4=None, fc7=x)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.conv1(x), inplace=True)
+        return local_response_norm(max_pool3(x, self.padding))
+
+    def _middle(self, x: Tensor) -> Tensor:
         x = functional.relu(self.conv2(x), inplace=True)
         x = local_response_norm(max_pool3(x, self.padding))
         for conv in (self.conv3, self.conv4, self.conv5):
             x = functional.relu(conv(x), inplace=True)
+        return max_pool3(x, self.padding)
+
+    def _fully_connected(self, x: Tensor) -> Tensor:
         before, after = _fc6_padding(self.padding)
-        x = functional.pad(max_pool3(x, self.padding), (before, after, before, after))
+        x = functional.pad(x, (before, after, before, after))
         x = self.drop6(functional.relu(self.fc6(x), inplace=True))
-        x = self.drop7(functional.relu(self.fc7(x), inplace=True))
-        return Features(pool3=None, pool4=None, fc7=x)
+        dropped: Tensor = self.drop7(functional.relu(self.fc7(x), inplace=True))
+        return dropped
 
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are CaffeNet's only at its own width."""

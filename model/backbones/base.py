@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from model.backbones.recompute import recomputed
 from model.coordinates import CropOffsets, fcn_crops, tile
 from model.surgery import convolutions, transplant
 from model.weights.layers import LayerWeights
@@ -39,6 +42,8 @@ class Backbone(nn.Module, ABC):
     cut_after: str | None = None
     """The last layer of a net cut short, which takes the place of fc7."""
     crops: CropOffsets
+    recompute: bool = False
+    """Of each `segment`, keep for the gradient only the input and compute the rest again."""
     min_side_px: int = 1
     max_side_px: int | None = None
 
@@ -49,6 +54,12 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
         """float [N,3,H,W] RGB in 0..255."""
+
+    def segment(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """function(x), a part of the forward pass that `recompute` applies to."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return recomputed(self, function, x)
+        return function(x)
 
     def pretrained_modules(self) -> list[nn.Module]:
         """Parts that start from ImageNet weights and so train at the backbone's rate."""

@@ -133,16 +133,19 @@ class GoogLeNet(Backbone):
         return caffe_normalised(images, self.mean)
 
     def forward(self, images: Tensor) -> Features:
-        x = functional.relu(self.conv1["7x7_s2"](self.normalise(images)), inplace=True)
-        x = local_response_norm(max_pool3(x, self.padding))
-        for name in ("3x3_reduce", "3x3"):
-            x = functional.relu(self.conv2[name](x), inplace=True)
-        x = local_response_norm(x)
+        x = self.segment(self._stem, self.normalise(images))
         ends = {}
         for name in _INCEPTIONS:
             x = max_pool3(x, self.padding) if name in _POOL_BEFORE else x
-            x = ends[name] = self.get_submodule(f"inception_{name}")(x)
+            x = ends[name] = self.segment(self.get_submodule(f"inception_{name}"), x)
         return Features(pool3=ends["3b"], pool4=ends["4e"], fc7=self.dropout(x))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.conv1["7x7_s2"](x), inplace=True)
+        x = local_response_norm(max_pool3(x, self.padding))
+        for name in ("3x3_reduce", "3x3"):
+            x = functional.relu(self.conv2[name](x), inplace=True)
+        return local_response_norm(x)
 
 
 def _conv1_padding(padding: Padding) -> int:

@@ -8,6 +8,7 @@ at even sizes, for which the ImageNet weights were trained).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +129,13 @@ class MobileNetV1(Backbone):
         x = self.conv0(self.normalise(images))
         taps = {}
         for index in range(1, len(_CHANNELS) + 1):
-            x = self.get_submodule(f"pw{index}")(self.get_submodule(f"dw{index}")(x))
+            x = self.segment(partial(self._separable, index), x)
             taps[index] = x
         return Features(pool3=taps[5], pool4=taps[11], fc7=self.dropout(self.fc6(x)))
+
+    def _separable(self, index: int, x: Tensor) -> Tensor:
+        result: Tensor = self.get_submodule(f"pw{index}")(self.get_submodule(f"dw{index}")(x))
+        return result
 
     def pretrained_modules(self) -> list[nn.Module]:
         return [module for name, module in self.named_children() if name != "fc6"]

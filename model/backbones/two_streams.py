@@ -37,6 +37,7 @@ class TwoStreams(Backbone):
         return torch.cat(parts, dim=1)
 
     def forward(self, images: Tensor) -> Features:
+        self.color.recompute = self.hha.recompute = self.recompute
         color, hha = self.color(images[:, :3]), self.hha(images[:, 3:])
         return Features(*(torch.cat(maps, dim=1) for maps in zip(color, hha, strict=True)))
 

@@ -11,6 +11,7 @@ ceil(H/s) rows, and works on the image's own pixels: half the arithmetic at 500x
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -148,16 +149,22 @@ class VGG16(Backbone):
     def forward(self, images: Tensor) -> Features:
         x = self.normalise(images)
         pools = []
-        for block, convs in enumerate(CONVS_PER_BLOCK[: self.blocks], start=1):
-            for index in range(1, convs + 1):
-                x = functional.relu(self.get_submodule(self._conv(block, index))(x), inplace=True)
-            x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
+        for block in range(1, self.blocks + 1):
+            x = self.segment(partial(self._block, block), x)
             pools.append(x)
         if self.cut_after is not None:
             return Features(pool3=None, pool4=None, fc7=x)
+        return Features(pool3=pools[2], pool4=pools[3], fc7=self.segment(self._fully_connected, x))
+
+    def _block(self, block: int, x: Tensor) -> Tensor:
+        for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
+            x = functional.relu(self.get_submodule(self._conv(block, index))(x), inplace=True)
+        return functional.max_pool2d(x, 2, 2, ceil_mode=True)
+
+    def _fully_connected(self, x: Tensor) -> Tensor:
         x = self.drop6(functional.relu(self.fc6(x), inplace=True))
-        x = self.drop7(functional.relu(self.fc7(x), inplace=True))
-        return Features(pool3=pools[2], pool4=pools[3], fc7=x)
+        dropped: Tensor = self.drop7(functional.relu(self.fc7(x), inplace=True))
+        return dropped
 
     def _conv(self, block: int, index: int) -> str:
         first = block == index == 1

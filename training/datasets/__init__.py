@@ -62,6 +62,12 @@ def open_dataset(
     return open_split(name, form, root, split, class_info(form, root, classes))
 
 
+def guess_dataset(root: Path, classes: Path | None = None) -> str:
+    """The data set meant where no name is given: `folder` with a class list, else `camvid`."""
+    has_list = classes is not None or (root / "classes.yaml").is_file()
+    return "folder" if has_list else "camvid"
+
+
 __all__ = [
     "DATASETS",
     "DatasetError",
@@ -70,5 +76,6 @@ __all__ = [
     "SegmentationDataset",
     "class_info",
     "find_format",
+    "guess_dataset",
     "open_dataset",
 ]

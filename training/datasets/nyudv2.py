@@ -88,8 +88,9 @@ def _pairs(first: str) -> Callable[[Path, str], list[Pair]]:
 
 def _open(root: Path, split: str, info: DatasetInfo, pairs: list[Pair]) -> SegmentationDataset:
     if _is_mat(root):
-        data: SegmentationDataset = LabeledMat(info, pairs, split, root)
-        further = [hha_path(root, n) for n in data.numbers] if "hha" in info.modality else []
+        labeled = LabeledMat(info, pairs, split, root)
+        further = [hha_path(root, n) for n in labeled.numbers] if "hha" in info.modality else []
+        data: SegmentationDataset = labeled
     else:
         data = _Folders(info, pairs, split)
         folders = _FOLDERS[info.modality][1:]

@@ -37,7 +37,7 @@ def with_scores(network: FCN) -> FCN:
 
 
 def channels(*values: float) -> Tensor:
-    return torch.tensor(values).view(1, -1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def test_colour_is_less_the_mean_of_the_data_set() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import narrow_network
-from tests.unit.training.recipes import MakeConfig, raw_recipe
+from tests.unit.training.recipes import MakeConfig, changed, raw_recipe
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
 
@@ -31,17 +31,15 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def narrow_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow_network.narrow_alexnet(monkeypatch)
+
+
+@pytest.fixture
 def make_config(streets: Path) -> MakeConfig:
     """The recipe with changes given as `section__field=value`."""
 
     def make(**changes: Any) -> TrainConfig:
-        raw = raw_recipe(streets)
-        for key, value in changes.items():
-            *sections, name = key.split("__")
-            inner = raw
-            for section in sections:
-                inner = inner.setdefault(section, {})
-            inner[name] = value
-        return parse_config(raw, "test recipe")
+        return parse_config(changed(raw_recipe(streets), changes), "test recipe")
 
     return make

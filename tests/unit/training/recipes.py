@@ -23,3 +23,14 @@ def raw_recipe(root: Path) -> dict[str, Any]:
         "precision": "fp32",
         "threads": 1,
     }
+
+
+def changed(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with changes given as `section__field=value`; it is changed itself."""
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        inner = raw
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value.copy() if isinstance(value, dict) else value
+    return raw

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
         "weights": network.state_dict(),
         "ema": {name: value + 1 for name, value in network.state_dict().items()},
         "optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]},
-        "random_state": torch.get_rng_state(),
+        "random_states": [torch.get_rng_state()],
         "best_mean_iu": 0.5,
         "val_scores": {"mean_iu": 0.5, "class_iu": {"sky": None}},
         "epoch_losses": [0.25, 0.125],
@@ -44,6 +47,8 @@ def checkpoint(**changes: Any) -> Checkpoint:
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return bool(a == b)
@@ -78,7 +83,7 @@ def test_a_file_of_an_earlier_version_lacks_the_optional_fields(tmp_path: Path) 
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     fields = torch.load(path, weights_only=True)
-    del fields["epoch_losses"], fields["cuda_random_state"]
+    del fields["epoch_losses"], fields["cuda_random_states"]
     torch.save(fields, path)
     assert load_checkpoint(path).epoch_losses == []
 
@@ -147,11 +152,76 @@ def test_an_interrupted_write_keeps_the_last_one(
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(iteration=5))
 
-    def fail(_fields: Any, where: Path) -> None:
-        where.write_bytes(b"half")
-        raise OSError("disk full")
+    def fail(_fields: Any, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, checkpoint(iteration=6))
     assert load_checkpoint(path).iteration == 5
+
+
+def test_a_full_disk_keeps_the_last_one(tmp_path: Path) -> None:
+    """/dev/full answers as a full disk does, after torch has begun to write."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint(iteration=5))
+    (tmp_path / "last.tmp").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"last\.pt: No space left on device; the one before"):
+        save_checkpoint(path, checkpoint(iteration=6))
+    assert load_checkpoint(path).iteration == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_fills_up_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems find out only when the file is to be made durable."""
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device; there was none before"):
+        save_checkpoint(tmp_path / "last.pt", checkpoint())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(CheckpointError, match=r"cannot write .*last\.pt: (File exists|Not a dir)"):
+        save_checkpoint(tmp_path / "run" / "last.pt", checkpoint())
+
+
+def test_file_and_folder_are_made_durable_before_and_after_the_renaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    save_checkpoint(tmp_path / "last.pt", checkpoint())
+    assert events == ["file", "rename", "folder"]
+
+
+def test_a_file_of_before_there_were_several_processes(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    saved = checkpoint()
+    save_checkpoint(path, saved)
+    fields = torch.load(path, weights_only=True)
+    fields["random_state"] = fields.pop("random_states")[0]
+    fields["cuda_random_state"] = None
+    del fields["cuda_random_states"]
+    torch.save(fields, path)
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded.random_states[0], saved.random_states[0])
+    assert loaded.cuda_random_states == []

@@ -17,9 +17,13 @@ CLASS_COUNTS = {
     "cityscapes": 19,
     "coco_stuff": 171,
     "nyudv2": 40,
+    "nyudv2_hha": 40,
+    "nyudv2_rgb_hha": 40,
+    "nyudv2_rgbd": 40,
     "pascal_context": 60,
     "sbd": 21,
     "siftflow": 33,
+    "siftflow_both": 33,
     "siftflow_geometric": 3,
     "voc2011": 21,
     "voc2012": 21,
@@ -133,6 +137,23 @@ def test_siftflow(tmp_path: Path) -> None:
             assert (data[index].target == written[name][kind]).all()
             assert (data[index].target == VOID).sum() == 1
     assert len(open_dataset("siftflow", tmp_path, "test")) == 1
+
+
+def test_siftflow_both(tmp_path: Path) -> None:
+    written = trees.siftflow(tmp_path, {"trainval": ["coast_1", "city_2"]})
+    data = open_dataset("siftflow_both", tmp_path, "trainval")
+    assert [len(classes) for classes in data.info.heads.values()] == [33, 3]
+    for index, name in enumerate(["coast_1", "city_2"]):
+        assert (data[index].target == np.stack(written[name], axis=-1)).all()
+    with pytest.raises(DatasetError, match="class shares are of one labelling"):
+        data.class_frequencies()
+    label = tmp_path / f"GeoLabels/{trees.SCENES}/city_2.mat"
+    trees.save_mat(label, S=np.ones((2, 3)))
+    with pytest.raises(DatasetError, match=r"GeoLabels/.*/city_2\.mat is 2x3: they must be the"):
+        data[1]
+    label.unlink()
+    with pytest.raises(DatasetError, match=r"1 of 2 geometric labels .*city_2\.mat"):
+        open_dataset("siftflow_both", tmp_path, "trainval")
 
 
 def test_siftflow_without_the_lists(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.datasets import SegmentationDataset, drawn, open_dataset
-from training.loader import _Order, iterations_per_epoch, training_batches
+from training.loader import Division, _Order, training_batches
 from training.transforms import Augmentation
 
 AUGMENT = Augmentation(crop_height=32, crop_width=32)
@@ -92,7 +92,7 @@ def test_epochs_differ(streets: Path) -> None:
 
 
 def test_each_epoch_takes_each_scene_once() -> None:
-    order = list(_Order(6, 2, seed=0, start=0, total=9))
+    order = list(_Order(Division(6, 2), seed=0, start=0, total=9))
     for epoch in range(3):
         keys = [key for batch in order[3 * epoch : 3 * epoch + 3] for key in batch]
         assert {epoch_of for epoch_of, _ in keys} == {epoch}
@@ -101,10 +101,10 @@ def test_each_epoch_takes_each_scene_once() -> None:
 
 
 def test_a_short_last_batch_is_dropped_unless_it_is_the_only_one() -> None:
-    assert iterations_per_epoch(7, 2) == 3
-    assert [len(batch) for batch in _Order(7, 2, seed=0, start=0, total=6)] == [2] * 6
-    assert iterations_per_epoch(3, 8) == 1
-    assert [len(batch) for batch in _Order(3, 8, seed=0, start=0, total=2)] == [3, 3]
+    assert Division(7, 2).steps_per_epoch == 3
+    assert [len(batch) for batch in _Order(Division(7, 2), seed=0, start=0, total=6)] == [2] * 6
+    assert Division(3, 8).steps_per_epoch == 1
+    assert [len(batch) for batch in _Order(Division(3, 8), seed=0, start=0, total=2)] == [3, 3]
 
 
 def test_reading_leaves_the_random_numbers_of_torch_alone(streets: Path) -> None:

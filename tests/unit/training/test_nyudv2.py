@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from cli.main import main
 from tests.unit.training import nyu, trees
-from training.datasets import DatasetError, SegmentationDataset, open_dataset
+from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID
 from training.datasets.labels import read_vector
 
-SPLITS = {"train": ["5003"], "val": ["5001"], "test": ["5002"]}
+SPLITS: dict[str, Sequence[str]] = {"train": ["5003"], "val": ["5001"], "test": ["5002"]}
 INNER = np.s_[45:470, 40:600]
 
 
@@ -33,13 +36,14 @@ def mat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def picture(path: Path) -> np.ndarray:
+def picture(path: Path) -> npt.NDArray[Any]:
     return np.array(Image.open(path))
 
 
 def test_rgbd(folders: Path) -> None:
     image = open_dataset("nyudv2_rgbd", folders, "trainval")[0].image
-    assert (image.dtype, image.shape) == (np.float32, (trees.HEIGHT, trees.WIDTH, 4))
+    assert image.dtype == np.float32
+    assert image.shape == (trees.HEIGHT, trees.WIDTH, 4)
     assert (image[..., :3] == picture(folders / "data/images/img_5003.png")).all()
     assert image[0, 0, 3] == pytest.approx(np.log(1000))
     assert image[-1, -1, 3] == pytest.approx(np.log(1034))
@@ -89,7 +93,7 @@ def test_depth_with_holes(folders: Path) -> None:
         (None, "cannot read the depth"),
     ],
 )
-def test_wrong_depth(folders: Path, content: np.ndarray | None, complaint: str) -> None:
+def test_wrong_depth(folders: Path, content: npt.NDArray[Any] | None, complaint: str) -> None:
     path = folders / "data/depth/img_5001.png"
     if content is None:
         path.write_bytes(b"hello")
@@ -103,17 +107,14 @@ def test_mat(mat: Path) -> None:
     """Every pixel within the frame, of the image that the split names."""
     scenes = nyu.scenes()
     data = open_dataset("nyudv2", mat, "trainval")
-    for sample, number in zip(list_of(data), (4, 1), strict=True):
-        scene = scenes[number - 1]
+    assert len(data) == 2
+    for index, number in enumerate((4, 1)):
+        sample, scene = data[index], scenes[number - 1]
         assert sample.image.shape == (425, 560, 3)
         assert (sample.image == scene.image[INNER]).all()
         labels = scene.labels[INNER]
         wanted = np.where(labels == 0, VOID, nyu.mapping()[labels.astype(int) - 1] - 1)
         assert (sample.target == wanted).all()
-
-
-def list_of(data: SegmentationDataset) -> list:
-    return [data[index] for index in range(len(data))]
 
 
 def test_mat_is_what_matlab_writes(mat: Path) -> None:

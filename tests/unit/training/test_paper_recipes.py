@@ -20,7 +20,7 @@ from model.backbones.alexnet import AlexNet
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.vgg16 import VGG16
 from model.build import TRUNCATIONS
-from tests.unit.training import trees
+from tests.unit.training import nyu, trees
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig, load_config
 from training.datasets import DATASETS, class_info
@@ -44,7 +44,17 @@ def data_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     classes = class_info(DATASETS["pascal_context"], context).classes
     names = [info.name for info in classes][1:]
     trees.pascal_context(context, {"train": train[:3], "val": val}, names)
-    return {"sbd": voc, "voc2011": voc, "pascal_context": context}
+    rooms = tmp_path_factory.mktemp("rooms")
+    nyu.folders(rooms, {"trainval": ["5001", "5002", "5003"], "test": ["5004"]})
+    outdoors = tmp_path_factory.mktemp("outdoors")
+    trees.siftflow(outdoors, {"trainval": train[:3], "test": val})
+    return {
+        "sbd": voc,
+        "voc2011": voc,
+        "pascal_context": context,
+        "siftflow_both": outdoors,
+        **dict.fromkeys(("nyudv2", "nyudv2_rgbd", "nyudv2_hha", "nyudv2_rgb_hha"), rooms),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,11 @@ class Runs:
         config = narrow_config(name, self.roots)
         if config.init.checkpoint is not None:
             parent = self[config.init.checkpoint.parent.name].path
-            config = narrow_config(name, self.roots, f"init.checkpoint={parent}")
+            changes = [f"init.checkpoint={parent}"]
+            if config.init.hha_checkpoint is not None:
+                hha = self[config.init.hha_checkpoint.parent.name].path
+                changes.append(f"init.hha_checkpoint={hha}")
+            config = narrow_config(name, self.roots, *changes)
         trainer = Trainer(config, self.folder / name, resume=False)
         begun = {key: value.clone() for key, value in trainer.network.state_dict().items()}
         return Run(config, begun, trainer.run(stop_after=2), self.folder / name / "last.pt")
@@ -111,7 +125,7 @@ def test_two_steps(runs: Runs, name: str) -> None:
     assert done.iteration == 2
     assert all(value.isfinite().all() for value in done.weights.values())
     moved = {key for key, value in done.weights.items() if not torch.equal(value, run.begun[key])}
-    assert {"score_fr.weight", "score_fr.bias"} <= moved
+    assert {key for key in done.weights if key.startswith("score_fr")} <= moved
     if config.optimizer.learned == "score":
         assert all(key.startswith("score_") for key in moved)
     groups = done.optimizer["param_groups"]
@@ -137,6 +151,8 @@ def test_of_every_recipe(name: str) -> None:
     else:
         assert init.checkpoint == Path("runs") / init.checkpoint.parent.name / "last.pt"
         assert init.checkpoint.parent.name in NAMES
+    if init.hha_checkpoint is not None:
+        assert init.hha_checkpoint.parent.name in NAMES
 
 
 @pytest.mark.parametrize(
@@ -154,6 +170,12 @@ def test_of_every_recipe(name: str) -> None:
         ("voc-fcn16s-light", "mean", 20, 0.9, 1e-6, None),
         ("voc-fcn32s-sample25", "mean", 80, 0.9, 1e-4, 1500),
         ("pascal_context-fcn16s", "sum", 1, 0.99, 1e-12, 400_000),
+        ("nyudv2-fcn32s-rgbd", "sum", 1, 0.99, 1e-10, 100_000),
+        ("nyudv2-fcn32s-rgb-hha", "sum", 1, 0.99, 1e-12, 100_000),
+        ("nyudv2-fcn16s-rgb-hha", "sum", 1, 0.99, 1e-12, 100_000),
+        ("siftflow-fcn32s", "sum", 1, 0.99, 1e-10, 100_000),
+        ("siftflow-fcn16s", "sum", 1, 0.99, 1e-12, 100_000),
+        ("siftflow-fcn8s", "sum", 1, 0.99, 1e-12, 100_000),
     ],
 )
 def test_numbers_of_the_paper(

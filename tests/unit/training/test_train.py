@@ -49,7 +49,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def assert_same_state(a: Checkpoint, b: Checkpoint) -> None:
     assert a.iteration == b.iteration
-    for name in ("weights", "ema", "optimizer", "random_state", "val_scores", "epoch_losses"):
+    for name in ("weights", "ema", "optimizer", "random_states", "val_scores", "epoch_losses"):
         assert equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -329,6 +329,46 @@ def test_a_bad_label_is_named_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_mid_epoch_costs_no_checkpoint(
+    tmp_path: Path, make_config: MakeConfig, streets: Path, workers: int
+) -> None:
+    """It is named; once it is mended, the run goes on and ends as if nothing had happened."""
+    import shutil
+
+    root, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(streets, root)
+    config = make_config(data__root=str(root), data__workers=workers)
+    train(config, run, stop_after=PER_EPOCH)
+    before = (run / "last.pt").read_bytes()
+    # In the order of the second epoch, the last one read.
+    from training.loader import Division, _Order
+
+    index = list(_Order(Division(6, 2), config.seed, PER_EPOCH, TOTAL))[-1][-1][1]
+    victim = sorted((root / "train/images").iterdir())[index]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DatasetError, match=f"cannot read the image .*{victim.name}") as raised:
+        train(config, run, resume=True)
+    assert "\n" not in str(raised.value)
+    assert (run / "last.pt").read_bytes() == before
+    victim.write_bytes(whole)
+    done = train(config, run, resume=True)
+    assert_same_state(done, train(make_config(), tmp_path / "straight"))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_epoch_before(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config()
+    train(config, tmp_path, stop_after=PER_EPOCH)
+    (tmp_path / "last.tmp").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"cannot write the .*No space left.*--resume"):
+        train(config, tmp_path, resume=True)
+    assert load_checkpoint(tmp_path / "last.pt").iteration == PER_EPOCH
+    assert train(config, tmp_path, resume=True).iteration == TOTAL
+
+
 def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeConfig) -> None:
     """From a file with every layer, folded as the importer wants it."""
     path = tmp_path / "imagenet.npz"
@@ -340,6 +380,7 @@ def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeCo
         assert np.array_equal(weight.squeeze().numpy(), arrays["pw3/w"][:, 0, 0])
     norm = trainer.network.state_dict()["backbone.pw3.norm.running_mean"]
     assert norm.abs().sum() > 0  # measured on the training images
+    assert trainer.record is not None
     trainer.record.close()
 
 

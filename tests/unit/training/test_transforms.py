@@ -226,3 +226,51 @@ def test_padding_to_the_largest_of_a_batch() -> None:
 def test_wrong_amounts(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**fields)
+
+
+def planes(**fields: Any) -> tuple[Sample, Sample]:
+    """A scene with red, green and blue again as further channels and the classes as a second
+    labelling; and what becomes of it."""
+    image, target = scene()
+    deep = Sample(np.concatenate([image, image], axis=2), np.stack([target, target], axis=-1))
+    augment = Augmentation(**{**PLAIN, "crop_height": 32, "crop_width": 48, **fields})
+    return deep, augment(deep, np.random.default_rng(3), "rgb-hha")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"aspect": 0.2, "flip": True, "min_scale": 0.4, "max_scale": 0.8},
+        {"crop_height": None, "crop_width": None, "min_scale": 1.3, "max_scale": 1.7},
+        {"crop_height": None, "crop_width": None, "jitter_px": 9, "min_scale": 1.0, "max_scale": 1},
+    ],
+)
+def test_all_channels_and_labellings_move_together(fields: dict[str, Any]) -> None:
+    deep, (image, target) = planes(**fields)
+    assert image.shape[2] == 6
+    assert (image[..., :3] == image[..., 3:]).all()
+    assert (target[..., 0] == target[..., 1]).all()
+    assert image.shape != deep.image.shape or (image != deep.image).any()
+
+
+def test_only_colours_are_recoloured() -> None:
+    whole = {"crop_height": 40, "crop_width": 60, "min_scale": 1.0, "max_scale": 1.0}
+    deep, (image, _) = planes(**whole, brightness=0.5, channel_gain=0.3)
+    assert (image[..., 3:] == deep.image[..., 3:]).all()
+    assert (image[..., :3] != deep.image[..., :3]).any()
+    augment = Augmentation(**{**PLAIN, **whole, "brightness": 0.5})
+    hha = augment(scene(), np.random.default_rng(3), "hha").image
+    assert (hha == scene().image).all()
+
+
+def test_depth_keeps_its_values_and_beyond_the_picture_is_its_mean() -> None:
+    image, target = scene()
+    depth = np.full((*target.shape, 1), 7.25, np.float32)
+    augment = Augmentation(**{**PLAIN, "crop_height": 50, "crop_width": 60, "max_scale": 0.7})
+    sample = Sample(np.concatenate([image, depth], axis=2), target)
+    found = augment(sample, np.random.default_rng(0), "rgbd")
+    assert found.image.dtype == np.float32
+    outside = found.target == VOID
+    assert outside.any()
+    assert np.allclose(found.image[outside], [128, 128, 128, 7.844])
+    assert np.allclose(found.image[~outside][:, 3], 7.25)
