@@ -132,7 +132,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = config_of(args, folder / "data")
     trainer = Trainer(config, folder / "run", resume=False)
     trainer.network.train()
-    trainer.record.close()
+    if trainer.record is not None:
+        trainer.record.close()
     plain = plain_step(config, trainer.train_data.num_classes)
     loops: dict[str, tuple[Step, Batches]] = {
         "ours": (
