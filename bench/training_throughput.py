@@ -135,6 +135,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if trainer.record is not None:
         trainer.record.close()
     plain = plain_step(config, trainer.train_data.num_classes)
+
+    def our_step(images: Tensor, target: Tensor) -> float:
+        return trainer.learner.step([(images, target)])
+
     loops: dict[str, tuple[Step, Batches]] = {
         "ours": (
             trainer.learner.step,
