@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     loops: dict[str, tuple[Step, Batches]] = {
         "ours": (
-            trainer.learner.step,
+            our_step,
             our_batches(trainer, args.rounds * (args.warm_up + args.steps)),
         ),
         "plain": (plain, plain_batches(folder / "data" / "train", args)),
