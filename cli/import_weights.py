@@ -14,7 +14,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=".pth, .pt or .safetensors (torchvision names), .npz (plain or Keras), or .caffemodel",
     )
-    parser.add_argument("--network", required=True, metavar="NAME", help="vgg16")
+    parser.add_argument(
+        "--network",
+        required=True,
+        metavar="NAME",
+        help="vgg16, alexnet (CaffeNet), googlenet or mobilenet_v1",
+    )
     parser.add_argument(
         "--head",
         choices=("none", "32s", "16s", "8s"),
@@ -30,12 +35,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--normalisation",
-        choices=("caffe", "torchvision"),
-        help="pixels that the weights expect (default: by the kind of file; an .npz of plain "
-        "layers does not say)",
+        choices=("caffe", "torchvision", "nyudv2", "siftflow"),
+        help="pixels that the weights expect (default: by the kind of file, or of the released "
+        "net; an .npz of plain layers does not say)",
     )
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class list of an FCN (default: VOC's 21)"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class list of an FCN (default: by their number, the authors' nets': VOC's 21, "
+        "NYUDv2's 40, PASCAL-Context's 60, SIFT Flow's 33 and 3)",
+    )
+    parser.add_argument(
+        "--modality",
+        choices=("rgb", "hha"),
+        help="hha: the file holds an FCN for HHA, which has the layers of one for colour",
     )
     parser.add_argument("--name", help="of an FCN, for fcn export")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
@@ -61,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             padding=args.padding,
             normalisation=args.normalisation,
             dataset=load_info(args.classes) if args.classes else None,
+            modality=args.modality,
             name=args.name,
         )
     if args.json:

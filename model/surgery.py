@@ -18,7 +18,7 @@ from torch import nn
 
 from model.weights.layers import Array, Layer, LayerWeights, WeightsError
 
-Action = Literal["copied", "reshaped", "dropped", "unknown", "missing", "mismatch"]
+Action = Literal["copied", "reshaped", "folded", "dropped", "unknown", "missing", "mismatch"]
 _COPIED: Action = "copied"
 _RESHAPED: Action = "reshaped"
 _PROBLEMS: tuple[Action, ...] = ("missing", "mismatch")
@@ -41,6 +41,11 @@ class Report:
     @property
     def problems(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.action in _PROBLEMS)
+
+    def with_folded(self, folded: Mapping[str, str]) -> Report:
+        """And layers of the file that are now part of another: each -> that one."""
+        rows = (Row(layer, "folded", f"into {into}") for layer, into in folded.items())
+        return Report((*self.rows, *rows))
 
     def layers(self, action: Action) -> list[str]:
         return [row.layer for row in self.rows if row.action == action]

@@ -6,32 +6,50 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from model.backbones.base import Backbone
+from model.backbones.mobilenet_v1 import MobileNetV1
 from model.build import BackboneName, NetworkSpec, build
 from model.fcn import Variant
-from model.surgery import Report, convolutions, fit_layers, shapes_of, transplant
+from model.heads import layer_name
+from model.modality import Modality
+from model.surgery import Report, Shapes, convolutions, fit_layers, shapes_of, transplant
 from model.weights.head import (
     HEAD_LAYERS,
-    SCORES,
+    STREAMS,
     check_variant,
     fold_scales,
-    inner_upsamplings,
+    heads_of,
+    modality_of,
+    needed_layers,
     upsampling_of,
 )
-from model.weights.layers import LayerWeights, WeightsError
-from model.weights.names import NETWORKS, NORMALISATION, Normalisation
+from model.weights.layers import Convention, LayerWeights, WeightsError
+from model.weights.mobilenet import from_file_layout, to_file_layout
+from model.weights.names import NETWORKS, Normalisation
 from model.weights.read import read_weights
 from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.datasets import DatasetInfo
+from training.datasets.base import GEOMETRIC, DatasetInfo
 from training.datasets.folder import load_info
 from training.revision import git_revision
 
-VOC_CLASSES = Path(__file__).parent / "datasets" / "sbd.yaml"
+_LISTS = Path(__file__).parent / "datasets"
+VOC_CLASSES = _LISTS / "sbd.yaml"
+
+RELEASED: dict[int, tuple[Path, Normalisation]] = {
+    21: (VOC_CLASSES, "caffe"),
+    40: (_LISTS / "nyudv2.yaml", "nyudv2"),
+    60: (_LISTS / "pascal_context.yaml", "caffe"),
+    33: (_LISTS / "siftflow.yaml", "siftflow"),
+}
+"""By the number of classes of the authors' nets: the classes, in the order of the scores, and the
+pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py and siftflow_layers.py of
+shelhamer/fcn.berkeleyvision.org."""
+_GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +78,16 @@ def import_start_weights(
     `normalisation` None: what the file's convention implies.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
-    layers, normalisation = _read(path, network, normalisation)
+    file = _read(path, network, normalisation)
     with torch.device("meta"):
-        backbone = build(_spec(network, layers), 1).backbone
-    wanted = shapes_of(backbone, convolutions(backbone))
-    fitted, report = fit_layers(layers, wanted, NETWORKS[network].dropped | HEAD_LAYERS)
+        backbone = build(_spec(network, file.layers), 1).backbone
+    dropped = NETWORKS[network].dropped | HEAD_LAYERS
+    fitted, report = fit_layers(file.layers, _start_shapes(backbone), dropped)
     report.require(str(path))
-    write_start_weights(out, fitted, network=network, normalisation=normalisation)
-    return Imported(report, normalisation, _sha256(path))
+    if isinstance(backbone, MobileNetV1):
+        fitted = to_file_layout(fitted)
+    write_start_weights(out, fitted, network=network, normalisation=file.normalisation)
+    return Imported(report.with_folded(file.folded), file.normalisation, _sha256(path))
 
 
 def import_checkpoint(
@@ -79,33 +99,46 @@ def import_checkpoint(
     padding: str = "pad100",
     normalisation: Normalisation | None = None,
     dataset: DatasetInfo | None = None,
+    modality: Modality | None = None,
     name: str | None = None,
 ) -> Imported:
     """A whole FCN from `path`, such as the authors' released files, to the checkpoint `out`.
 
     The released nets were trained with `pad100`. `dataset`: the classes of its scores, in order;
-    None: VOC's 21, which the released nets learned from SBD.
+    None: those of the released net with as many classes, see `RELEASED`. `modality` None: what the
+    layers tell; a net for HHA has those of one for colour.
+    `normalisation` None: that of the released net, or what the file's convention implies.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
-    dataset = dataset or load_info(VOC_CLASSES)
-    layers, normalisation = _read(path, network, normalisation)
+    if network == "mobilenet_v1":
+        raise WeightsError("there are no files of an FCN over mobilenet_v1: --head must be none")
+    file = _read(path, network, normalisation)
     try:
-        check_variant(layers, variant)
-        layers = fold_scales(layers)
-        upsampling = upsampling_of(layers, variant)
-    except WeightsError as error:
+        heads = heads_of(file.layers)
+        check_variant(file.layers, variant, heads)
+        layers, scales = fold_scales(file.layers)
+        seen = modality or modality_of(layers)
+        # The kernels of the last upsampling tell which of the two kinds of crops a network has.
+        with torch.device("meta"):
+            odd = build(_spec(network, layers, padding), 1).backbone.crops.odd_kernels
+        upsampling = upsampling_of(layers, variant, odd, heads)
+        pixels = file.normalisation
+        if dataset is None:
+            dataset, learned_of = _released(layers, heads)
+            if normalisation is None and file.convention == "caffe":
+                pixels = learned_of
+        dataset = dataclasses.replace(dataset, modality=seen)
+        spec = dataclasses.replace(
+            _spec(network, layers, padding),
+            variant=variant,
+            upsampling=upsampling,
+            normalisation=cast(Any, pixels) if network == "vgg16" else None,
+            modality=seen,
+        )
+    except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    spec = dataclasses.replace(
-        _spec(network, layers),
-        variant=variant,
-        upsampling=upsampling,
-        padding=cast(Any, padding),
-        normalisation=normalisation,
-    )
-    fcn = build(spec, len(dataset.classes))
-    needed = _paths(fcn.backbone) | {score: score for score in SCORES[variant]}
-    if upsampling == "learned":
-        needed |= {layer: layer for layer in inner_upsamplings(variant)}
+    fcn = build(spec, dataset.head_sizes)
+    needed = _paths(fcn.backbone) | needed_layers(variant, upsampling, heads, seen)
     dropped = NETWORKS[network].dropped | HEAD_LAYERS
     report = transplant(fcn, layers, needed, dropped=dropped, source=str(path))
     sha256 = _sha256(path)
@@ -128,39 +161,91 @@ def import_checkpoint(
         val_scores=None,
     )
     save_checkpoint(out, checkpoint)
-    return Imported(report, normalisation, sha256)
+    return Imported(report.with_folded(file.folded | scales), pixels, sha256)
 
 
-def _read(
-    path: Path, network: str, normalisation: Normalisation | None
-) -> tuple[LayerWeights, Normalisation]:
-    """By the network's names. Raises: WeightsError."""
+class _File(NamedTuple):
+    """By the network's names. `folded`: what is now part of another layer -> that one."""
+
+    layers: LayerWeights
+    folded: dict[str, str]
+    convention: Convention
+    normalisation: Normalisation
+
+
+def _read(path: Path, network: str, normalisation: Normalisation | None) -> _File:
+    """Raises: WeightsError, OSError."""
     if network not in NETWORKS:
         raise WeightsError(f"no names are known for {network!r}: want {', '.join(NETWORKS)}")
+    names = NETWORKS[network]
     file = read_weights(path)
-    normalisation = normalisation or NORMALISATION.get(file.convention)
-    if normalisation is None:
+    try:
+        layers, folded = names.read(file)
+        if network == "mobilenet_v1" and file.convention == "plain":
+            layers = from_file_layout(layers)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    pixels = normalisation or names.implied.get(file.convention)
+    choice = " or ".join(names.pixels)
+    if pixels is None:
         raise WeightsError(
             f"{path} does not say of which pixels its weights were learned: say --normalisation "
-            "caffe or torchvision"
+            f"{choice}"
         )
-    layers = NETWORKS[network].renamed(file.layers, file.convention)
-    if len(layers) != len(file.layers):
-        raise WeightsError(f"{path}: two of its layers are the same one of {network}")
-    return layers, normalisation
+    if pixels not in names.pixels:
+        raise WeightsError(
+            f"{path} has weights for {pixels} pixels, and {network} can be fed {choice} ones only: "
+            f"if they were learned from those, say --normalisation {names.pixels[0]}"
+        )
+    return _File(layers, folded, file.convention, pixels)
 
 
-def _spec(network: str, layers: LayerWeights) -> NetworkSpec:
-    """VGG16 with as many channels in fc6 and fc7 as the file has."""
-    fc6 = layers.get("fc6")
+def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo, Normalisation]:
+    """Classes and pixels of the authors' net with as many scores.
+
+    Raises: WeightsError if they have no such net.
+    """
+    named = layer_name("score_fr", heads[0])
+    score = layers.get(named, layers.get(f"score_fr{STREAMS[0]}"))
+    classes = 21 if score is None else score.weight.shape[0]
+    if classes not in RELEASED:
+        raise WeightsError(
+            f"{named} has {classes} classes, and the authors' nets have "
+            f"{', '.join(map(str, RELEASED))}: name the classes with --classes FILE"
+        )
+    listed, pixels = RELEASED[classes]
+    info = load_info(listed)
+    if GEOMETRIC in heads:
+        info = dataclasses.replace(info, geometric=load_info(_GEOMETRIC).classes)
+    return info, pixels
+
+
+def _start_shapes(backbone: Backbone) -> dict[str, Shapes]:
+    if isinstance(backbone, MobileNetV1):
+        return backbone.start_shapes()
+    return shapes_of(backbone, convolutions(backbone))
+
+
+def _spec(network: str, layers: LayerWeights, padding: str = "same") -> NetworkSpec:
+    """FCN-32s; VGG16 and AlexNet with as many channels in fc6 and fc7 as the file has."""
+    fc6 = layers.get("fc6", layers.get(f"fc6{STREAMS[0]}"))
     width = None
-    if network == "vgg16" and fc6 is not None and fc6.bias is not None:
+    if network in ("vgg16", "alexnet") and fc6 is not None and fc6.bias is not None:
         width = max(1, fc6.bias.size)
-    return NetworkSpec(cast(BackboneName, network), fc6_channels=width)
+    return NetworkSpec(
+        cast(BackboneName, network), "32s", fc6_channels=width, padding=cast(Any, padding)
+    )
 
 
 def _paths(backbone: Backbone) -> dict[str, str]:
-    return {layer: f"backbone.{path}" for layer, path in convolutions(backbone).items()}
+    """The file's layers -> the paths of their modules. Of two streams, `color.conv1_1` is the
+    file's conv1_1color."""
+    paths = {}
+    for layer, path in convolutions(backbone).items():
+        stream, dot, rest = layer.partition(".")
+        of_stream = dot and stream in backbone.streams
+        paths[f"{rest}{stream}" if of_stream else layer] = f"backbone.{path}"
+    return paths
 
 
 def _sha256(path: Path) -> str:

@@ -56,6 +56,7 @@ class AlexNet(Backbone):
     """
 
     name = "alexnet"
+    normalisation = "caffe"
     mean: Tensor
 
     def __init__(

@@ -102,6 +102,7 @@ class GoogLeNet(Backbone):
     """
 
     name = "googlenet"
+    normalisation = "caffe"
     mean: Tensor
 
     def __init__(

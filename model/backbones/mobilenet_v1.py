@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbones.base import SAME_CROPS, Backbone, Features
+from model.surgery import Shapes
 from model.weights.read import read_npz
 
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
@@ -138,6 +139,13 @@ class MobileNetV1(Backbone):
 
     def pretrained_modules(self) -> list[nn.Module]:
         return [module for name, module in self.named_children() if name != "fc6"]
+
+    def start_shapes(self) -> dict[str, Shapes]:
+        """Of the layers that `load_imagenet` fills, O,I,H,W, norms folded in."""
+        return {
+            name: Shapes(tuple(layer.conv.weight.shape), (layer.conv.out_channels,))
+            for name, layer in self._layers()
+        }
 
     def load_imagenet(self, path: Path) -> None:
         """From an .npz with `<layer>/w` (O,H,W,I; depthwise 1,H,W,C) and `<layer>/b`, batch norm

@@ -1,8 +1,8 @@
 """Layers of a `.caffemodel`, which is a NetParameter message, read without Caffe.
 
 Both formats: `layer` (LayerParameter, field 100) and the older `layers` (V1LayerParameter, 2).
-Field numbers are those of `src/caffe/proto/caffe.proto` of BVLC/caffe; those of the two layer
-messages are recalled, not looked up.
+Source of the field numbers: `src/caffe/proto/caffe.proto` of BVLC/caffe@00733bb, messages
+NetParameter, LayerParameter, V1LayerParameter, BlobProto and BlobShape.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def _npz(path: Path) -> WeightsFile:
-    return WeightsFile(*pair_up(read_npz(path), str(path)))
+    return pair_up(read_npz(path), str(path))
 
 
 def _caffe(path: Path) -> WeightsFile:
@@ -92,8 +92,7 @@ def _state_dict(path: Path, file: IO[bytes]) -> WeightsFile:
         # numpy has no bfloat16.
         value = value.float() if value.dtype == torch.bfloat16 else value
         arrays[name] = value.detach().numpy()
-    layers, _ = pair_up(arrays, str(path))
-    return WeightsFile(layers, "torchvision")
+    return pair_up(arrays, str(path), "torchvision")
 
 
 def _safetensors(path: Path) -> WeightsFile:
@@ -113,8 +112,7 @@ def _safetensors(path: Path) -> WeightsFile:
     # Text that is no JSON, or not of these keys, or a shape that does not fit its bytes.
     except _NO_HEADER as error:
         raise WeightsError(f"{path} is not a safetensors file, or cut short: {error}") from error
-    layers, _ = pair_up(arrays, str(path))
-    return WeightsFile(layers, "torchvision")
+    return pair_up(arrays, str(path), "torchvision")
 
 
 def _tensor(entry: dict[str, Any], body: memoryview) -> Array:

@@ -48,4 +48,4 @@ def read_start_weights(path: Path, *, network: str, normalisation: str) -> Layer
             f"{path} has weights for {said['normalisation']} pixels: set network.normalisation="
             f"{said['normalisation']}"
         )
-    return pair_up(arrays, str(path))[0]
+    return pair_up(arrays, str(path)).layers

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from training.datasets import SegmentationDataset
+from training.datasets import DatasetError, SegmentationDataset
 from training.datasets.base import Pixels
 from training.metrics import Absent, Confusion
 
@@ -69,8 +69,13 @@ def upper_bounds(
 ) -> dict[int, Confusion]:
     """For each factor the confusion matrix over the whole split. Reads labels only, each once.
 
-    Raises: DatasetError; ValueError if a factor is < 1.
+    Raises: DatasetError, also if there are two labellings; ValueError if a factor is < 1.
     """
+    if data.info.geometric:
+        raise DatasetError(
+            f"{data.info.data.name} has two labellings here: take the data set of one of them, as "
+            "siftflow or siftflow_geometric"
+        )
     found = {factor: Confusion(data.num_classes) for factor in factors}
     for index in tqdm(range(len(data)), data.split, unit="label", disable=not progress):
         target = data.target(index)

@@ -129,7 +129,10 @@ def test_a_file_cut_short(suffix: str, tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"a": 1}, "cannot tell the layer of 'a'"),
-        ({"a/gamma": 1}, "cannot tell the layer of 'a/gamma'"),
+        ({"a/factor": 1}, "cannot tell the layer of 'a/factor'"),
+        ({"a/gamma": 1}, "the norm 'a' has no running mean and variance"),
+        ({"a/depthwise_kernel": 1}, "the depthwise kernel of 'a'"),
+        ({"a/kernel": 1, "a/depthwise_kernel": 1}, "'a' has two arrays"),
         ({"/w": 1}, "cannot tell the layer of '/w'"),
         ({"a/b": 1}, "'a' has a bias but no weight"),
         ({"a/w": 1, "a.weight": 1}, "'a' has two arrays"),

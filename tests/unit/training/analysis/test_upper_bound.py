@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.main import main
+from tests.unit.training import trees
 from training.analysis.upper_bound import PAPER_MEAN_IU, Method, coarsened, upper_bounds
-from training.datasets import SegmentationDataset, open_dataset
+from training.datasets import DatasetError, SegmentationDataset, open_dataset
 
 VOID = 255
 
@@ -151,3 +152,10 @@ def test_wrong_usage(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0: want 1 or more" in capsys.readouterr().err
     assert main([*words, "--split", "night"]) == 1
     assert "night" in capsys.readouterr().err
+
+
+def test_two_labellings_have_no_one_bound(tmp_path: Path) -> None:
+    trees.siftflow(tmp_path, {"test": ["forest_3"]})
+    data = open_dataset("siftflow_both", tmp_path, "test")
+    with pytest.raises(DatasetError, match="two labellings here: take the data set of one of"):
+        upper_bounds(data, [2], progress=False)
