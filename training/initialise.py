@@ -188,7 +188,10 @@ def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) 
     try:
         backbone.load_imagenet(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"init.imagenet: there is no file {path}") from error
+        raise ConfigError(
+            f"init.imagenet: there is no file {path}; make it with `fcn import-weights`, or set it "
+            "to null to start from random weights"
+        ) from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ConfigError(f"init.imagenet: cannot use {path}: {error}") from error
     if not isinstance(backbone, MobileNetV1):

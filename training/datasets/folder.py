@@ -104,6 +104,7 @@ FOLDER = Format(
     splits=_SPLITS,
     pairs=folder_pairs,
     classes=None,
+    colors=True,
 )
 
 CAMVID = Format(
@@ -113,4 +114,5 @@ CAMVID = Format(
     splits={"train": 367, "val": 101, "test": 233},
     pairs=folder_pairs,
     classes="camvid.yaml",
+    colors=True,
 )

@@ -14,6 +14,7 @@ from training.datasets.base import (
     SegmentationDataset,
     read_label_png,
 )
+from training.datasets.colors import ColorLabels
 
 Pair = tuple[Path, Path]
 """Image file and label file of one sample; neither need exist."""
@@ -43,6 +44,8 @@ class Format:
     """(root, split) to samples in order. Raises DatasetError if a list or folder is missing."""
     classes: str | None
     """Class list beside this module; None: `classes.yaml` of root."""
+    colors: bool = False
+    """Whether a label may also be an RGB picture in the class list's colours."""
     reader: Callable[[Path], LabelReader] = _png_labels
     """(root) to the reader of its labels; what it needs of root is read once, here."""
     geometric: str | None = None
@@ -87,6 +90,8 @@ def open_split(
             f"{error}. Of {name}, {root} must hold {form.layout}; splits: "
             f"{', '.join(form.splits)}; from {form.where}"
         ) from error
+    if form.colors:
+        reader = ColorLabels(info.classes, otherwise=reader)
     return FormatDataset(info, pairs, split, reader)
 
 

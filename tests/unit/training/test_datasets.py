@@ -177,9 +177,57 @@ def test_label_that_is_no_class(root: Path) -> None:
         opened(root)[0]
 
 
-def test_coloured_label(root: Path) -> None:
-    Image.fromarray(RGB).save(root / "train/labels/a.png")
-    with pytest.raises(DatasetError, match="is a RGB picture: labels must be 8-bit"):
+def coloured(labels: Any, *, alpha: bool = False) -> Any:
+    colors = np.zeros((256, 3), np.uint8)
+    colors[:2] = [entry["color"] for entry in CLASSES["classes"]]  # type: ignore[index]
+    rgb = colors[labels]
+    return np.dstack([rgb, np.full(labels.shape, 255, np.uint8)]) if alpha else rgb
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_coloured_labels_are_read_by_the_class_lists_colours(root: Path, alpha: bool) -> None:
+    """Void is black."""
+    Image.fromarray(coloured(LABELS, alpha=alpha)).save(root / "train/labels/a.png")
+    assert (opened(root)[0].target == LABELS).all()
+
+
+def test_a_black_class_is_not_void(root: Path) -> None:
+    classes = [{"name": "night", "color": [0, 0, 0]}, {"name": "road", "color": [4, 5, 6]}]
+    (root / "classes.yaml").write_text(yaml.safe_dump(CLASSES | {"classes": classes}))
+    rgb: Any = np.zeros((4, 6, 3), np.uint8)
+    rgb[:, 3:] = (4, 5, 6)
+    Image.fromarray(rgb).save(root / "train/labels/a.png")
+    assert (opened(root)[0].target == [[0, 0, 0, 1, 1, 1]] * 4).all()
+
+
+def test_a_colour_without_a_class(root: Path) -> None:
+    rgb = coloured(LABELS)
+    rgb[2, 3] = (4, 5, 7)
+    Image.fromarray(rgb).save(root / "train/labels/a.png")
+    complaint = r"a\.png has the colour \(4, 5, 7\) at row 2, column 3, which no class"
+    with pytest.raises(DatasetError, match=complaint):
+        opened(root)[0]
+
+
+def test_a_coloured_label_and_two_classes_of_one_colour(root: Path) -> None:
+    classes = [{"name": name, "color": [1, 2, 3]} for name in ("sky", "sea")]
+    (root / "classes.yaml").write_text(yaml.safe_dump(CLASSES | {"classes": classes}))
+    Image.fromarray(coloured(LABELS)).save(root / "train/labels/a.png")
+    with pytest.raises(DatasetError, match="'sky' and 'sea' have the same colour"):
+        opened(root)[0]
+
+
+def test_a_damaged_coloured_label(root: Path) -> None:
+    path = root / "train/labels/a.png"
+    Image.fromarray(coloured(LABELS)).save(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DatasetError, match=r"cannot read the label .*a\.png"):
+        opened(root)[0]
+
+
+def test_a_label_of_another_kind_of_picture(root: Path) -> None:
+    Image.fromarray(LABELS).convert("CMYK").save(root / "train/labels/a.png", "TIFF")
+    with pytest.raises(DatasetError, match="is a CMYK picture: labels must be 8-bit"):
         opened(root)[0]
 
 

@@ -1,0 +1,62 @@
+"""Label files that are pictures: the class list's colours instead of its ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.contract import ClassInfo
+from training.datasets.base import VOID, DatasetError, Pixels
+
+_BLACK = 0
+_UNKNOWN = -1
+
+
+class ColorLabels:
+    """Reads RGB pictures by exact colour, and other labels by `otherwise`.
+
+    Black is void unless a class is black. Alpha is dropped. A colour that is nearly a class's is an
+    error, not that class: it shows a mask that was resized smoothly or saved as JPEG.
+    """
+
+    def __init__(self, classes: Sequence[ClassInfo], otherwise: Callable[[Path], Pixels]) -> None:
+        self._classes, self._otherwise = classes, otherwise
+
+    def __call__(self, path: Path) -> Pixels:
+        """uint8 [H,W]. Raises: DatasetError, naming a colour without a class and where it is."""
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("RGB", "RGBA"):
+                    return self._otherwise(path)
+                rgb = np.array(picture.convert("RGB"))
+        except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
+            raise DatasetError(f"cannot read the label {path}: {error}") from error
+        ids = {_BLACK: VOID} | self._ids(path)
+        packed = (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
+        found, inverse = np.unique(packed, return_inverse=True)
+        table = np.array([ids.get(int(color), _UNKNOWN) for color in found])
+        if (table == _UNKNOWN).any():
+            row, column = np.argwhere(np.isin(packed, found[table == _UNKNOWN]))[0]
+            raise DatasetError(
+                f"{path} has the colour {tuple(rgb[row, column].tolist())} at row {row}, column "
+                f"{column}, which no class of the class list has: give it to a class, or make it "
+                "black for void"
+            )
+        return table.astype(np.uint8)[inverse].reshape(packed.shape)
+
+    def _ids(self, path: Path) -> dict[int, int]:
+        ids: dict[int, int] = {}
+        for info in self._classes:
+            red, green, blue = info.color
+            color = red << 16 | green << 8 | blue
+            if color in ids:
+                other = self._classes[ids[color]].name
+                raise DatasetError(
+                    f"{path} is coloured, but the classes {other!r} and {info.name!r} have the "
+                    "same colour in the class list: change one"
+                )
+            ids[color] = info.id
+        return ids
