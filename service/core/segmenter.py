@@ -260,7 +260,7 @@ class Segmenter:
 
     def _serve(self, file: ModelFile, network: Network) -> None:
         batcher = Batcher(
-            network.run,
+            network.instances[0],
             model=file.name,
             max_batch=self._limits.max_batch,
             max_batch_pixels=self._limits.max_batch_pixels,

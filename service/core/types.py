@@ -17,6 +17,9 @@ UInt8Array = npt.NDArray[np.uint8]
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
+Run = Callable[[UInt8Array], UInt8Array]
+"""uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+
 
 class Output(StrEnum):
     """What a reply's body holds; see `service.core.render` for the exact bytes."""
@@ -128,8 +131,17 @@ class Network(Protocol):
     @property
     def provider(self) -> str: ...
 
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+    @property
+    def instances(self) -> Sequence[Run]:
+        """At least one. Each may run while the others do, called by one thread at a time."""
+        ...
+
+    @property
+    def alone(self) -> Run | None:
+        """For one batch on an otherwise idle device: all cores for it. None: an instance will do.
+
+        Its answers are those of the instances. It may run while they do, at the cost of speed.
+        """
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
