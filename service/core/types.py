@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,14 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class Priority(IntEnum):
+    """Who goes first when the device is busy, for a while: nobody waits for ever."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentRequest:
     """One picture to segment.
@@ -47,6 +55,7 @@ class SegmentRequest:
     alpha: float = 0.5
     classes: tuple[str, ...] = ()
     deadline_s: float | None = None
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(slots=True)
@@ -110,14 +119,19 @@ class ModelStatus:
 class Limits:
     """How much the service takes on at once.
 
-    max_inflight: requests between admission and reply. max_queue: images waiting for one model.
+    max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
+    their uploads; one request always fits. max_queue: images admitted and waiting for one model.
+    max_wait_s: longest predicted wait for the device at which a request is taken.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
     """
 
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 40_000_000
     max_inflight: int = 64
+    max_inflight_bytes: int = 256 * 1024 * 1024
+    max_inflight_pixels: int = 160_000_000
     max_queue: int = 64
+    max_wait_s: float = 0.3
     max_batch: int = 8
     max_batch_pixels: int = 8 * 1024 * 1024
 
@@ -151,7 +165,8 @@ class Observer(Protocol):
     """What telemetry implements. Called on the event loop; must not block or raise.
 
     stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
-    admission permit), "queue_full", "deadline", "cancelled", "shutting_down".
+    admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
+    "deadline", "cancelled", "shutting_down".
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...
