@@ -107,7 +107,7 @@ class Client:
 
     def __init__(self, url: str, deadline_ms: int, bodies: Sequence[bytes]) -> None:
         """bodies: JPEG files, asked about in turns."""
-        self._host, self._port = str(urlsplit(url).hostname), urlsplit(url).port
+        self._host, self._port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
         self._idle: list[Connection] = []
         self.opened = 0
         self._requests = [
