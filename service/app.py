@@ -21,7 +21,7 @@ from service.api.rpc import RpcOptions, RpcServer
 from service.api.upload import Uploads
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
-from service.settings import Settings
+from service.settings import Settings, parse_sizes
 from service.telemetry import Telemetry, configure_logging
 
 # Longer than the idle time of common load balancers (60 s): the side that reuses a connection
@@ -94,7 +94,11 @@ class _Server:
                 max_batch_pixels=s.max_batch_pixels,
             ),
             provider=s.provider,
+            engine=s.engine,
+            instances=s.instances,
             threads=s.intra_op_threads,
+            alone_threads=s.alone_threads,
+            warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
             observer=telemetry,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,12 @@ from service.core import header, render
 from service.core.admission import Admission, Permit
 from service.core.batcher import Batcher, Place
 from service.core.catalog import Catalog
-from service.core.cores import available_cores
+from service.core.cores import available_cores, plan
 from service.core.decode import DecodedImage, decode
+from service.core.engine import open_network as open_with_engine
 from service.core.pool import Pool
-from service.core.prepare import Prepared, ordinary_size, prepare, restore
+from service.core.prepare import Prepared, accepted_sizes, ordinary_size, prepare, restore
 from service.core.repository import ModelFile, scan
-from service.core.runtime import Session
 from service.core.types import (
     Clock,
     Limits,
@@ -102,7 +102,11 @@ class Segmenter:
         *,
         limits: Limits | None = None,
         provider: str = "auto",
+        engine: str = "onnxruntime",
+        instances: int | None = None,
         threads: int | None = None,
+        alone_threads: int | None = None,
+        warm_up_sizes: Sequence[tuple[int, int]] = (),
         pool_workers: int | None = None,
         default_model: str | None = None,
         observer: Observer | None = None,
@@ -111,9 +115,11 @@ class Segmenter:
     ) -> None:
         """repository: see `service.core.repository`. default_model: used when none is asked for.
 
-        provider, threads: see `runtime.Session`; threads None means all this process may use.
+        provider, engine: see `engine.open_network`. instances, threads, alone_threads: see
+        `cores.plan`. warm_up_sizes: (height, width) that run before the first request, as far as
+        the model takes them, besides an ordinary one.
         pool_workers: threads that decode and render, None for as many as cores.
-        open_network: how to load a model file, in place of ONNX Runtime.
+        open_network: how to load a model file, in place of these.
         """
         cores = available_cores()
         self._repository = repository
@@ -121,7 +127,13 @@ class Segmenter:
         self._default_model = default_model
         self._observer = observer or NullObserver()
         self._clock = clock
-        self._open = open_network or partial(Session, provider=provider, threads=threads or cores)
+        self._warm_up_sizes = warm_up_sizes
+        self._open = open_network or partial(
+            open_with_engine,
+            provider=provider,
+            engine=engine,
+            plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
+        )
         self._pool = Pool(pool_workers or cores, clock)
         self._catalog: Catalog[_Served] = Catalog(default_model)
         self._admission = Admission(
@@ -295,7 +307,7 @@ class Segmenter:
                 f"{file.path}: the contract allows no size at all: no multiple of "
                 f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
             )
-        network.warm_up([size])
+        network.warm_up([*accepted_sizes(self._warm_up_sizes, contract.input), size])
         began = self._clock()
         network.warm_up([size])
         runs = len(network.instances) + (network.alone is not None)
