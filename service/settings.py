@@ -82,9 +82,9 @@ class Settings(BaseSettings):
     """Pixels of the pictures between admission and answer; above, 429. One picture always fits."""
     max_queue: int = Field(64, ge=1)
     """Pictures that wait for one model; one more is answered 429."""
-    max_wait_ms: int = Field(300, ge=1)
+    max_wait_ms: int = Field(5000, ge=1)
     """Longest wait for the device, predicted from the measured pace, at which a request is taken;
-    above, 429. An idle device takes whatever comes."""
+    above, 429. The deadline of a request may ask for less. An idle device takes whatever comes."""
     max_uploads: int = Field(256, ge=1)
     """Uploads being read at once; one more is answered 429 unread."""
     max_uploads_bytes: int = Field(256 * 1024 * 1024, ge=1)

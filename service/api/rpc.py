@@ -153,7 +153,7 @@ class Segmentation:
     ) -> pb.SegmentResponse:
         record = _begin("Segment", context)
         try:
-            self._segmenter.check_any()
+            self._segmenter.check_any(context.time_remaining())
             with self._uploads.begin() as upload:
                 request = await upload.in_time(_only(requests))
                 upload.received(len(request.image))

@@ -38,6 +38,10 @@ UInt8Array = npt.NDArray[np.uint8]
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary picture: see `service.core.queue`."""
 
+DEADLINE_SHARE: Final = 0.75
+"""Of the time to a deadline, what wait and run may take by prediction. The rest is for decoding,
+rendering, and a prediction that was too good: work that comes too late is lost for everybody."""
+
 _LATE: Final = "the deadline passed before the answer was ready: allow more time or send less"
 _log = logging.getLogger(__name__)
 
@@ -165,16 +169,16 @@ class Batcher:
         """False before `start`, after `close`, and when it died of a fault of its own."""
         return self._end is None
 
-    def check(self, priority: Priority = Priority.NORMAL) -> None:
+    def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:
         """Whether there is room now, of which nothing is taken.
 
         Raises: Overloaded, InferenceFailed, ShuttingDown.
         """
-        self._check(0, None, priority)
+        self._check(0, deadline, priority)
 
-    def crowded(self, priority: Priority = Priority.NORMAL) -> bool:
+    def crowded(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> bool:
         """Whether `check` would raise Overloaded."""
-        return self._full() or self.wait_s(priority) > self._max_wait_s
+        return self._full() or self._too_late(0, deadline, priority)
 
     def reserve(
         self, pixels: int, deadline: float | None = None, priority: Priority = Priority.NORMAL
@@ -264,16 +268,17 @@ class Batcher:
         if self._full():
             self._observer.rejected("queue_full")
             raise Overloaded(self.retry_after_s())
-        wait_s = self.wait_s(priority)
-        # An idle device takes whatever comes: should the pace be wrong, that is how it learns.
-        if not wait_s:
-            return
-        late = deadline is not None and (
-            self._clock() + wait_s + self._pace.seconds(pixels) > deadline
-        )
-        if late or wait_s > self._max_wait_s:
+        if self._too_late(pixels, deadline, priority):
             self._observer.rejected("too_late")
             raise Overloaded(self.retry_after_s())
+
+    def _too_late(self, pixels: int, deadline: float | None, priority: Priority) -> bool:
+        wait_s = self.wait_s(priority)
+        # An idle device takes whatever comes: should the pace be wrong, that is how it learns.
+        if not wait_s or wait_s > self._max_wait_s:
+            return wait_s > 0
+        needs_s = wait_s + self._pace.seconds(pixels)
+        return deadline is not None and needs_s > DEADLINE_SHARE * (deadline - self._clock())
 
     def _waiting(self) -> int:
         return len(self._queue) + len(self._again) + sum(self._reserved.values())

@@ -179,19 +179,20 @@ class Segmenter:
         Raises: as `segment`.
         """
         served = self._served(request)
-        self._check(request)
+        deadline = self._check(request)
         render.kept_ids(served.contract, request.classes)
         if not self._admission.fits():
             raise self._overloaded(served)
-        served.batcher.check(request.priority)
+        served.batcher.check(deadline, request.priority)
 
-    def check_any(self) -> None:
+    def check_any(self, deadline_s: float | None) -> None:
         """As `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
+        deadline = None if deadline_s is None else self._clock() + deadline_s
         served = [s for s in self._catalog.entries() if s.batcher.alive]
         if served and not self._admission.fits():
             raise self._overloaded(served[0])
-        if served and all(s.batcher.crowded() for s in served):
-            served[0].batcher.check()
+        if served and all(s.batcher.crowded(deadline, Priority.HIGH) for s in served):
+            served[0].batcher.check(deadline, Priority.HIGH)
 
     async def segment(self, request: SegmentRequest) -> SegmentReply:
         """Raises: any ServiceError but ModelLoadError. Cancelling the task drops the work."""

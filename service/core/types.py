@@ -132,7 +132,7 @@ class Limits:
     max_inflight_bytes: int = 256 * 1024 * 1024
     max_inflight_pixels: int = 160_000_000
     max_queue: int = 64
-    max_wait_s: float = 0.3
+    max_wait_s: float = 5.0
     max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
 

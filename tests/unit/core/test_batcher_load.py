@@ -355,15 +355,15 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
             await asyncio.sleep(0)
             assert batcher.wait_s() == pytest.approx(3 * RUN_S)
             with pytest.raises(Overloaded):
-                batcher.reserve(6, loop.time() + 3.5 * RUN_S)
-            place = batcher.reserve(6, loop.time() + 4.5 * RUN_S)
+                batcher.reserve(6, loop.time() + 5.2 * RUN_S)
+            place = batcher.reserve(6, loop.time() + 5.5 * RUN_S)
             assert recorder.reasons == ["too_late"]
             with batcher.reserve(6):
                 assert batcher.wait_s() == pytest.approx(5 * RUN_S)
                 assert batcher.crowded()
                 with pytest.raises(Overloaded):
                     batcher.check()
-                batcher.check(Priority.HIGH)  # of all these only what runs is ahead of it
+                batcher.check(None, Priority.HIGH)  # of all these only what runs is ahead of it
                 with pytest.raises(Overloaded):
                     batcher.reserve(6)
             assert (await batcher.submit(picture(7), None, place)).label_map[0, 0] == 7
@@ -378,7 +378,7 @@ def test_a_batch_is_not_made_too_large_for_a_deadline_in_it() -> None:
         machine = Machine(lambda batch: RUN_S * len(batch))
         async with started(machine, max_batch=8) as batcher:
             await batcher.submit(picture(1))
-            deadline = loop.time() + 4.5 * RUN_S
+            deadline = loop.time() + 5.5 * RUN_S
             tasks = [loop.create_task(batcher.submit(picture(1))) for _ in range(3)]
             await asyncio.sleep(0)
             tasks.append(loop.create_task(batcher.submit(picture(1), deadline)))
@@ -386,8 +386,8 @@ def test_a_batch_is_not_made_too_large_for_a_deadline_in_it() -> None:
             await asyncio.gather(*tasks)
         return [len(batch) for _, _, batch in machine.runs]
 
-    # The fourth would be late with any of those behind it.
-    assert virtual.run(scenario()) == [1, 1, 3, 4]
+    # The fourth would be late with more than one of those behind it.
+    assert virtual.run(scenario()) == [1, 1, 4, 3]
 
 
 def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
@@ -408,12 +408,17 @@ def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
 
 
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 1000), load=st.sampled_from([2.0, 3.0]), instances=st.integers(1, 2))
+@given(
+    seed=st.integers(0, 1000),
+    load=st.sampled_from([2.0, 3.0]),
+    instances=st.integers(1, 2),
+    limit_s=st.sampled_from([0.3, math.inf]),
+)
 def test_overload_loses_no_capacity_and_keeps_its_promise(
-    seed: int, load: float, instances: int
+    seed: int, load: float, instances: int, limit_s: float
 ) -> None:
     """Poisson arrivals at twice and three times capacity, for a minute of virtual time."""
-    limit_s, minute = 0.3, 20.0
+    minute = 20.0
     world = World(Machine(lambda batch: RUN_S))
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(RUN_S / (load * instances), int(minute * load * instances / RUN_S))
@@ -432,7 +437,7 @@ def test_overload_loses_no_capacity_and_keeps_its_promise(
     span = world.told[-1].came_s
     assert len(answered) >= 0.97 * span * instances / RUN_S
     waits = sorted(t.answered_s - t.came_s for t in answered)
-    assert waits[int(0.99 * len(waits))] <= limit_s + 2 * RUN_S + 0.01
+    assert waits[int(0.99 * len(waits))] <= min(limit_s + 2 * RUN_S, 0.75 * 0.5 + RUN_S) + 0.01
 
 
 def test_a_storm_of_leavers_leaves_nothing() -> None:
