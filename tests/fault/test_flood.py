@@ -28,19 +28,19 @@ def test_a_flood(tmp_path: Path) -> None:
         assert {answer.status for answer in alone} == {200}
         client.close()
         # In runs, not in seconds: how long one takes is up to who else is on this machine.
-        deadline_ms = int(10_000 / capacity)
+        deadline_ms = int(6_000 / capacity)
         client = Client(url, deadline_ms, [body])
         answers = await open_loop(client, 3 * capacity, SECONDS, seed=1)
         recovered_s = await recovery(client, 2 / capacity)
         client.close()
         found = judged(answers, SECONDS, deadline_ms / 1000, capacity)
         assert set(found["statuses"]) <= {"200", "429", "504"}
-        assert found["statuses"]["429"] > 0.3 * len(answers)
+        assert found["statuses"]["429"] > 0.2 * len(answers)
         assert found["statuses"].get("504", 0) + found["late"] < 0.2 * len(answers)
         assert found["goodput_of_capacity"] > 0.5
         assert found["refusal"]["p50_ms"] < 100
         assert found["refused_without_retry_after"] == 0
         assert recovered_s < 5
 
-    with running(tmp_path, max_batch=1) as server:
+    with running(tmp_path, instances=1, alone_threads=1) as server:
         asyncio.run(flood(server.url))
