@@ -18,9 +18,10 @@ from fastapi import FastAPI
 
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
+from service.api.upload import Uploads
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
-from service.settings import Settings
+from service.settings import Settings, parse_sizes
 from service.telemetry import Telemetry, configure_logging
 
 # Longer than the idle time of common load balancers (60 s): the side that reuses a connection
@@ -85,25 +86,42 @@ class _Server:
                 max_image_bytes=s.max_image_bytes,
                 max_image_pixels=s.max_image_pixels,
                 max_inflight=s.max_inflight,
+                max_inflight_bytes=s.max_inflight_bytes,
+                max_inflight_pixels=s.max_inflight_pixels,
                 max_queue=s.max_queue,
+                max_wait_s=s.max_wait_ms / 1000,
                 max_batch=s.max_batch,
                 max_batch_pixels=s.max_batch_pixels,
             ),
             provider=s.provider,
+            engine=s.engine,
+            instances=s.instances,
             threads=s.intra_op_threads,
+            alone_threads=s.alone_threads,
+            warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
             observer=telemetry,
         )
         deadline_s = s.deadline_ms / 1000
+        uploads = Uploads(
+            max_count=s.max_uploads,
+            max_bytes=s.max_uploads_bytes,
+            timeout_s=s.upload_timeout_s,
+            rejected=telemetry.rejected,
+        )
         rest = create_app(
             segmenter,
             telemetry,
             RestOptions(s.max_image_bytes, deadline_s, s.default_model),
+            uploads,
             ready=lambda: segmenter.ready() and not self._draining,
         )
         rpc = RpcServer(
-            segmenter, telemetry, RpcOptions(s.max_image_bytes, deadline_s, s.default_model)
+            segmenter,
+            telemetry,
+            RpcOptions(s.max_image_bytes, deadline_s, s.default_model),
+            uploads,
         )
         # Both ports first: a busy one should be known before minutes go into loading.
         http_socket = _listen(s.host, s.http_port, "FCN_HTTP_PORT")

@@ -1,7 +1,8 @@
 """Every setting of the server, once: `FCN_*` environment variables, or flags of the same name.
 
-Flags win over the environment, the environment over the defaults. Only `service.app` and the
-command line read this; other modules get values. docs/settings.md lists the same; a test compares.
+Flags win over the environment, the environment over the settings file, that over the defaults.
+Only `service.app` and the command line read this; other modules get values. docs/settings.md lists
+the same; a test compares.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -35,6 +37,9 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
+    settings_file: Path | None = None
+    """File of settings, a line `FCN_NAME=value` each, as `fcn tune` writes it. The environment and
+    flags win over it."""
     host: str = "127.0.0.1"
     """Address both ports listen on. The default is reachable from this machine only; the container
     image sets 0.0.0.0."""
@@ -49,8 +54,19 @@ class Settings(BaseSettings):
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; `auto` takes CUDA when it works, else the CPU."""
+    engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
+    """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
+    Runtime; `auto` takes the faster of the two at every start."""
+    instances: int | None = Field(None, ge=1)
+    """Inferences at once on the CPU; by default one per core, 8 at most."""
     intra_op_threads: int | None = Field(None, ge=1)
-    """Threads of one inference on the CPU; by default the cores this process may use."""
+    """Threads of each inference on the CPU; by default the cores divided by the instances."""
+    alone_threads: int | None = Field(None, ge=1)
+    """Threads of an inference that has the idle CPU to itself; by default all cores. More than
+    those of the others costs a second copy of the model; 1 saves it."""
+    warm_up_sizes: str = Field("", pattern=r"^(\d+x\d+(,\d+x\d+)*)?$")
+    """Sizes of pictures, `heightxwidth` separated by commas, that every model runs before it is
+    ready, besides an ordinary one."""
     pool_workers: int | None = Field(None, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
 
@@ -60,10 +76,24 @@ class Settings(BaseSettings):
     """Largest picture, height times width, checked before it is decoded."""
     max_inflight: int = Field(64, ge=1)
     """Requests between admission and answer; one more is answered 429."""
+    max_inflight_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
+    max_inflight_pixels: int = Field(160_000_000, ge=1)
+    """Pixels of the pictures between admission and answer; above, 429. One picture always fits."""
     max_queue: int = Field(64, ge=1)
     """Pictures that wait for one model; one more is answered 429."""
-    max_batch: int = Field(8, ge=1)
-    """Pictures of equal size that share one inference."""
+    max_wait_ms: int = Field(5000, ge=1)
+    """Longest wait for the device, predicted from the measured pace, at which a request is taken;
+    above, 429. The deadline of a request may ask for less. An idle device takes whatever comes."""
+    max_uploads: int = Field(256, ge=1)
+    """Uploads being read at once; one more is answered 429 unread."""
+    max_uploads_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Bytes of the uploads being read; above, 429. One upload always fits."""
+    upload_timeout_s: float = Field(30.0, gt=0)
+    """Seconds an upload may take; then it is answered 408."""
+    max_batch: int | None = Field(None, ge=1)
+    """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
+    nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
     """Pixels in one inference, over all its pictures; a single picture always fits."""
     deadline_ms: int = Field(30_000, ge=1)
@@ -89,6 +119,12 @@ class Settings(BaseSettings):
         return self
 
 
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """`360x480,480x640` -> (height, width) of each."""
+    sizes = [item.split("x") for item in text.split(",") if item]
+    return tuple((int(height), int(width)) for height, width in sizes)
+
+
 def environment_name(field: str) -> str:
     """`http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()
@@ -107,16 +143,40 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
-    """From `flags` (field name -> value, given ones only) over the environment over the defaults.
+    """From `flags` (field name -> value, given ones only) over the environment over the settings
+    file over the defaults.
 
     Raises: SettingsError, in one line.
     """
+    flags = flags or {}
     if unknown := unknown_names(os.environ):
         raise SettingsError("; ".join(unknown))
+    file = flags.get("settings_file") or os.environ.get(environment_name("settings_file"))
+    if file:
+        _check_file(Path(str(file)))
     try:
-        return Settings(**(flags or {}))  # type: ignore[arg-type]  # pydantic checks them
+        return Settings(_env_file=str(file) if file else None, **flags)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors())) from error
+
+
+def _check_file(path: Path) -> None:
+    """Raises: SettingsError unless `path` can be read and holds settings, and nothing else."""
+    try:
+        names = dotenv_values(path)
+        path.read_bytes()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(
+            f"the settings file {path} cannot be read: {reason}: write one with fcn tune, or unset "
+            "FCN_SETTINGS_FILE"
+        ) from error
+    wrong = unknown_names(names)
+    wrong += [f"{name} is not a setting" for name in names if not name.upper().startswith(PREFIX)]
+    if environment_name("settings_file") in (name.upper() for name in names):
+        wrong.append("a settings file names no other: leave FCN_SETTINGS_FILE out")
+    if wrong:
+        raise SettingsError(f"the settings file {path}: {'; '.join(wrong)}")
 
 
 def _sentence(error: dict[str, object]) -> str:

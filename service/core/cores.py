@@ -1,12 +1,47 @@
-"""How many cores this process may use: the cgroup's quota, not the machine's count."""
+"""How many cores this process may use, and how inferences on the CPU share them."""
 
 from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MOST_INSTANCES = 8
+"""By default. Each holds the network's intermediate results of one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the cores are divided among inferences.
+
+    instances: inferences at once. threads: of each. alone_threads: of the one that has an idle
+    device to itself; no more than `threads` means that it is an inference like any other.
+    """
+
+    instances: int
+    threads: int
+    alone_threads: int
+
+
+def plan(
+    cores: int,
+    *,
+    instances: int | None = None,
+    threads: int | None = None,
+    alone_threads: int | None = None,
+) -> Plan:
+    """What is given, and the rest chosen so that no more threads compute than there are cores.
+
+    One thread per inference and an inference per core gives the most images per second, and all
+    cores for a lone image the shortest answer (bench/LOG.md).
+    """
+    if threads is None:
+        threads = max(1, cores // (instances or min(cores, _MOST_INSTANCES)))
+    if instances is None:
+        instances = max(1, cores // threads)
+    return Plan(instances, threads, cores if alone_threads is None else alone_threads)
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,13 @@ def ordinary_size(spec: InputSpec, side_px: int = 256) -> tuple[int, int] | None
         if side < max(1, spec.min_side_px):
             return None
     return side, side
+
+
+def accepted_sizes(sizes: Sequence[tuple[int, int]], spec: InputSpec) -> list[tuple[int, int]]:
+    """(height, width) of the tensors for pictures of `sizes`, without those it does not take."""
+    padded = [(_side(height, spec), _side(width, spec)) for height, width in sizes]
+    limit = spec.max_side_px
+    return list(dict.fromkeys(size for size in padded if limit is None or max(size) <= limit))
 
 
 def _side(px: int, spec: InputSpec) -> int:

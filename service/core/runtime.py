@@ -1,12 +1,12 @@
-"""One ONNX file on one device: the only module that knows ONNX Runtime.
+"""One ONNX file in ONNX Runtime: the only module that knows it.
 
 Session options follow what users of the runtime reported, by issue number of microsoft/onnxruntime.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
+from service.core.types import Run
+from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -23,25 +25,34 @@ PROVIDERS: Final = ("auto", "cpu", "cuda")
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _NAMES: Final = {_CPU: "cpu", _CUDA: "cuda"}
-_log = logging.getLogger(__name__)
 
 
 class Session:
-    """A network ready to run. `run` may be called from any one thread at a time.
+    """A network ready to run, a `Network`.
 
     provider: where it runs, "cpu" or "cuda".
     """
 
-    def __init__(self, path: Path, *, provider: str = "auto", threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str = "auto",
+        threads: int,
+        instances: int = 1,
+        alone_threads: int = 0,
+    ) -> None:
         """Loads the file and holds it to its contract.
 
         provider: "cpu", "cuda", or "auto" for CUDA where this build and machine have it.
-        threads: cores one run may use.
+        threads, instances, alone_threads: see `cores.Plan`. They are the CPU's: CUDA has one
+        instance, which uses all of the device.
 
         Raises: ModelLoadError in one line that names the file and what is wrong with it.
         """
-        self._session = _open(path, _wanted(provider), threads)
-        self.provider = _NAMES.get(self._session.get_providers()[0], "cpu")
+        wanted = _wanted(provider)
+        self._sessions = [_open(path, wanted, threads)]
+        self.provider = _NAMES.get(self._sessions[0].get_providers()[0], "cpu")
         if provider == "cuda" and self.provider != "cuda":
             # ONNX Runtime falls back to the CPU with no more than a line in its log.
             raise ModelLoadError(
@@ -49,40 +60,45 @@ class Session:
                 "the CPU: check the driver and the CUDA libraries, or set FCN_PROVIDER=cpu"
             )
         try:
-            metadata = self._session.get_modelmeta().custom_metadata_map
+            metadata = self._sessions[0].get_modelmeta().custom_metadata_map
             self.contract = Contract.from_metadata(metadata, str(path))
         except ContractError as error:
             raise ModelLoadError(str(error)) from error
-        _check_signature(self._session, self.contract, path)
+        _check_signature(self._sessions[0], self.contract, path)
+        self._alone: ort.InferenceSession | None = None
+        if self.provider == "cuda":
+            return
+        if threads == 1:
+            # Such a session has no thread of its own: it runs on the callers', at once, and with
+            # one copy of the weights. Two callers got as much from it as from two sessions.
+            self._sessions *= instances
+        else:
+            # Callers of one session would share its threads, and lost 16 % to it.
+            self._sessions += [_open(path, wanted, threads) for _ in range(instances - 1)]
+        if alone_threads > threads:
+            self._alone = _open(path, wanted, alone_threads)
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return [partial(self._run, session) for session in self._sessions]
+
+    @property
+    def alone(self) -> Run | None:
+        return None if self._alone is None else partial(self._run, self._alone)
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]. Raises whatever the runtime raises."""
-        feeds = {self.contract.input.name: batch}
-        (label_maps,) = self._session.run([self.contract.outputs.label_map], feeds)
-        return np.asarray(label_maps, np.uint8)
+        """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+        return self._run(self._sessions[0], batch)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Runs one black image of each (height, width).
+        """See `warm_up.warm_up`. Raises: ModelLoadError."""
+        warm_up(self, sizes)
 
-        The first run of a shape allocates, and on CUDA tunes and loads kernels: better now than on
-        somebody's request.
-
-        Raises: ModelLoadError when the network fails or answers in another shape or type.
-        """
-        for height, width in sizes:
-            try:
-                label_maps = self.run(np.zeros((1, height, width, 3), np.uint8))
-            except Exception as error:
-                raise ModelLoadError(
-                    f"model {self.contract.model_name} fails on a black {height}x{width} image: "
-                    f"{_first_line(error)}"
-                ) from error
-            if label_maps.shape != (1, height, width):
-                raise ModelLoadError(
-                    f"model {self.contract.model_name} answers a {height}x{width} image with shape "
-                    f"{list(label_maps.shape)}, not [1, {height}, {width}]: export it with its "
-                    "upsampling to input pixels"
-                )
+    def _run(self, session: ort.InferenceSession, batch: UInt8Array) -> UInt8Array:
+        """Raises whatever the runtime raises."""
+        feeds = {self.contract.input.name: batch}
+        (label_maps,) = session.run([self.contract.outputs.label_map], feeds)
+        return np.asarray(label_maps, np.uint8)
 
 
 def _wanted(provider: str) -> list[tuple[str, dict[str, str]]]:
@@ -130,7 +146,7 @@ def _open(
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions share no base class below Exception
         raise ModelLoadError(
-            f"{path} cannot be loaded as an ONNX model: {_first_line(error)}"
+            f"{path} cannot be loaded as an ONNX model: {first_line(error)}"
         ) from error
 
 
@@ -169,7 +185,3 @@ def _check_tensor(node: Any, dtype: str, shape: tuple[str | int, ...], path: Pat
             f"{path}: tensor {node.name!r} is {node.type} {node.shape}, and must be {dtype} "
             f"[{', '.join(map(str, shape))}]: export it again"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

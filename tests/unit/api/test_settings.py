@@ -14,6 +14,7 @@ from service.settings import (
     SettingsError,
     environment_name,
     load_settings,
+    parse_sizes,
     unknown_names,
 )
 
@@ -65,10 +66,66 @@ def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_settings_file_is_below_environment_and_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tuned.env"
+    file.write_text("# a comment\nFCN_HTTP_PORT=9001\nFCN_GRPC_PORT=9002\nFCN_INSTANCES=3\n")
+    monkeypatch.setenv("FCN_SETTINGS_FILE", str(file))
+    monkeypatch.setenv("FCN_GRPC_PORT", "9003")
+    settings = load_settings({"http_port": "9004"})
+    assert (settings.http_port, settings.grpc_port, settings.instances) == (9004, 9003, 3)
+    other = tmp_path / "other.env"
+    other.write_text("FCN_INSTANCES=5\n")
+    assert load_settings({"settings_file": str(other)}).instances == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file.*fcn tune"),
+        (b"\xff\xfe\x00", "cannot be read: it is not text"),
+        (b"FCN_INSTANCE=2\n", "FCN_INSTANCE is not a setting; the closest is FCN_INSTANCES"),
+        (b"PATH=/bin\n", "PATH is not a setting"),
+        (b"FCN_SETTINGS_FILE=other.env\n", "names no other"),
+        (b"FCN_INSTANCES=0\n", "FCN_INSTANCES='0'"),
+    ],
+)
+def test_a_bad_settings_file_stops_the_start(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "tuned.env"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError, match=words):
+        load_settings({"settings_file": str(file)})
+
+
+@pytest.mark.parametrize("text", ["360", "360x", "360x480,", "a x b"])
+def test_sizes_are_checked(text: str) -> None:
+    with pytest.raises(SettingsError, match="FCN_WARM_UP_SIZES"):
+        load_settings({"warm_up_sizes": text})
+
+
+def test_sizes_are_height_and_width() -> None:
+    assert parse_sizes("") == ()
+    assert parse_sizes("360x480,37x41") == ((360, 480), (37, 41))
+
+
 def test_limits_have_the_cores_defaults() -> None:
     settings, limits = load_settings(), Limits()
-    for name in ("image_bytes", "image_pixels", "inflight", "queue", "batch", "batch_pixels"):
+    for name in (
+        "image_bytes",
+        "image_pixels",
+        "inflight",
+        "inflight_bytes",
+        "inflight_pixels",
+        "queue",
+        "batch",
+        "batch_pixels",
+    ):
         assert getattr(settings, f"max_{name}") == getattr(limits, f"max_{name}")
+    assert settings.max_wait_ms == 1000 * limits.max_wait_s
 
 
 def test_every_setting_has_a_flag_and_help() -> None:
@@ -93,4 +150,4 @@ def test_the_page_lists_every_setting() -> None:
 
 
 def _shown(default: object) -> str:
-    return "" if default is None else f"`{default}`"
+    return "" if default in (None, "") else f"`{default}`"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.cores import available_cores
+from service.core.cores import Plan, available_cores, plan
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,21 @@ def test_a_system_without_affinity_gives_its_count(
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cores(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "wanted"),
+    [
+        (1, {}, Plan(1, 1, 1)),
+        (2, {}, Plan(2, 1, 2)),
+        (8, {}, Plan(8, 1, 8)),
+        (64, {}, Plan(8, 8, 64)),
+        (6, {"instances": 2}, Plan(2, 3, 6)),
+        (6, {"threads": 2}, Plan(3, 2, 6)),
+        (2, {"threads": 8}, Plan(1, 8, 2)),
+        (2, {"instances": 8}, Plan(8, 1, 2)),
+        (4, {"instances": 1, "threads": 2, "alone_threads": 1}, Plan(1, 2, 1)),
+    ],
+)
+def test_cores_are_divided(cores: int, given: dict[str, int], wanted: Plan) -> None:
+    assert plan(cores, **given) == wanted

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import InputSpec
-from service.core.prepare import ordinary_size, prepare, restore
+from service.core.prepare import accepted_sizes, ordinary_size, prepare, restore
 from service.errors import ImageTooLarge
 from tests.drawing import street
 
@@ -62,3 +62,12 @@ def test_an_ordinary_size_is_one_the_model_takes(
     assert ordinary_size(spec) == expected
     if expected is not None:
         assert prepare(np.zeros((*expected, 3), np.uint8), spec).tensor.shape[:2] == expected
+
+
+def test_sizes_are_padded_as_pictures_are_and_left_out_where_they_are_too_large() -> None:
+    spec = InputSpec(stride=1, multiple_of_px=8, min_side_px=16, max_side_px=64)
+    sizes = [(10, 33), (16, 40), (64, 64), (65, 16)]
+    assert accepted_sizes(sizes, spec) == [(16, 40), (64, 64)]
+    for height, width in sizes[:3]:
+        tensor = prepare(np.zeros((height, width, 3), np.uint8), spec).tensor
+        assert tensor.shape[:2] in accepted_sizes(sizes, spec)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from service.core.runtime import Session
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
+from tests.unit.core.fakes import UInt8Array
 
 GOOD = {METADATA_KEY: tiny_models.contract().to_json()}
 
@@ -107,11 +110,11 @@ def test_warm_up_refuses_a_network_that_answers_in_another_size(tmp_path: Path) 
 def test_warm_up_refuses_a_network_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Session, batch: object) -> None:
+    def fail(self: Session, session: object, batch: object) -> None:
         raise RuntimeError("no memory\nand a long trace")
 
     session = open_cpu(tiny_models.write_model(tmp_path))
-    monkeypatch.setattr(Session, "run", fail)
+    monkeypatch.setattr(Session, "_run", fail)
     with pytest.raises(ModelLoadError, match="fails on a black 8x9 image: no memory$"):
         session.warm_up([(8, 9)])
 
@@ -182,3 +185,72 @@ def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
     model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="photo")
     session = open_cpu(tiny_models.write_file(model, tmp_path))
     assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
+
+
+@pytest.mark.parametrize(("threads", "sessions"), [(1, 1), (2, 3)])
+def test_instances_run_at_once_and_answer_alike(
+    tmp_path: Path, threads: int, sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instances of one thread share a session, and so the weights; others would share threads."""
+    opened: list[int] = []
+    real = ort.InferenceSession
+
+    def open_session(path: str, options: ort.SessionOptions, providers: object) -> object:
+        opened.append(options.intra_op_num_threads)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_session)
+    path = tiny_models.write_model(tmp_path)
+    session = Session(path, provider="cpu", threads=threads, instances=3)
+    assert opened == [threads] * sessions
+    assert session.alone is None
+    pictures = [street(24 + i, 32)[None] for i in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = pool.map(lambda run, x: run(x), session.instances, pictures)
+        for picture, label_maps in zip(pictures, answers, strict=True):
+            assert (label_maps == tiny_models.expected_label_map(picture)).all()
+
+
+def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
+    path = tiny_models.write_model(tmp_path)
+    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    assert session.alone is not None
+    rgb = street()[None]
+    assert (session.alone(rgb) == tiny_models.expected_label_map(rgb)).all()
+    assert Session(path, provider="cpu", threads=2, alone_threads=2).alone is None
+
+
+def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone picture's session that fails must not be found out by a request."""
+    path = tiny_models.write_model(tmp_path)
+    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    real = Session._run
+    used: list[object] = []
+
+    def watched(self: Session, opened: object, batch: UInt8Array) -> UInt8Array:
+        used.append(opened)
+        return real(self, opened, batch)
+
+    monkeypatch.setattr(Session, "_run", watched)
+    session.warm_up([(8, 8)])
+    assert len(used) == 3
+    assert len({id(opened) for opened in used}) == 2
+
+
+def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
+    """bench.size_memory measures it on the shipped model."""
+    session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
+    sizes = np.random.default_rng(0).integers(8, 257, (1000, 2))
+    sizes[::100] = 256  # the largest comes early and again
+
+    def resident_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    run = session.instances[0]
+    for height, width in sizes[:200]:
+        run(np.zeros((1, height, width, 3), np.uint8))
+    before = resident_mb()
+    for height, width in sizes[200:]:
+        run(np.zeros((1, height, width, 3), np.uint8))
+    assert resident_mb() < before + 5

@@ -25,6 +25,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
+from service.core.types import Run
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -43,7 +44,7 @@ from service.errors import (
 from tests import drawing, tiny_models
 from tests.drawing import read_png, street
 from tests.tiny_models import expected_label_map, write_model
-from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle
+from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
 
 RGB = street(23, 31)
 PNG = drawing.png(RGB)
@@ -68,8 +69,11 @@ class FakeNetwork:
     contract: Contract = field(default_factory=tiny_models.contract)
     provider: str = "cpu"
 
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        return self.device(batch)
+    alone: Run | None = None
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return (self.device,)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         pass
@@ -243,6 +247,40 @@ async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
     assert segmenter.ready()
     await segmenter.aclose()
     assert not segmenter.ready()
+
+
+async def test_sizes_to_warm_up_run_before_the_first_request(tmp_path: Path) -> None:
+    contract = tiny_models.contract(input_spec=InputSpec(stride=1, max_side_px=300))
+    warmed: list[tuple[int, int]] = []
+
+    class Watched(FakeNetwork):
+        def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+            warmed.extend(sizes)
+
+    write_model(tmp_path)
+    async with serving(
+        tmp_path,
+        open_network=lambda path: Watched(contract=contract),
+        warm_up_sizes=((20, 30), (301, 20)),
+    ):
+        assert (20, 30) in warmed
+        assert (256, 256) in warmed
+        assert (301, 20) not in warmed
+
+
+async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    async with serving(tmp_path, instances=3, alone_threads=2) as segmenter:
+        (served,) = segmenter._catalog.entries()
+        assert len(served.network.instances) == 3
+        assert served.network.alone is not None
+        assert (await segmenter.segment(REQUEST)).height
+
+
+async def test_an_engine_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with pytest.raises(ModelLoadError, match="engine 'tvm'"):
+        await Segmenter(tmp_path, provider="cpu", engine="tvm").start()
 
 
 NO_CONTRACT = tiny_models.build()

@@ -15,6 +15,7 @@ from tests.unit.house.pages import ROOT
 
 VIOLATIONS = (
     ("service/core/decode.py", "import onnxruntime", "onnxruntime only in core.runtime"),
+    ("service/core/runtime.py", "import openvino", "openvino only in core.openvino_runtime"),
     ("service/core/prepare.py", "import PIL.Image", "Pillow only in core.decode"),
     ("service/telemetry.py", "import fastapi", "fastapi only in api and app"),
     ("service/telemetry.py", "import grpc", "grpc only in api and app"),

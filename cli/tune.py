@@ -1,0 +1,199 @@
+"""`fcn tune`: the settings that make this machine serve fastest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.tuning import Tuning
+
+HELP = "measure which engine, threads and batches suit this machine, and write a settings file"
+
+MARK = "# Written by fcn tune"
+_BAR = 30
+
+
+class TuneError(Exception):
+    """Cannot tune; one line that says why and what to do."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure on this machine's CPU how a model runs fastest: engine, inferences at once, "
+        "threads of each, pictures in one inference. Writes a settings file; serve with it by "
+        "FCN_SETTINGS_FILE=FILE fcn serve. Run it while the machine has nothing else to do."
+    )
+    parser.add_argument("--model", type=Path, help="model file; default: the repository's model")
+    parser.add_argument("--size", default="360x480", help="HEIGHTxWIDTH of the pictures served")
+    parser.add_argument("--seconds", type=float, default=45.0, help="time to measure, 60 at most")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        choices=["onnxruntime", "openvino"],
+        help="measure this engine only; default: all that are installed",
+    )
+    parser.add_argument("--out", type=Path, default=Path("fcn-tuned.env"), help="settings file")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises: TuneError, SettingsError, ModelLoadError."""
+    from model.contract import Contract
+    from service.core.cores import available_cores
+    from service.core.prepare import accepted_sizes
+    from service.core.runtime import Session
+    from service.tuning import tune
+
+    if not 0 < args.seconds <= 60:
+        raise TuneError(f"--seconds {args.seconds:g}: give more than 0 and at most 60")
+    path = args.model or _model_of_repository()
+    wanted = _size(args.size)
+    check_writable(args.out)
+    contract: Contract = Session(path, provider="cpu", threads=1).contract
+    sizes = accepted_sizes([wanted], contract.input)
+    if not sizes:
+        raise TuneError(f"{path} takes no pictures of {args.size}: choose another --size")
+    found = tune(
+        path,
+        size=sizes[0],
+        seconds=args.seconds,
+        cores=available_cores(),
+        engines=args.engine,
+        progress=_progress,
+    )
+    args.out.write_text(settings_text(found, path, args.size))
+    if args.json:
+        print_json(found, path, args.out)
+    else:
+        print_table(found, args.out)
+    return 0
+
+
+def check_writable(path: Path) -> None:
+    """Before minutes go into measuring. Raises: TuneError."""
+    try:
+        if path.exists():
+            if not path.read_text().startswith(MARK):
+                raise TuneError(f"{path} was not written by fcn tune: choose another --out")
+            with path.open("a"):
+                return
+        with path.open("x"):
+            pass
+        path.unlink()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise TuneError(f"{path} cannot be written: {reason}: choose another --out") from error
+
+
+def settings_text(found: Tuning, path: Path, size: str) -> str:
+    from datetime import UTC, datetime
+
+    from service.core.cores import available_cores
+
+    best = found.chosen
+    lines = [
+        f"{MARK}, {datetime.now(UTC).date()}, on a machine of {available_cores()} cores,",
+        f"# for {path} and pictures of {size}: {best.images_per_s:g} images/s.",
+        "# Tune again on another machine, or for another model.",
+        *(f"{name}={value}" for name, value in found.settings().items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def print_table(found: Tuning, out: Path) -> None:
+    print(f"{'engine':12} {'at once':>7} {'threads':>7} {'batch':>5} {'images/s':>9} {'p50 ms':>8}")
+    for row in found.throughput:
+        c = row.candidate
+        mark = " <- chosen" if row == found.chosen else ""
+        print(
+            f"{c.engine:12} {c.instances:7} {c.threads:7} {c.batch:5} {row.images_per_s:9.1f} "
+            f"{row.p50_ms:8.1f}{mark}"
+        )
+    for engine, reason in found.refused.items():
+        print(f"{engine:12} refused: {reason}")
+    print("\none picture alone")
+    for lone in found.lone:
+        mark = " <- chosen" if lone.threads == found.alone_threads else ""
+        print(f"{lone.threads:3} threads {lone.p50_ms:8.1f} ms{mark}")
+    print(f"\n{explanation(found)}\n")
+    for name, value in found.settings().items():
+        print(f"{name}={value}")
+    print(f"\nwritten to {out}: serve with FCN_SETTINGS_FILE={out} fcn serve")
+
+
+def explanation(found: Tuning) -> str:
+    from service.tuning import CLOSE, WORTH_A_COPY
+
+    best = max(row.images_per_s for row in found.throughput)
+    text = (
+        f"Chosen is the simplest way within {1 - CLOSE:.0%} of the best ({best:g} images/s): "
+        "ONNX Runtime before OpenVINO, one picture before several, few threads before many."
+    )
+    if found.alone_threads > found.chosen.candidate.threads:
+        return (
+            f"{text} A picture that comes alone gets {found.alone_threads} threads and so its "
+            "answer sooner, for a second copy of the model in memory."
+        )
+    if found.alone_threads == found.lone[-1].threads:
+        return f"{text} A picture that comes alone has all cores anyway."
+    return (
+        f"{text} More threads for a picture that comes alone would save less than "
+        f"{1 - WORTH_A_COPY:.0%} of its time: not worth a second copy of the model in memory."
+    )
+
+
+def print_json(found: Tuning, path: Path, out: Path) -> None:
+    import dataclasses
+    import json
+
+    print(
+        json.dumps(
+            {
+                "model": str(path),
+                "settings_file": str(out),
+                "settings": found.settings(),
+                **dataclasses.asdict(found),
+            }
+        )
+    )
+
+
+def _model_of_repository() -> Path:
+    """The file that a server would answer with.
+
+    Raises: TuneError, SettingsError, ModelLoadError.
+    """
+    from service.core.repository import scan
+    from service.settings import load_settings
+
+    settings = load_settings()
+    files = scan(settings.model_repository)
+    names = sorted({file.name for file in files})
+    name = settings.default_model or names[0]
+    if name not in names or (len(names) > 1 and settings.default_model is None):
+        raise TuneError(
+            f"the repository {settings.model_repository} has {', '.join(names)}: say which to tune "
+            "for with --model FILE"
+        )
+    return max((file for file in files if file.name == name), key=lambda f: int(f.version)).path
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Raises: TuneError."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise TuneError(f"--size {text}: give HEIGHTxWIDTH, such as 360x480")
+    return int(height), int(width)
+
+
+def _progress(share: float, what: str) -> None:
+    """A bar on stderr, where somebody looks at it."""
+    if not sys.stderr.isatty():
+        return
+    filled = round(_BAR * min(1.0, share))
+    end = "\n" if share >= 1 else ""
+    sys.stderr.write(f"\r\x1b[K[{'#' * filled}{' ' * (_BAR - filled)}] {what}{end}")
+    sys.stderr.flush()

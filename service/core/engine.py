@@ -1,0 +1,159 @@
+"""Which engine runs a model file: ONNX Runtime, or OpenVINO where its labels are the same.
+
+ONNX Runtime is the yardstick. OpenVINO never serves before it has labelled sample pictures of
+several sizes as ONNX Runtime does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.core.cores import Plan
+from service.core.openvino_runtime import OpenVinoNetwork
+from service.core.prepare import prepare
+from service.core.runtime import Session
+from service.core.types import Network, Run
+from service.errors import ImageTooLarge, ModelLoadError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+ENGINES: Final = ("onnxruntime", "openvino", "auto")
+SAMPLE_SIZES: Final = ((97, 131), (256, 256), (240, 320))
+"""(height, width): odd, square and wide."""
+LEAST_AGREEMENT: Final = 0.999
+"""Share of each sample picture's pixels with the same label; float networks gave 1."""
+LEAST_AGREEMENT_INT8: Final = 0.97
+"""The same of quantised networks: engines round them differently, and labels change on borders.
+0.987 to 0.997 were seen, and 0.16 where the labels were wrong."""
+_ROUNDS = 3
+_log = logging.getLogger(__name__)
+
+
+def open_network(path: Path, *, provider: str, engine: str, plan: Plan) -> Network:
+    """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
+
+    provider: see `runtime.Session`. On CUDA there is ONNX Runtime only.
+
+    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees.
+    """
+    if engine not in ENGINES:
+        raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    session = Session(
+        path,
+        provider=provider,
+        threads=plan.threads,
+        instances=plan.instances,
+        alone_threads=plan.alone_threads,
+    )
+    if engine == "onnxruntime":
+        return session
+    if session.provider != "cpu":
+        if engine == "openvino":
+            raise ModelLoadError(
+                "OpenVINO runs on the CPU and this model would run on CUDA: set FCN_PROVIDER=cpu, "
+                "or FCN_ENGINE=onnxruntime"
+            )
+        return session
+    if engine == "auto" and importlib.util.find_spec("openvino") is None:
+        return session
+    try:
+        candidate = OpenVinoNetwork(path, session.contract, plan)
+        check_agreement(candidate, session)
+    except ModelLoadError as error:
+        if engine == "openvino":
+            raise
+        _log.warning("ONNX Runtime instead of OpenVINO: %s", error)
+        return session
+    if engine == "auto":
+        picture = samples(session)[-1]
+        ours, theirs = (_seconds(n.instances[0], picture) for n in (session, candidate))
+        faster = candidate if theirs < ours else session
+        _log.info(
+            "%s: %.1f ms in ONNX Runtime, %.1f ms in OpenVINO: taking the faster",
+            path,
+            ours * 1e3,
+            theirs * 1e3,
+        )
+        return faster
+    return candidate
+
+
+def check_agreement(candidate: Network, reference: Network) -> float:
+    """The least share of equal labels over the sample pictures, in every way to run `candidate`.
+
+    Raises: ModelLoadError below `LEAST_AGREEMENT`, or `LEAST_AGREEMENT_INT8`.
+    """
+    quantised = reference.contract.precision == "int8"
+    needed = LEAST_AGREEMENT_INT8 if quantised else LEAST_AGREEMENT
+    least = 1.0
+    # The instances are alike; which of them answers does not change the answer.
+    runs = [candidate.instances[0], *([candidate.alone] if candidate.alone else [])]
+    for picture in samples(reference):
+        wanted = reference.instances[0](picture)
+        for run in runs:
+            got = run(picture)
+            share = float((got == wanted).mean()) if got.shape == wanted.shape else 0.0
+            if share < needed:
+                raise ModelLoadError(
+                    f"model {reference.contract.model_name}: OpenVINO gives {share:.1%} of the "
+                    f"pixels of a {picture.shape[1]}x{picture.shape[2]} picture the label of ONNX "
+                    f"Runtime, and must {needed:.1%}: set FCN_ENGINE=onnxruntime"
+                )
+            least = min(least, share)
+    return least
+
+
+def samples(network: Network) -> list[UInt8Array]:
+    """uint8 RGB [1,H,W,3], drawn: shaded sky and ground with boxes and some grain.
+
+    Of `SAMPLE_SIZES`, as far as the model takes them.
+
+    Raises: ModelLoadError when it takes none.
+    """
+    pictures: dict[tuple[int, ...], UInt8Array] = {}
+    for height, width in SAMPLE_SIZES:
+        try:
+            tensor = prepare(_picture(height, width), network.contract.input).tensor[None]
+        except ImageTooLarge:
+            continue
+        pictures[tensor.shape] = tensor
+    if not pictures:
+        sizes = ", ".join(f"{height}x{width}" for height, width in SAMPLE_SIZES)
+        raise ModelLoadError(
+            f"model {network.contract.model_name} takes none of the sizes {sizes}, in which "
+            "OpenVINO is compared with ONNX Runtime: set FCN_ENGINE=onnxruntime"
+        )
+    return list(pictures.values())
+
+
+def _picture(height: int, width: int) -> UInt8Array:
+    """uint8 RGB [H,W,3], always the same for a size."""
+    generator = np.random.default_rng(0)
+    down, across = np.mgrid[0:height, 0:width]
+    pixels = np.stack(
+        [90 + 80 * down / height, 110 + 60 * across / width, 170 - 120 * down / height], axis=-1
+    )
+    for _ in range(6):
+        top, left = int(generator.integers(height)), int(generator.integers(width))
+        pixels[top : top + height // 3, left : left + width // 4] = generator.integers(0, 256, 3)
+    pixels += generator.normal(0, 6, pixels.shape)
+    picture: UInt8Array = np.clip(pixels, 0, 255).astype(np.uint8)
+    return picture
+
+
+def _seconds(run: Run, picture: UInt8Array) -> float:
+    """The best of a few runs, after the one that allocates."""
+    run(picture)
+    times = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        run(picture)
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -1,0 +1,255 @@
+"""OpenVINO beside ONNX Runtime: the same labels, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.contract import InputSpec
+from service.core import engine, openvino_runtime
+from service.core.cores import Plan
+from service.core.engine import check_agreement, open_network, samples
+from service.core.openvino_runtime import OpenVinoNetwork
+from service.core.runtime import Session
+from service.core.types import Network, Run
+from service.errors import ModelLoadError
+from tests import tiny_models
+from tests.conftest import need
+from tests.drawing import street
+from tests.unit.core.fakes import UInt8Array
+
+ROOT = Path(__file__).parents[3]
+PLAN = Plan(instances=2, threads=1, alone_threads=2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny_models.write_model(tmp_path)
+
+
+@pytest.fixture
+def openvino() -> None:
+    need(find_spec("openvino") is not None, "the package openvino")
+
+
+def opened(path: Path, name: str, provider: str = "cpu") -> Network:
+    return open_network(path, provider=provider, engine=name, plan=PLAN)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
+    network = opened(path, "openvino")
+    assert isinstance(network, OpenVinoNetwork)
+    assert network.contract == tiny_models.contract()
+    assert network.alone is not None
+    batch = np.random.default_rng(0).integers(0, 256, (3, 17, 31, 3), np.uint8)
+    for run in (*network.instances, network.alone):
+        label_maps = run(batch)
+        assert label_maps.dtype == np.uint8
+        assert (label_maps == tiny_models.expected_label_map(batch)).all()
+
+
+@pytest.mark.usefixtures("openvino")
+def test_its_instances_run_at_once(path: Path) -> None:
+    network = opened(path, "openvino")
+    pictures = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda i: network.instances[i % 2](pictures[i]), range(12)))
+    for picture, label_maps in zip(pictures, answers, strict=True):
+        assert (label_maps == tiny_models.expected_label_map(picture)).all()
+
+
+@pytest.mark.usefixtures("openvino")
+def test_an_answer_outlives_the_next_run(path: Path) -> None:
+    run = opened(path, "openvino").instances[0]
+    first, kept = street()[None], street()[None].copy()
+    answer = run(first)
+    run(255 - first)
+    assert (answer == tiny_models.expected_label_map(kept)).all()
+
+
+@pytest.mark.usefixtures("openvino")
+def test_compiled_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "MAX_SIZES", 2)
+    network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
+    for side in (8, 9, 8, 10):  # 9 is the one not used for longest
+        network.instances[0](np.zeros((1, side, 4, 3), np.uint8))
+    assert list(network._shared._sizes) == [(8, 4), (10, 4)]
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelLoadError, match="cannot be loaded by OpenVINO: .*ENGINE=onnx"):
+        OpenVinoNetwork(path, tiny_models.contract(), PLAN)
+
+
+class Wrong:
+    """A network that errs on the first rows of every picture, in one of its ways to run."""
+
+    provider = "cpu"
+    contract = tiny_models.contract()
+
+    def __init__(self, share: float, *, alone: bool) -> None:
+        self._share = share
+        self._alone = alone
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return [tiny_models.expected_label_map if self._alone else self._err]
+
+    @property
+    def alone(self) -> Run | None:
+        return self._err if self._alone else None
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        pass
+
+    def _err(self, batch: UInt8Array) -> UInt8Array:
+        label_maps = tiny_models.expected_label_map(batch)
+        rows = round(self._share * batch.shape[1])
+        label_maps[:, :rows] = (label_maps[:, :rows] + 1) % 3
+        return label_maps
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_disagreeing_engine_is_refused(path: Path, alone: bool) -> None:
+    session = Session(path, provider="cpu", threads=1)
+    assert check_agreement(Wrong(0.0, alone=alone), session) == 1.0
+    with pytest.raises(ModelLoadError, match=r"gives 8[0-9.]+% .*must 99.9%: set FCN_ENGINE=onnx"):
+        check_agreement(Wrong(0.16, alone=alone), session)
+
+
+def test_another_shape_is_no_agreement(path: Path) -> None:
+    session = Session(path, provider="cpu", threads=1)
+    wrong = Wrong(0.0, alone=False)
+    wrong._err = lambda batch: batch[:, 1:, :, 0]  # type: ignore[method-assign]
+    with pytest.raises(ModelLoadError, match=r"gives 0.0%"):
+        check_agreement(wrong, session)
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.02, True), (0.05, False)])
+def test_quantised_networks_may_round_differently(
+    tmp_path: Path, share: float, accepted: bool
+) -> None:
+    import dataclasses
+
+    contract = dataclasses.replace(tiny_models.contract(), precision="int8")
+    path = tiny_models.write_model(tmp_path, model_contract=contract)
+    session = Session(path, provider="cpu", threads=1)
+    if accepted:
+        assert 0.97 <= check_agreement(Wrong(share, alone=False), session) < 0.999
+        return
+    with pytest.raises(ModelLoadError, match="must 97.0%"):
+        check_agreement(Wrong(share, alone=False), session)
+
+
+def test_sample_pictures_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
+    session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
+    pictures = samples(session)
+    assert [p.shape[1:3] for p in pictures] == list(engine.SAMPLE_SIZES)
+    assert {*np.unique(tiny_models.expected_label_map(pictures[0]))} == {0, 1, 2}
+    assert (samples(session)[0] == pictures[0]).all()
+    spec = InputSpec(stride=1, max_side_px=200)
+    small = tiny_models.write_model(
+        tmp_path / "small", model_contract=tiny_models.contract(input_spec=spec)
+    )
+    sizes = [p.shape[1:3] for p in samples(Session(small, provider="cpu", threads=1))]
+    assert sizes == [(97, 131)]
+    spec = InputSpec(stride=1, max_side_px=64)
+    none = tiny_models.write_model(
+        tmp_path / "none", model_contract=tiny_models.contract(input_spec=spec)
+    )
+    with pytest.raises(ModelLoadError, match="takes none of the sizes 97x131"):
+        samples(Session(none, provider="cpu", threads=1))
+
+
+def disagree(candidate: Network, reference: Network) -> float:
+    raise ModelLoadError("labels differ")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_auto_falls_back_and_says_why(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "check_agreement", disagree)
+    assert isinstance(opened(path, "auto"), Session)
+    assert "ONNX Runtime instead of OpenVINO: labels differ" in caplog.text
+    with pytest.raises(ModelLoadError, match="labels differ"):
+        opened(path, "openvino")
+
+
+@pytest.mark.usefixtures("openvino")
+@pytest.mark.parametrize(("ours", "theirs", "kind"), [(2, 1, OpenVinoNetwork), (1, 2, Session)])
+def test_auto_takes_the_faster(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ours: int, theirs: int, kind: type
+) -> None:
+    times = iter([float(ours), float(theirs)])
+    monkeypatch.setattr(engine, "_seconds", lambda run, picture: next(times))
+    assert type(opened(path, "auto")) is kind
+
+
+def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ModelLoadError, match=r"is not installed: pip install .*\[openvino\]"):
+        opened(path, "openvino")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert isinstance(opened(path, "auto"), Session)
+
+
+def test_an_unknown_engine_is_refused(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="engine 'tvm': choose one of onnxruntime, openvino"):
+        opened(path, "tvm")
+
+
+def test_on_cuda_there_is_only_onnx_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnCuda(Session):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            self.provider = "cuda"
+
+    monkeypatch.setattr(engine, "Session", OnCuda)
+    assert isinstance(opened(path, "auto", "auto"), OnCuda)
+    with pytest.raises(ModelLoadError, match="OpenVINO runs on the CPU .*FCN_PROVIDER=cpu"):
+        opened(path, "openvino", "auto")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
+    """Its converter would report to the makers; neither that code nor a consent file appears."""
+    home = tmp_path / "home"
+    home.mkdir()
+    script = (
+        "import json, sys, socket\n"
+        "def refuse(*args): raise OSError('no network in this test')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from pathlib import Path\n"
+        "from service.core.cores import Plan\n"
+        "from service.core.engine import open_network\n"
+        "network = open_network(Path(sys.argv[1]), provider='cpu', engine='openvino',\n"
+        "                       plan=Plan(1, 1, 1))\n"
+        "network.warm_up([(8, 8)])\n"
+        "print(json.dumps([n for n, m in sys.modules.items() if m and n.startswith("
+        "'openvino_telemetry')]))"
+    )
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+    assert list(home.rglob("*")) == []
