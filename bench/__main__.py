@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("bench.model_latency", "bench.segment_load")
+SCRIPTS = ("bench.model_latency", "bench.segment_load", "bench.overload")
 
 
 def main() -> int:

@@ -91,8 +91,9 @@ class Settings(BaseSettings):
     """Bytes of the uploads being read; above, 429. One upload always fits."""
     upload_timeout_s: float = Field(30.0, gt=0)
     """Seconds an upload may take; then it is answered 408."""
-    max_batch: int = Field(8, ge=1)
-    """Pictures of equal size that share one inference."""
+    max_batch: int | None = Field(None, ge=1)
+    """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
+    nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
     """Pixels in one inference, over all its pictures; a single picture always fits."""
     deadline_ms: int = Field(30_000, ge=1)

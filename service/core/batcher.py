@@ -55,7 +55,6 @@ class Labelled:
 @dataclass(eq=False, slots=True)
 class _Item(Queued):
     future: asyncio.Future[Labelled]
-    deadline: float | None
     timer: asyncio.TimerHandle | None = field(default=None)
 
 
@@ -215,7 +214,7 @@ class Batcher:
         now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded(_LATE)
-        item = _Item(image, priority, now, self._loop.create_future(), deadline)
+        item = _Item(image, priority, now, deadline, self._loop.create_future())
         if deadline is not None:
             item.timer = self._loop.call_later(deadline - now, _expire, item)
         self._queue.add(item)
@@ -274,7 +273,7 @@ class Batcher:
         )
         if late or wait_s > self._max_wait_s:
             self._observer.rejected("too_late")
-            raise Overloaded(max(1.0, math.ceil(wait_s - self._max_wait_s)))
+            raise Overloaded(self.retry_after_s())
 
     def _waiting(self) -> int:
         return len(self._queue) + len(self._again) + sum(self._reserved.values())
@@ -309,7 +308,7 @@ class Batcher:
             item = self._again.popleft()
             if not item.future.done():
                 return [item]
-        while items := self._queue.take(now := self._clock()):
+        while items := self._queue.take(now := self._clock(), self._pace.seconds):
             for item in items:
                 if item.deadline is not None and now >= item.deadline:
                     _expire(item)  # its timer is late

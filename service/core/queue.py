@@ -9,7 +9,8 @@ for at most twice the head start longer than a high one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,11 +22,13 @@ from service.core.types import Priority
 
 @dataclass(eq=False, slots=True)
 class Queued:
-    """image: uint8 RGB [H,W,3]. enqueued_s: a moment of the queue's clock."""
+    """image: uint8 RGB [H,W,3]. enqueued_s, deadline: moments of the queue's clock; None for no
+    deadline."""
 
     image: npt.NDArray[np.uint8]
     priority: Priority
     enqueued_s: float
+    deadline: float | None
     pixels: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,8 +84,12 @@ class Queue(Generic[Q]):
         self._count -= 1
         return True
 
-    def take(self, now: float) -> list[Q]:
-        """Out of the queue: the next batch; empty when nothing waits."""
+    def take(self, now: float, seconds: Callable[[float, int], float]) -> list[Q]:
+        """Out of the queue: the next batch; empty when nothing waits.
+
+        seconds: what a run of so many pixels and images should take; a mate that would make the
+        batch too late for one of its images has to wait for the next.
+        """
         if not self._count:
             return []
         heads = [next(iter(group)) for group in self._groups.values()]
@@ -98,9 +105,12 @@ class Queue(Generic[Q]):
                 for head in heads
                 if head.image.shape != shape and now - head.enqueued_s >= self._age_cap_s
             ]
-            limit = min(aged, default=float("inf"))
+            limit = min(aged, default=math.inf)
+            urgent = _moment(leader)
             while len(taken) < room and (mate := self._next_of(shape)) is not None:
-                if self._rank(mate) > limit:
+                n = len(taken) + 1
+                urgent = min(urgent, _moment(mate))
+                if self._rank(mate) > limit or now + seconds(n * leader.pixels, n) > urgent:
                     break
                 self.remove(mate)
                 taken.append(mate)
@@ -117,3 +127,7 @@ class Queue(Generic[Q]):
 
     def _rank(self, item: Q) -> float:
         return item.enqueued_s + (item.priority - Priority.NORMAL) * self._age_cap_s
+
+
+def _moment(item: Queued) -> float:
+    return math.inf if item.deadline is None else item.deadline

@@ -318,7 +318,8 @@ class Segmenter:
             network.instances,
             alone=network.alone,
             model=file.name,
-            max_batch=self._limits.max_batch,
+            # On a CPU a batch takes as long as its images one by one: it would delay the first.
+            max_batch=self._limits.max_batch or (8 if network.provider == "cuda" else 1),
             max_batch_pixels=self._limits.max_batch_pixels,
             max_queue=self._limits.max_queue,
             max_wait_s=self._limits.max_wait_s,

@@ -122,6 +122,7 @@ class Limits:
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; one request always fits. max_queue: images admitted and waiting for one model.
     max_wait_s: longest predicted wait for the device at which a request is taken.
+    max_batch: images in one inference; None for 8 on CUDA and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
     """
 
@@ -132,7 +133,7 @@ class Limits:
     max_inflight_pixels: int = 160_000_000
     max_queue: int = 64
     max_wait_s: float = 0.3
-    max_batch: int = 8
+    max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.batcher import Batcher, Labelled, Run
+from service.core.batcher import Batcher, Labelled
+from service.core.types import Run
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle
 

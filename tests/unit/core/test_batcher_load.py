@@ -150,7 +150,7 @@ def counters(batcher: Batcher) -> tuple[int, ...]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     arrivals=ARRIVALS,
     instances=st.integers(1, 3),
@@ -233,20 +233,14 @@ def check_answer(told: Told) -> None:
             pytest.fail(f"{result!r}")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(arrivals=ARRIVALS, max_batch=st.integers(1, 5))
 def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None:
     """In order of arrival within shape and priority; and after the age cap nobody overtakes."""
+    # Values are names here, from one that does not fail.
     patient = [
-        Arrival(a.after_s, a.shape, n % 250, a.priority, 0.0, None, None)
+        Arrival(a.after_s, a.shape, POISON + 1 + n, a.priority, 0.0, None, None)
         for n, a in enumerate(arrivals)
-    ]
-    # Values are names here, so that none of them may be the one that fails.
-    patient = [
-        Arrival(
-            a.after_s, a.shape, 251 if a.value == POISON else a.value, a.priority, 0, None, None
-        )
-        for a in patient
     ]
     world = World()
 
@@ -279,7 +273,6 @@ def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None
                 assert (
                     other.queued_s - one.queued_s < steps * CAP_S + 1e-9
                     or at - one.queued_s < CAP_S
-                    or one.arrival.priority > other.arrival.priority
                 )
 
 
@@ -379,6 +372,24 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
     virtual.run(scenario())
 
 
+def test_a_batch_is_not_made_too_large_for_a_deadline_in_it() -> None:
+    async def scenario() -> list[int]:
+        loop = asyncio.get_running_loop()
+        machine = Machine(lambda batch: RUN_S * len(batch))
+        async with started(machine, max_batch=8) as batcher:
+            await batcher.submit(picture(1))
+            deadline = loop.time() + 4.5 * RUN_S
+            tasks = [loop.create_task(batcher.submit(picture(1))) for _ in range(3)]
+            await asyncio.sleep(0)
+            tasks.append(loop.create_task(batcher.submit(picture(1), deadline)))
+            tasks += [loop.create_task(batcher.submit(picture(1))) for _ in range(4)]
+            await asyncio.gather(*tasks)
+        return [len(batch) for _, _, batch in machine.runs]
+
+    # The fourth would be late with any of those behind it.
+    assert virtual.run(scenario()) == [1, 1, 3, 4]
+
+
 def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
     """After a run of a minute a short deadline looks hopeless, until the next run."""
 
@@ -396,7 +407,7 @@ def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
     virtual.run(scenario())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), load=st.sampled_from([2.0, 3.0]), instances=st.integers(1, 2))
 def test_overload_loses_no_capacity_and_keeps_its_promise(
     seed: int, load: float, instances: int
