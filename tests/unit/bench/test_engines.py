@@ -13,18 +13,23 @@ from tests import tiny_models
 
 
 def test_a_slot_counts_every_call_of_every_caller() -> None:
-    calls, elapsed = engines.run_slot([lambda: time.sleep(0.01)] * 2, 0.1)
-    assert 0.1 <= elapsed < 0.5
-    assert 4 <= len(calls) <= 20
+    called: list[int] = []
+
+    def caller(number: int) -> None:
+        called.append(number)
+        time.sleep(0.01)
+
+    calls, elapsed = engines.run_slot([lambda: caller(0), lambda: caller(1)], 0.05)
+    assert elapsed >= 0.05
+    assert len(calls) == len(called)
+    assert set(called) == {0, 1}
     assert min(calls) >= 0.01
 
 
-def test_turns_report_images_not_calls() -> None:
-    rows = engines.take_turns({"four": ([lambda: time.sleep(0.01)], 4)}, 0.3, 0.05)
-    (row,) = rows
-    assert row["p50_ms"] == pytest.approx(10, rel=0.5)
-    assert row["images_per_s"] == pytest.approx(4000 / row["p50_ms"], rel=0.4)
-    assert row["slots"] >= 1
+def test_turns_report_images_not_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "run_slot", lambda callers, slot: ([0.01] * 5, 0.05))
+    (row,) = engines.take_turns({"four": ([lambda: None], 4)}, 0.01, 0.05)
+    assert row == {"name": "four", "images_per_s": 400.0, "p50_ms": 10.0, "slots": 1}
 
 
 @pytest.mark.parametrize("part", ["instances", "options"])
