@@ -1,9 +1,10 @@
-"""Memory of the runtime over a thousand different image sizes, and what each allocator costs.
+"""Memory of the runtime over a thousand different image sizes, with each kind of allocation.
 
     python -m bench.size_memory [--sizes 1000] [--arena server|off|shrink]
 
 Two callers on one session of one thread, as the server has on two cores. The sizes are drawn once,
-up to 480x640, none twice. Resident memory is read after every tenth of the images.
+up to 480x640, none twice. Resident memory is read after every tenth of the images. Needs no quiet
+machine; what the allocations cost in time, `bench.engines --part options` says.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(model: Path, count: int, arena: str) -> dict[str, Any]:
-    """One arena setting: resident MB after loading and after every tenth, and images per second."""
+    """One arena setting: resident MB after loading and after every tenth of the images."""
     session = open_session(model, arena)
     run_options = onnxruntime.RunOptions()
     if arena == "shrink":
@@ -63,21 +63,13 @@ def measure(model: Path, count: int, arena: str) -> dict[str, Any]:
     loaded_mb = resident_mb()
     sizes = draw_sizes(count)
     resident = []
-    started = time.perf_counter()
     with ThreadPoolExecutor(CALLERS) as pool:
         step = max(1, count // 10)
         for begin in range(0, count, step):
             for done in [pool.submit(run, size) for size in sizes[begin : begin + step]]:
                 done.result()
             resident.append(resident_mb())
-    elapsed = time.perf_counter() - started
-    return {
-        "arena": arena,
-        "loaded_mb": loaded_mb,
-        "resident_mb": resident,
-        "images_per_s": round(count / elapsed, 2),
-        "megapixels_per_s": round(sum(h * w for h, w in sizes) / 1e6 / elapsed, 3),
-    }
+    return {"arena": arena, "loaded_mb": loaded_mb, "resident_mb": resident}
 
 
 def open_session(model: Path, arena: str) -> onnxruntime.InferenceSession:
@@ -105,8 +97,7 @@ def resident_mb() -> float:
 def print_row(row: dict[str, Any]) -> None:
     print(
         f"{row['arena']:8s} loaded {row['loaded_mb']:.0f} MB, then "
-        f"{' '.join(f'{mb:.0f}' for mb in row['resident_mb'])} MB; "
-        f"{row['megapixels_per_s']:.2f} megapixels/s",
+        f"{' '.join(f'{mb:.0f}' for mb in row['resident_mb'])} MB",
         flush=True,
     )
 

@@ -38,7 +38,7 @@ def plan(
     cores for a lone image the shortest answer (bench/LOG.md).
     """
     if threads is None:
-        threads = max(1, cores // (instances or min(cores, _MOST_INSTANCES)))
+        threads = max(1, cores // instances if instances else math.ceil(cores / _MOST_INSTANCES))
     if instances is None:
         instances = max(1, cores // threads)
     return Plan(instances, threads, cores if alone_threads is None else alone_threads)

@@ -65,12 +65,13 @@ def open_network(path: Path, *, provider: str, engine: str, plan: Plan) -> Netwo
         return session
     try:
         candidate = OpenVinoNetwork(path, session.contract, plan)
-        check_agreement(candidate, session)
+        agreement = check_agreement(candidate, session)
     except ModelLoadError as error:
         if engine == "openvino":
             raise
         _log.warning("ONNX Runtime instead of OpenVINO: %s", error)
         return session
+    _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", path, 100 * agreement)
     if engine == "auto":
         picture = samples(session)[-1]
         ours, theirs = (_seconds(n.instances[0], picture) for n in (session, candidate))

@@ -28,6 +28,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 MAX_SIZES: Final = 16
 """Compiled sizes that each of the two groups of threads keeps; a new one costs about 0.2 s."""
+MAX_BYTES: Final = 512 * 1024 * 1024
+"""Of weights in them, in each group: every size has a copy of the weights. One size always fits."""
 
 
 class OpenVinoNetwork:
@@ -50,10 +52,11 @@ class OpenVinoNetwork:
                 f"{path} cannot be loaded by OpenVINO: {first_line(error)}: set "
                 "FCN_ENGINE=onnxruntime"
             ) from error
-        self._shared = _Compiled(core, model, contract, plan.instances, plan.threads)
+        sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
+        self._shared = _Compiled(core, model, contract, sizes, plan.instances, plan.threads)
         self._alone: _Compiled | None = None
         if plan.alone_threads > plan.threads:
-            self._alone = _Compiled(core, model, contract, 1, plan.alone_threads)
+            self._alone = _Compiled(core, model, contract, sizes, 1, plan.alone_threads)
 
     @property
     def instances(self) -> Sequence[Run]:
@@ -72,8 +75,9 @@ class _Compiled:
     """The network for each of the sizes used last, for `streams` callers of `threads` each."""
 
     def __init__(
-        self, core: Any, model: Any, contract: Contract, streams: int, threads: int
+        self, core: Any, model: Any, contract: Contract, sizes: int, streams: int, threads: int
     ) -> None:
+        self._max_sizes = sizes
         self._model = model
         self._contract = contract
         self._compile = partial(
@@ -107,7 +111,7 @@ class _Compiled:
                 model.reshape({self._contract.input.name: [1, height, width, 3]})
                 found = _Size(self._compile(model), self._contract)
                 self._sizes[height, width] = found
-                if len(self._sizes) > MAX_SIZES:
+                if len(self._sizes) > self._max_sizes:
                     self._sizes.popitem(last=False)
             self._sizes.move_to_end((height, width))
             return found

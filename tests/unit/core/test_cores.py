@@ -60,6 +60,7 @@ def test_a_system_without_affinity_gives_its_count(
         (1, {}, Plan(1, 1, 1)),
         (2, {}, Plan(2, 1, 2)),
         (8, {}, Plan(8, 1, 8)),
+        (12, {}, Plan(6, 2, 12)),
         (64, {}, Plan(8, 8, 64)),
         (6, {"instances": 2}, Plan(2, 3, 6)),
         (6, {"threads": 2}, Plan(3, 2, 6)),

@@ -87,6 +87,15 @@ def test_compiled_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("openvino")
+def test_a_large_model_keeps_fewer_sizes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "MAX_BYTES", path.stat().st_size - 1)
+    network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
+    for side in (8, 9):
+        network.instances[0](np.zeros((1, side, 4, 3), np.uint8))
+    assert list(network._shared._sizes) == [(9, 4)]
+
+
+@pytest.mark.usefixtures("openvino")
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")

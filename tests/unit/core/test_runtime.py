@@ -254,3 +254,24 @@ def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
     for height, width in sizes[200:]:
         run(np.zeros((1, height, width, 3), np.uint8))
     assert resident_mb() < before + 5
+
+
+@pytest.mark.parametrize(("version", "spins"), [("1.24.0", "0"), ("1.31.1", "1")])
+def test_only_a_lone_picture_spins_and_only_briefly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, spins: str
+) -> None:
+    opened: list[ort.SessionOptions] = []
+    real = ort.InferenceSession
+
+    def open_session(path: str, options: ort.SessionOptions, providers: object) -> object:
+        opened.append(options)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_session)
+    monkeypatch.setattr(ort, "__version__", version)
+    path = tiny_models.write_model(tmp_path)
+    Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    entry = "session.intra_op.allow_spinning"
+    assert [o.get_session_config_entry(entry) for o in opened] == ["0", spins]
+    if spins == "1":
+        assert opened[1].get_session_config_entry("session.intra_op.spin_duration_us") == "100"

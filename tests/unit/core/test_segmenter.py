@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from service.errors import (
     UnsupportedImageFormat,
 )
 from tests import drawing, tiny_models
+from tests.conftest import need
 from tests.drawing import read_png, street
 from tests.tiny_models import expected_label_map, write_model
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
@@ -275,6 +277,14 @@ async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
         assert len(served.network.instances) == 3
         assert served.network.alone is not None
         assert (await segmenter.segment(REQUEST)).height
+
+
+async def test_openvino_behind_the_segmenter_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
+    need(find_spec("openvino") is not None, "the package openvino")
+    write_model(tmp_path)
+    async with serving(tmp_path, engine="openvino") as segmenter:
+        reply = await segmenter.segment(REQUEST)
+    assert (read_png(reply.body) == expected_label_map(RGB)).all()
 
 
 async def test_an_engine_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The measurements of the CPU engines run, and count what they say they count."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import engines, size_memory
+from tests import tiny_models
+
+
+def test_a_slot_counts_every_call_of_every_caller() -> None:
+    called: list[int] = []
+
+    def caller(number: int) -> None:
+        called.append(number)
+        time.sleep(0.01)
+
+    calls, elapsed = engines.run_slot([lambda: caller(0), lambda: caller(1)], 0.05)
+    assert elapsed >= 0.05
+    assert len(calls) == len(called)
+    assert set(called) == {0, 1}
+    assert min(calls) >= 0.01
+
+
+def test_turns_report_images_not_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "run_slot", lambda callers, slot: ([0.01] * 5, 0.05))
+    (row,) = engines.take_turns({"four": ([lambda: None], 4)}, 0.01, 0.05)
+    assert row == {"name": "four", "images_per_s": 400.0, "p50_ms": 10.0, "slots": 1}
+
+
+@pytest.mark.parametrize("part", ["instances", "options"])
+def test_every_configuration_runs(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "SIZE", (24, 32))
+    configurations = engines.PARTS[part](tiny_models.write_model(tmp_path))
+    assert len(configurations) > 10
+    for callers, images in configurations.values():
+        assert images >= 1
+        for caller in callers:
+            caller()
+
+
+@pytest.mark.parametrize("arena", size_memory.ARENAS)
+def test_memory_is_read_ten_times(
+    tmp_path: Path, arena: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = size_memory.measure(tiny_models.write_model(tmp_path), 20, arena)
+    assert len(row["resident_mb"]) == 10
+    assert min(row["resident_mb"]) > 10
+
+
+def test_no_size_comes_twice() -> None:
+    sizes = size_memory.draw_sizes(1000)
+    assert len(set(sizes)) == 1000
+    assert np.max(sizes, axis=0).tolist() <= [480, 640]
