@@ -8,6 +8,7 @@ against PyTorch before it is renamed into place, so a wrong export never reaches
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 import warnings
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
+from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
 from model.graph import tidy
@@ -91,6 +93,7 @@ def export(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         proto = _to_onnx(folded, contract)
+        contract = with_context(proto, contract)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
@@ -98,6 +101,18 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return report
+
+
+def with_context(proto: onnx.ModelProto, contract: Contract) -> Contract:
+    """The contract with the graph's `context_px`, or with None where no part can do."""
+    stride = contract.input.stride
+    try:
+        context = context_of(proto, contract)
+    except NotLocal:
+        px = None
+    else:
+        px = None if stride % context.stride else -(-context.px // stride) * stride
+    return dataclasses.replace(contract, input=dataclasses.replace(contract.input, context_px=px))
 
 
 def fold_norms(network: FCN) -> FCN:
