@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
+from service.api.upload import Uploads
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
 from service.settings import Settings
@@ -85,7 +86,10 @@ class _Server:
                 max_image_bytes=s.max_image_bytes,
                 max_image_pixels=s.max_image_pixels,
                 max_inflight=s.max_inflight,
+                max_inflight_bytes=s.max_inflight_bytes,
+                max_inflight_pixels=s.max_inflight_pixels,
                 max_queue=s.max_queue,
+                max_wait_s=s.max_wait_ms / 1000,
                 max_batch=s.max_batch,
                 max_batch_pixels=s.max_batch_pixels,
             ),
@@ -96,14 +100,24 @@ class _Server:
             observer=telemetry,
         )
         deadline_s = s.deadline_ms / 1000
+        uploads = Uploads(
+            max_count=s.max_uploads,
+            max_bytes=s.max_uploads_bytes,
+            timeout_s=s.upload_timeout_s,
+            rejected=telemetry.rejected,
+        )
         rest = create_app(
             segmenter,
             telemetry,
             RestOptions(s.max_image_bytes, deadline_s, s.default_model),
+            uploads,
             ready=lambda: segmenter.ready() and not self._draining,
         )
         rpc = RpcServer(
-            segmenter, telemetry, RpcOptions(s.max_image_bytes, deadline_s, s.default_model)
+            segmenter,
+            telemetry,
+            RpcOptions(s.max_image_bytes, deadline_s, s.default_model),
+            uploads,
         )
         # Both ports first: a busy one should be known before minutes go into loading.
         http_socket = _listen(s.host, s.http_port, "FCN_HTTP_PORT")

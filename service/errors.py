@@ -8,6 +8,7 @@
       UnknownModel, UnknownVersion
       ModelNotReady           known, but loading or failed
       Overloaded              no room now; carries retry_after_s
+      UploadTooSlow           the body was not complete in time
       DeadlineExceeded        the caller's time ran out
       Cancelled               the caller left
       ShuttingDown            draining: ask another replica
@@ -74,6 +75,16 @@ class Overloaded(ServiceError):
             f"the service has as many requests as it can hold: retry in {retry_after_s:.0f} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class UploadTooSlow(ServiceError):
+    title = "Upload too slow"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"the upload was not complete after {timeout_s:g} s: send a smaller picture, or use a "
+            "faster connection"
+        )
 
 
 class DeadlineExceeded(ServiceError):

@@ -60,8 +60,21 @@ class Settings(BaseSettings):
     """Largest picture, height times width, checked before it is decoded."""
     max_inflight: int = Field(64, ge=1)
     """Requests between admission and answer; one more is answered 429."""
+    max_inflight_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
+    max_inflight_pixels: int = Field(160_000_000, ge=1)
+    """Pixels of the pictures between admission and answer; above, 429. One picture always fits."""
     max_queue: int = Field(64, ge=1)
     """Pictures that wait for one model; one more is answered 429."""
+    max_wait_ms: int = Field(300, ge=1)
+    """Longest wait for the device, predicted from the measured pace, at which a request is taken;
+    above, 429. An idle device takes whatever comes."""
+    max_uploads: int = Field(256, ge=1)
+    """Uploads being read at once; one more is answered 429 unread."""
+    max_uploads_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Bytes of the uploads being read; above, 429. One upload always fits."""
+    upload_timeout_s: float = Field(30.0, gt=0)
+    """Seconds an upload may take; then it is answered 408."""
     max_batch: int = Field(8, ge=1)
     """Pictures of equal size that share one inference."""
     max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)

@@ -24,6 +24,9 @@ from service.telemetry import RequestRecord, Telemetry
 # never see the answer.
 LINGER_S: Final = 1.0
 LINGER_BYTES: Final = 32 * 1024 * 1024
+# A body announced as no longer than this is waited for, and the connection kept: under load a new
+# connection for every refusal would cost more than the refusal.
+KEPT_BYTES: Final = 1024 * 1024
 
 _log = logging.getLogger("fcn.rest")
 
@@ -42,7 +45,7 @@ class Exchange:
         headers = Headers(scope=scope)
         record = RequestRecord("rest", "other", request_id(headers.get(HEADER)))
         scope["fcn_record"] = record
-        flow = _Flow(receive, send, record, has_body=_announces_body(headers))
+        flow = _Flow(receive, send, record, headers)
         try:
             await self._app(scope, flow.receive, flow.send)
         except ClientDisconnect:
@@ -66,20 +69,20 @@ class Exchange:
             self._telemetry.finished(record)
 
 
-def _announces_body(headers: Headers) -> bool:
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-
-
 class _Flow:
     """The two ASGI channels of one request, watched."""
 
     def __init__(
-        self, receive: Receive, send: Send, record: RequestRecord, *, has_body: bool
+        self, receive: Receive, send: Send, record: RequestRecord, headers: Headers
     ) -> None:
         self._receive = receive
         self._send = send
         self._record = record
-        self._unread = has_body
+        length = headers.get("content-length", "0")
+        chunked = "transfer-encoding" in headers
+        self._unread = length != "0" or chunked
+        short = length.isdigit() and len(length) < 10 and int(length) <= KEPT_BYTES
+        self._closes = chunked or not short
         self.started = False
 
     async def receive(self) -> Message:
@@ -94,7 +97,7 @@ class _Flow:
             self._record.code = str(message["status"])
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._record.request_id
-            if self._unread:
+            if self._unread and self._closes:
                 headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})

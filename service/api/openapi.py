@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from service.api.parameters import MAX_DEADLINE_MS
+from service.api.parameters import MAX_DEADLINE_MS, PRIORITIES
 from service.api.problem import MEDIA_TYPE as PROBLEM_TYPE
 from service.api.upload import FIELD, RAW_TYPES
 from service.core.segmenter import Output
@@ -70,6 +70,7 @@ SEGMENT: Final[dict[str, Any]] = {
             _400="The picture cannot be read, or a parameter is wrong.",
             _404="No such model or version.",
             _406="Accept allows neither PNG nor JSON.",
+            _408="The upload took too long.",
             _413="Too many bytes or pixels.",
             _415="Not a kind of picture or body that is read.",
             _429="Too many requests; see Retry-After.",
@@ -114,6 +115,11 @@ SEGMENT: Final[dict[str, Any]] = {
                 "style": "form",
                 "explode": False,
             },
+            _query(
+                "priority",
+                "Who goes first, for a while, when the device is busy.",
+                {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
+            ),
             _query(
                 "deadline_ms",
                 "Time the answer is worth waiting for, in milliseconds.",

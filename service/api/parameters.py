@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from service.core.segmenter import Output, SegmentRequest
+from service.core.segmenter import Output, Priority, SegmentRequest
 from service.errors import InvalidParameter, quoted
 
-NAMES: Final = ("model", "version", "output", "alpha", "classes", "deadline_ms")
+NAMES: Final = ("model", "version", "output", "alpha", "classes", "priority", "deadline_ms")
 MAX_DEADLINE_MS: Final = 3_600_000
+PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 
 ACCEPTED: Final = {"image/png": Output.LABEL_MAP, "application/json": Output.JSON}
 """What `Accept` may choose when the query names no output."""
@@ -53,6 +54,7 @@ def segment_request(
         deadline_s=_deadline_s(values["deadline_ms"])
         if "deadline_ms" in values
         else default_deadline_s,
+        priority=_priority(values["priority"]) if "priority" in values else Priority.NORMAL,
     )
 
 
@@ -106,6 +108,15 @@ def _number(name: str, text: str) -> float:
     if not math.isfinite(number):
         raise InvalidParameter(f"{name}={quoted(text)} is not a number: use one such as 0.5")
     return number
+
+
+def _priority(text: str) -> Priority:
+    try:
+        return PRIORITIES[text]
+    except KeyError:
+        raise InvalidParameter(
+            f"priority={quoted(text)}: use one of {', '.join(PRIORITIES)}"
+        ) from None
 
 
 def _deadline_s(text: str) -> float:

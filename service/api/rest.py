@@ -21,7 +21,7 @@ from service.api.listing import default_name, known_name, model_json, model_name
 from service.api.parameters import segment_request
 from service.api.problem import framework_problem, record_of, service_problem
 from service.api.status import counts_as_latency, status_of
-from service.api.upload import read_picture
+from service.api.upload import Uploads, read_picture
 from service.core.segmenter import Segmenter, Timings
 from service.errors import ModelNotReady, ServiceError
 from service.telemetry import Telemetry
@@ -42,11 +42,15 @@ class RestOptions:
 
 
 def create_app(
-    segmenter: Segmenter, telemetry: Telemetry, options: RestOptions, ready: Callable[[], bool]
+    segmenter: Segmenter,
+    telemetry: Telemetry,
+    options: RestOptions,
+    uploads: Uploads,
+    ready: Callable[[], bool],
 ) -> FastAPI:
     """`ready` says whether new requests are wanted: models loaded and not draining."""
     app = FastAPI(title=openapi.TITLE, description=openapi.DESCRIPTION, version=openapi.VERSION)
-    rest = _Rest(segmenter, telemetry, options, ready)
+    rest = _Rest(segmenter, telemetry, options, uploads, ready)
     app.add_middleware(Exchange, telemetry=telemetry)
     app.add_exception_handler(ServiceError, rest.service_error)
     app.add_exception_handler(HTTPException, rest.framework_error)
@@ -71,11 +75,13 @@ class _Rest:
         segmenter: Segmenter,
         telemetry: Telemetry,
         options: RestOptions,
+        uploads: Uploads,
         ready: Callable[[], bool],
     ) -> None:
         self._segmenter = segmenter
         self._telemetry = telemetry
         self._options = options
+        self._uploads = uploads
         self._ready = ready
 
     async def segment(self, request: Request) -> Response:
@@ -88,13 +94,18 @@ class _Rest:
         draft = segment_request(
             request.query_params.multi_items(), headers.get("accept"), self._options.deadline_s
         )
-        body = await read_picture(
-            request.stream(),
-            headers.get("content-type"),
-            headers.get("content-encoding"),
-            headers.get("content-length"),
-            self._options.max_image_bytes,
-        )
+        # And whoever is to be turned away should know it before an upload, too.
+        self._segmenter.check(draft)
+        with self._uploads.begin() as upload:
+            body = await upload.in_time(
+                read_picture(
+                    upload.counted(request.stream()),
+                    headers.get("content-type"),
+                    headers.get("content-encoding"),
+                    headers.get("content-length"),
+                    self._options.max_image_bytes,
+                )
+            )
         record.restart()
         record.timed = True
         reply = await unless_disconnected(

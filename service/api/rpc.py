@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -12,11 +13,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 from service.api.listing import default_name, known_name
 from service.api.request_id import HEADER, request_id
 from service.api.status import counts_as_latency, retry_after_s, status_of
-from service.core.segmenter import Output, Segmenter, SegmentReply, SegmentRequest
+from service.api.upload import Uploads
+from service.core.segmenter import Output, Priority, Segmenter, SegmentReply, SegmentRequest
 from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
@@ -27,6 +28,13 @@ OUTPUTS: Final = {
     pb.OUTPUT_OVERLAY: Output.OVERLAY,
     pb.OUTPUT_COLOR: Output.COLOR,
     pb.OUTPUT_JSON: Output.JSON,
+}
+
+PRIORITIES: Final = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
 }
 
 # The other fields of a request around its image.
@@ -56,7 +64,9 @@ class RpcOptions:
 class RpcServer:
     """The gRPC server: `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
-    def __init__(self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions) -> None:
+    def __init__(
+        self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions, uploads: Uploads
+    ) -> None:
         """Must be made inside the event loop that runs it."""
         self._server = aio.server(
             options=[
@@ -72,9 +82,8 @@ class RpcServer:
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        pb_grpc.add_SegmentationServicer_to_server(
-            Segmentation(segmenter, telemetry, options), self._server
-        )
+        segmentation = Segmentation(segmenter, telemetry, options, uploads)
+        self._server.add_generic_rpc_handlers((segmentation.handler(),))
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
@@ -109,15 +118,47 @@ class RpcServer:
 class Segmentation:
     """The calls of proto/segmentation/v1/segmentation.proto."""
 
-    def __init__(self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions) -> None:
+    def __init__(
+        self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions, uploads: Uploads
+    ) -> None:
         self._segmenter = segmenter
         self._telemetry = telemetry
         self._options = options
+        self._uploads = uploads
 
-    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service as gRPC takes it.
+
+        Segment is on the wire what the proto says. Here it is a stream of requests, of which it
+        reads the one: so that a call can be refused before its picture is read, and timed while.
+        """
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Segment": grpc.stream_unary_rpc_method_handler(
+                    self.Segment,
+                    request_deserializer=pb.SegmentRequest.FromString,
+                    response_serializer=pb.SegmentResponse.SerializeToString,
+                ),
+                "ListModels": grpc.unary_unary_rpc_method_handler(
+                    self.ListModels,
+                    request_deserializer=pb.ListModelsRequest.FromString,
+                    response_serializer=pb.ListModelsResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def Segment(
+        self, requests: AsyncIterator[pb.SegmentRequest], context: Context
+    ) -> pb.SegmentResponse:
         record = _begin("Segment", context)
-        record.timed = True  # the message is complete before this runs
         try:
+            self._segmenter.check_any()
+            with self._uploads.begin() as upload:
+                request = await upload.in_time(_only(requests))
+                upload.received(len(request.image))
+            record.restart()
+            record.timed = True
             models = self._segmenter.models()
             record.model = known_name(models, self._options.default_model, request.model)
             reply = await self._segmenter.segment(self._translated(request, context))
@@ -145,6 +186,10 @@ class Segmentation:
             raise InvalidParameter(
                 f"there is no output {request.output}: use one of the Output enum"
             )
+        if request.priority not in PRIORITIES:
+            raise InvalidParameter(
+                f"there is no priority {request.priority}: use one of the Priority enum"
+            )
         deadline_s = context.time_remaining()
         if deadline_s is None:
             deadline_s = self._options.deadline_s
@@ -158,6 +203,7 @@ class Segmentation:
             alpha=request.alpha if request.HasField("alpha") else 0.5,
             classes=tuple(request.classes),
             deadline_s=deadline_s,
+            priority=PRIORITIES[request.priority],
         )
 
     def _models(self) -> pb.ListModelsResponse:
@@ -185,6 +231,13 @@ class Segmentation:
                 for v in model.versions
             ]
         )
+
+
+async def _only(requests: AsyncIterator[pb.SegmentRequest]) -> pb.SegmentRequest:
+    """The call's one message. Raises: InvalidParameter when it was closed without any."""
+    async for request in requests:
+        return request
+    raise InvalidParameter("the call has no message: send one SegmentRequest")
 
 
 def _begin(method: str, context: Context) -> RequestRecord:

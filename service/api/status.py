@@ -40,6 +40,7 @@ TABLE: Final[dict[type[errors.ServiceError], Status]] = {
     errors.UnknownVersion: Status(404, _C.NOT_FOUND, "unknown-version"),
     errors.ModelNotReady: Status(503, _C.UNAVAILABLE, "model-not-ready", retry=True),
     errors.Overloaded: Status(429, _C.RESOURCE_EXHAUSTED, "overloaded", retry=True),
+    errors.UploadTooSlow: Status(408, _C.DEADLINE_EXCEEDED, "upload-too-slow"),
     errors.DeadlineExceeded: Status(504, _C.DEADLINE_EXCEEDED, "deadline-exceeded"),
     errors.Cancelled: Status(CLIENT_CLOSED_REQUEST, _C.CANCELLED, "cancelled"),
     errors.ShuttingDown: Status(503, _C.UNAVAILABLE, "shutting-down", retry=True),

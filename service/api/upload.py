@@ -6,13 +6,24 @@ what is over the limit is never held.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Final
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import ImageTooLarge, InvalidParameter, UnsupportedImageFormat, quoted
+from service.errors import (
+    ImageTooLarge,
+    InvalidParameter,
+    Overloaded,
+    UnsupportedImageFormat,
+    UploadTooSlow,
+    quoted,
+)
+
+T = TypeVar("T")
 
 FIELD: Final = "image"
 RAW_TYPES: Final = (
@@ -29,6 +40,99 @@ _ALIASES: Final = ("image/jpg", "image/x-ms-bmp", "image/x-bmp", "image/x-png", 
 MULTIPART_OVERHEAD_BYTES: Final = 16 * 1024
 MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4 * 1024
+
+
+RETRY_UPLOAD_S: Final = 1.0
+"""Told when too many bodies are being read: how long they take is up to those who send them."""
+
+
+class Uploads:
+    """The bodies being read, of all connections and transports: so many, so large, so long."""
+
+    def __init__(
+        self,
+        *,
+        max_count: int,
+        max_bytes: int,
+        timeout_s: float,
+        rejected: Callable[[str], None],
+    ) -> None:
+        """max_bytes: of all of them together; a single one always fits. rejected: the observer's,
+        told "uploads"."""
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._rejected = rejected
+        self._count = 0
+        self._bytes = 0
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bodies being read, and their bytes so far."""
+        return self._count, self._bytes
+
+    def begin(self) -> Upload:
+        """To be used in a `with` block. Raises: Overloaded, and nothing has been read."""
+        if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
+            raise self._refused()
+        self._count += 1
+        return Upload(self)
+
+    def _refused(self) -> Overloaded:
+        self._rejected("uploads")
+        return Overloaded(RETRY_UPLOAD_S)
+
+    def _received(self, n_bytes: int) -> None:
+        """Raises: Overloaded."""
+        if self._count > 1 and self._bytes + n_bytes > self._max_bytes:
+            raise self._refused()
+        self._bytes += n_bytes
+
+    def _end(self, n_bytes: int) -> None:
+        self._count -= 1
+        self._bytes -= n_bytes
+
+
+class Upload:
+    """One body being read, until the end of its `with` block."""
+
+    __slots__ = ("_bytes", "_uploads")
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+        self._bytes = 0
+
+    async def in_time(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Raises: UploadTooSlow, and what `reading` raises."""
+        try:
+            async with asyncio.timeout(self._uploads._timeout_s) as scope:
+                return await reading
+        except TimeoutError:
+            if not scope.expired():  # `reading` raised it
+                raise
+            raise UploadTooSlow(self._uploads._timeout_s) from None
+
+    async def counted(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same chunks. Raises: Overloaded."""
+        async for chunk in stream:
+            self.received(len(chunk))
+            yield chunk
+
+    def received(self, n_bytes: int) -> None:
+        """Raises: Overloaded."""
+        self._uploads._received(n_bytes)
+        self._bytes += n_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._uploads._end(self._bytes)
 
 
 async def read_picture(

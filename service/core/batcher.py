@@ -1,12 +1,15 @@
-"""Images and futures to batches: one queue and one device thread for one model.
+"""Images and futures to batches: one queue for one model, and the instances that serve it.
 
-An idle device starts at once; images gather only while it is busy. A batch is the oldest waiting
-image and the next ones of its shape, so an answer never depends on its batch mates and nobody is
-overtaken for long. Time runs out, and callers leave, while queued and while the device is busy:
-each future is settled alone and a late result for it is dropped. When a batch fails its images are
-run one by one, so that one bad image costs its mates a little time and nothing else.
+An idle device starts at once; images gather only while it is busy. A lone image on an idle device
+gets all of it (`alone`); otherwise each instance takes a batch as soon as it is free. Room is
+reserved before an image is decoded, and refused when by the measured pace its turn would come too
+late: those who are refused know at once, and those who are not are answered in time.
 
-All state is touched on the event loop only; the device thread sees arrays and nothing else.
+Time runs out, and callers leave, while queued and while the device is busy: each future is settled
+alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
+one bad image costs its mates a little time and nothing else.
+
+All state is touched on the event loop only; the device threads see arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -14,20 +17,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.types import Clock, Observer
+from service.core.pace import Pace
+from service.core.queue import Queue, Queued
+from service.core.types import Clock, Observer, Priority, Run
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
-Run = Callable[[UInt8Array], UInt8Array]
-"""uint8 RGB [N,H,W,3] -> uint8 [N,H,W]."""
 
+AGE_CAP_S: Final = 0.1
+"""About two inferences of an ordinary picture: see `service.core.queue`."""
+
+_LATE: Final = "the deadline passed before the answer was ready: allow more time or send less"
 _log = logging.getLogger(__name__)
 
 
@@ -42,194 +53,341 @@ class Labelled:
 
 
 @dataclass(eq=False, slots=True)
-class _Item:
-    image: UInt8Array
+class _Item(Queued):
     future: asyncio.Future[Labelled]
-    enqueued_s: float
-    deadline: float | None
     timer: asyncio.TimerHandle | None = field(default=None)
 
 
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """One callable of the network and the one thread that calls it."""
+
+    run: Run
+    thread: Executor
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    lane: _Lane
+    items: list[_Item]
+    pixels: int
+    started_s: float
+    alone: bool
+
+
+class Place:
+    """Room in the queue for one image that is still being decoded; leave it or submit with it."""
+
+    __slots__ = ("_batcher", "pixels", "priority")
+
+    def __init__(self, batcher: Batcher, pixels: int, priority: Priority) -> None:
+        self._batcher: Batcher | None = batcher
+        self.pixels = pixels
+        self.priority = priority
+
+    def release(self) -> None:
+        """May be called again."""
+        if self._batcher is not None:
+            self._batcher._release(self)
+            self._batcher = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def one_thread(name: str) -> Executor:
+    return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+
 class Batcher:
-    """`start`, then `submit` from any task of the same event loop, then `aclose`."""
+    """`start`, then `reserve` and `submit` from any task of the same event loop, then `close`."""
 
     def __init__(
         self,
-        run: Run,
+        instances: Sequence[Run],
         *,
+        alone: Run | None = None,
         model: str,
         max_batch: int,
         max_batch_pixels: int,
         max_queue: int,
+        max_wait_s: float = math.inf,
+        age_cap_s: float = AGE_CAP_S,
         observer: Observer,
         clock: Clock,
+        thread: Callable[[str], Executor] = one_thread,
     ) -> None:
-        """run: called on one dedicated thread, never twice at once. model: the observer's label.
+        """instances, alone: see `Network`; each is called on a thread of its own.
 
-        max_batch_pixels bounds N * H * W of a batch; a larger single image still runs, alone.
+        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`. max_queue:
+        images reserved or waiting. max_wait_s: longest predicted wait for the device at which an
+        image is still taken. thread: an executor of one thread, by its name.
         """
-        self._run = run
+        self._lanes = [_Lane(run, thread(f"infer-{model}-{n}")) for n, run in enumerate(instances)]
+        self._alone = None if alone is None else _Lane(alone, thread(f"infer-{model}-alone"))
         self._model = model
-        self._max_batch = max_batch
-        self._max_batch_pixels = max_batch_pixels
         self._max_queue = max_queue
+        self._max_wait_s = max_wait_s
         self._observer = observer
         self._clock = clock
-        self._queue: dict[_Item, None] = {}  # insertion order is age; removal is O(1)
-        self._arrived = asyncio.Event()
-        self._device = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{model}")
-        self._loop_task: asyncio.Task[None] | None = None
-        self._running: list[_Item] = []
-        self._seconds_per_image = 0.1  # a guess until the first batch is measured
+        self._queue: Queue[_Item] = Queue(
+            max_batch=max_batch, max_batch_pixels=max_batch_pixels, age_cap_s=age_cap_s
+        )
+        self._again: deque[_Item] = deque()  # of batches that failed, to be run one by one
+        self._reserved = dict.fromkeys(Priority, 0)
+        self._reserved_pixels = dict.fromkeys(Priority, 0)
+        self._idle = list(self._lanes)
+        self._running: dict[_Lane, _Batch] = {}
+        self._pace = Pace()
+        self._pace_alone = Pace()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: Exception | None = ShuttingDown("this model is not started")
 
     def start(self) -> None:
         """On the event loop that will call `submit`."""
-        self._loop_task = asyncio.get_running_loop().create_task(
-            self._work(), name=f"batcher-{self._model}"
-        )
-        self._loop_task.add_done_callback(self._on_worker_end)
+        self._loop = asyncio.get_running_loop()
+        self._end = None
+
+    def expect(self, pixels: int, seconds: float) -> None:
+        """What one image took in the warm-up: a first idea of the pace."""
+        self._pace.saw(pixels, 1, seconds)
 
     @property
     def alive(self) -> bool:
-        """False before `start`, after `aclose`, and when the worker died of a fault of its own."""
-        return self._loop_task is not None and not self._loop_task.done()
+        """False before `start`, after `close`, and when it died of a fault of its own."""
+        return self._end is None
 
-    async def submit(self, image: UInt8Array, deadline: float | None = None) -> Labelled:
+    def check(self, priority: Priority = Priority.NORMAL) -> None:
+        """Whether there is room now, of which nothing is taken.
+
+        Raises: Overloaded, InferenceFailed, ShuttingDown.
+        """
+        self._check(0, None, priority)
+
+    def crowded(self, priority: Priority = Priority.NORMAL) -> bool:
+        """Whether `check` would raise Overloaded."""
+        return self._full() or self.wait_s(priority) > self._max_wait_s
+
+    def reserve(
+        self, pixels: int, deadline: float | None = None, priority: Priority = Priority.NORMAL
+    ) -> Place:
+        """Before the decode. pixels: height times width, as the picture's header says.
+
+        Raises: Overloaded when the queue is full, or when by the pace of the last runs the image
+        would wait longer than `max_wait_s` or not be labelled by its deadline; InferenceFailed,
+        ShuttingDown.
+        """
+        self._check(pixels, deadline, priority)
+        self._reserved[priority] += 1
+        self._reserved_pixels[priority] += pixels
+        return Place(self, pixels, priority)
+
+    async def submit(
+        self,
+        image: UInt8Array,
+        deadline: float | None = None,
+        place: Place | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Labelled:
         """image: uint8 RGB [H,W,3]. deadline: a moment of `clock`, or None.
 
-        Cancelling the awaiting task takes the image out of the queue, or drops its result.
+        place: as reserved for this image, whose priority then counts; without one it is reserved
+        now. Cancelling the awaiting task takes the image out of the queue, or drops its result.
 
         Raises: Overloaded, DeadlineExceeded, InferenceFailed, ShuttingDown.
         """
-        if self._loop_task is None:
-            raise ShuttingDown("this model is not started")
-        if not self.alive:
-            raise ShuttingDown() if self._loop_task.cancelled() else InferenceFailed()
-        if len(self._queue) >= self._max_queue:
-            self._observer.rejected("queue_full")
-            raise Overloaded(self.retry_after_s())
-        loop = asyncio.get_running_loop()
+        if self._end is not None or self._loop is None:
+            raise self._end or ShuttingDown()
+        if place is None:
+            self._check(image.shape[0] * image.shape[1], deadline, priority)
+        else:
+            priority = place.priority
+            place.release()
         now = self._clock()
-        item = _Item(image, loop.create_future(), now, deadline)
+        if deadline is not None and now >= deadline:
+            raise DeadlineExceeded(_LATE)
+        item = _Item(image, priority, now, deadline, self._loop.create_future())
         if deadline is not None:
-            item.timer = loop.call_later(max(0.0, deadline - now), self._expire, item)
-        self._queue[item] = None
-        self._observe_depth()
-        self._arrived.set()
+            item.timer = self._loop.call_later(deadline - now, _expire, item)
+        self._queue.add(item)
+        self._guarded(self._dispatch)
         try:
             return await item.future
         finally:
             if item.timer is not None:
                 item.timer.cancel()
-            self._leave_queue(item)  # still there when cancelled or expired
+            if self._queue.remove(item):  # cancelled or expired
+                self._observe_depth()
+
+    def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
+        """Predicted wait for the device of an image that would come now; 0 when it is idle."""
+        lanes = len(self._lanes)
+        if self._waiting() + len(self._running) < lanes:
+            return 0.0
+        now = self._clock()
+        work = 0.0
+        for batch in self._running.values():
+            pace = self._pace_alone if batch.alone else self._pace
+            takes = pace.seconds(batch.pixels, len(batch.items))
+            work += max(0.0, takes - (now - batch.started_s))
+        pixels = self._queue.pixels(priority)
+        ahead = len(self._queue)
+        for p in Priority:
+            if p <= priority:
+                pixels += self._reserved_pixels[p]
+                ahead += self._reserved[p]
+        pace = self._pace if self._pace.known else self._pace_alone
+        return (work + pace.seconds(pixels, ahead)) / lanes
 
     def retry_after_s(self) -> float:
-        """Whole seconds, 1..60: how long the queue as it stands should take."""
-        waiting = len(self._queue) + len(self._running)
-        return float(min(60, max(1, math.ceil(waiting * self._seconds_per_image))))
+        """Whole seconds, 1..60: how long the work at hand should take."""
+        return float(min(60, max(1, math.ceil(self.wait_s(Priority.LOW)))))
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Fails what is queued or running with ShuttingDown. Drain first to lose nothing."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.wait([self._loop_task])
+        self._finish(ShuttingDown())
         # Without waiting: a run cannot be interrupted, and its result has no taker.
-        self._device.shutdown(wait=False, cancel_futures=True)
+        for lane in (*self._lanes, *([self._alone] if self._alone else [])):
+            lane.thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
-            self._running = self._take()
-            if not self._queue:
-                self._arrived.clear()
-            if self._running:
-                self._observe_depth()
-                await self._infer(self._running)
-                self._running = []
+    def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
+        if self._end is not None:
+            raise self._end
+        if self._full():
+            self._observer.rejected("queue_full")
+            raise Overloaded(self.retry_after_s())
+        wait_s = self.wait_s(priority)
+        # An idle device takes whatever comes: should the pace be wrong, that is how it learns.
+        if not wait_s:
+            return
+        late = deadline is not None and (
+            self._clock() + wait_s + self._pace.seconds(pixels) > deadline
+        )
+        if late or wait_s > self._max_wait_s:
+            self._observer.rejected("too_late")
+            raise Overloaded(self.retry_after_s())
+
+    def _waiting(self) -> int:
+        return len(self._queue) + len(self._again) + sum(self._reserved.values())
+
+    def _full(self) -> bool:
+        return self._waiting() >= self._max_queue + len(self._lanes) - len(self._running)
+
+    def _release(self, place: Place) -> None:
+        self._reserved[place.priority] -= 1
+        self._reserved_pixels[place.priority] -= place.pixels
+
+    def _dispatch(self) -> None:
+        """Gives every free instance a batch, while there are any."""
+        alone = self._alone
+        if (
+            alone is not None
+            and not self._running
+            and len(self._queue) == 1
+            and not self._again
+            and not any(self._reserved.values())
+            and (items := self._take())
+        ):
+            self._start(alone, items)
+        # A run of `alone` counts as an instance: it has its cores.
+        while len(self._running) < len(self._lanes) and (items := self._take()):
+            self._start(self._idle.pop(), items)
+        self._observe_depth()
 
     def _take(self) -> list[_Item]:
-        """Out of the queue: the oldest image and the next ones of its shape, within the limits."""
-        taken: list[_Item] = []
-        for item in list(self._queue):
-            if item.future.done():  # cancelled, its task has not yet come to leave the queue
-                del self._queue[item]
-                continue
-            if item.deadline is not None and self._clock() >= item.deadline:
-                del self._queue[item]
-                self._expire(item)
-                continue
-            if taken and item.image.shape != taken[0].image.shape:
-                continue
-            height, width = item.image.shape[:2]
-            if taken and (len(taken) + 1) * height * width > self._max_batch_pixels:
-                break
-            del self._queue[item]
-            taken.append(item)
-            if len(taken) == self._max_batch:
-                break
-        return taken
-
-    async def _infer(self, items: list[_Item]) -> None:
-        try:
-            await self._run_and_settle(items)
-        except Exception as error:
-            if len(items) > 1:
-                _log.warning(
-                    "%s: a batch of %d failed, running its images one by one",
-                    self._model,
-                    len(items),
-                    exc_info=error,
-                )
-                for item in items:
-                    if not item.future.done():
-                        await self._infer([item])
-                return
-            _log.error("%s: inference failed", self._model, exc_info=error)
+        """The next batch, less those who left or whose time is over; empty when nothing waits."""
+        while self._again:
+            item = self._again.popleft()
+            if not item.future.done():
+                return [item]
+        while items := self._queue.take(now := self._clock(), self._pace.seconds):
             for item in items:
-                _fail(item, InferenceFailed())
+                if item.deadline is not None and now >= item.deadline:
+                    _expire(item)  # its timer is late
+            if left := [item for item in items if not item.future.done()]:
+                return left
+        return []
 
-    async def _run_and_settle(self, items: list[_Item]) -> None:
-        started = self._clock()
-        label_maps = await asyncio.get_running_loop().run_in_executor(
-            self._device, _run_stacked, self._run, [item.image for item in items]
-        )
-        infer_s = self._clock() - started
-        # Half old, half new: follows a change of load within a few batches.
-        self._seconds_per_image = (self._seconds_per_image + infer_s / len(items)) / 2
-        self._observer.batch(self._model, len(items))
-        for item, label_map in zip(items, label_maps, strict=True):
-            if not item.future.done():  # its caller may have left, or its time run out
-                queue_s = started - item.enqueued_s
-                item.future.set_result(Labelled(label_map, queue_s, infer_s, len(items)))
+    def _start(self, lane: _Lane, items: list[_Item]) -> None:
+        pixels = sum(item.pixels for item in items)
+        batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
+        self._running[lane] = batch
+        work = lane.thread.submit(_run_stacked, lane.run, [item.image for item in items])
+        work.add_done_callback(partial(self._from_thread, batch))
 
-    def _expire(self, item: _Item) -> None:
-        """The deadline has come, wherever the image is."""
-        _fail(
-            item,
-            DeadlineExceeded(
-                "the deadline passed before the answer was ready: allow more time or send less"
-            ),
-        )
+    def _from_thread(self, batch: _Batch, work: Future[UInt8Array]) -> None:
+        """On the device thread, or wherever the executor was shut down."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._guarded, self._finished, batch, work)
 
-    def _leave_queue(self, item: _Item) -> None:
-        if item in self._queue:
-            del self._queue[item]
-            self._observe_depth()
+    def _finished(self, batch: _Batch, work: Future[UInt8Array]) -> None:
+        if self._running.pop(batch.lane, None) is None:  # closed meanwhile
+            return
+        if not batch.alone:
+            self._idle.append(batch.lane)
+        items, infer_s = batch.items, self._clock() - batch.started_s
+        error = work.exception()
+        if error is None:
+            pace = self._pace_alone if batch.alone else self._pace
+            pace.saw(batch.pixels, len(items), infer_s)
+            self._observer.batch(self._model, len(items))
+            for item, label_map in zip(items, work.result(), strict=True):
+                if not item.future.done():  # its caller may have left, or its time run out
+                    queue_s = batch.started_s - item.enqueued_s
+                    item.future.set_result(Labelled(label_map, queue_s, infer_s, len(items)))
+        elif len(items) > 1:
+            _log.warning(
+                "%s: a batch of %d failed, running its images one by one",
+                self._model,
+                len(items),
+                exc_info=error,
+            )
+            self._again.extend(items)
+        else:
+            _log.error("%s: inference failed", self._model, exc_info=error)
+            _fail(items[0], InferenceFailed())
+        self._dispatch()
+
+    def _guarded(self, step: Callable[..., None], *args: object) -> None:
+        """Nobody waits for ever on a batcher that has failed: a fault of its own ends it."""
+        if self._end is not None:
+            return
+        try:
+            step(*args)
+        except BaseException as error:
+            _log.critical("%s: the batcher died", self._model, exc_info=error)
+            if args and isinstance(batch := args[0], _Batch):
+                self._running[batch.lane] = batch
+            self._finish(InferenceFailed())
+
+    def _finish(self, error: Exception) -> None:
+        """Answers everybody, and takes nothing more."""
+        if self._end is not None:
+            return
+        self._end = error
+        running = [item for batch in self._running.values() for item in batch.items]
+        for item in (*running, *self._again, *self._queue):
+            _fail(item, type(error)())
+        self._running.clear()
+        self._again.clear()
+        self._queue.clear()
+        self._observe_depth()
 
     def _observe_depth(self) -> None:
         self._observer.queue_depth(self._model, len(self._queue))
 
-    def _on_worker_end(self, task: asyncio.Task[None]) -> None:
-        """Nobody waits for ever on a worker that is gone."""
-        error: Exception = ShuttingDown()
-        if not task.cancelled():
-            _log.critical("%s: the batcher died", self._model, exc_info=task.exception())
-            error = InferenceFailed()
-        for item in [*self._running, *self._queue]:
-            _fail(item, error)
-        self._running = []
-        self._queue.clear()
-        self._observe_depth()
+
+def _expire(item: _Item) -> None:
+    """The deadline has come, wherever the image is."""
+    _fail(item, DeadlineExceeded(_LATE))
 
 
 def _fail(item: _Item, error: Exception) -> None:
@@ -238,7 +396,7 @@ def _fail(item: _Item, error: Exception) -> None:
 
 
 def _run_stacked(run: Run, images: list[UInt8Array]) -> UInt8Array:
-    """On the device thread. Raises ValueError when the answer is not one label map per image."""
+    """On a device thread. Raises ValueError when the answer is not one label map per image."""
     batch = images[0][None] if len(images) == 1 else np.stack(images)
     label_maps = run(batch)
     if label_maps.shape != batch.shape[:3]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
+from service.core.types import Run
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """A network ready to run. `run` may be called from any one thread at a time.
+    """A network ready to run; a `Network` of one instance.
 
     provider: where it runs, "cpu" or "cuda".
     """
@@ -54,6 +55,14 @@ class Session:
         except ContractError as error:
             raise ModelLoadError(str(error)) from error
         _check_signature(self._session, self.contract, path)
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return (self.run,)
+
+    @property
+    def alone(self) -> Run | None:
+        return None
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]. Raises whatever the runtime raises."""

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import Contract, InputSpec
-from service.core import render
-from service.core.batcher import Batcher
+from service.core import header, render
+from service.core.admission import Admission, Permit
+from service.core.batcher import Batcher, Place
 from service.core.catalog import Catalog
 from service.core.cores import available_cores
 from service.core.decode import DecodedImage, decode
@@ -35,6 +36,7 @@ from service.core.types import (
     NullObserver,
     Observer,
     Output,
+    Priority,
     SegmentReply,
     SegmentRequest,
     Timings,
@@ -57,6 +59,7 @@ __all__ = [
     "NullObserver",
     "Observer",
     "Output",
+    "Priority",
     "SegmentReply",
     "SegmentRequest",
     "Segmenter",
@@ -121,18 +124,21 @@ class Segmenter:
         self._open = open_network or partial(Session, provider=provider, threads=threads or cores)
         self._pool = Pool(pool_workers or cores, clock)
         self._catalog: Catalog[_Served] = Catalog(default_model)
+        self._admission = Admission(
+            max_requests=self._limits.max_inflight,
+            max_bytes=self._limits.max_inflight_bytes,
+            max_pixels=self._limits.max_inflight_pixels,
+            observer=self._observer,
+        )
         self._started = False
         self._draining = False
-        self._inflight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
         try:
             for file in await asyncio.to_thread(scan, self._repository):
-                network = await asyncio.to_thread(self._load, file)
-                self._serve(file, network)
+                network, size, seconds = await asyncio.to_thread(self._load, file)
+                self._serve(file, network).expect(size[0] * size[1], seconds)
             if self._default_model is not None and self._default_model not in self._catalog:
                 raise ModelLoadError(
                     f"the default model {self._default_model!r} is not in the repository, which "
@@ -155,47 +161,63 @@ class Segmenter:
             and all(m.default.state is ModelState.READY for m in self.models())
         )
 
+    def check(self, request: SegmentRequest) -> None:
+        """What `segment` would refuse now whatever the picture: worth knowing before its upload.
+
+        Raises: as `segment`.
+        """
+        served = self._served(request)
+        self._check(request)
+        render.kept_ids(served.contract, request.classes)
+        if not self._admission.fits():
+            raise self._overloaded(served)
+        served.batcher.check(request.priority)
+
+    def check_any(self) -> None:
+        """As `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
+        served = [s for s in self._catalog.entries() if s.batcher.alive]
+        if served and not self._admission.fits():
+            raise self._overloaded(served[0])
+        if served and all(s.batcher.crowded() for s in served):
+            served[0].batcher.check()
+
     async def segment(self, request: SegmentRequest) -> SegmentReply:
         """Raises: any ServiceError but ModelLoadError. Cancelling the task drops the work."""
-        if self._draining:
-            self._observer.rejected("shutting_down")
-            raise ShuttingDown()
-        if not self._started:
-            raise ModelNotReady("the models are still loading: try again in a moment")
-        served = self._catalog.find(request.model, request.version)
+        served = self._served(request)
         deadline = self._check(request)
         kept = render.kept_ids(served.contract, request.classes)
-        # The permit comes before the decode: a flood of uploads must not become a flood of pixels.
-        if self._inflight >= self._limits.max_inflight:
-            self._observer.rejected("overloaded")
-            raise Overloaded(served.batcher.retry_after_s())
-        self._set_inflight(self._inflight + 1)
-        try:
-            return await self._answer(request, served, deadline, kept)
-        except DeadlineExceeded:
-            self._observer.rejected("deadline")
-            raise
-        except asyncio.CancelledError:
-            self._observer.rejected("cancelled")
-            raise
-        finally:
-            self._set_inflight(self._inflight - 1)
+        # Room before the decode: a flood of uploads must not become a flood of pixels.
+        n_bytes = len(request.body)
+        # More than is taken is refused by its header, and so costs no pixels.
+        pixels = min(header.pixels(request.body) or 0, self._limits.max_image_pixels)
+        if not self._admission.fits(n_bytes, pixels):
+            raise self._overloaded(served)
+        place = served.batcher.reserve(pixels, deadline, request.priority)
+        with place, self._admission.admit(n_bytes, pixels) as permit:
+            try:
+                return await self._answer(request, served, deadline, kept, place, permit)
+            except DeadlineExceeded:
+                self._observer.rejected("deadline")
+                raise
+            except asyncio.CancelledError:
+                self._observer.rejected("cancelled")
+                raise
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new work; True if all in flight finished within `timeout_s`."""
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                await self._admission.until_idle()
         except TimeoutError:
-            _log.warning("%d requests did not finish in %g s", self._inflight, timeout_s)
-        return self._inflight == 0
+            _log.warning("%d requests did not finish in %g s", self._admission.requests, timeout_s)
+        return self._admission.requests == 0
 
     async def aclose(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
         self._draining = True
         for served in self._catalog.entries():
-            await served.batcher.aclose()
+            served.batcher.close()
         self._pool.close()
 
     async def _answer(
@@ -204,6 +226,8 @@ class Segmenter:
         served: _Served,
         deadline: float | None,
         kept: frozenset[int] | None,
+        place: Place,
+        permit: Permit,
     ) -> SegmentReply:
         name, contract = served.name, served.contract
         timings = Timings()
@@ -214,9 +238,11 @@ class Segmenter:
         )
         timings.decode_s = self._clock() - began
         self._observer.stage(name, "decode", timings.decode_s)
-        self._observer.image_pixels(prepared.geometry.height * prepared.geometry.width)
+        pixels = prepared.geometry.height * prepared.geometry.width
+        permit.correct(pixels)
+        self._observer.image_pixels(pixels)
 
-        labelled = await served.batcher.submit(prepared.tensor, deadline)
+        labelled = await served.batcher.submit(prepared.tensor, deadline, place)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         self._observer.stage(name, "queue", timings.queue_s)
         self._observer.stage(name, "infer", timings.infer_s)
@@ -239,7 +265,21 @@ class Segmenter:
             batch_size=labelled.batch_size,
         )
 
-    def _load(self, file: ModelFile) -> Network:
+    def _served(self, request: SegmentRequest) -> _Served:
+        """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
+        if self._draining:
+            self._observer.rejected("shutting_down")
+            raise ShuttingDown()
+        if not self._started:
+            raise ModelNotReady("the models are still loading: try again in a moment")
+        return self._catalog.find(request.model, request.version)
+
+    def _overloaded(self, served: _Served) -> Overloaded:
+        self._observer.rejected("overloaded")
+        return Overloaded(served.batcher.retry_after_s())
+
+    def _load(self, file: ModelFile) -> tuple[Network, tuple[int, int], float]:
+        """The network, and a size with the seconds one image of it took."""
         network = self._open(file.path)
         contract = network.contract
         if contract.model_name != file.name:
@@ -256,21 +296,27 @@ class Segmenter:
                 f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
             )
         network.warm_up([size])
-        return network
+        began = self._clock()
+        network.warm_up([size])
+        runs = len(network.instances) + (network.alone is not None)
+        return network, size, (self._clock() - began) / runs
 
-    def _serve(self, file: ModelFile, network: Network) -> None:
+    def _serve(self, file: ModelFile, network: Network) -> Batcher:
         batcher = Batcher(
-            network.run,
+            network.instances,
+            alone=network.alone,
             model=file.name,
             max_batch=self._limits.max_batch,
             max_batch_pixels=self._limits.max_batch_pixels,
             max_queue=self._limits.max_queue,
+            max_wait_s=self._limits.max_wait_s,
             observer=self._observer,
             clock=self._clock,
         )
         batcher.start()
         self._catalog.add(_Served(file.name, file.version, network, batcher))
         _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
+        return batcher
 
     def _check(self, request: SegmentRequest) -> float | None:
         """The deadline as a moment of the clock. Raises: InvalidParameter."""
@@ -281,14 +327,6 @@ class Segmenter:
         if not request.deadline_s > 0.0:
             raise InvalidParameter(f"the deadline is {request.deadline_s:g} s: give more than 0")
         return self._clock() + request.deadline_s
-
-    def _set_inflight(self, n: int) -> None:
-        self._inflight = n
-        self._observer.inflight(n)
-        if n:
-            self._idle.clear()
-        else:
-            self._idle.set()
 
 
 def _read(body: bytes, limits: Limits, spec: InputSpec) -> tuple[DecodedImage, Prepared]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,9 @@ UInt8Array = npt.NDArray[np.uint8]
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
+Run = Callable[[UInt8Array], UInt8Array]
+"""uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+
 
 class Output(StrEnum):
     """What a reply's body holds; see `service.core.render` for the exact bytes."""
@@ -25,6 +28,14 @@ class Output(StrEnum):
     OVERLAY = "overlay"
     COLOR = "color"
     JSON = "json"
+
+
+class Priority(IntEnum):
+    """Who goes first when the device is busy, for a while: nobody waits for ever."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class SegmentRequest:
     alpha: float = 0.5
     classes: tuple[str, ...] = ()
     deadline_s: float | None = None
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(slots=True)
@@ -107,14 +119,19 @@ class ModelStatus:
 class Limits:
     """How much the service takes on at once.
 
-    max_inflight: requests between admission and reply. max_queue: images waiting for one model.
+    max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
+    their uploads; one request always fits. max_queue: images admitted and waiting for one model.
+    max_wait_s: longest predicted wait for the device at which a request is taken.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
     """
 
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 40_000_000
     max_inflight: int = 64
+    max_inflight_bytes: int = 256 * 1024 * 1024
+    max_inflight_pixels: int = 160_000_000
     max_queue: int = 64
+    max_wait_s: float = 0.3
     max_batch: int = 8
     max_batch_pixels: int = 8 * 1024 * 1024
 
@@ -128,8 +145,17 @@ class Network(Protocol):
     @property
     def provider(self) -> str: ...
 
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+    @property
+    def instances(self) -> Sequence[Run]:
+        """At least one. Each may run while the others do, called by one thread at a time."""
+        ...
+
+    @property
+    def alone(self) -> Run | None:
+        """For one batch on an otherwise idle device: all cores for it. None: an instance will do.
+
+        Its answers are those of the instances. It may run while they do, at the cost of speed.
+        """
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
@@ -139,7 +165,8 @@ class Observer(Protocol):
     """What telemetry implements. Called on the event loop; must not block or raise.
 
     stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
-    admission permit), "queue_full", "deadline", "cancelled", "shutting_down".
+    admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
+    "deadline", "cancelled", "shutting_down".
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...

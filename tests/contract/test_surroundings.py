@@ -161,6 +161,7 @@ def test_openapi_lists_every_operation(server: Server) -> None:
         "output",
         "alpha",
         "classes",
+        "priority",
         "deadline_ms",
     }
     assert "multipart/form-data" in post["requestBody"]["content"]

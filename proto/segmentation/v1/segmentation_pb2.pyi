@@ -15,27 +15,40 @@ class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_OVERLAY: _ClassVar[Output]
     OUTPUT_COLOR: _ClassVar[Output]
     OUTPUT_JSON: _ClassVar[Output]
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
 OUTPUT_UNSPECIFIED: Output
 OUTPUT_LABEL_MAP: Output
 OUTPUT_OVERLAY: Output
 OUTPUT_COLOR: Output
 OUTPUT_JSON: Output
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_LOW: Priority
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "output", "alpha", "classes")
+    __slots__ = ("image", "model", "version", "output", "alpha", "classes", "priority")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     version: str
     output: Output
     alpha: float
     classes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
     __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size")

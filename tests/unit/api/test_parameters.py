@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.parameters import NotAcceptable, output_accepted, segment_request
-from service.core.segmenter import Output, SegmentRequest
+from service.core.segmenter import Output, Priority, SegmentRequest
 from service.errors import InvalidParameter
 
 
@@ -77,3 +77,13 @@ def test_accept(accept: str, output: Output) -> None:
 def test_not_acceptable(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="image/png or application/json"):
         output_accepted(accept)
+
+
+def test_priorities() -> None:
+    def priority(*query: tuple[str, str]) -> Priority:
+        return segment_request(query, None, 30.0).priority
+
+    assert priority() is Priority.NORMAL
+    assert [priority(("priority", name)) for name in ("high", "normal", "low")] == list(Priority)
+    with pytest.raises(InvalidParameter, match="priority='urgent': use one of high, normal, low"):
+        priority(("priority", "urgent"))

@@ -67,8 +67,18 @@ def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:
 
 def test_limits_have_the_cores_defaults() -> None:
     settings, limits = load_settings(), Limits()
-    for name in ("image_bytes", "image_pixels", "inflight", "queue", "batch", "batch_pixels"):
+    for name in (
+        "image_bytes",
+        "image_pixels",
+        "inflight",
+        "inflight_bytes",
+        "inflight_pixels",
+        "queue",
+        "batch",
+        "batch_pixels",
+    ):
         assert getattr(settings, f"max_{name}") == getattr(limits, f"max_{name}")
+    assert settings.max_wait_ms == 1000 * limits.max_wait_s
 
 
 def test_every_setting_has_a_flag_and_help() -> None:

@@ -25,6 +25,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
+from service.core.types import Run
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -43,7 +44,7 @@ from service.errors import (
 from tests import drawing, tiny_models
 from tests.drawing import read_png, street
 from tests.tiny_models import expected_label_map, write_model
-from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle
+from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
 
 RGB = street(23, 31)
 PNG = drawing.png(RGB)
@@ -68,8 +69,11 @@ class FakeNetwork:
     contract: Contract = field(default_factory=tiny_models.contract)
     provider: str = "cpu"
 
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        return self.device(batch)
+    alone: Run | None = None
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return (self.device,)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         pass
