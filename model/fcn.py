@@ -71,18 +71,27 @@ class FCN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
+        offset = self.crop
+        full: Tensor = self.upscore(self.scores(images))
+        return full[:, :, offset : offset + height, offset : offset + width]
+
+    @property
+    def crop(self) -> int:
+        """Rows and columns that the upsampled scores have above and left of the image."""
+        return self.backbone.crops.final[self.stride]
+
+    def scores(self, images: Tensor) -> Tensor:
+        """float [N,num_classes,h,w]: what the last upsampling takes to the pixels."""
         crops = self.backbone.crops
         features = self.backbone(images)
-        score = self.score_fr(features.fc7)
+        score: Tensor = self.score_fr(features.fc7)
         if self.skips >= 1:
             skip = self.score_pool4(_scaled(features.pool4, self.pool4_scale))
             score = _fuse(self.upscore2(score), crops.upscore2, skip, crops.pool4)
         if self.skips >= 2:
             skip = self.score_pool3(_scaled(features.pool3, self.pool3_scale))
             score = _fuse(self.upscore_pool4(score), crops.upscore_pool4, skip, crops.pool3)
-        offset = crops.final[self.stride]
-        full: Tensor = self.upscore(score)
-        return full[:, :, offset : offset + height, offset : offset + width]
+        return score
 
 
 def _check_maps(backbone: Backbone, variant: AnyVariant) -> None:
@@ -133,5 +142,5 @@ def _skip(inputs: int, channels: int, num_classes: int) -> nn.Module:
 
 
 def label_map(logits: Tensor) -> Tensor:
-    """float [N,C,H,W] -> uint8 [N,H,W] class ids."""
+    """float [N,C,...] -> uint8 [N,...] class ids."""
     return logits.argmax(dim=1).to(torch.uint8)
