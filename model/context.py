@@ -8,7 +8,7 @@ upsamplings does the same everywhere, as long as a part starts at a multiple of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -57,13 +57,23 @@ def context_of(proto: onnx.ModelProto, contract: Contract) -> Context:
     graph = proto.graph
     constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     reaches = {contract.input.name: Reach((1, 2))}
+    shapes: dict[str, list[bool]] = {}  # made of sizes: which of them are constants
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = numpy_helper.to_array(_attributes(node)["value"])
             continue
         inputs = [reaches[name] for name in node.input if name in reaches]
+        if node.op_type == "Concat" and all(name in constants for name in node.input):
+            parts = [np.atleast_1d(constants[name]) for name in node.input]
+            constants[node.output[0]] = np.concatenate(parts)
+            continue
+        if node.op_type == "Concat" and not inputs:
+            shapes[node.output[0]] = [name in constants for name in node.input]
         if not inputs or node.op_type == "Shape":
             continue  # sizes and constants: they say where the picture ends, not what is in it
+        if node.op_type == "Reshape":
+            reaches[node.output[0]] = _reshape(node, inputs[0], shapes.get(node.input[1], []))
+            continue
         handle = _HANDLERS.get(node.op_type)
         if handle is None:
             raise NotLocal(f"{node.op_type} ({node.name or node.output[0]}) may see every pixel")
@@ -186,7 +196,53 @@ def _transpose(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str
     order = list(_attributes(node)["perm"])
     reach = inputs[0]
     axes = (order.index(reach.axes[0]), order.index(reach.axes[1]))
-    return Reach(axes, reach.stride, reach.first, reach.last, reach.coarsest)
+    return Reach(axes, *_place(reach))
+
+
+def _reshape(node: onnx.NodeProto, reach: Reach, wanted: Sequence[bool]) -> Reach:
+    """Only what splits or joins channels, as [N,C*k,h,w] -> [N,C,k,h,w], keeps places apart.
+
+    wanted: for each place of the new shape whether its size is a constant. Recognised by sizes of
+    the picture in the last two places and nowhere else but in the first.
+    """
+    moves = list(wanted[-2:]) != [False, False] or not all(wanted[1:-2])
+    if len(wanted) < 3 or moves or reach.axes[1] != reach.axes[0] + 1:
+        raise NotLocal(f"Reshape ({node.output[0]}) may move pixels")
+    return Reach((len(wanted) - 2, len(wanted) - 1), *_place(reach))
+
+
+def _gather(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """One channel, or channels in another order."""
+    reach, axis = inputs[0], _attributes(node).get("axis", 0)
+    index = constants.get(node.input[1])
+    if index is None or axis < 1 or axis in reach.axes:
+        raise NotLocal(f"Gather ({node.output[0]}) is not of channels")
+    return reach if np.ndim(index) else _without(reach, axis)
+
+
+def _depth_to_space(
+    node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]
+) -> Reach:
+    block = _attributes(node)["blocksize"]
+    fine = inputs[0].stride / block
+    return inputs[0].moved(fine, -fine * (block - 1), Fraction(0))
+
+
+def _space_to_depth(
+    node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]
+) -> Reach:
+    block, stride = _attributes(node)["blocksize"], inputs[0].stride
+    return inputs[0].moved(stride * block, Fraction(0), stride * (block - 1))
+
+
+def _without(reach: Reach, axis: int) -> Reach:
+    """After an axis before height and width is gone."""
+    axes = (reach.axes[0] - (reach.axes[0] > axis), reach.axes[1] - (reach.axes[1] > axis))
+    return Reach(axes, *_place(reach))
+
+
+def _place(reach: Reach) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+    return reach.stride, reach.first, reach.last, reach.coarsest
 
 
 def _arg_max(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
@@ -196,8 +252,7 @@ def _arg_max(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, 
         raise NotLocal(f"{node.op_type} ({node.output[0]}) is not over the classes")
     if given.get("keepdims", 1):
         return reach
-    axes = (reach.axes[0] - (reach.axes[0] > axis), reach.axes[1] - (reach.axes[1] > axis))
-    return Reach(axes, reach.stride, reach.first, reach.last, reach.coarsest)
+    return _without(reach, axis)
 
 
 def _softmax(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
@@ -222,11 +277,14 @@ _HANDLERS: dict[str, Handler] = {
     "Concat": _concat,
     "Conv": _convolution,
     "ConvTranspose": _transposed,
+    "DepthToSpace": _depth_to_space,
+    "Gather": _gather,
     "MaxPool": _convolution,
     "Pad": _pad,
     "Resize": _resize,
     "Slice": _slice,
     "Softmax": _softmax,
+    "SpaceToDepth": _space_to_depth,
     "Transpose": _transpose,
 }  # fmt: skip
 

@@ -123,6 +123,7 @@ class Limits:
     their uploads; one request always fits. max_queue: images admitted and waiting for one model.
     max_wait_s: longest predicted wait for the device at which a request is taken.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
+    max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
     """
 
     max_image_bytes: int = 32 * 1024 * 1024
@@ -134,6 +135,7 @@ class Limits:
     max_wait_s: float = 0.3
     max_batch: int = 8
     max_batch_pixels: int = 8 * 1024 * 1024
+    max_whole_pixels: int | None = None
 
 
 class Network(Protocol):

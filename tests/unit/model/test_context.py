@@ -106,6 +106,16 @@ def test_halved_and_doubled() -> None:
             "Slice",
         ),
         ([helper.make_node("Concat", ["x", "x"], ["y"], axis=3)], {}, "side by side"),
+        (
+            [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+            {"shape": _ints([0, 3, -1, 8])},
+            "may move pixels",
+        ),
+        (
+            [helper.make_node("Gather", ["x", "index"], ["y"], axis=2)],
+            {"index": _ints([0])},
+            "Gather",
+        ),
         ([helper.make_node("Softmax", ["x"], ["y"], axis=3)], {}, "not over the classes"),
         (
             [helper.make_node("Pad", ["x", "pads"], ["y"], mode="reflect")],
@@ -130,6 +140,13 @@ def test_what_may_see_every_pixel_is_named(
 ) -> None:
     with pytest.raises(NotLocal, match=named):
         context_of(_graph(nodes, **constants), _contract())
+
+
+def test_depth_to_space_and_back() -> None:
+    """A block of 4 pixels becomes one cell and 4 pixels again: each depends on its block."""
+    there = helper.make_node("SpaceToDepth", ["x"], ["deep"], blocksize=4)
+    back = helper.make_node("DepthToSpace", ["deep"], ["y"], blocksize=4)
+    assert context_of(_graph([there, back]), _contract()) == Context(4, 4)
 
 
 def test_pads_and_crops_move_the_reach() -> None:
