@@ -58,6 +58,10 @@ class InputSpec:
     `stride` is the network's coarsest stride in pixels. Sides must lie in
     [`min_side_px`, `max_side_px`]; `max_side_px` None means no limit of the network's own.
     Sides need not be multiples of the stride unless `multiple_of_px` > 1.
+
+    A pixel's label depends on no pixel farther than `context_px` from it along either axis, so
+    parts of a picture that start at multiples of the stride and overlap by that much have the
+    labels of the whole. None: it may depend on every pixel, or nobody knows.
     """
 
     name: str = "image"
@@ -68,6 +72,7 @@ class InputSpec:
     min_side_px: int = 1
     max_side_px: int | None = None
     multiple_of_px: int = 1
+    context_px: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,8 @@ class Contract:
             raise ContractError("input: stride, min_side_px and multiple_of_px must be >= 1")
         if spec.max_side_px is not None and spec.max_side_px < spec.min_side_px:
             raise ContractError("input: max_side_px is below min_side_px")
+        if spec.context_px is not None and (spec.context_px < 0 or spec.context_px % spec.stride):
+            raise ContractError("input: context_px must be a multiple of stride, 0 or more")
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
         for name, score in self.scores.items():

@@ -8,6 +8,7 @@ against PyTorch before it is renamed into place, so a wrong export never reaches
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 import warnings
@@ -21,12 +22,14 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
+from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
-from model.graph import tidy
+from model.graph import merge_slices, tidy
 from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
@@ -66,13 +69,32 @@ class ServedNetwork(nn.Module):
         self.network, self.logits = network, logits
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        logits = self.network(image.permute(0, 3, 1, 2).float())
+        images = image.permute(0, 3, 1, 2).float()
+        if self.network.upscore.lowering == "phases":
+            return self._by_phases(images)
+        logits = self.network(images)
         labels = label_map(logits)
         return (labels, logits) if self.logits else labels
 
+    def _by_phases(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Arg max before the pixels are put in order, on labels rather than on C scores."""
+        upscore = self.network.upscore
+        phases = upscore.phases(self.network.scores(images))
+        labels = self._ordered(label_map(phases), images)[:, 0]
+        if not self.logits:
+            return labels
+        return labels, self._ordered(phases.flatten(1, 2), images)
+
+    def _ordered(self, phases: Tensor, images: Tensor) -> Tensor:
+        """[N,C*f*f,h,w] -> [N,C,H,W], cut to the images."""
+        top = self.network.crop
+        height, width = images.shape[2:]
+        full = functional.pixel_shuffle(phases, self.network.upscore.factor)
+        return full[:, :, top : top + height, top : top + width]
+
 
 def export(
-    network: FCN, contract: Contract, path: Path, lowering: Lowering = "conv_transpose"
+    network: FCN, contract: Contract, path: Path, lowering: Lowering = "phases"
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
@@ -91,6 +113,7 @@ def export(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         proto = _to_onnx(folded, contract)
+        contract = with_context(proto, contract)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
@@ -100,11 +123,23 @@ def export(
     return report
 
 
+def with_context(proto: onnx.ModelProto, contract: Contract) -> Contract:
+    """The contract with the graph's `context_px`, or with None where no part can do."""
+    stride = contract.input.stride
+    try:
+        context = context_of(proto, contract)
+    except NotLocal:
+        px = None
+    else:
+        px = None if stride % context.stride else -(-context.px // stride) * stride
+    return dataclasses.replace(contract, input=dataclasses.replace(contract.input, context_px=px))
+
+
 def fold_norms(network: FCN) -> FCN:
     """A copy in eval mode whose batch norms are folded into the convolutions before them."""
     folded = copy.deepcopy(network).cpu().float().eval()
     for module in list(folded.modules()):
-        if isinstance(module, ConvNorm):
+        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()  # type: ignore[assignment]
         elif isinstance(module, nn.Sequential):
@@ -143,6 +178,7 @@ def _to_onnx(network: FCN, contract: Contract) -> onnx.ModelProto:
         raise ExportError("torch.onnx.export gave nothing")
     proto: onnx.ModelProto = program.model_proto
     tidy(proto, contract)
+    merge_slices(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

@@ -101,30 +101,37 @@ class FCN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        features = self.backbone(images)
-        offset = self.backbone.crops.final[self.stride]
+        features, offset = self.backbone(images), self.crop
         logits = [
-            self._scores(features, head)[:, :, offset : offset + height, offset : offset + width]
+            self.get_submodule(layer_name("upscore", head))(self._scores(features, head))[
+                :, :, offset : offset + height, offset : offset + width
+            ]
             for head in self.heads
         ]
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
 
-    def _scores(self, features: Features, head: str) -> Tensor:
-        """One head's, uncropped."""
+    @property
+    def crop(self) -> int:
+        """Rows and columns that the upsampled scores have above and left of the image."""
+        return self.backbone.crops.final[self.stride]
 
+    def scores(self, images: Tensor) -> Tensor:
+        """float [N,num_classes,h,w]: what the last upsampling takes to the pixels. Of one head."""
+        return self._scores(self.backbone(images), next(iter(self.heads)))
+
+    def _scores(self, features: Features, head: str) -> Tensor:
         def layer(name: str) -> nn.Module:
             return self.get_submodule(layer_name(name, head))
 
         crops = self.backbone.crops
-        score = layer("score_fr")(features.fc7)
+        score: Tensor = layer("score_fr")(features.fc7)
         if self.skips >= 1:
             skip = layer("score_pool4")(_scaled(features.pool4, self.pool4_scale))
             score = _fuse(layer("upscore2")(score), crops.upscore2, skip, crops.pool4)
         if self.skips >= 2:
             skip = layer("score_pool3")(_scaled(features.pool3, self.pool3_scale))
             score = _fuse(layer("upscore_pool4")(score), crops.upscore_pool4, skip, crops.pool3)
-        full: Tensor = layer("upscore")(score)
-        return full
+        return score
 
     def only(self, head: str) -> FCN:
         """A copy with this one of its heads, whose layers then have the plain names."""
@@ -215,5 +222,5 @@ def _skip(backbone: Backbone, inputs: int, channels: int, classes: int) -> nn.Mo
 
 
 def label_map(logits: Tensor) -> Tensor:
-    """float [N,C,H,W] -> uint8 [N,H,W] class ids."""
+    """float [N,C,...] -> uint8 [N,...] class ids."""
     return logits.argmax(dim=1).to(torch.uint8)

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Upsampling = Literal["fixed", "learned"]
-Lowering = Literal["conv_transpose", "interpolate"]
-"""How a fixed upsampling is computed outside training; the values are the same."""
+Lowering = Literal["conv_transpose", "interpolate", "phases"]
+"""How a fixed upsampling is computed outside training; the values are the same.
+
+`phases` is for the last one only, see `BilinearUpsample.phases`; the inner ones stay transposed
+convolutions with it.
+"""
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -66,6 +70,25 @@ class BilinearUpsample(nn.Module):
         return functional.conv_transpose2d(
             x, self.weight.to(x.dtype), stride=self.factor, groups=self.channels
         )
+
+    def phases(self, x: Tensor) -> Tensor:
+        """[N,C,h,w] -> [N,C,f*f,h+1,w+1]: what `forward` gives, before its pixels are in order.
+
+        Of f neighbouring rows each has its own two taps, and so have f columns: f*f phases, each a
+        2x2 convolution of the coarse map. Phase f*a+b of cell (i,j) is pixel (f*i+a, f*j+b), so
+        `pixel_shuffle` orders them, and what looks at one pixel at a time, arg max say, may come
+        first: it then moves one number per pixel in place of C.
+        """
+        if self.mode == "learned":
+            raise ValueError("a learned upsampling mixes the classes: it has no phases by class")
+        factor = self.factor
+        kernel = self.weight.new_zeros(self.channels, 2 * factor, 2 * factor)
+        kernel[:, : self.kernel_size, : self.kernel_size] = self.weight[:, 0]
+        # Row f*i+a of the result is x[i] * kernel[a] + x[i-1] * kernel[a+f]; columns alike.
+        taps = kernel.view(self.channels, 2, factor, 2, factor).flip(1, 3).permute(0, 2, 4, 1, 3)
+        taps = taps.reshape(self.channels * factor * factor, 1, 2, 2).to(x.dtype)
+        mixed = functional.conv2d(x, taps, padding=1, groups=self.channels)
+        return mixed.unflatten(1, (self.channels, factor * factor))
 
     @property
     def can_interpolate(self) -> bool:

@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
     """Pixels in one inference, over all its pictures; a single picture always fits."""
+    max_whole_pixels: int | None = Field(None, ge=1)
+    """Largest picture that is run in one piece, height times width; a larger one is run in
+    overlapping parts, with the same labels. By default chosen from the memory this process may
+    use."""
     deadline_ms: int = Field(30_000, ge=1)
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(0.175, gt=0)

@@ -19,14 +19,16 @@ import numpy.typing as npt
 from model.contract import Contract, InputSpec
 from service.core import header, render
 from service.core.admission import Admission, Permit
-from service.core.batcher import Batcher, Place
+from service.core.batcher import Batcher, Labelled, Place
 from service.core.catalog import Catalog
 from service.core.cores import available_cores, plan
 from service.core.decode import DecodedImage, decode
 from service.core.engine import open_network as open_with_engine
+from service.core.memory import available_memory_bytes, whole_pixels
 from service.core.pool import Pool
 from service.core.prepare import Prepared, accepted_sizes, ordinary_size, prepare, restore
 from service.core.repository import ModelFile, scan
+from service.core.tiles import tiles
 from service.core.types import (
     Clock,
     Limits,
@@ -124,6 +126,7 @@ class Segmenter:
         cores = available_cores()
         self._repository = repository
         self._limits = limits or Limits()
+        self._whole_pixels = self._limits.max_whole_pixels or whole_pixels(available_memory_bytes())
         self._default_model = default_model
         self._observer = observer or NullObserver()
         self._clock = clock
@@ -255,7 +258,7 @@ class Segmenter:
         permit.correct(pixels)
         self._observer.image_pixels(pixels)
 
-        labelled = await served.batcher.submit(prepared.tensor, deadline, place)
+        labelled = await self._label(served, prepared.tensor, deadline, place)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         self._observer.stage(name, "queue", timings.queue_s)
         self._observer.stage(name, "infer", timings.infer_s)
@@ -277,6 +280,36 @@ class Segmenter:
             timings=timings,
             batch_size=labelled.batch_size,
         )
+
+    async def _label(
+        self, served: _Served, image: UInt8Array, deadline: float | None, place: Place
+    ) -> Labelled:
+        """Whole, or in parts where that would take more memory than there is."""
+        height, width = image.shape[:2]
+        parts = tiles(height, width, served.contract.input, self._whole_pixels)
+        if len(parts) == 1:
+            return await served.batcher.submit(image, deadline, place)
+        label_map = np.empty((height, width), np.uint8)
+        queue_s, infer_s, remaining = 0.0, 0.0, iter(parts)
+
+        async def work() -> None:
+            nonlocal queue_s, infer_s
+            for part in remaining:
+                cut = await self._pool.run(partial(part.cut, image), deadline)
+                # The picture's place is its parts' too: it was admitted with all its pixels.
+                labelled = await served.batcher.submit(cut, deadline, place)
+                await self._pool.run(partial(part.put, labelled.label_map, label_map), deadline)
+                queue_s += labelled.queue_s
+                infer_s += labelled.infer_s
+
+        # As many at once as there are instances: others' pictures get their turn in between.
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in served.network.instances:
+                    group.create_task(work())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return Labelled(label_map, queue_s, infer_s, 1)
 
     def _served(self, request: SegmentRequest) -> _Served:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""

@@ -124,6 +124,7 @@ class Limits:
     max_wait_s: longest predicted wait for the device at which a request is taken.
     max_batch: images in one inference; None for 8 on CUDA and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
+    max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
     """
 
     max_image_bytes: int = 32 * 1024 * 1024
@@ -135,6 +136,7 @@ class Limits:
     max_wait_s: float = 5.0
     max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
+    max_whole_pixels: int | None = None
 
 
 class Network(Protocol):

@@ -515,3 +515,54 @@ async def test_a_model_whose_worker_died_is_not_ready(tmp_path: Path) -> None:
         assert segmenter.models()[0].default.state is ModelState.FAILED
         with pytest.raises(ModelNotReady):
             await segmenter.segment(REQUEST)
+
+
+def in_parts(network: FakeNetwork, context_px: int | None = 4) -> dict[str, Any]:
+    """Options for a server that runs 23 x 31 pixels in parts of at most 200."""
+    spec = InputSpec(stride=4, context_px=context_px)
+    network.contract = replace(network.contract, input=spec)
+    return {"open_network": lambda path: network, "limits": Limits(max_whole_pixels=200)}
+
+
+async def test_a_large_picture_is_run_in_parts_that_fit(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    network = FakeNetwork()
+    async with serving(tmp_path, **in_parts(network)) as segmenter:
+        network.device.batches.clear()
+        reply = await segmenter.segment(REQUEST)
+    assert np.array_equal(read_png(reply.body), RGB[..., 0])
+    assert len(network.device.batches) > 3
+    assert all(batch[0, :, :, 0].size <= 200 for batch in network.device.batches)
+    assert reply.timings.infer_s > 0
+
+
+async def test_a_part_that_fails_fails_its_picture(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    network = FakeNetwork()
+    picture = RGB.copy()
+    picture[..., 0] = POISON
+    async with serving(tmp_path, **in_parts(network)) as segmenter:
+        with pytest.raises(InferenceFailed):
+            await segmenter.segment(SegmentRequest(drawing.png(picture)))
+        # Nothing of it is left behind.
+        assert np.array_equal(read_png((await segmenter.segment(REQUEST)).body), RGB[..., 0])
+        assert await segmenter.drain(WAIT_S)
+
+
+async def test_the_deadline_holds_between_parts(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    network = FakeNetwork()
+    async with serving(tmp_path, **in_parts(network)) as segmenter:
+        network.device.hold()
+        asked = asyncio.create_task(segmenter.segment(replace(REQUEST, deadline_s=0.2)))
+        with pytest.raises(DeadlineExceeded):
+            await asked
+        network.device.release()
+
+
+async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    options = in_parts(FakeNetwork(), context_px=None)
+    async with serving(tmp_path, **options) as segmenter:
+        with pytest.raises(ImageTooLarge, match="needs the picture whole"):
+            await segmenter.segment(REQUEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from model.build import NetworkSpec, build
 from model.contract import METADATA_KEY, ClassInfo, Contract, InputSpec, OutputSpec, TrainingData
 from model.export import ExportError, check_parity, export, fold_norms
 from model.fcn import FCN, Variant, label_map
+from model.upsample import Lowering
 
 CLASSES = 5
 
@@ -95,15 +97,39 @@ def test_labels_are_those_of_the_network(
 
 
 def test_upsampling_is_grouped_by_class(exported: tuple[FCN, Path]) -> None:
+    """The two inner ones as transposed convolutions, the last by phases."""
     graph = onnx.load(exported[1]).graph
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    upsamplings = [node for node in graph.node if node.op_type == "ConvTranspose"]
-    assert len(upsamplings) == 3
-    for node in upsamplings:
-        groups = {a.name: a.i for a in node.attribute}["group"]
-        assert groups == CLASSES
-        assert weights[node.input[1]][:2] == [CLASSES, 1]
+    upsamplings = [n for n in graph.node if n.op_type == "ConvTranspose" or _groups(n) == CLASSES]
+    kinds = [node.op_type for node in upsamplings]
+    assert kinds == ["ConvTranspose", "ConvTranspose", "Conv"]
+    assert all(_groups(node) == CLASSES for node in upsamplings)
+    shapes = [weights[node.input[1]] for node in upsamplings]
+    assert shapes == [[CLASSES, 1, 4, 4], [CLASSES, 1, 4, 4], [64 * CLASSES, 1, 2, 2]]
     assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "group"), 0)
+
+
+def test_labels_are_ordered_after_arg_max(exported: tuple[FCN, Path]) -> None:
+    """On one number per pixel; the crops are one node each."""
+    graph = onnx.load(exported[1]).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.index("ArgMax") < kinds.index("DepthToSpace")
+    assert kinds.count("Slice") == 4, "two inner crops, labels, logits"
+
+
+@pytest.mark.parametrize("lowering", get_args(Lowering))
+@pytest.mark.parametrize("logits", [False, True])
+def test_every_lowering_is_the_same_network(
+    tmp_path: Path, lowering: Lowering, logits: bool
+) -> None:
+    network = make_network(skip_channels=0)
+    report = export(network, make_contract(logits=logits), tmp_path / "m.onnx", lowering)
+    assert report.label_agreement == 1.0
+    assert (report.largest_logit_difference or 0) < 1e-4
 
 
 def test_the_file_says_nothing_of_the_machine(exported: tuple[FCN, Path]) -> None:

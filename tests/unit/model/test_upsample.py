@@ -88,3 +88,22 @@ def test_learned_is_dense_and_trained_while_fixed_is_not_in_a_checkpoint() -> No
     assert learned.weight.shape == (3, 3, 4, 4)
     assert list(learned.state_dict()) == ["weight"]
     assert list(fixed.parameters()) == [] and list(fixed.state_dict()) == []
+
+
+@pytest.mark.parametrize("kernel", [4, 3, 16, 15])
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_phases_in_order_are_the_upsampling(kernel: int, size: tuple[int, int]) -> None:
+    factor = (kernel + 1) // 2
+    layer = BilinearUpsample(3, factor, kernel_size=kernel).eval()
+    cells = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    phases = layer.phases(cells)
+    assert phases.shape == (2, 3, factor * factor, size[0] + 1, size[1] + 1)
+    got = nn.functional.pixel_shuffle(phases.flatten(1, 2), factor)
+    wanted = layer(cells)
+    torch.testing.assert_close(got[:, :, : wanted.shape[2], : wanted.shape[3]], wanted)
+    assert not got[:, :, wanted.shape[2] :].any(), "an odd kernel ends one pixel earlier"
+
+
+def test_a_learned_upsampling_has_no_phases() -> None:
+    with pytest.raises(ValueError, match="learned"):
+        BilinearUpsample(2, 2, "learned").phases(torch.zeros(1, 2, 3, 3))

@@ -1,0 +1,316 @@
+"""How far around a pixel its label may depend on the picture, read off an exported graph.
+
+With that number a picture too large for memory can be cut into overlapping parts whose labels are
+those of the whole picture: away from its edges a network of convolutions, poolings and fixed
+upsamplings does the same everywhere, as long as a part starts at a multiple of its stride.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from model.contract import Contract
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Cell i of a map depends on the pixels `stride * i + first` .. `stride * i + last`.
+
+    Along one axis; the larger of height and width where they differ. `axes`: which of the tensor's
+    axes are height and width. `coarsest` is the largest stride on the way to this map.
+    """
+
+    axes: tuple[int, int]
+    stride: Fraction = Fraction(1)
+    first: Fraction = Fraction(0)
+    last: Fraction = Fraction(0)
+    coarsest: Fraction = Fraction(1)
+
+    def moved(self, stride: Fraction, first: Fraction, last: Fraction) -> Reach:
+        return Reach(
+            self.axes, stride, self.first + first, self.last + last, max(self.coarsest, stride)
+        )
+
+
+class NotLocal(ValueError):
+    """The graph has a layer whose reach is unknown or the whole picture; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`px`: pixels needed on every side, a multiple of `stride`; parts start at such multiples."""
+
+    px: int
+    stride: int
+
+
+def context_of(proto: onnx.ModelProto, contract: Contract) -> Context:
+    """Of the label map. Raises: NotLocal."""
+    graph = proto.graph
+    constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    reaches = {contract.input.name: Reach((1, 2))}
+    shapes: dict[str, list[bool]] = {}  # made of sizes: which of them are constants
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = numpy_helper.to_array(_attributes(node)["value"])
+            continue
+        inputs = [reaches[name] for name in node.input if name in reaches]
+        if node.op_type == "Concat" and all(name in constants for name in node.input):
+            parts = [np.atleast_1d(constants[name]) for name in node.input]
+            constants[node.output[0]] = np.concatenate(parts)
+            continue
+        if node.op_type == "Concat" and not inputs:
+            shapes[node.output[0]] = [name in constants for name in node.input]
+        if not inputs or node.op_type == "Shape":
+            continue  # sizes and constants: they say where the picture ends, not what is in it
+        if node.op_type == "Reshape":
+            reaches[node.output[0]] = _reshape(node, inputs[0], shapes.get(node.input[1], []))
+            continue
+        handle = _HANDLERS.get(node.op_type)
+        if handle is None:
+            raise NotLocal(f"{node.op_type} ({node.name or node.output[0]}) may see every pixel")
+        for name in node.output:
+            reaches[name] = handle(node, inputs, constants)
+    label_map = reaches.get(contract.outputs.label_map)
+    if label_map is None or label_map.stride != 1:
+        raise NotLocal("the label map does not have the picture's size")
+    stride = math.ceil(label_map.coarsest)
+    farthest = max(0, math.ceil(-label_map.first), math.ceil(label_map.last))
+    return Context(-(-farthest // stride) * stride, stride)
+
+
+Handler = Callable[[onnx.NodeProto, list[Reach], Mapping[str, Any]], Reach]
+
+
+def _same(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """Layers that look at one position: activations, sums of maps, casts, quantisation."""
+    first = inputs[0]
+    for other in inputs[1:]:
+        if (other.axes, other.stride) != (first.axes, first.stride):
+            raise NotLocal(f"{node.op_type} ({node.output[0]}) joins maps of different strides")
+    return Reach(
+        first.axes,
+        first.stride,
+        min(reach.first for reach in inputs),
+        max(reach.last for reach in inputs),
+        max(reach.coarsest for reach in inputs),
+    )
+
+
+def _concat(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    if _attributes(node)["axis"] in inputs[0].axes:
+        raise NotLocal(f"Concat ({node.output[0]}) joins maps side by side")
+    return _same(node, inputs, constants)
+
+
+def _convolution(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """Conv and the poolings."""
+    reach, given = inputs[0], _attributes(node)
+    _explicit_padding(node, given)
+    kernel, stride, dilation, pad = _windows(node, given, constants)
+    moves = []
+    for axis in range(2):
+        first = -reach.stride * pad[axis]
+        moves.append((first, first + reach.stride * (kernel[axis] - 1) * dilation[axis]))
+    if stride[0] != stride[1]:
+        raise NotLocal(f"{node.op_type} ({node.output[0]}) has different strides per axis")
+    first, last = min(m[0] for m in moves), max(m[1] for m in moves)
+    return reach.moved(reach.stride * stride[0], first, last)
+
+
+def _transposed(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """Output j takes the cells i with 0 <= j + pad - stride * i <= kernel - 1."""
+    reach, given = inputs[0], _attributes(node)
+    _explicit_padding(node, given)
+    if "output_shape" in given:
+        raise NotLocal(f"ConvTranspose ({node.output[0]}) has an output_shape")
+    kernel, stride, dilation, pad = _windows(node, given, constants)
+    if stride[0] != stride[1]:
+        raise NotLocal(f"ConvTranspose ({node.output[0]}) has different strides per axis")
+    fine = reach.stride / stride[0]
+    first = min(fine * (pad[a] - (kernel[a] - 1) * dilation[a]) for a in range(2))
+    return reach.moved(fine, first, max(fine * pad[a] for a in range(2)))
+
+
+def _slice(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """A crop from a fixed start; where it ends is the picture's size."""
+    reach = inputs[0]
+    names = list(node.input) + [""] * (5 - len(node.input))
+    starts, axes = constants.get(names[1]), constants.get(names[3])
+    if starts is None or axes is None:
+        raise NotLocal(f"Slice ({node.output[0]}) does not start at a fixed place")
+    steps = constants.get(names[4], np.ones(len(axes), np.int64))
+    moves = []
+    for start, axis, step in zip(starts, axes, steps, strict=True):
+        if int(axis) not in reach.axes:
+            continue  # channels, as from RGB to BGR
+        if start < 0 or step != 1:
+            raise NotLocal(f"Slice ({node.output[0]}) does not start at a fixed place")
+        moves.append(reach.stride * int(start))
+    # An axis that is not cut stays where it is.
+    moves += [Fraction(0)] * (2 - len(moves))
+    return reach.moved(reach.stride, min(moves), max(moves))
+
+
+def _pad(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    reach = inputs[0]
+    pads = constants.get(node.input[1])
+    mode = _attributes(node).get("mode", b"constant")
+    if pads is None or mode != b"constant" or len(node.input) > 3 and node.input[3]:
+        raise NotLocal(f"Pad ({node.output[0]}) is not by a fixed number of constants")
+    moves = [-reach.stride * int(pads[axis]) for axis in reach.axes]
+    return reach.moved(reach.stride, min(moves), max(moves))
+
+
+def _resize(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """By a fixed factor, half-pixel bilinear: each pixel lies between two cells."""
+    reach, given = inputs[0], _attributes(node)
+    scales = constants.get(node.input[2]) if len(node.input) > 2 else None
+    mode = given.get("mode", b"nearest")
+    rule = given.get("coordinate_transformation_mode", b"half_pixel")
+    if (
+        scales is None
+        or len(scales) == 0
+        or mode != b"linear"
+        or rule not in (b"half_pixel", b"pytorch_half_pixel")
+        or given.get("antialias", 0)
+    ):
+        raise NotLocal(f"Resize ({node.output[0]}) is not bilinear by a fixed factor")
+    factors = [Fraction(float(scales[axis])) for axis in reach.axes]
+    if factors[0] != factors[1] or factors[0] < 1:
+        raise NotLocal(f"Resize ({node.output[0]}) shrinks, or differs per axis")
+    fine = reach.stride / factors[0]
+    centre = (fine - reach.stride) / 2
+    return reach.moved(fine, centre - reach.stride, centre + reach.stride)
+
+
+def _transpose(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    order = list(_attributes(node)["perm"])
+    reach = inputs[0]
+    axes = (order.index(reach.axes[0]), order.index(reach.axes[1]))
+    return Reach(axes, *_place(reach))
+
+
+def _reshape(node: onnx.NodeProto, reach: Reach, wanted: Sequence[bool]) -> Reach:
+    """Only what splits or joins channels, as [N,C*k,h,w] -> [N,C,k,h,w], keeps places apart.
+
+    wanted: for each place of the new shape whether its size is a constant. Recognised by sizes of
+    the picture in the last two places and nowhere else but in the first.
+    """
+    moves = list(wanted[-2:]) != [False, False] or not all(wanted[1:-2])
+    if len(wanted) < 3 or moves or reach.axes[1] != reach.axes[0] + 1:
+        raise NotLocal(f"Reshape ({node.output[0]}) may move pixels")
+    return Reach((len(wanted) - 2, len(wanted) - 1), *_place(reach))
+
+
+def _gather(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    """One channel, or channels in another order."""
+    reach, axis = inputs[0], _attributes(node).get("axis", 0)
+    index = constants.get(node.input[1])
+    if index is None or axis < 1 or axis in reach.axes:
+        raise NotLocal(f"Gather ({node.output[0]}) is not of channels")
+    return reach if np.ndim(index) else _without(reach, axis)
+
+
+def _depth_to_space(
+    node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]
+) -> Reach:
+    block = _attributes(node)["blocksize"]
+    fine = inputs[0].stride / block
+    return inputs[0].moved(fine, -fine * (block - 1), Fraction(0))
+
+
+def _space_to_depth(
+    node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]
+) -> Reach:
+    block, stride = _attributes(node)["blocksize"], inputs[0].stride
+    return inputs[0].moved(stride * block, Fraction(0), stride * (block - 1))
+
+
+def _without(reach: Reach, axis: int) -> Reach:
+    """After an axis before height and width is gone."""
+    axes = (reach.axes[0] - (reach.axes[0] > axis), reach.axes[1] - (reach.axes[1] > axis))
+    return Reach(axes, *_place(reach))
+
+
+def _place(reach: Reach) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+    return reach.stride, reach.first, reach.last, reach.coarsest
+
+
+def _arg_max(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    reach, given = inputs[0], _attributes(node)
+    axis = given.get("axis", 0)
+    if axis < 0 or axis in reach.axes:
+        raise NotLocal(f"{node.op_type} ({node.output[0]}) is not over the classes")
+    if given.get("keepdims", 1):
+        return reach
+    return _without(reach, axis)
+
+
+def _softmax(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
+    axis = _attributes(node).get("axis", -1)
+    if axis < 0 or axis in inputs[0].axes:
+        raise NotLocal(f"{node.op_type} ({node.output[0]}) is not over the classes")
+    return inputs[0]
+
+
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(
+        (
+            "Abs", "Add", "BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Div",
+            "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LRN",
+            "LeakyRelu", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "QuantizeLinear",
+            "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh",
+        ),
+        _same,
+    ),
+    "ArgMax": _arg_max,
+    "AveragePool": _convolution,
+    "Concat": _concat,
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "DepthToSpace": _depth_to_space,
+    "Gather": _gather,
+    "MaxPool": _convolution,
+    "Pad": _pad,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "SpaceToDepth": _space_to_depth,
+    "Transpose": _transpose,
+}  # fmt: skip
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _explicit_padding(node: onnx.NodeProto, given: Mapping[str, Any]) -> None:
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise NotLocal(f"{node.op_type} ({node.output[0]}) pads by the picture's size")
+
+
+def _windows(
+    node: onnx.NodeProto, given: Mapping[str, Any], constants: Mapping[str, Any]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Kernel, stride, dilation and the padding before the first cell, for height and width."""
+    kernel = given.get("kernel_shape")
+    if kernel is None:
+        weight = constants.get(node.input[1])
+        if weight is None:
+            raise NotLocal(f"{node.op_type} ({node.output[0]}) has a kernel of unknown size")
+        kernel = weight.shape[2:]
+    return (
+        list(kernel),
+        list(given.get("strides", [1, 1])),
+        list(given.get("dilations", [1, 1])),
+        list(given.get("pads", [0, 0, 0, 0]))[:2],
+    )

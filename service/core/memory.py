@@ -1,0 +1,32 @@
+"""How much memory this process may use, and how many pixels one inference may have for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+BYTES_PER_PIXEL: Final = 3000
+"""What a pixel of a whole picture may take. An inference of FCN-8s VGG16 holds about 700 bytes per
+pixel at its widest layer, one of MobileNetV1 about 200 (bench/LOG.md); two may run at once, and
+uploads, answers and other models need their share."""
+FEWEST, MOST = 1024 * 1024, 16 * 1024 * 1024
+"""Bounds of `whole_pixels`: smaller parts would be mostly overlap, larger ones gain nothing."""
+
+
+def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
+    """The container's limit (cgroup v2 or v1), at most the machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int((cgroup / name).read_text()))
+        except (OSError, ValueError):  # absent, or "max": no limit
+            continue
+    return total
+
+
+def whole_pixels(memory_bytes: int) -> int:
+    """Height times width up to which a picture is run in one piece."""
+    return max(FEWEST, min(MOST, memory_bytes // BYTES_PER_PIXEL))

@@ -1,0 +1,117 @@
+"""A picture too large for one inference, in overlapping parts whose labels are those of the whole.
+
+A part starts at a multiple of the network's stride and reads `context_px` more on every side than
+it answers for, so that for the pixels it answers for nothing it lacks would have counted; see
+`InputSpec.context_px`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import InputSpec
+from service.errors import ImageTooLarge
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Along one axis, in pixels of the picture: reads [start, end), answers for [first, last)."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One part of a picture."""
+
+    rows: Span
+    columns: Span
+
+    def cut(self, rgb: UInt8Array) -> UInt8Array:
+        """uint8 [H,W,3] of the picture -> C-contiguous uint8 [h,w,3]."""
+        rows, columns = self.rows, self.columns
+        return np.ascontiguousarray(rgb[rows.start : rows.end, columns.start : columns.end])
+
+    def put(self, labels: UInt8Array, whole: UInt8Array) -> None:
+        """labels: uint8 [h,w] of this part. whole: uint8 [H,W], written where the part answers."""
+        rows, columns = self.rows, self.columns
+        whole[rows.first : rows.last, columns.first : columns.last] = labels[
+            rows.first - rows.start : rows.last - rows.start,
+            columns.first - columns.start : columns.last - columns.start,
+        ]
+
+
+def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
+    """Parts of at most `max_pixels` that together answer for every pixel once, in reading order.
+
+    Of the grids that fit, the one that reads the fewest pixels. One part, the picture itself, if it
+    is small enough. Raises: ImageTooLarge if the network needs the whole picture, or if so few
+    pixels leave no room beside the context.
+    """
+    if height * width <= max_pixels:
+        whole = Tile(Span(0, height, 0, height), Span(0, width, 0, width))
+        return [whole]
+    if spec.context_px is None:
+        raise ImageTooLarge(
+            f"the picture is {height}x{width} (height x width), this server runs {max_pixels} "
+            "pixels at once and this model needs the picture whole: scale it down, or raise "
+            "FCN_MAX_WHOLE_PIXELS"
+        )
+    best: tuple[int, list[Span], list[Span]] | None = None
+    for rows in _divisions(height, spec):
+        tallest = max(span.end - span.start for span in rows)
+        columns = _fitting(width, spec, max_pixels // tallest)
+        if columns is None:
+            continue
+        read = sum(r.end - r.start for r in rows) * sum(c.end - c.start for c in columns)
+        if best is None or read < best[0]:
+            best = (read, rows, columns)
+    if best is None:
+        side = 2 * spec.context_px + spec.stride
+        raise ImageTooLarge(
+            f"the picture is {height}x{width} (height x width) and needs parts of {side}x{side} "
+            f"pixels where this server runs {max_pixels} at once: scale it down, or raise "
+            "FCN_MAX_WHOLE_PIXELS"
+        )
+    return [Tile(rows, columns) for rows in best[1] for columns in best[2]]
+
+
+def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
+    """Into 1, 2, 3 ... parts of about equal size; at the latest into parts of one stride."""
+    steps = -(-length // spec.stride)
+    sizes = {-(-steps // parts) for parts in range(1, steps + 1)}
+    for size in sorted(sizes, reverse=True):
+        yield _spans(length, size * spec.stride, spec)
+
+
+def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
+    """The fewest parts that each read at most `longest` pixels; None if there are none."""
+    if length <= longest:
+        return _spans(length, length, spec)
+    context = spec.context_px or 0
+    steps = (longest - 2 * context) // spec.stride
+    if steps < 1:
+        return None
+    # Of so many parts, the smallest ones: none is a sliver that costs a whole context.
+    count = -(-length // (steps * spec.stride))
+    even = math.ceil(length / count / spec.stride) * spec.stride
+    return _spans(length, even, spec)
+
+
+def _spans(length: int, size: int, spec: InputSpec) -> list[Span]:
+    context = spec.context_px or 0
+    return [
+        Span(max(0, first - context), min(length, first + size + context), first, last)
+        for first in range(0, length, size)
+        if (last := min(length, first + size))
+    ]

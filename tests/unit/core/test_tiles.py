@@ -1,0 +1,80 @@
+"""Pictures in parts: every pixel answered once, within the limit, and the labels of the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.contract import Contract, InputSpec
+from service.core.tiles import tiles
+from service.errors import ImageTooLarge
+from training.datasets.drawn import draw
+
+SHIPPED = Path("model_repository/camvid-fcn8s-mobilenet_v1/1/model.onnx")
+
+
+@given(
+    height=st.integers(1, 600),
+    width=st.integers(1, 600),
+    stride=st.sampled_from([8, 32]),
+    contexts=st.integers(0, 3),
+    spare=st.integers(0, 60_000),
+)
+def test_every_pixel_is_answered_once_by_a_part_that_fits(
+    height: int, width: int, stride: int, contexts: int, spare: int
+) -> None:
+    spec = InputSpec(stride=stride, context_px=contexts * stride)
+    context = contexts * stride
+    max_pixels = (2 * context + stride) ** 2 + spare
+    answered = np.zeros((height, width), np.uint8)
+    parts = tiles(height, width, spec, max_pixels)
+    for part in parts:
+        for span, length in ((part.rows, height), (part.columns, width)):
+            assert span.start % stride == 0
+            assert span.start == 0 or span.first - span.start >= context
+            assert span.end == length or span.end - span.last >= context
+        read = (part.rows.end - part.rows.start) * (part.columns.end - part.columns.start)
+        assert read <= max_pixels
+        answered[part.rows.first : part.rows.last, part.columns.first : part.columns.last] += 1
+    assert (answered == 1).all()
+    assert (len(parts) == 1) == (height * width <= max_pixels)
+
+
+def test_a_long_strip_is_cut_across() -> None:
+    spec = InputSpec(stride=32, context_px=64)
+    parts = tiles(100, 10_000, spec, 100 * 1000)
+    assert {(p.rows.start, p.rows.end) for p in parts} == {(0, 100)}
+    assert max(p.columns.end - p.columns.start for p in parts) <= 1000
+
+
+def test_a_network_that_needs_the_whole_picture_says_so() -> None:
+    with pytest.raises(ImageTooLarge, match="needs the picture whole.*FCN_MAX_WHOLE_PIXELS"):
+        tiles(100, 100, InputSpec(stride=32), 9_999)
+    assert len(tiles(100, 100, InputSpec(stride=32), 10_000)) == 1
+
+
+def test_a_limit_below_the_context_says_what_it_takes() -> None:
+    with pytest.raises(ImageTooLarge, match="parts of 160x160 .*FCN_MAX_WHOLE_PIXELS"):
+        tiles(1000, 1000, InputSpec(stride=32, context_px=64), 160 * 160 - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(801, 963), (608, 1200)])
+def test_the_shipped_network_gives_the_labels_of_the_whole_picture(height: int, width: int) -> None:
+    session = ort.InferenceSession(str(SHIPPED), providers=["CPUExecutionProvider"])
+    contract = Contract.from_metadata(session.get_modelmeta().custom_metadata_map, str(SHIPPED))
+    assert contract.input.context_px is not None
+    rgb = draw(height, width, np.random.default_rng(3)).image
+    [whole] = session.run(["label_map"], {"image": rgb[None]})
+    together = np.full((height, width), 255, np.uint8)
+    parts = tiles(height, width, contract.input, 640 * 700)
+    assert len(parts) > 3
+    for part in parts:
+        [labels] = session.run(["label_map"], {"image": part.cut(rgb)[None]})
+        part.put(labels[0], together)
+    assert len(np.unique(whole)) > 2
+    assert np.array_equal(together, whole[0])
