@@ -27,7 +27,9 @@ def two_slices(
         helper.make_node("Slice", inputs[1], ["cut"]),
         helper.make_node("Identity", ["between" if shared else "cut"], ["y"]),
     ]
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["h", "w"]) for n in ("cut", "y")]
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["h", "w"]) for n in ("cut", "y")
+    ]
     graph = helper.make_graph(
         nodes,
         "slices",
