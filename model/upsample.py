@@ -88,7 +88,7 @@ class BilinearUpsample(nn.Module):
         taps = kernel.view(self.channels, 2, factor, 2, factor).flip(1, 3).permute(0, 2, 4, 1, 3)
         taps = taps.reshape(self.channels * factor * factor, 1, 2, 2).to(x.dtype)
         mixed = functional.conv2d(x, taps, padding=1, groups=self.channels)
-        return mixed.unflatten(1, (self.channels, factor * factor))
+        return mixed.reshape(len(x), self.channels, factor * factor, *mixed.shape[2:])
 
     @property
     def can_interpolate(self) -> bool:

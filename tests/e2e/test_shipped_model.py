@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,14 @@ def test_claimed_score_through_both_transports(server: serving.Server) -> None:
             text=True,
         )
         assert json.loads(done.stdout)["mean_iu"] == pytest.approx(claimed, abs=5e-5)
+
+
+def test_the_int8_file_is_the_same_model_and_scores_as_well() -> None:
+    """Within 0.3 points of mean IU; what differs in the contract is precision and scores."""
+    path = REPOSITORY / CAMVID / "1" / "model.onnx"
+    exact, quantized = contract_of(path), contract_of(path.with_name("model.int8.onnx"))
+    assert quantized.precision == "int8"
+    assert replace(quantized, precision="fp32", scores=exact.scores) == exact
+    assert quantized.scores["test_mean_iu"] >= exact.scores["test_mean_iu"] - 0.003
+    card = (path.parent.parent / "README.md").read_text()
+    assert f"{100 * quantized.scores['test_mean_iu']:.2f}" in card

@@ -1,0 +1,196 @@
+"""`fcn quantize`: an int8 file that does what the fp32 one does, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from cli.main import main
+from model.contract import METADATA_KEY, Contract
+from model.quantize import METHODS, Quantizer, open_float_model, simulate
+from tests.drawing import street
+from tests.tiny_models import contract
+
+LAYERS = ["conv1_1", "conv1_2"]
+
+
+def network(centre: float = 128.0) -> onnx.ModelProto:
+    """Two 3x3 convolutions with ReLU, a 1x1 score layer, arg max."""
+    random = np.random.default_rng(0)
+    weights = {
+        "conv1_1.weight": random.normal(size=(8, 3, 3, 3)),
+        "conv1_2.weight": random.normal(size=(8, 8, 3, 3)) / 4,
+        "score.weight": random.normal(size=(3, 8, 1, 1)),
+        "centre": np.array(centre),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["nchw"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "centre"], ["centred"]),
+        helper.make_node("Div", ["centred", "centre"], ["x0"]),
+        helper.make_node("Conv", ["x0", "conv1_1.weight"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["x1"]),
+        helper.make_node("Conv", ["x1", "conv1_2.weight"], ["c2"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["x2"]),
+        helper.make_node("Conv", ["x2", "score.weight"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["label_map"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [helper.make_tensor_value_info("label_map", TensorProto.UINT8, ["N", "H", "W"])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def write(path: Path, proto: onnx.ModelProto, with_contract: bool = True) -> Path:
+    if with_contract:
+        helper.set_model_props(proto, {METADATA_KEY: contract("small").to_json()})
+    onnx.save(proto, str(path))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.onnx", network())
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, size in enumerate([(40, 50), (31, 64), (48, 48)]):
+        Image.fromarray(street(*size)).save(folder / f"{index}.png")
+    return folder
+
+
+def read_contract(path: Path) -> Contract:
+    props = {p.key: p.value for p in onnx.load(str(path)).metadata_props}
+    return Contract.from_metadata(props, str(path))
+
+
+def quantize(words: Sequence[str | Path]) -> int:
+    return main(["quantize", *map(str, words)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_writes_a_file_beside_the_model(
+    model: Path, pictures: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize([model, "--calibrate", pictures, "--method", method, "--json",
+                     "--min-agreement", "0.9"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    report = json.loads(out[out.index("{") :])
+    target = model.with_name("model.int8.onnx")
+    assert report["path"] == str(target)
+    assert report["agreement"] >= 0.9
+    assert [row["layer"] for row in report["layers"]] == LAYERS
+    assert all(0 < row["agreement"] <= 1 for row in report["layers"])
+    assert read_contract(target).precision == "int8"
+    assert read_contract(target).classes == read_contract(model).classes
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    picture = street(33, 47)[None]
+    labels = session.run(["label_map"], {"image": picture})[0]
+    exact = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    wanted = exact.run(["label_map"], {"image": picture})[0]
+    assert (labels == wanted).mean() > 0.85
+
+
+def test_weights_are_bytes_by_channel_and_the_tail_is_float(model: Path, pictures: Path) -> None:
+    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5"]) == 0
+    graph = onnx.load(str(model.with_name("model.int8.onnx"))).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    eight = [t for t in tensors.values() if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
+    assert len(eight) == len(LAYERS)
+    scales = [n.input[1] for n in graph.node if n.input and n.input[0] in {t.name for t in eight}]
+    assert [list(tensors[name].dims) for name in scales] == [[8], [8]]
+    assert tensors["score.weight"].data_type == TensorProto.FLOAT
+
+
+def test_pixels_need_no_normalisation(model: Path) -> None:
+    """(x - 128) / 128 is what 8-bit pixels with that scale and zero point mean."""
+    float_model = open_float_model(model)
+    quantized = Quantizer(float_model, [street(40, 50)]).quantize(LAYERS)
+    kinds = [node.op_type for node in quantized.graph.node]
+    assert not {"Sub", "Div"} & set(kinds)
+    first = next(n for n in quantized.graph.node if n.name == "pixels")
+    tensors = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    assert tensors[first.input[1]] == np.float32(1 / 128)
+    assert tensors[first.input[2]] == 128
+    simulate(quantized).run(None, {"image": street(20, 20)[None]})
+
+
+def test_other_normalisations_stay(tmp_path: Path) -> None:
+    float_model = open_float_model(write(tmp_path / "m.onnx", network(centre=127.5)))
+    quantized = Quantizer(float_model, [street(40, 50)]).quantize(LAYERS)
+    assert {"Sub", "Div"} <= {node.op_type for node in quantized.graph.node}
+
+
+def test_reduced_range_is_seven_bits(model: Path) -> None:
+    quantizer = Quantizer(open_float_model(model), [street(40, 50)])
+    for reduced, limit in ((False, 127), (True, 64)):
+        graph = quantizer.quantize(LAYERS, reduce_range=reduced).graph
+        weights = [numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) == 4]
+        largest = max(int(np.abs(w.astype(int)).max()) for w in weights if w.dtype == np.int8)
+        assert limit - 1 <= largest <= limit
+
+
+def test_layers_are_left_in_float_on_request(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize([model, "--calibrate", pictures, "--keep-float", "conv1_2",
+                     "--min-agreement", "0.5"]) == 0  # fmt: skip
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["conv1_1", "int8"] in [[r[0], r[-1]] for r in rows]
+    assert ["conv1_2", "float"] in [[r[0], r[-1]] for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min-agreement", "1"], "lower --min-agreement"),
+        (["--keep-float", "conv9"], "'conv9': choose from conv1_1, conv1_2"),
+        (["--keep-float", *LAYERS], "every layer is left in float"),
+        (["--score", "val"], "--data-root"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    model: Path, pictures: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize([model, "--calibrate", pictures, *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not model.with_name("model.int8.onnx").exists()
+
+
+def test_bad_files_are_refused(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "noise.onnx").write_bytes(b"no model")
+    bare = write(tmp_path / "bare.onnx", network(), with_contract=False)
+    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5"]) == 0
+    done = model.with_name("model.int8.onnx")
+    refusals: list[tuple[list[str | Path], str]] = [
+        ([model, "--calibrate", empty], "holds no image"),
+        ([model, "--calibrate", tmp_path / "nowhere"], "there is no folder"),
+        ([tmp_path / "none.onnx", "--calibrate", pictures], "there is no file"),
+        ([tmp_path / "noise.onnx", "--calibrate", pictures], "cannot be read"),
+        ([bare, "--calibrate", pictures, "--out", tmp_path / "o.onnx"], "has no contract"),
+        ([done, "--calibrate", pictures, "--out", tmp_path / "o.onnx"], "quantised already"),
+        ([model, "--calibrate", pictures], "--overwrite"),
+    ]
+    for words, message in refusals:
+        assert quantize(words) == 1
+        assert message in capsys.readouterr().err
