@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).parent / "peers"
 CACHE = ROOT / "build" / "peers"
-READY_S = 40.0
+READY_S = 60.0
 STOP_S = 20.0
 _MARK = "BENCH_RUN"
 """Environment variable by which every process of a server is found, whoever its parent is now."""

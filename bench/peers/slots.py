@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +229,8 @@ def settle(server: Running, task: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
+    # Stopped from outside, it still stops its server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = json.loads(sys.argv[1])
     result = run(chosen)
     Path(chosen["out"]).write_text(json.dumps(result))
