@@ -129,7 +129,7 @@ PEER_LIST = (
         environment=(("LD_LIBRARY_PATH", str(sysconfig.get_config_var("LIBDIR"))),),
     ),
 )
-OURS = Contender("fcn", "FCN Serve", "fcn-serve", overload="deadline_ms=500", own_venv=False)
+OURS = Contender("fcn", "FCN Serve", "fcn-serve", overload="deadline_ms=450", own_venv=False)
 LIMIT = "limit"
 CONTENDERS = {each.name: each for each in (OURS, *PEER_LIST)}
 

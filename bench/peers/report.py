@@ -137,7 +137,7 @@ def table(measured: dict[str, Any]) -> str:
     # Keys that went through JSON are strings.
     rows = [normal(row) for row in measured["servers"]]
     lines = [
-        "| server | set up as | images/s at 1 / 8 / 32 connections | best of the limit "
+        "| server | set up as | images/s at 1 / 8 / 32 connections | of the limit "
         "| p50 at 1 | p99 at 8 | p50 / p99 at 0.7x | memory | start |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -153,12 +153,14 @@ def table(measured: dict[str, Any]) -> str:
             lines.append(f"| {row['title']} | {row.get('error', 'not measured')} | | | | | | | |")
             continue
         loads = row["closed"]
-        best = max(each["images_per_s"] for each in loads.values())
+        differs = "" if row["labels_equal"] else " (**other labels**)"
         calm = row["open"].get("0.7", {}).get("latency", {})
         lines.append(
-            f"| {row['title']} {row['version']} | {row.get('variant', 'its defaults')} | "
+            f"| {row['title']} {row['version']}{differs} | {row.get('variant', 'its defaults')} | "
             + " / ".join(f"{each['images_per_s']:.1f}" for each in loads.values())
-            + f" | {share(best, limit)} | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
+            + " | "
+            + " / ".join(share(each["images_per_s"], limit) for each in loads.values())
+            + f" | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
             f"| {ms(calm.get('p50_ms'))} / {ms(calm.get('p99_ms'))} "
             f"| {row['memory_mib']:.0f} MiB | {row['start_s']:.1f} s |"
         )
