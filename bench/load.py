@@ -31,6 +31,8 @@ import uvloop
 
 OK = 200
 REFUSED = frozenset({429, 503})
+EXPIRED = frozenset({408, 504})
+"""Given up by the server after it had taken the request in."""
 NO_ANSWER = 0
 """Status of a request whose connection broke or whose client hung up."""
 
@@ -234,8 +236,9 @@ def summary(
         "answered": len(good),
         "late": sum(s > deadline_s for s in good),
         "refused": len(refused),
+        "expired": sum(a.status in EXPIRED for a in counted),
         "hung_up": sum(a.status == NO_ANSWER for a in counted),
-        "other_errors": sum(a.status not in REFUSED | {OK, NO_ANSWER} for a in counted),
+        "other_errors": sum(a.status not in REFUSED | EXPIRED | {OK, NO_ANSWER} for a in counted),
         "latency": percentiles(good),
         "refusal": percentiles([a.latency_s for a in refused]),
         "refusals_with_retry_after": sum(a.retry_after for a in refused),

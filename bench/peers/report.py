@@ -111,7 +111,7 @@ def closed(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def pooled(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rates = ("offered_per_s", "answered_per_s", "goodput_per_s")
-    counts = ("answered", "late", "refused", "hung_up", "other_errors",
+    counts = ("answered", "late", "refused", "expired", "hung_up", "other_errors",
               "refusals_with_retry_after")  # fmt: skip
     found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in rates}
     found |= {name: sum(each[name] for each in rounds) for name in counts}
@@ -167,7 +167,7 @@ def table(measured: dict[str, Any]) -> str:
     lines += [
         "",
         "| server | bounded by | goodput at 2x / 3x | of the limit | p50 / p99 at 2x "
-        "| p50 / p99 at 3x | refused at 3x | refusal p50 / p99 at 3x | recovery |",
+        "| p50 / p99 at 3x | refused / expired at 3x | refusal p50 / p99 at 3x | recovery |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -175,7 +175,7 @@ def table(measured: dict[str, Any]) -> str:
         if two is None or three is None:
             continue
         offered = three["answered"] + sum(
-            three[name] for name in ("refused", "hung_up", "other_errors")
+            three[name] for name in ("refused", "expired", "hung_up", "other_errors")
         )
         good = (two["goodput_per_s"], three["goodput_per_s"])
         lines.append(
@@ -184,6 +184,7 @@ def table(measured: dict[str, Any]) -> str:
             f"| {ms(two['latency']['p50_ms'])} / {ms(two['latency']['p99_ms'])} "
             f"| {ms(three['latency']['p50_ms'])} / {ms(three['latency']['p99_ms'])} "
             f"| {100 * three['refused'] / max(1, offered):.0f} % "
+            f"/ {100 * three['expired'] / max(1, offered):.0f} % "
             f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
             f"| {max(two['recovery_s'], three['recovery_s']):.1f} s |"
         )

@@ -103,23 +103,25 @@ async def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
             await asyncio.sleep(30)
         if number == 3:
             return b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+        if number == 4:
+            return b"HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n"
         return CHUNKED if number == 0 else LAST
 
     async with server(reply) as (url, _):
         asking = client(url, patience_s=0.3)
-        answers = await load.open_loop(asking, [0.0, 0.02, 0.04, 0.06, 0.08, 0.1])
+        answers = await load.open_loop(asking, [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12])
         asking.close()
-    assert [a.status for a in answers] == [200, 429, 0, 500, 200, 200]
+    assert [a.status for a in answers] == [200, 429, 0, 500, 504, 200, 200]
     assert answers[2].latency_s == pytest.approx(0.3, abs=0.1)
     found = load.summary(answers, since_s=0.0, until_s=2.0, deadline_s=0.5)
     assert found["answered"] == 3
     assert (found["refused"], found["refusals_with_retry_after"]) == (1, 1)
-    assert (found["hung_up"], found["other_errors"]) == (1, 1)
-    assert found["offered_per_s"] == 3.0
+    assert (found["hung_up"], found["expired"], found["other_errors"]) == (1, 1, 1)
+    assert found["offered_per_s"] == 3.5
     assert found["refusal"]["p99_ms"] < 200
     # What is due outside the window is not counted.
     later = load.summary(answers, since_s=0.05, until_s=1.05, deadline_s=0.5)
-    assert (later["offered_per_s"], later["refused"], later["hung_up"]) == (3.0, 0, 0)
+    assert (later["offered_per_s"], later["refused"], later["hung_up"]) == (4.0, 0, 0)
 
 
 async def test_nobody_listens() -> None:
