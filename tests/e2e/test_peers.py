@@ -41,6 +41,7 @@ def task(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.timeout(300)  # a dozen processes, one after the other
 def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
