@@ -39,7 +39,7 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 proto: $(VENV)/.dev ## generate the gRPC stubs again from proto/
 	$(BIN)/python -m proto.generate
 
-bench: $(VENV)/.dev ## measure latency on this machine (minutes)
+bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.

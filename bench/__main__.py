@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("bench.model_latency", "bench.segment_load", "bench.overload")
+SCRIPTS = (
+    ("bench.model_latency",),
+    ("bench.segment_load",),
+    ("bench.overload",),
+    ("bench.peers", "--page", "docs/performance.md"),
+)
 
 
 def main() -> int:
     for script in SCRIPTS:
-        print(f"== {script}", flush=True)
+        print(f"== {' '.join(script)}", flush=True)
         # A process each: what one leaves behind (threads, arenas) must not slow the next.
-        done = subprocess.run([sys.executable, "-m", script], check=False)
+        done = subprocess.run([sys.executable, "-m", *script], check=False)
         if done.returncode:
             return done.returncode
     return 0

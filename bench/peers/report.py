@@ -1,0 +1,282 @@
+"""Slots -> results/peers.json -> the table and the plot of docs/performance.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from bench.contenders import CONTENDERS, LIMIT, OURS
+from bench.load import percentiles
+
+Slot = dict[str, Any]
+BEGIN, END = "<!-- bench.peers -->", "<!-- end of bench.peers -->"
+PLOT = "performance.svg"
+BARS = (
+    ("1 connection", "#9ecae1", "closed", "1"),
+    ("8", "#4292c6", "closed", "8"),
+    ("32", "#08519c", "closed", "32"),
+    ("goodput at 2x", "#fdae6b", "open", "2.0"),
+    ("goodput at 3x", "#d94801", "open", "3.0"),
+)
+"""Of the plot: what it is, its colour, and where the row has it."""
+
+
+def capacity(limit: Slot) -> float:
+    """Images per second of the better way."""
+    return float(max(way["images_per_s"] for way in limit["ways"]))
+
+
+def collect(
+    settings: dict[str, Any],
+    plan: Sequence[Slot],
+    done: Callable[[Slot], Slot | None],
+    errors: dict[str, str],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Medians over the rounds; latencies of the open loops are pooled before their percentiles."""
+    found = [(slot, result) for slot in plan if (result := done(slot)) and "error" not in result]
+
+    def results(name: str, part: str) -> list[Slot]:
+        return [result for slot, result in found if (slot["name"], slot["part"]) == (name, part)]
+
+    limits = results(LIMIT, "limit")
+    ways = [
+        {
+            "loops": one[0]["loops"],
+            "threads": one[0]["threads"],
+            "images_per_s": median(way["images_per_s"] for way in one),
+            "p50_ms": median(way["latency"]["p50_ms"] for way in one),
+            "each_round": [way["images_per_s"] for way in one],
+        }
+        for one in zip(*(each["ways"] for each in limits), strict=True)
+    ]
+    servers = []
+    for name in names:
+        row: dict[str, Any] = {"name": name, "title": CONTENDERS[name].title}
+        if name in errors:
+            row["error"] = errors[name]
+        for choice in results(name, "variants"):
+            row["variant"] = choice["words"]
+            row["variants"] = {
+                each["words"]: each.get("images_per_s", each.get("error"))
+                for each in choice["rows"]
+            }
+        row |= server(results(name, "steady"), results(name, "overload"))
+        row["overload_bound"] = CONTENDERS[name].overload or "none"
+        servers.append(row)
+    limit = max((way["images_per_s"] for way in ways), default=0.0)
+    return {
+        **settings,
+        "limit": {"images_per_s": limit, "ways": ways},
+        "offered_from": capacity(limits[0]) if limits else None,
+        "servers": servers,
+    }
+
+
+def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    if steady:
+        row |= {
+            "version": steady[0]["version"],
+            "labels_equal": all(each["labels_equal"] for each in steady),
+            "start_s": median(each["start_s"] for each in steady),
+            "memory_mib": median(each["memory_mib"] for each in steady),
+            "closed": {
+                connections: closed([each["closed"][connections] for each in steady])
+                for connections in steady[0]["closed"]
+            },
+        }
+    loads = [*steady, *overload]
+    factors = sorted({factor for each in loads for factor in each["open"]}, key=float)
+    row["open"] = {
+        factor: pooled([each["open"][factor] for each in loads if factor in each["open"]])
+        for factor in factors
+    }
+    if overload:
+        row["memory_overload_mib"] = median(each["memory_mib"] for each in overload)
+        row["admits"] = overload[0]["bound"]
+    return row
+
+
+def closed(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = ("images_per_s", "p50_ms", "p95_ms", "p99_ms")
+    found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in names}
+    found["refused_or_broken"] = sum(each["refused"] + each["broken"] for each in rounds)
+    found["each_round"] = [each["images_per_s"] for each in rounds]
+    return found
+
+
+def pooled(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    rates = ("offered_per_s", "answered_per_s", "goodput_per_s")
+    counts = ("answered", "late", "refused", "expired", "hung_up", "other_errors",
+              "refusals_with_retry_after")  # fmt: skip
+    found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in rates}
+    found |= {name: sum(each[name] for each in rounds) for name in counts}
+    seconds = [ms / 1e3 for each in rounds for ms in each["latencies_ms"]]
+    found["latency"] = percentiles(seconds)
+    found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
+    found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
+    found["lag_p99_ms"] = max((each["lag_p99_ms"] or 0.0 for each in rounds), default=0.0)
+    if "recovery_s" in rounds[0]:
+        found["recovery_s"] = max(each["recovery_s"] for each in rounds)
+    found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
+    return found
+
+
+def median(values: Any) -> Any:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 2) if known else None
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Two Markdown tables: everyday load, and overload."""
+    limit = measured["limit"]["images_per_s"]
+    # Keys that went through JSON are strings.
+    rows = [normal(row) for row in measured["servers"]]
+    lines = [
+        "| server | set up as | images/s at 1 / 8 / 32 connections | of the limit "
+        "| p50 at 1 | p99 at 8 | p50 / p99 at 0.7x | memory | start |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for way in measured["limit"]["ways"]:
+        loops = f"{way['loops']} loop{'s'[: way['loops'] > 1]}"
+        lines.append(
+            f"| bare limit | {loops} x {way['threads']} thread{'s'[: way['threads'] > 1]} "
+            f"| {way['images_per_s']:.1f} | {share(way['images_per_s'], limit)} "
+            f"| {way['p50_ms']:.0f} ms | | | | |"
+        )
+    for row in rows:
+        if "error" in row or "closed" not in row:
+            lines.append(f"| {row['title']} | {row.get('error', 'not measured')} | | | | | | | |")
+            continue
+        loads = row["closed"]
+        differs = "" if row["labels_equal"] else " (**other labels**)"
+        calm = row["open"].get("0.7", {}).get("latency", {})
+        lines.append(
+            f"| {row['title']} {row['version']}{differs} | {row.get('variant', 'its defaults')} | "
+            + " / ".join(f"{each['images_per_s']:.1f}" for each in loads.values())
+            + " | "
+            + " / ".join(share(each["images_per_s"], limit) for each in loads.values())
+            + f" | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
+            f"| {ms(calm.get('p50_ms'))} / {ms(calm.get('p99_ms'))} "
+            f"| {row['memory_mib']:.0f} MiB | {row['start_s']:.1f} s |"
+        )
+    lines += [
+        "",
+        "| server | bounded by | goodput at 2x / 3x | of the limit | p50 / p99 at 2x "
+        "| p50 / p99 at 3x | refused / expired at 3x | refusal p50 / p99 at 3x | recovery |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        two, three = (row["open"].get(factor) for factor in ("2.0", "3.0"))
+        if two is None or three is None:
+            continue
+        offered = three["answered"] + sum(
+            three[name] for name in ("refused", "expired", "hung_up", "other_errors")
+        )
+        good = (two["goodput_per_s"], three["goodput_per_s"])
+        lines.append(
+            f"| {row['title']} | {row['overload_bound']} | {good[0]:.1f} / {good[1]:.1f} /s "
+            f"| {share(good[0], limit)} / {share(good[1], limit)} "
+            f"| {ms(two['latency']['p50_ms'])} / {ms(two['latency']['p99_ms'])} "
+            f"| {ms(three['latency']['p50_ms'])} / {ms(three['latency']['p99_ms'])} "
+            f"| {100 * three['refused'] / max(1, offered):.0f} % "
+            f"/ {100 * three['expired'] / max(1, offered):.0f} % "
+            f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
+            f"| {max(two['recovery_s'], three['recovery_s']):.1f} s |"
+        )
+    return "\n".join(lines)
+
+
+def normal(row: dict[str, Any]) -> dict[str, Any]:
+    """With the keys of `closed` and `open` as strings, as they are after JSON."""
+    return {
+        name: {str(key): inner for key, inner in value.items()}
+        if name in ("closed", "open")
+        else value
+        for name, value in row.items()
+    }
+
+
+def share(value: float, limit: float) -> str:
+    return f"{value / limit:.2f}" if limit else "-"
+
+
+def ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"
+
+
+def write_page(page: Path, measured: dict[str, Any]) -> None:
+    """Between the two marks of the page, and the plot beside it. Raises: ValueError."""
+    text = page.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page} needs the lines {BEGIN} and {END}, once each")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    versions = measured["versions"]
+    said = (
+        f"{measured['date'][:10]}, revision {measured['revision']}: {measured['machine']['cpu']}, "
+        f"{measured['machine']['cores']} cores, {measured['machine']['memory_gib']} GiB; "
+        f"Python {measured['machine']['python']}, onnxruntime {versions['onnxruntime']}, "
+        f"Pillow {versions['pillow']}; {measured['model']}, {measured['picture']}; "
+        f"{measured['rounds']} rounds; closed loops by {measured['closed_loop_by']}, "
+        f"{measured['closed_loop_s']:g} s each, open loops by bench.load, "
+        f"{measured['open_loop_s']:g} s each; load generators on the same cores. "
+        f"1x is {measured['offered_from']:.1f} images/s."
+    )
+    page.write_text(
+        f"{before}{BEGIN}\n{said}\n\n{table(measured)}\n\n"
+        f"![Images per second and goodput of each server]({PLOT})\n{END}{after}"
+    )
+    (page.parent / PLOT).write_text(plot(measured))
+
+
+def plot(measured: dict[str, Any]) -> str:
+    """SVG: per server images/s at 1, 8, 32 connections and goodput at 2x, 3x; the limit dashed."""
+    rows = [normal(row) for row in measured["servers"]]
+    limit = measured["limit"]["images_per_s"]
+    values = [value_of(row, *bar[2:]) or 0.0 for row in rows for bar in BARS]
+    scale = 200 / max([limit, *values, 1.0])
+    width = 60 + 110 * len(rows)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 300" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="300" fill="#fff"/>',
+    ]
+    for index, (name, color, _, _) in enumerate(BARS):
+        x = 50 + 105 * index
+        parts.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{color}"/>')
+        parts.append(f'<text x="{x + 14}" y="17">{escape(name)}</text>')
+    for index, row in enumerate(rows):
+        left = 55 + 110 * index
+        for column, (_, color, load, key) in enumerate(BARS):
+            value = value_of(row, load, key)
+            if value is None:
+                continue
+            x, height = left + 19 * column, max(1.0, value * scale)
+            parts.append(
+                f'<rect x="{x}" y="{260 - height:.1f}" width="17" height="{height:.1f}" '
+                f'fill="{color}"/>'
+                f'<text x="{x + 8.5}" y="{256 - height:.1f}" text-anchor="middle" '
+                f'font-size="8">{value:.0f}</text>'
+            )
+        bold = ' font-weight="bold"' if row["name"] == OURS.name else ""
+        name = escape(row["title"])
+        parts.append(f'<text x="{left + 47}" y="276" text-anchor="middle"{bold}>{name}</text>')
+    y = 260 - limit * scale
+    parts.append(
+        f'<line x1="45" y1="{y:.1f}" x2="{width}" y2="{y:.1f}" stroke="#333" '
+        f'stroke-dasharray="4 3"/><text x="4" y="{y - 3:.1f}">limit {limit:.0f}</text>'
+        f'<line x1="45" y1="260" x2="{width}" y2="260" stroke="#333"/>'
+        '<text x="4" y="264">images/s</text></svg>'
+    )
+    return "\n".join(parts) + "\n"
+
+
+def value_of(row: dict[str, Any], load: str, key: str) -> float | None:
+    """Images per second of one bar; None if it was not measured."""
+    found = row.get(load, {}).get(key)
+    name = "images_per_s" if load == "closed" else "goodput_per_s"
+    return None if found is None else float(found[name])

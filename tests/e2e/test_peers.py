@@ -1,0 +1,208 @@
+"""The comparison with other servers runs: the bare limit, ours, and plain FastAPI as the peer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import contenders
+from bench.contenders import CONTENDERS, OURS, CannotRun, Contender, Variant
+from bench.peers import __main__ as peers
+from bench.peers import report, slots
+from bench.segment_load import jpeg
+from tests import serving
+from tests.conftest import need
+from tests.tiny_models import expected_label_map, write_model
+
+FASTAPI = CONTENDERS["fastapi"]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> dict[str, Any]:
+    write_model(tmp_path / "models")
+    (tmp_path / "picture.jpg").write_bytes(jpeg(60, 80, seed=0))
+    return {
+        "model": str(next(tmp_path.glob("models/*/*/model.onnx"))),
+        "picture": str(tmp_path / "picture.jpg"),
+        "seconds": 0.2,
+        "open_seconds": 0.5,
+        "warm": 0.1,
+        "tool": slots.OWN,
+        "capacity": 40.0,
+        "round": 0,
+    }
+
+
+@pytest.mark.timeout(300)  # a dozen processes, one after the other
+def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    words = ["--model", task["model"], "--peers", "fastapi", "--rounds", "1", "--only", "overload"]
+    words += ["--seconds", "0.2", "--open-seconds", "0.5", "--warm", "0.1", "--tool", slots.OWN]
+    words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "peers.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.peers", *words, "--page", str(page)],
+        cwd=serving.ROOT,
+        env=serving.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert {"date", "revision", "machine", "versions"} <= set(result)
+    assert result["limit"]["images_per_s"] == max(
+        way["images_per_s"] for way in result["limit"]["ways"]
+    )
+    assert result["offered_from"] > 0
+    assert [row["name"] for row in result["servers"]] == ["fcn", "fastapi"]
+    for row in result["servers"]:
+        assert "error" not in row
+        for factor in ("2.0", "3.0"):
+            load = row["open"][factor]
+            assert load["answered"] + load["refused"] + load["expired"] + load["hung_up"] > 0
+            assert load["goodput_per_s"] <= load["answered_per_s"] <= load["offered_per_s"]
+            assert load["other_errors"] == 0
+    assert result["servers"][1]["variant"] in result["servers"][1]["variants"]
+    text = page.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "plain FastAPI" in text and "old" not in text
+    assert "</svg>" in (tmp_path / report.PLOT).read_text()
+    # Nothing is left to go on with.
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_steady_slot_of_our_server(task: dict[str, Any]) -> None:
+    found = slots.run(task | {"name": OURS.name, "part": "steady"})
+    assert found["labels_equal"] is True
+    assert set(found["closed"]) == set(slots.CONNECTIONS)
+    for load in found["closed"].values():
+        assert load["images_per_s"] > 0
+        assert (load["refused"], load["broken"]) == (0, 0)
+    calm = found["open"][slots.STEADY_LOAD]
+    assert calm["answered"] > 0
+    assert calm["refused"] + calm["hung_up"] + calm["other_errors"] == 0
+    assert found["memory_mib"] > 20
+    assert found["start_s"] > 0
+
+
+def test_wrk_counts_answers_and_refusals(task: dict[str, Any]) -> None:
+    """Against a peer: a bound of 1 must show as refusals, not as answers."""
+    need(shutil.which(slots.WRK) is not None, "wrk is not installed")
+    picture = Path(task["picture"]).read_bytes()
+    one = Variant(1, 1)
+    with contenders.running(FASTAPI, one, Path(task["model"]), picture) as server:
+        found = slots.wrk(server, task, 2, 1)
+        rgb = contenders_rgb(picture)
+        np.testing.assert_array_equal(slots.label_map(server.png), expected_label_map(rgb))
+        inside = contenders.processes(server.mark)
+    assert found["images_per_s"] > 0
+    assert (found["refused"], found["broken"]) == (0, 0)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert inside
+    assert not [pid for pid in inside if Path(f"/proc/{pid}/smaps_rollup").exists()]
+    with contenders.running(FASTAPI, one, Path(task["model"]), picture, limit=2) as server:
+        assert slots.wrk(server, task, 8, 1)["refused"] > 0
+
+
+def contenders_rgb(picture: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    from bench.peers.picture import decode
+
+    return decode(picture)
+
+
+def test_peer_that_ends_at_once_is_reported_with_its_last_words(task: dict[str, Any]) -> None:
+    broken = Contender("fastapi", "broken", "fastapi", module=("-c", "raise SystemExit('no luck')"),
+                       own_venv=False)  # fmt: skip
+    with (
+        pytest.raises(CannotRun, match="does not start: exit code 1; its log ends: no luck"),
+        contenders.running(broken, Variant(1, 1), Path(task["model"]), b""),
+    ):
+        pass
+
+
+def test_peer_that_does_not_install_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "peers" / "absent").mkdir(parents=True)
+    (tmp_path / "peers" / "absent" / "requirements.txt").write_text("./no-such-package\n")
+    monkeypatch.setattr(contenders, "PEERS", tmp_path / "peers")
+    monkeypatch.setattr(contenders, "CACHE", tmp_path / "cache")
+    with pytest.raises(CannotRun, match="does not install: .*no-such-package"):
+        contenders.install(Contender("absent", "Absent", "absent"))
+
+
+def test_interrupted_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
+    slot = {"name": "limit", "part": "limit", "round": 0}
+    done = peers.Done(tmp_path)
+    file = tmp_path / "settings.json"
+    peers.start_over_unless(file, {"rounds": 1}, fresh=False)
+    done.file(slot).write_text('{"ways": []}')
+    peers.start_over_unless(file, {"rounds": 1}, fresh=False)
+    assert done(slot) == {"ways": []}
+    peers.start_over_unless(file, {"rounds": 2}, fresh=False)
+    assert done(slot) is None
+
+
+def test_every_server_has_both_parts_in_every_round() -> None:
+    names = ["fcn", "fastapi", "litserve"]
+    plan = list(peers.slots_of(names, 2, None))
+    assert plan[0]["name"] == "limit"
+    for name in names:
+        own = [(s["round"], s["part"]) for s in plan if s["name"] == name]
+        assert [s for s in own if s[1] != "variants"] == [
+            (turn, part) for turn in (0, 1) for part in ("steady", "overload")
+        ]
+    first = [next(s["name"] for s in plan if s["round"] == turn and s["part"] == "steady")
+             for turn in (0, 1)]  # fmt: skip
+    assert first[0] != first[1]
+
+
+def test_unknown_peer_is_named() -> None:
+    with pytest.raises(SystemExit, match="no peer nginx: choose from fastapi, litserve"):
+        peers.chosen("fastapi,nginx")
+
+
+def test_failed_peer_has_a_row() -> None:
+    measured = {
+        "limit": {"images_per_s": 30.0, "ways": []},
+        "servers": [{"name": "ray_serve", "title": "Ray Serve", "error": "does not install: no",
+                     "open": {}}],
+    }  # fmt: skip
+    assert "| Ray Serve | does not install: no |" in report.table(measured)
+
+
+def test_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="needs the lines <!-- bench.peers -->"):
+        report.write_page(page, {})
+
+
+def test_peers_know_the_contract_key() -> None:
+    from bench.peers.picture import CONTRACT_KEY
+    from model.contract import METADATA_KEY
+
+    assert CONTRACT_KEY == METADATA_KEY
+
+
+@pytest.mark.parametrize("peer", [c for c in contenders.PEER_LIST if c.own_venv],
+                         ids=lambda peer: str(peer.name))  # fmt: skip
+def test_peer_is_pinned(peer: Contender) -> None:
+    lines = peer.requirements.read_text().splitlines()
+    assert all("==" in line for line in lines)
+    assert any(line.lower().startswith(f"{peer.package}==") for line in lines)
+    ours = (serving.ROOT / "constraints.txt").read_text().splitlines()
+    # The same runtime and codecs, or the comparison is one of those.
+    for package in ("onnxruntime", "pillow"):
+        assert {line for line in lines if line.startswith(f"{package}==")} <= set(ours)
+        assert os.linesep.join(lines).count(f"{package}==") == 1
