@@ -41,7 +41,8 @@ class Learner:
         self.device = ranks.device()
         self.iteration = 0
         network.backbone.recompute = config.activation_checkpointing
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = _memory_format(network, self.device, config.precision)
+        network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if ranks.count > 1 and self.device.type == "cuda":
             # There is none for the CPU.
             nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -66,7 +67,7 @@ class Learner:
             with self._exchange(last=index == len(batches)):
                 images = images.to(self.device, non_blocking=True).float()
                 with self._autocast():
-                    logits = self.parallel(images.contiguous(memory_format=torch.channels_last))
+                    logits = self.parallel(images.contiguous(memory_format=self.memory_format))
                 loss = heads_loss(
                     logits, target, self.network.heads,
                     self.config.loss, self.class_weights, mass, self.ranks,
@@ -140,6 +141,15 @@ class Learner:
                 for statistic in (module.running_mean, module.running_var):
                     if statistic is not None:
                         statistic.copy_(self.ranks.sum(statistic) / self.ranks.count)
+
+
+def _memory_format(network: FCN, device: torch.device, precision: str) -> torch.memory_format:
+    """Channels last is what tensor cores and bf16 kernels want, and depthwise convolutions on a
+    CPU; the large plain ones in fp32 took a fifth longer with it there (bench/LOG.md)."""
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 2 for m in network.modules())
+    if device.type == "cpu" and precision == "fp32" and not depthwise:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _parallel(network: FCN, ranks: Ranks) -> nn.Module:
