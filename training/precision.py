@@ -19,7 +19,7 @@ def uses_bf16(precision: Precision, device: torch.device, cpuinfo: Path = _CPUIN
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:  # the system does not say
