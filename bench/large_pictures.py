@@ -3,8 +3,8 @@
     python -m bench.large_pictures [--megapixels 100] [--whole-pixels 1048576] [--compare 12]
 
 Starts `fcn serve` with the shipped model, posts a drawn JPEG and reports the time and the most
-memory the server ever held. With --compare N, a picture of N megapixels is also answered by a server that
-runs it whole, and every label must be the same.
+memory the server ever held. With --compare N, a picture of N megapixels is also answered by a
+server that runs it whole, and every label must be the same.
 """
 
 from __future__ import annotations
