@@ -39,13 +39,18 @@ class RemoteLabeller:
         version: str | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """keep: classes by name or id; all when empty. Raises: FcnError."""
+        """client: closed with this, also when this fails. keep: classes by name or id; all when
+        empty. Raises: FcnError."""
         self._client = client
         self._keep = tuple(keep)
-        chosen = _model(client.models(), model, client.url)
-        self.name = chosen.name
-        self.version = version or chosen.default_version
-        self.classes = _version(chosen, self.version).classes
+        try:
+            chosen = _model(client.models(), model, client.url)
+            self.name = chosen.name
+            self.version = version or chosen.default_version
+            self.classes = _version(chosen, self.version).classes
+        except BaseException:
+            client.close()
+            raise
         self.identity = f"{self.name} {self.version}"
 
     def __call__(self, picture: bytes) -> bytes:
