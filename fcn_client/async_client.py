@@ -62,7 +62,7 @@ class AsyncFcnClient:
         self.url = url
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
-        self._sleep = asyncio.sleep
+        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self._transport = _transport(url, headers or {})
 
     @overload

@@ -66,7 +66,7 @@ class FcnClient:
         self.url = url
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
-        self._sleep = time.sleep
+        self._sleep: Callable[[float], None] = time.sleep
         self._transport = _transport(url, headers or {})
 
     @overload

@@ -254,7 +254,10 @@ class Drawn:
     """A labeller without a model: class 1 everywhere."""
 
     name, version, identity = "drawn", "1", "drawn 1"
-    classes = (ClassInfo(0, "a", (1, 2, 3)), ClassInfo(1, "b", (4, 5, 6)))
+    classes: tuple[ClassInfo, ...] = (
+        ClassInfo(0, "a", (1, 2, 3)),
+        ClassInfo(1, "b", (4, 5, 6)),
+    )
 
     def __init__(self, before: Callable[[int], None] = lambda n: None) -> None:
         self.before, self.calls = before, 0

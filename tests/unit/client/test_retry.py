@@ -37,14 +37,17 @@ FINAL.remove(errors.ServiceError)
 
 
 def asked(
-    transport: str, script: Script, policy: RetryPolicy | None = None, **options: float
+    transport: str,
+    script: Script,
+    policy: RetryPolicy | None = None,
+    deadline_ms: float | None = None,
 ) -> tuple[FcnError | None, int, list[float]]:
     """The error, if that is the end of it; the attempts; and the waits between them."""
     waits: list[float] = []
     with SERVERS[transport](script) as url, FcnClient(url, retry=policy) as client:
         client._sleep = waits.append
         try:
-            result = client.segment(PICTURE, **options)  # type: ignore[arg-type]  # a float is one
+            result = client.segment(PICTURE, deadline_ms=deadline_ms)
         except FcnError as error:
             return error, error.attempts, waits
         np.testing.assert_array_equal(result.value, LABELS)
@@ -122,7 +125,7 @@ async def test_async_is_patient_too(transport: str) -> None:
     script = Script([refusal(errors.Overloaded, wait), refusal(errors.InvalidImage)])
     with SERVERS[transport](script) as url:
         async with AsyncFcnClient(url) as client:
-            client._sleep = sleep  # type: ignore[assignment]  # asyncio's has a second parameter
+            client._sleep = sleep
             with pytest.raises(FcnError, match="^Invalid image: do this$") as raised:
                 await client.segment(PICTURE)
             assert raised.value.attempts == 2
