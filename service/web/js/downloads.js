@@ -1,14 +1,14 @@
 // A button for each output that the server knows; new ones appear by themselves.
 
 const KNOWN = {
-  label_map: ["Label map", "PNG, a pixel's value is its class"],
-  overlay: ["Overlay", "PNG, with the opacity chosen above"],
-  color: ["Colours", "PNG of the class colours"],
-  json: ["Summary", "JSON, pixels and share of each class"],
+  label_map: ["Label map", "PNG, value = class id"],
+  overlay: ["Overlay", "PNG, opacity as chosen"],
+  color: ["Colours", "PNG, one for each class"],
+  json: ["Summary", "JSON, shares by class"],
   rle: ["Run lengths", "JSON, as COCO has them"],
   polygons: ["Polygons", "GeoJSON"],
-  probabilities: ["Probabilities", "of every class, for NumPy"],
-  confidence: ["Confidence", "PNG, how sure the model is"],
+  probabilities: ["Probabilities", "NumPy, of every class"],
+  confidence: ["Confidence", "PNG, how sure it is"],
 };
 const ENDINGS = {
   "image/png": "png",

@@ -2,9 +2,9 @@
 
 import { spoken } from "./classes.js";
 
-const share = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
+const share = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1 });
 
-/** 0.00004 -> "< 0.1 %". */
+/** 0.00004 -> "< 0.1%". */
 export function shareText(value) {
   return value > 0 && value < 0.0005 ? "< 0.1%" : share.format(value);
 }

@@ -123,7 +123,7 @@ async function save(output) {
 
 function slide(id, show) {
   const moved = () => {
-    $(`${id}-value`).textContent = `${$(id).value} %`;
+    $(`${id}-value`).textContent = `${$(id).value}%`;
     show($(id).value);
   };
   $(id).addEventListener("input", moved);
