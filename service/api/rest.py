@@ -34,7 +34,8 @@ T = TypeVar("T")
 class RestOptions:
     """max_image_bytes: cap of an upload. deadline_s: for requests that bring none.
 
-    latency_target_s: told to the web page. default_model: as configured; None when the only model is the default.
+    latency_target_s: told to the web page.
+    default_model: as configured; None when the only model is the default.
     """
 
     max_image_bytes: int

@@ -6,6 +6,7 @@ import base64
 import re
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -109,9 +110,9 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(desk: Visit, scheme: str) -> None:
+def test_contrast(desk: Visit, scheme: Literal["light", "dark"]) -> None:
     """At least 4.5 to 1 for text. Source: WCAG 2.2, success criterion 1.4.3."""
-    desk.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a Literal
+    desk.page.emulate_media(color_scheme=scheme)
 
     def value(name: str) -> float:
         color = desk.page.evaluate(
@@ -159,9 +160,7 @@ def test_the_policy_keeps_the_page_at_home(desk: Visit) -> None:
         }"""
     )
     assert refused == "connect-src"
-    assert [text for text in desk.complaints if "Content Security Policy" not in text] == [
-        text for text in desk.complaints if "127.0.0.1:9" in text and "Policy" not in text
-    ]
+    assert all("Content Security Policy" in text for text in desk.complaints)
     desk.complaints.clear()
 
 
@@ -217,13 +216,13 @@ READ = """async body => {
 }"""
 
 
-@pytest.mark.parametrize("filters", [[0], [1], [2], [3], [4], [4, 3, 2, 1, 0]])
-def test_label_maps_of_every_filter_are_read(desk: Visit, filters: list[int]) -> None:
+def test_label_maps_of_every_filter_are_read(desk: Visit) -> None:
     ids = np.random.default_rng(0).integers(0, 256, (9, 13), np.uint8)
-    body = filtered(ids, filters)
-    read = desk.page.evaluate(READ, base64.b64encode(body).decode())
-    assert (read["height"], read["width"]) == ids.shape
-    assert read["ids"] == ids.ravel().tolist()
+    for filters in [0], [1], [2], [3], [4], [4, 3, 2, 1, 0]:
+        body = base64.b64encode(filtered(ids, filters)).decode()
+        read = desk.page.evaluate(READ, body)
+        assert (read["height"], read["width"]) == ids.shape
+        assert read["ids"] == ids.ravel().tolist(), filters
 
 
 def test_what_is_no_label_map_is_refused(desk: Visit) -> None:

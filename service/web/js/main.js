@@ -50,6 +50,13 @@ function showCurl(output, type) {
   $("curl").textContent = curlCommand(file, requestFor(output), fileName(file.name, output, type));
 }
 
+/** The buttons stand in the empty box until there is a picture, then under it. */
+function makeRoom() {
+  const focused = document.activeElement;
+  $("tools").prepend($("sources"));
+  focused.focus(); // moving an element takes the focus away
+}
+
 function paint() {
   view.paint(labels.ids, classes.palette());
   downloads.follow(classes.kept);
@@ -89,6 +96,7 @@ async function run(picture) {
     classes = Object.assign(new Classes(version.contract.classes), { hidden, version });
     classes.count(read.ids);
     document.body.dataset.state = "done";
+    makeRoom();
     view.show(bitmap, read.width, read.height);
     bitmap.close();
     paint();
