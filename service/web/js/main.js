@@ -132,6 +132,7 @@ async function save(output) {
 function slide(id, show) {
   const moved = () => {
     $(`${id}-value`).textContent = `${$(id).value}%`;
+    $(id).setAttribute("aria-valuetext", `${$(id).value}%`);
     show($(id).value);
   };
   $(id).addEventListener("input", moved);
