@@ -8,13 +8,12 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Position, expect
 
 from tests.browser.conftest import MAX_IMAGE_BYTES, TARGET_S, Visit
 from tests.conftest import need
@@ -54,7 +53,7 @@ def canvas(page: Page, selector: str) -> UInt8Array:
         return np.array(image.convert("RGBA"))
 
 
-def point(page: Page, x: int, y: int) -> dict[str, Any]:
+def point(page: Page, x: int, y: int) -> Position:
     """Where pixel (x, y) of the picture is in the frame, for `hover`."""
     box = page.locator("#frame").bounding_box()
     assert box is not None
@@ -116,7 +115,8 @@ def seen(page: Page, x: int, y: int) -> list[int]:
     page.mouse.move(1, 1)
     with Image.open(io.BytesIO(page.locator("#frame").screenshot())) as image:
         at = point(page, x, y)
-        return np.array(image.convert("RGB"))[int(at["y"]), int(at["x"])].tolist()
+        rgb = np.array(image.convert("RGB"))[int(at["y"]), int(at["x"])]
+        return [int(value) for value in rgb]
 
 
 def test_opacity_and_wipe(done: Page) -> None:

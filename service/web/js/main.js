@@ -54,6 +54,7 @@ function showCurl(output, type) {
 function makeRoom() {
   const focused = document.activeElement;
   $("tools").prepend($("sources"));
+  $("intake").hidden = true;
   focused.focus(); // moving an element takes the focus away
 }
 
