@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def browser() -> Iterator[Browser]:
             executable_path=path,
             args=[
                 "--no-sandbox",  # CI is root, in a container
+                "--disable-gpu",  # there is none
                 "--use-fake-device-for-media-stream",
                 "--use-fake-ui-for-media-stream",
             ],
@@ -90,11 +92,14 @@ class Visit:
         self.page.on("request", lambda request: asked(request.url))
         self.page.on("response", lambda reply: answered(reply.url, reply.status))
 
+    def forget(self) -> None:
+        for seen in (self.complaints, self.outside, self.refused):
+            seen.clear()
 
-def visit(
-    browser: Browser, server: Server, address: str = "/", phone: bool = False
-) -> Iterator[Visit]:
-    """Opens `address`; afterwards, nothing may have come from outside or been complained of."""
+
+@contextmanager
+def tab(browser: Browser, server: Server, *, phone: bool = False) -> Iterator[Visit]:
+    """A tab for several tests: a new one would cost each of them a process of Chromium's."""
     size = (360, 740) if phone else (1280, 800)
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
@@ -105,17 +110,32 @@ def visit(
     context.set_default_timeout(WAIT_MS)
     seen = Visit(context.new_page(), server.url)
     seen.watch()
-    seen.page.goto(server.url + address)
     yield seen
     context.close()
+
+
+@contextmanager
+def opened(seen: Visit, address: str) -> Iterator[Visit]:
+    """A visit; at its end, nothing may have come from outside or been complained of."""
+    seen.page.emulate_media(color_scheme="null", reduced_motion="null")
+    seen.forget()
+    seen.page.goto(seen.url + address)
+    yield seen
+    seen.page.unroute_all()
     assert seen.outside == []
     assert seen.complaints == []
 
 
+@pytest.fixture(scope="module")
+def wide(browser: Browser, server: Server) -> Iterator[Visit]:
+    with tab(browser, server) as seen:
+        yield seen
+
+
 @pytest.fixture
-def desk(browser: Browser, server: Server) -> Iterator[Visit]:
+def desk(wide: Visit) -> Iterator[Visit]:
     """The page in a wide window, its models listed."""
-    for seen in visit(browser, server):
+    with opened(wide, "/") as seen:
         seen.page.wait_for_selector("#about div")
         yield seen
 
@@ -123,12 +143,13 @@ def desk(browser: Browser, server: Server) -> Iterator[Visit]:
 @pytest.fixture
 def phone(browser: Browser, server: Server) -> Iterator[Visit]:
     """The page on a phone 360 pixels wide."""
-    for seen in visit(browser, server, phone=True):
+    with tab(browser, server, phone=True) as narrow, opened(narrow, "/") as seen:
         seen.page.wait_for_selector("#about div")
         yield seen
 
 
 @pytest.fixture
-def api_page(browser: Browser, server: Server) -> Iterator[Visit]:
+def api_page(wide: Visit) -> Iterator[Visit]:
     """Swagger UI at /docs."""
-    yield from visit(browser, server, "/docs")
+    with opened(wide, "/docs") as seen:
+        yield seen

@@ -97,6 +97,7 @@ def test_nothing_moves_where_less_motion_is_asked_for(desk: Visit) -> None:
     page = desk.page
     page.evaluate("document.body.dataset.state = 'busy'")
     moving = "getComputedStyle(document.querySelector('.busy')).animationName"
+    page.emulate_media(reduced_motion="no-preference")
     assert page.evaluate(moving) == "passing"
     page.emulate_media(reduced_motion="reduce")
     assert page.evaluate(moving) == "none"
