@@ -24,6 +24,8 @@ MIN_AGREEMENT: Final = 0.999
 """Share of equal labels. Rounding differs with the order of sums; ties may fall either way."""
 
 _RANDOM_SIZES: Final = 4
+_TRIAL_PX: Final = 64
+"""Side of what a part answers for when parts are compared with the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +200,9 @@ def _with_context(adopted: Any, proto: onnx.ModelProto, contract: Contract) -> C
     stride = int(np.lcm(context.stride, contract.input.multiple_of_px))
     px = -(-context.px // stride) * stride
     spec = replace(contract.input, stride=stride, context_px=px)
-    side = -(-max(2 * px + 3 * stride, spec.min_side_px) // stride) * stride
+    side = 2 * px + 2 * stride + -(-max(_TRIAL_PX, spec.min_side_px) // stride) * stride
     image = draw(np.random.default_rng(1), 1, side, side)
-    part = image[:, stride : side - stride, stride : side - stride]
-    if part.shape[1] < spec.min_side_px:
-        return contract
+    part = np.ascontiguousarray(image[:, stride : side - stride, stride : side - stride])
     whole, labels = (adopted.run([LABEL_MAP], {IMAGE: x})[0] for x in (image, part))
     inner = slice(px, part.shape[1] - px)
     agrees = (whole[:, stride:-stride, stride:-stride] == labels)[:, inner, inner].mean()

@@ -32,8 +32,11 @@ def served(
     before, ours.nodes = ours.nodes, []
     labels, scores = _after(ours, image, output, findings, choices, logits=logits)
     wanted = {LABEL_MAP: labels, LOGITS: scores} if scores else {LABEL_MAP: labels}
-    axes = {LABEL_MAP: ["height", "width"], LOGITS: [classes, "height", "width"]}
-    kinds = {LABEL_MAP: TensorProto.UINT8, LOGITS: TensorProto.FLOAT}
+    axes: dict[str, list[str | int]] = {
+        LABEL_MAP: ["height", "width"],
+        LOGITS: [classes, "height", "width"],
+    }
+    kinds: dict[str, int] = {LABEL_MAP: TensorProto.UINT8, LOGITS: TensorProto.FLOAT}
     if single:
         ends = [ours.squeeze(value, 0) for value in wanted.values()]
     else:
@@ -126,7 +129,10 @@ def _before(
     if findings.size:
         count = ours.part_of_shape(image, [0])
         rest = ours.constant([3, *findings.size], np.int64)
-        averaged = {"antialias": 1} if choices.antialias else {}
+        # With what lies outside left out, as Pillow does at the edges.
+        averaged: dict[str, Any] = (
+            {"antialias": 1, "exclude_outside": 1} if choices.antialias else {}
+        )
         value = ours.resize(
             value,
             sizes=ours.add("Concat", [count, rest], axis=0),

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 from model.adopt.errors import AdoptError
@@ -49,10 +51,13 @@ class Network:
 
     @property
     def ends_in(self) -> str:
-        """The kind of node that gives the output; "" if none does."""
-        for node in self.proto.graph.node:
-            if self.output in node.output:
-                return str(node.op_type)
+        """The kind of the last node that computes something of the output; "" if none does."""
+        name = self.output
+        for node in reversed(self.proto.graph.node):
+            if name in node.output:
+                if node.op_type not in ("Cast", "Identity"):
+                    return str(node.op_type)
+                name = node.input[0]
         return ""
 
 
@@ -238,12 +243,13 @@ def _precision(graph: onnx.GraphProto) -> str:
     """Of most of the weights; int8 if some of the network is."""
     if any(n.op_type in ("DequantizeLinear", "QLinearConv", "ConvInteger") for n in graph.node):
         return "int8"
-    sizes = dict.fromkeys((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16), 0)
+    kinds: tuple[int, ...] = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    sizes = dict.fromkeys(kinds, 0)
     for tensor in graph.initializer:
         if tensor.data_type in sizes:
             sizes[tensor.data_type] += int(np.prod(tensor.dims))
     most = max(sizes, key=lambda kind: sizes[kind])
-    return {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}.get(most, "fp32")
+    return dict(zip(kinds, ("fp32", "fp16", "bf16"), strict=True))[most]
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
+from onnx import helper
 
 from model.adopt.errors import AdoptError
 from model.adopt.network import Network
@@ -33,9 +33,7 @@ class Original:
 
         Raises whatever the runtime raises.
         """
-        dtype = {TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}.get(
-            self.network.dtype, np.float32
-        )
+        dtype = helper.tensor_dtype_to_np_dtype(self.network.dtype)
         if dtype == np.uint8:
             values = np.rint(values)
         if self.network.layout == "NCHW":

@@ -78,7 +78,8 @@ class Pixels:
         """Float RGB [N,H,W,3] in 0..255 -> float32 [N,H,W,3] in the network's channel order."""
         ordered = values[..., ::-1] if self.color_order == "BGR" else values
         scaled = ordered * np.float32(self.scale)
-        return np.asarray((scaled - np.float32(self.mean)) / np.float32(self.std), np.float32)
+        mean, std = (np.array(part, np.float32) for part in (self.mean, self.std))
+        return np.asarray((scaled - mean) / std, np.float32)
 
 
 def _triple(values: Sequence[float]) -> Triple:

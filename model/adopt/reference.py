@@ -37,7 +37,7 @@ def _one(
         values = fit(values, findings.size, choices.antialias)
     (raw,) = original.run(choices.pixels.normalise(values[None]))
     if findings.kind == "label_map":
-        plane = raw.squeeze(None if findings.axis is None else findings.axis - 1)
+        plane = raw if findings.axis is None else raw.squeeze(findings.axis - 1)
         return nearest(plane, (height, width)).astype(np.uint8), None
     scores = raw.transpose(2, 0, 1) if findings.axis == 3 else raw
     scores = bilinear(scores.astype(np.float32), (height, width), choices.align_corners)

@@ -15,10 +15,9 @@ from model.adopt.errors import AdoptError
 from model.adopt.original import Original, draw, first_line
 from model.adopt.pixels import Pixels
 
-_MULTIPLES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_MULTIPLES: Final = (1, 2, 4, 8, 14, 16, 32, 64, 128)
+"""Powers of two, and the patches of DINOv2."""
 _SMALLEST: Final = (1, 8, 16, 32, 64)
-_SIDES: Final = (97, 131)
-"""Tried at the next odd multiple, so that no power of two fits by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _find_multiple(original: Original, choices: Choices) -> tuple[int, _Results,
     given = choices.multiple_of_px
     failure: Exception | None = None
     for count, multiple in product(_counts(original), (given,) if given else _MULTIPLES):
-        height, width = (_odd_multiple(multiple, side) for side in _SIDES)
+        height, width = _sides(multiple)
         try:
             results = {
                 size: _try(original, choices, count, *size)
@@ -206,7 +205,7 @@ def _find_smallest(
     original: Original, choices: Choices, multiple: int, results: _Results, single: bool
 ) -> int:
     """The smallest side that works; what it gives is added to `results`."""
-    largest = _odd_multiple(multiple, _SIDES[0])
+    largest, _ = _sides(multiple)
     for side in sorted({-(-side // multiple) * multiple for side in _SMALLEST}):
         try:
             found = {
@@ -289,6 +288,13 @@ def _plane(shape: _Shape, axis: int | None) -> tuple[int, int]:
     return dims[0], dims[1]
 
 
-def _odd_multiple(of: int, at_least: int) -> int:
-    times = -(-at_least // of)
-    return of * (times + 1 - times % 2)
+def _sides(multiple: int) -> tuple[int, int]:
+    """Two of about 100 pixels, or a little more, that share no other divisor."""
+    first = _prime(max(5, -(-97 // multiple)))
+    return multiple * first, multiple * _prime(max(first + 1, -(-131 // multiple)))
+
+
+def _prime(at_least: int) -> int:
+    while any(at_least % divisor == 0 for divisor in range(2, int(at_least**0.5) + 1)):
+        at_least += 1
+    return at_least

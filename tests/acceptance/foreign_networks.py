@@ -74,7 +74,7 @@ def deeplab() -> nn.Module:
 
 
 def unet() -> nn.Module:
-    """U-Net on ResNet-18: logits at full size; sides must be multiples of 32."""
+    """U-Net on ResNet-18: logits at full size."""
     smp = _library("segmentation_models_pytorch")
     return spread(smp.Unet("resnet18", encoder_weights=None, classes=CLASSES))
 
