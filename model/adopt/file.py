@@ -89,7 +89,8 @@ def adopt(
     logits: bool = False,
     min_agreement: float = MIN_AGREEMENT,
 ) -> tuple[Contract, AdoptReport]:
-    """Write `path`; an existing file is replaced only after the new one has passed.
+    """Write `path`, `<repository>/<name>/<version>/model.onnx`; an existing file is replaced, and
+    the folders are made, only after the new one has passed.
 
     contract: its input, outputs and precision are filled in here. Raises: AdoptError.
     """
@@ -112,8 +113,7 @@ def adopt(
     )
     tidy(proto, contract)
     proto.producer_name = "fcn adopt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         try:
             onnx.checker.check_model(proto)
@@ -131,6 +131,7 @@ def adopt(
             )
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,6 +150,15 @@ def adopt(
         file_bytes=path.stat().st_size,
     )
     return contract, report
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name in the nearest folder that exists or may: a repository with a version folder
+    but no model in it would not be served."""
+    root = path.parents[2]
+    root.mkdir(parents=True, exist_ok=True)
+    folder = next(folder for folder in path.parents if folder.is_dir())
+    return folder / f".{path.name}.{os.getpid()}.tmp"
 
 
 def _compare(

@@ -162,13 +162,15 @@ def _at_opset(proto: onnx.ModelProto, oldest: int, path: Path) -> onnx.ModelProt
         )
     if version >= oldest:
         return proto
+    # Only averaging needs more than the oldest.
+    instead = ", or say --no-antialias" if version >= OLDEST_OPSET else ""
     try:
         converted = onnx.version_converter.convert_version(proto, _CONVERTED_OPSET)
         onnx.checker.check_model(converted)
     except Exception as error:
         raise AdoptError(
             f"{path} has opset {version}, {oldest} is needed, and it cannot be converted "
-            f"({_first_line(error)}): export the network at opset {_CONVERTED_OPSET}"
+            f"({_first_line(error)}): export the network at opset {_CONVERTED_OPSET}{instead}"
         ) from error
     return converted
 

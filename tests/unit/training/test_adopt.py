@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch.nn import functional
 
+import cli.adopt
 from cli.main import main
 from model.adopt import AdoptError, AdoptReport, Choices, Pixels, open_network
+from model.adopt.file import MIN_AGREEMENT
 from model.adopt.pixels import PRESETS
 from model.adopt.reference import bilinear, fit, nearest
+from model.contract import ContractError
 from service.core.runtime import Session
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
@@ -225,7 +229,8 @@ def test_disagreement_writes_nothing(tmp_path: Path) -> None:
     assert [file.name for file in Path(first.path).parent.iterdir()] == ["model.onnx"]
     with pytest.raises(AdoptError):
         adopted(tmp_path, mixing)
-    assert not (tmp_path / "models/net/2/model.onnx").exists()
+    # A version folder without a model would keep the server from starting.
+    assert {file.name for file in (tmp_path / "models/net").iterdir()} == {"1", "README.md"}
 
 
 @pytest.mark.parametrize(
@@ -303,6 +308,47 @@ def test_opsets_and_inputs(tmp_path: Path) -> None:
     onnx.save(proto, str(path))
     with pytest.raises(AdoptError, match=r"has 2 inputs \('image' float.*'depth' float"):
         open_network(path)
+
+
+def test_old_opsets(tmp_path: Path) -> None:
+    """That onnx has no way to bring up to date."""
+    path = plain(tmp_path / "net.onnx", opset=1)
+    node = helper.make_node("Split", ["image"], ["part", "rest"], axis=0)
+    value = helper.make_tensor_value_info("part", TensorProto.FLOAT, ["n", 3, "H", "W"])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    graph = helper.make_graph([node], "old", [image], [value])
+    opsets = [helper.make_opsetid("", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=4), str(path))
+    with pytest.raises(AdoptError, match=r"opset 1, 11 is needed, .* export .* at opset 18$"):
+        open_network(path)
+
+
+def test_operators_nobody_has(tmp_path: Path) -> None:
+    path = plain(tmp_path / "net.onnx")
+    proto = onnx.load(str(path))
+    proto.graph.node[0].domain = "elsewhere"
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    onnx.save(proto, str(path))
+    with pytest.raises(AdoptError, match="does not load in ONNX Runtime: .*elsewhere"):
+        adopted(tmp_path, path)
+
+
+def test_names(tmp_path: Path) -> None:
+    network, classes = plain(tmp_path / "net.onnx"), class_list(tmp_path, 4)
+    with pytest.raises(ContractError, match="use letters"):
+        adopt_file(network, tmp_path / "models", "a/b", classes, UNIT)
+    with pytest.raises(AdoptError, match="has 72 channels as NHWC"):
+        wide = plain(tmp_path / "wide.onnx", dims=(1, 3, 48, 72))
+        adopt_file(wide, tmp_path / "models", "net", classes, UNIT, input_layout="NHWC")
+    assert not list(tmp_path.glob("models/*"))
+
+
+def test_presets_of_the_command() -> None:
+    parser = argparse.ArgumentParser()
+    cli.adopt.configure(parser)
+    (action,) = (a for a in parser._actions if a.dest == "normalise")
+    assert action.choices is not None and set(action.choices) == set(PRESETS)
+    assert parser.get_default("min_agreement") == MIN_AGREEMENT
 
 
 def test_infinite_scores(tmp_path: Path) -> None:
