@@ -19,7 +19,7 @@ from service.api.call import Context, begin, fail, outcome
 from service.api.listing import default_name, known_name, models_message
 from service.api.stream import NOT_THE_PROTOCOL, Stream
 from service.api.upload import Uploads
-from service.core.segmenter import Output, Priority, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
 from service.errors import DeadlineExceeded, InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
@@ -30,6 +30,16 @@ OUTPUTS: Final = {
     pb.OUTPUT_OVERLAY: Output.OVERLAY,
     pb.OUTPUT_COLOR: Output.COLOR,
     pb.OUTPUT_JSON: Output.JSON,
+    pb.OUTPUT_RLE: Output.RLE,
+    pb.OUTPUT_POLYGONS: Output.POLYGONS,
+    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
+    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+}
+
+DTYPES: Final = {
+    pb.DTYPE_UNSPECIFIED: Dtype.UINT8,
+    pb.DTYPE_UINT8: Dtype.UINT8,
+    pb.DTYPE_FLOAT16: Dtype.FLOAT16,
 }
 
 PRIORITIES: Final = {
@@ -249,6 +259,8 @@ class Segmentation:
             raise InvalidParameter(
                 f"there is no output {request.output}: use one of the Output enum"
             )
+        if request.dtype not in DTYPES:
+            raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
         if request.priority not in PRIORITIES:
             raise InvalidParameter(
                 f"there is no priority {request.priority}: use one of the Priority enum"
@@ -259,6 +271,8 @@ class Segmentation:
             version=request.version or None,
             output=OUTPUTS[request.output],
             alpha=request.alpha if request.HasField("alpha") else 0.5,
+            outlines=request.outlines,
+            dtype=DTYPES[request.dtype],
             classes=tuple(request.classes),
             deadline_s=deadline_s,
             priority=PRIORITIES[request.priority],
