@@ -124,7 +124,13 @@ class _Server:
         rpc = RpcServer(
             segmenter,
             telemetry,
-            RpcOptions(s.max_image_bytes, deadline_s, s.default_model),
+            RpcOptions(
+                s.max_image_bytes,
+                deadline_s,
+                s.default_model,
+                stream_window=s.stream_window,
+                compression=s.grpc_compression,
+            ),
             uploads,
         )
         # Both ports first: a busy one should be known before minutes go into loading.
