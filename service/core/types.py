@@ -42,16 +42,18 @@ class Priority(IntEnum):
 class SegmentRequest:
     """One picture to segment.
 
-    body: the picture file's bytes. model, version: None means the default one.
+    body: the picture file's bytes, or its pixels, uint8 RGB [H,W,3].
+    model, version: None means the default one.
+    output: what to render; None for nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. classes: names or ids to keep; empty keeps all. What is
     not kept is 255 (void) in a label map, undrawn in overlay and color, left out of json.
     deadline_s: time allowed from now; None means no limit.
     """
 
-    body: bytes
+    body: bytes | UInt8Array
     model: str | None = None
     version: str | None = None
-    output: Output = Output.LABEL_MAP
+    output: Output | None = Output.LABEL_MAP
     alpha: float = 0.5
     classes: tuple[str, ...] = ()
     deadline_s: float | None = None
@@ -70,7 +72,10 @@ class Timings:
 
 @dataclass(slots=True)
 class SegmentReply:
-    """`height` and `width` are those of the upload, upright."""
+    """`height` and `width` are those of the upload, upright.
+
+    label_map: uint8 [H,W], of all classes, whatever the body shows.
+    """
 
     body: bytes
     media_type: str
@@ -78,6 +83,7 @@ class SegmentReply:
     width: int
     model: str
     version: str
+    label_map: UInt8Array
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
 
