@@ -134,7 +134,13 @@ class _Server:
         rpc = RpcServer(
             segmenter,
             telemetry,
-            RpcOptions(s.max_image_bytes, deadline_s, s.default_model),
+            RpcOptions(
+                s.max_image_bytes,
+                deadline_s,
+                s.default_model,
+                stream_window=s.stream_window,
+                compression=s.grpc_compression,
+            ),
             uploads,
             max_tensor_bytes,
         )

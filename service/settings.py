@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     """Bytes of the uploads being read; above, 429. One upload always fits."""
     upload_timeout_s: float = Field(30.0, gt=0)
     """Seconds an upload may take; then it is answered 408."""
+    stream_window: int = Field(16, ge=1)
+    """Pictures of one gRPC stream that are read and not answered yet; the rest waits in the
+    transport. A stream may ask for fewer."""
     max_batch: int | None = Field(None, ge=1)
     """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
     nothing and delays the first, and 8 on a GPU."""
@@ -106,6 +109,10 @@ class Settings(BaseSettings):
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(0.175, gt=0)
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
+
+    grpc_compression: Literal["none", "gzip"] = "none"
+    """How gRPC answers are compressed, for callers that can read it. PNG hardly shrinks; worth it
+    for JSON over a slow network. Compressed requests are read either way."""
 
     drain_delay_s: float = Field(0.0, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
