@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     model_repository: Path = Path("model_repository")
     """Folder of models, `<name>/<version>/model.onnx`."""
+    model_poll_s: float = Field(0.0, ge=0)
+    """Seconds between looks for new, changed and removed models, which are then loaded, replaced
+    and unloaded; 0 looks at the start only."""
     default_model: str | None = None
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
