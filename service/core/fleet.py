@@ -97,7 +97,7 @@ class Fleet:
         # A caller who leaves does not stop it half way.
         task = asyncio.get_running_loop().create_task(self._load(name))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
         await asyncio.shield(task)
 
     async def unload(self, name: str) -> None:
@@ -275,6 +275,11 @@ class Fleet:
 
     def _drained(self, task: asyncio.Task[None]) -> None:
         self._draining.pop(task, None)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # logged where it arose; whoever asked may have left
 
     def _failed(self, key: Key, source: object, error: ModelLoadError) -> ModelLoadError:
         """Noted and logged. Paths in the reason are those inside the repository."""
