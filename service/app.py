@@ -96,6 +96,7 @@ class _Server:
             ),
             provider=s.provider,
             engine=s.engine,
+            precision=s.precision,
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
     Runtime; `auto` takes the faster of the two at every start."""
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    """Which file of a model is served: `fp32` is `model.onnx`, `int8` the `model.int8.onnx` beside
+    it; `auto` takes int8 where it exists and the CPU has instructions for it (VNNI, AMX, Arm's dot
+    product)."""
     instances: int | None = Field(None, ge=1)
     """Inferences at once on the CPU; by default one per core, 8 at most."""
     intra_op_threads: int | None = Field(None, ge=1)

@@ -83,6 +83,7 @@ class Segmenter:
         limits: Limits | None = None,
         provider: str = "auto",
         engine: str = "onnxruntime",
+        precision: str = "auto",
         instances: int | None = None,
         threads: int | None = None,
         alone_threads: int | None = None,
@@ -97,9 +98,9 @@ class Segmenter:
     ) -> None:
         """repository: see `service.core.repository`. default_model: used when none is asked for.
 
-        provider, engine: see `engine.open_network`. instances, threads, alone_threads: see
-        `cores.plan`. warm_up_sizes: (height, width) that run before the first request, as far as
-        the model takes them, besides an ordinary one.
+        provider, engine, precision: see `engine.open_network`. instances, threads,
+        alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
+        request, as far as the model takes them, besides an ordinary one.
         pool_workers: threads that decode and render, None for as many as cores.
         poll_s: seconds between looks for new, changed and removed models; 0: never.
         changed: told of the models that serve whenever they are others.
@@ -115,6 +116,7 @@ class Segmenter:
             open_with_engine,
             provider=provider,
             engine=engine,
+            precision=precision,
             plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
         )
         self._pool = Pool(pool_workers or cores, clock)
