@@ -6,7 +6,7 @@ import hmac
 from typing import Any, Final, Protocol
 
 from service.api.oip_models import index
-from service.core.segmenter import ModelStatus
+from service.core.segmenter import IndexEntry
 from service.errors import InvalidParameter, NotAllowed, NotAuthenticated, quoted
 
 SCHEME: Final = "bearer"
@@ -15,7 +15,7 @@ SCHEME: Final = "bearer"
 class Repository(Protocol):
     """What the segmenter offers of its repository."""
 
-    def models(self) -> list[ModelStatus]: ...
+    def index(self) -> list[IndexEntry]: ...
 
     async def load(self, name: str) -> None:
         """Loads what the repository holds of the model now. Raises: ServiceError."""
@@ -53,7 +53,7 @@ class Admin:
             )
 
     def index(self, *, only_ready: bool) -> list[dict[str, str]]:
-        return index(self._repository.models(), only_ready=only_ready)
+        return index(self._repository.index(), only_ready=only_ready)
 
     async def load(self, name: str, parameters: Any) -> None:
         """parameters: refused, whatever they are: no files are taken from callers, and no settings.

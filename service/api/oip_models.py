@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.api.listing import model_named
+from service.api.listing import own_name
 from service.api.oip_tensors import INPUT, LABEL_MAP, MAX_PICTURES
-from service.core.segmenter import ModelState, ModelStatus, SegmentReply, VersionStatus
-from service.errors import UnknownVersion, quoted
+from service.core.segmenter import (
+    IndexEntry,
+    ModelState,
+    ModelStatus,
+    SegmentReply,
+    VersionStatus,
+)
+from service.errors import UnknownModel, UnknownVersion, quoted
 
 SERVER: Final = {
     "name": "fcn-serve",
@@ -29,8 +35,22 @@ SERVER: Final = {
 _STATES: Final = {
     ModelState.READY: "READY",
     ModelState.LOADING: "LOADING",
+    ModelState.DRAINING: "UNLOADING",
     ModelState.FAILED: "UNAVAILABLE",
+    ModelState.UNLOADED: "UNAVAILABLE",
 }
+
+
+def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
+    """By its name or an alias. Raises: UnknownModel."""
+    own = own_name(models, name)
+    for model in models:
+        if model.name == own:
+            return model
+    raise UnknownModel(
+        f"there is no model {quoted(name)}: choose from "
+        f"{', '.join(model.name for model in models) or 'none, they are still loading'}"
+    )
 
 
 def version_named(
@@ -38,8 +58,7 @@ def version_named(
 ) -> tuple[ModelStatus, VersionStatus]:
     """version: None or "" for the default one. Raises: UnknownModel, UnknownVersion."""
     model = model_named(models, name)
-    if not version:
-        return model, model.default
+    version = version or dict(model.aliases).get(name) or model.default_version
     for status in model.versions:
         if status.version == version:
             return model, status
@@ -72,17 +91,16 @@ def config(model: ModelStatus) -> dict[str, Any]:
     }
 
 
-def index(models: Sequence[ModelStatus], *, only_ready: bool) -> list[dict[str, str]]:
+def index(entries: Sequence[IndexEntry], *, only_ready: bool) -> list[dict[str, str]]:
     return [
         {
-            "name": model.name,
-            "version": status.version,
-            "state": _STATES[status.state],
-            "reason": "" if status.state is ModelState.READY else f"it is {status.state}",
+            "name": entry.name,
+            "version": entry.version,
+            "state": _STATES[entry.state],
+            "reason": entry.reason,
         }
-        for model in models
-        for status in model.versions
-        if status.state is ModelState.READY or not only_ready
+        for entry in entries
+        if entry.state is ModelState.READY or not only_ready
     ]
 
 

@@ -89,9 +89,13 @@ class SegmentReply:
 
 
 class ModelState(StrEnum):
+    """DRAINING: answers the requests it has and takes no more. UNLOADED: in the repository only."""
+
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    DRAINING = "draining"
+    UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +114,33 @@ class VersionStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """versions: ascending by number; `default_version` is the one used when none is asked for."""
+    """A model that serves. versions: those loaded, ascending by number.
+
+    default_version: the one used when none is asked for. aliases: other names for the model, or,
+    where a version follows, for that one.
+    """
 
     name: str
     default_version: str
     versions: tuple[VersionStatus, ...]
+    aliases: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def default(self) -> VersionStatus:
         return next(v for v in self.versions if v.version == self.default_version)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version in the repository, whether it serves or not.
+
+    reason: why it does not, or, of one that is ready, why a newer file or setting was refused.
+    """
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
