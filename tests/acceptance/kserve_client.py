@@ -1,7 +1,7 @@
 """The KServe SDK's client, over REST and gRPC, against a running server.
 
-`python kserve_client.py URL TARGET FOLDER`: see triton_clients.py. A process of its own, because both
-packages bring the protocol's messages, under the same names.
+`python kserve_client.py URL TARGET FOLDER`: see triton_clients.py. A process of its own, because
+both packages bring the protocol's messages, under the same names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """tritonclient, over HTTP and gRPC, blocking and asyncio, against a running server.
 
-`python triton_clients.py URL TARGET FOLDER ADMIN_KEY`, in the environment of requirements.txt. FOLDER
-has pictures.npy (uint8 [N,H,W,3]), label_maps.npy (uint8 [N,H,W], the right answers of model `tiny`
-version 1) and 0.png, 1.png, ... (the same pictures). Prints a line for each way that got the
+`python triton_clients.py URL TARGET FOLDER ADMIN_KEY`, in the environment of requirements.txt.
+FOLDER has pictures.npy (uint8 [N,H,W,3]), label_maps.npy (uint8 [N,H,W], the right answers of model
+`tiny` version 1) and 0.png, 1.png, ... (the same pictures). Prints a line for each way that got the
 right answers; a traceback and exit code 1 otherwise.
 """
 
@@ -69,9 +69,7 @@ def triton_http() -> None:
                 what = f"tritonclient.http binary_in={binary_in} binary_out={binary_out}"
                 check(reply.as_numpy("label_map"), what)
         inputs = [triton_input(kind, FILES, "BYTES")]
-        check(
-            client.infer(MODEL, inputs, VERSION).as_numpy("label_map"), "tritonclient.http BYTES"
-        )
+        check(client.infer(MODEL, inputs, VERSION).as_numpy("label_map"), "tritonclient.http BYTES")
         outputs = [kind.InferRequestedOutput("overlay")]
         overlays = client.infer(MODEL, inputs, VERSION, outputs).as_numpy("overlay")
         if not all(overlay.startswith(b"\x89PNG") for overlay in overlays):
@@ -138,7 +136,7 @@ async def triton_aio() -> None:
         async with kind.aio.InferenceServerClient(address) as client:
             inputs = [triton_input(kind, PICTURES, "UINT8")]
             replies = await asyncio.gather(
-                *(client.infer(MODEL, inputs, VERSION) for _ in range(4))
+                *(client.infer(MODEL, inputs, VERSION) for _ in range(2))
             )
             for reply in replies:
                 check(reply.as_numpy("label_map"), f"{kind.__name__}.aio")
