@@ -96,12 +96,15 @@ class _Server:
             ),
             provider=s.provider,
             engine=s.engine,
+            precision=s.precision,
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,
             warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
+            poll_s=s.model_poll_s,
+            changed=telemetry.loaded,
             observer=telemetry,
         )
         deadline_s = s.deadline_ms / 1000
@@ -140,7 +143,6 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                telemetry.loaded(segmenter.models())
                 await rpc.set_serving(True)
                 _announce(segmenter, s.host, http_port, grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -152,6 +154,7 @@ class _Server:
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving, rpc, segmenter) and idle
+            idle = idle and not segmenter.loading
         if not idle:
             # A thread is inside the runtime, which cannot be interrupted; a normal exit would
             # wait for it.

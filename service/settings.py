@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     model_repository: Path = Path("model_repository")
     """Folder of models, `<name>/<version>/model.onnx`."""
+    model_poll_s: float = Field(0.0, ge=0)
+    """Seconds between looks for new, changed and removed models, which are then loaded, replaced
+    and unloaded; 0 looks at the start only."""
     default_model: str | None = None
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,6 +60,10 @@ class Settings(BaseSettings):
     engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
     Runtime; `auto` takes the faster of the two at every start."""
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    """Which file of a model is served: `fp32` is `model.onnx`, `int8` the `model.int8.onnx` beside
+    it; `auto` takes int8 where it exists and the CPU has instructions for it (VNNI, AMX, Arm's dot
+    product)."""
     instances: int | None = Field(None, ge=1)
     """Inferences at once on the CPU; by default one per core, 8 at most."""
     intra_op_threads: int | None = Field(None, ge=1)

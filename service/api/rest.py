@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from service.api import openapi
 from service.api.exchange import Exchange
-from service.api.listing import default_name, known_name, model_json, model_named
+from service.api.listing import known_name, model_json, models_json
 from service.api.page import add_pages, page, wants_page
 from service.api.parameters import segment_request
 from service.api.problem import framework_problem, record_of, service_problem
@@ -134,15 +134,13 @@ class _Rest:
 
     async def list_models(self, request: Request) -> Response:
         record_of(request).method = "ListModels"
-        models = self._segmenter.models()
-        default = default_name(models, self._options.default_model)
-        return JSONResponse({"models": [model_json(model, default) for model in models]})
+        models, index = self._segmenter.models(), self._segmenter.index()
+        return JSONResponse({"models": models_json(models, index, self._options.default_model)})
 
     async def get_model(self, request: Request, model: str) -> Response:
         record_of(request).method = "GetModel"
-        models = self._segmenter.models()
-        default = default_name(models, self._options.default_model)
-        return JSONResponse(model_json(model_named(models, model), default))
+        models, index = self._segmenter.models(), self._segmenter.index()
+        return JSONResponse(model_json(models, index, self._options.default_model, model))
 
     async def livez(self, request: Request) -> Response:
         record = record_of(request)

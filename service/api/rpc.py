@@ -17,7 +17,7 @@ from service.api.listing import default_name, known_name
 from service.api.request_id import HEADER, request_id
 from service.api.status import counts_as_latency, retry_after_s, status_of
 from service.api.upload import Uploads
-from service.core.segmenter import Output, Priority, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
 from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
@@ -28,6 +28,16 @@ OUTPUTS: Final = {
     pb.OUTPUT_OVERLAY: Output.OVERLAY,
     pb.OUTPUT_COLOR: Output.COLOR,
     pb.OUTPUT_JSON: Output.JSON,
+    pb.OUTPUT_RLE: Output.RLE,
+    pb.OUTPUT_POLYGONS: Output.POLYGONS,
+    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
+    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+}
+
+DTYPES: Final = {
+    pb.DTYPE_UNSPECIFIED: Dtype.UINT8,
+    pb.DTYPE_UINT8: Dtype.UINT8,
+    pb.DTYPE_FLOAT16: Dtype.FLOAT16,
 }
 
 PRIORITIES: Final = {
@@ -186,6 +196,8 @@ class Segmentation:
             raise InvalidParameter(
                 f"there is no output {request.output}: use one of the Output enum"
             )
+        if request.dtype not in DTYPES:
+            raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
         if request.priority not in PRIORITIES:
             raise InvalidParameter(
                 f"there is no priority {request.priority}: use one of the Priority enum"
@@ -201,6 +213,8 @@ class Segmentation:
             version=request.version or None,
             output=OUTPUTS[request.output],
             alpha=request.alpha if request.HasField("alpha") else 0.5,
+            outlines=request.outlines,
+            dtype=DTYPES[request.dtype],
             classes=tuple(request.classes),
             deadline_s=deadline_s,
             priority=PRIORITIES[request.priority],

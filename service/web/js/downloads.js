@@ -5,17 +5,17 @@ const KNOWN = {
   overlay: ["Overlay", "PNG, opacity as chosen"],
   color: ["Colours", "PNG, one for each class"],
   json: ["Summary", "JSON, shares by class"],
-  rle: ["Run lengths", "JSON, as COCO has them"],
-  polygons: ["Polygons", "GeoJSON"],
+  rle: ["Run lengths", "JSON, masks as in COCO"],
+  polygons: ["Polygons", "GeoJSON, with holes"],
   probabilities: ["Probabilities", "NumPy, of every class"],
   confidence: ["Confidence", "PNG, how sure it is"],
 };
+const FROM_LOGITS = ["probabilities", "confidence"];
 const ENDINGS = {
   "image/png": "png",
   "application/json": "json",
   "application/geo+json": "geojson",
   "application/x-npy": "npy",
-  "application/octet-stream": "npy",
 };
 
 export class Downloads extends EventTarget {
@@ -45,10 +45,14 @@ export class Downloads extends EventTarget {
     );
   }
 
-  /** kept: the names of the classes shown, or null for all. */
-  follow(kept) {
+  /** kept: the names of the classes shown, or null for all. contract: of the model. */
+  follow(kept, contract) {
     const none = kept?.length === 0;
-    for (const button of this.root.children) button.disabled = none;
+    for (const button of this.root.children) {
+      const lacking = !contract.outputs.logits && FROM_LOGITS.includes(button.dataset.output);
+      button.disabled = none || lacking;
+      button.title = lacking ? "This model was exported without its logits." : "";
+    }
     this.note.textContent = none
       ? "Every class is hidden: show one to download it."
       : kept

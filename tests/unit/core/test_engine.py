@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,15 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from model.contract import InputSpec
+from model.contract import METADATA_KEY, InputSpec
 from service.core import engine, openvino_runtime
 from service.core.cores import Plan
 from service.core.engine import check_agreement, open_network, samples
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.runtime import Session
-from service.core.types import Network, Run
+from service.core.types import Network, Run, ScoredRun
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -116,6 +118,10 @@ class Wrong:
     @property
     def instances(self) -> Sequence[Run]:
         return [tiny_models.expected_label_map if self._alone else self._err]
+
+    @property
+    def scored(self) -> Sequence[ScoredRun]:
+        return ()
 
     @property
     def alone(self) -> Run | None:
@@ -262,3 +268,60 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     assert list(home.rglob("*")) == []
+
+
+def beside(path: Path) -> Path:
+    """An 8-bit file of the same model, told by its contract and by its bias towards blue."""
+    small = dataclasses.replace(tiny_models.contract(), precision="int8")
+    model = tiny_models.build(bias=(0.0, 0.0, 300.0), metadata={METADATA_KEY: small.to_json()})
+    onnx.save(model, str(path.with_name(engine.INT8_FILE)))
+    return path
+
+
+def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
+    network = open_network(
+        path, provider=provider, engine="onnxruntime", plan=PLAN, precision=precision
+    )
+    grey = np.full((1, 2, 3, 3), 100, np.uint8)
+    # Red comes first of equals; the 8-bit file calls everything blue.
+    assert (network.instances[0](grey) == (2 if network.contract.precision == "int8" else 0)).all()
+    return network.contract.precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "instructions", "wanted"),
+    [
+        ("auto", True, "int8"),
+        ("auto", False, "fp32"),
+        ("fp32", True, "fp32"),
+        ("int8", False, "int8"),
+    ],
+)
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_the_file_follows_precision_and_cpu(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    instructions: bool,
+    wanted: str,
+    provider: str,
+) -> None:
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: instructions)
+    assert chosen(beside(path), precision, provider) == wanted
+
+
+def test_without_an_8_bit_file_auto_serves_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
+    assert chosen(path, "auto") == "fp32"
+
+
+def test_int8_without_its_file_says_how_to_make_it(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="model.int8.onnx is missing: .*fcn quantize"):
+        chosen(path, "int8")
+
+
+def test_an_unknown_precision_names_the_known(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="precision 'fp8': choose one of auto, fp32, int8"):
+        chosen(path, "fp8")
