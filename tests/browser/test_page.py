@@ -178,6 +178,7 @@ def test_every_output_of_the_server_is_offered(done: Page, server: Server) -> No
     # The network of `tiny` has no logits, that of `other` has.
     expect(done.locator("[data-output=polygons]")).to_be_enabled()
     expect(done.locator("[data-output=confidence]")).to_be_disabled()
+    expect(done.locator("#downloads-note")).to_contain_text("exported with its logits")
     done.select_option("#model", label="other / 1")
     saved(done, "confidence", "street.confidence.png")
     assert saved(done, "probabilities", "street.probabilities.npy").startswith(b"\x93NUMPY")

@@ -48,16 +48,17 @@ export class Downloads extends EventTarget {
   /** kept: the names of the classes shown, or null for all. contract: of the model. */
   follow(kept, contract) {
     const none = kept?.length === 0;
-    for (const button of this.root.children) {
-      const lacking = !contract.outputs.logits && FROM_LOGITS.includes(button.dataset.output);
-      button.disabled = none || lacking;
-      button.title = lacking ? "This model was exported without its logits." : "";
-    }
+    const lacking = [...this.root.children].filter(
+      ({ dataset }) => !contract.outputs.logits && FROM_LOGITS.includes(dataset.output),
+    );
+    for (const button of this.root.children) button.disabled = none || lacking.includes(button);
     this.note.textContent = none
       ? "Every class is hidden: show one to download it."
       : kept
         ? "Hidden classes are left out."
-        : "";
+        : lacking.length
+          ? "Those in grey need a model exported with its logits."
+          : "";
   }
 
   /** Saves the answer as `<picture>.<output>.<ending>`. */
