@@ -16,6 +16,11 @@ from collections.abc import Generator
 import uvicorn
 from fastapi import FastAPI
 
+from service.api import oip_rpc
+from service.api.oip_admin import Admin
+from service.api.oip_models import Statistics
+from service.api.oip_rest import OipOptions, OipRest
+from service.api.oip_rpc import OipRpc
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
 from service.api.upload import Uploads
@@ -28,6 +33,8 @@ from service.telemetry import Telemetry, configure_logging
 # must not be the one that closes it last.
 KEEP_ALIVE_S = 65
 BACKLOG = 2048
+# What a tensor has around its pixels, in a gRPC message or a body with JSON before it.
+TENSOR_OVERHEAD_BYTES = 64 * 1024
 
 _log = logging.getLogger("fcn.app")
 
@@ -114,19 +121,48 @@ class _Server:
             timeout_s=s.upload_timeout_s,
             rejected=telemetry.rejected,
         )
+        # The largest picture fits as pixels, too.
+        max_tensor_bytes = max(s.max_image_bytes, 3 * s.max_image_pixels) + TENSOR_OVERHEAD_BYTES
+
+        def ready() -> bool:
+            return segmenter.ready() and not self._draining
+
         rest = create_app(
             segmenter,
             telemetry,
             RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
             uploads,
-            ready=lambda: segmenter.ready() and not self._draining,
+            ready,
         )
         rpc = RpcServer(
             segmenter,
             telemetry,
-            RpcOptions(s.max_image_bytes, deadline_s, s.default_model),
+            RpcOptions(
+                s.max_image_bytes,
+                deadline_s,
+                s.default_model,
+                stream_window=s.stream_window,
+                compression=s.grpc_compression,
+            ),
             uploads,
+            max_tensor_bytes,
         )
+        oip = (
+            segmenter,
+            telemetry,
+            OipOptions(
+                max_json_bytes=s.max_image_bytes,
+                max_body_bytes=max_tensor_bytes,
+                max_pixels=s.max_image_pixels,
+                deadline_s=deadline_s,
+            ),
+            uploads,
+            Statistics(),
+            Admin(segmenter, s.read_admin_key()),
+            ready,
+        )
+        OipRest(*oip).add_to(rest)
+        rpc.add(oip_rpc.SERVICE, OipRpc(*oip).handler())
         # Both ports first: a busy one should be known before minutes go into loading.
         http_socket = _listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = _bind_grpc(rpc, s.host, s.grpc_port)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "FCN_"
+MIN_ADMIN_KEY = 16
+"""Characters. A shorter one could be guessed."""
 
 
 class SettingsError(ValueError):
@@ -98,6 +100,9 @@ class Settings(BaseSettings):
     """Bytes of the uploads being read; above, 429. One upload always fits."""
     upload_timeout_s: float = Field(30.0, gt=0)
     """Seconds an upload may take; then it is answered 408."""
+    stream_window: int = Field(16, ge=1)
+    """Pictures of one gRPC stream that are read and not answered yet; the rest waits in the
+    transport. A stream may ask for fewer."""
     max_batch: int | None = Field(None, ge=1)
     """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
     nothing and delays the first, and 8 on a GPU."""
@@ -112,11 +117,21 @@ class Settings(BaseSettings):
     latency_target_s: float = Field(0.175, gt=0)
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
 
+    grpc_compression: Literal["none", "gzip"] = "none"
+    """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
+    shrinks; worth it for JSON over a slow network. Compressed requests are read either way."""
+
     drain_delay_s: float = Field(0.0, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
     notice."""
     drain_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get to finish at SIGTERM."""
+
+    admin_key: SecretStr | None = None
+    """Key of whoever may list, load and unload models while the server runs. Without one, nobody
+    may."""
+    admin_key_file: Path | None = None
+    """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
@@ -128,6 +143,28 @@ class Settings(BaseSettings):
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"FCN_HTTP_PORT and FCN_GRPC_PORT are both {self.http_port}")
         return self
+
+    @model_validator(mode="after")
+    def _one_admin_key(self) -> Self:
+        if self.admin_key is not None and self.admin_key_file is not None:
+            raise ValueError("FCN_ADMIN_KEY and FCN_ADMIN_KEY_FILE are both set: set one")
+        if (key := self.read_admin_key()) is not None and len(key) < MIN_ADMIN_KEY:
+            raise ValueError(
+                f"the admin key has {len(key)} characters: give it {MIN_ADMIN_KEY} or more"
+            )
+        return self
+
+    def read_admin_key(self) -> str | None:
+        """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
+        if self.admin_key_file is None:
+            return None if self.admin_key is None else self.admin_key.get_secret_value()
+        try:
+            return self.admin_key_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ValueError(
+                f"FCN_ADMIN_KEY_FILE {str(self.admin_key_file)!r} cannot be read: {reason}"
+            ) from error
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:

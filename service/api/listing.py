@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.core.segmenter import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 
@@ -93,3 +94,27 @@ def _model_json(
         "aliases": [{"name": alias, "version": version} for alias, version in aliases],
         "versions": versions,
     }
+
+
+def models_message(models: Sequence[ModelStatus], default: str | None) -> pb.ListModelsResponse:
+    """All models with all their versions, for gRPC."""
+    return pb.ListModelsResponse(
+        models=[
+            pb.Model(
+                name=model.name,
+                version=v.version,
+                state=str(v.state),
+                is_default=model.name == default and v.version == model.default_version,
+                architecture=v.contract.architecture,
+                precision=v.precision,
+                provider=v.provider,
+                classes=[
+                    pb.ClassInfo(id=c.id, name=c.name, color_rgb=c.color, description=c.description)
+                    for c in v.contract.classes
+                ],
+                contract_json=v.contract.to_json(),
+            )
+            for model in models
+            for v in model.versions
+        ]
+    )

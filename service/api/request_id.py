@@ -16,6 +16,11 @@ def request_id(offered: str | None) -> str:
 
     An unusable id does not fail the request: tracing must not cost anyone an answer.
     """
-    if offered is not None and _VALID.fullmatch(offered):
+    if offered is not None and is_valid(offered):
         return offered
     return secrets.token_hex(16)
+
+
+def is_valid(offered: str) -> bool:
+    """Whether it may be an id: also that of an item of a stream."""
+    return _VALID.fullmatch(offered) is not None

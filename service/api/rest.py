@@ -18,6 +18,7 @@ from starlette.types import Receive
 from service.api import openapi
 from service.api.exchange import Exchange
 from service.api.listing import known_name, model_json, models_json
+from service.api.oip_error import OIP_PREFIX, oip_error
 from service.api.page import add_pages, page, wants_page
 from service.api.parameters import segment_request
 from service.api.problem import framework_problem, record_of, service_problem
@@ -193,6 +194,8 @@ class _Rest:
         }
         detail = details.get(error.status_code, error.detail)
         headers = dict(error.headers) if error.headers else None
+        if request.url.path.startswith(OIP_PREFIX):
+            return oip_error(error.status_code, detail, record_of(request), headers)
         return framework_problem(error.status_code, detail, record_of(request), headers)
 
     async def validation_error(self, request: Request, error: Exception) -> Response:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from functools import partial
+from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.api.listing import default_name, known_name
-from service.api.request_id import HEADER, request_id
-from service.api.status import counts_as_latency, retry_after_s, status_of
+from service.api.call import Context, begin, fail, outcome
+from service.api.listing import default_name, known_name, models_message
+from service.api.stream import NOT_THE_PROTOCOL, Stream
 from service.api.upload import Uploads
 from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
-from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
+from service.errors import DeadlineExceeded, InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
@@ -49,54 +51,63 @@ PRIORITIES: Final = {
 
 # The other fields of a request around its image.
 MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
-PUSHBACK: Final = "grpc-retry-pushback-ms"
-"""Trailing metadata that gRPC's own retry policy obeys; negative means do not retry.
-
-Source: gRPC proposal A6, client retries.
-"""
-
-_log = logging.getLogger("fcn.grpc")
-Context = aio.ServicerContext[Any, Any]
+COMPRESSIONS: Final = {
+    "none": grpc.Compression.NoCompression,
+    "gzip": grpc.Compression.Gzip,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class RpcOptions:
     """max_image_bytes: cap of an upload. deadline_s: for calls that bring none.
 
-    default_model: as configured; None when the only model is the default.
+    default_model: as configured; None when the only model is the default. stream_window: pictures
+    of one stream that are read and not answered. compression: of answers, a key of COMPRESSIONS.
     """
 
     max_image_bytes: int
     deadline_s: float
     default_model: str | None = None
+    stream_window: int = 16
+    compression: str = "none"
 
 
 class RpcServer:
     """The gRPC server: `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
     def __init__(
-        self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions, uploads: Uploads
+        self,
+        segmenter: Segmenter,
+        telemetry: Telemetry,
+        options: RpcOptions,
+        uploads: Uploads,
+        max_message_bytes: int = 0,
     ) -> None:
-        """Must be made inside the event loop that runs it."""
+        """Must be made inside the event loop that runs it. max_message_bytes: if some service needs
+        more than the largest upload."""
         self._server = aio.server(
             options=[
                 (
                     "grpc.max_receive_message_length",
-                    options.max_image_bytes + MESSAGE_OVERHEAD_BYTES,
+                    max(options.max_image_bytes, max_message_bytes) + MESSAGE_OVERHEAD_BYTES,
                 ),
                 # What the largest accepted image makes is always sent.
                 ("grpc.max_send_message_length", -1),
                 # Else a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
+            compression=COMPRESSIONS[options.compression],
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        segmentation = Segmentation(segmenter, telemetry, options, uploads)
-        self._server.add_generic_rpc_handlers((segmentation.handler(),))
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        self._segmentation = Segmentation(segmenter, telemetry, options, uploads)
+        self._server.add_generic_rpc_handlers((self._segmentation.handler(),))
+        self._services = [SERVICE]
+
+    def add(self, service: str, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
+        """One more service, before `start`. service: its full name."""
+        self._server.add_generic_rpc_handlers((handler,))
+        self._services.append(service)
 
     def bind(self, address: str) -> int:
         """Listens on `host:port` and returns the port. Raises: OSError when it is taken."""
@@ -106,14 +117,17 @@ class RpcServer:
             raise OSError(f"cannot listen on {address}") from error
 
     async def start(self) -> None:
+        reflection.enable_server_reflection(
+            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
         await self.set_serving(False)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """What grpc.health.v1 says of the server and of the Segmentation service."""
+        """What grpc.health.v1 says of the server and of each of its services."""
         kinds = health_pb2.HealthCheckResponse
         status = kinds.SERVING if serving else kinds.NOT_SERVING
-        for service in (health.OVERALL_HEALTH, SERVICE):
+        for service in (health.OVERALL_HEALTH, *self._services):
             await self._health.set(service, status)
 
     async def retire(self) -> None:
@@ -121,7 +135,8 @@ class RpcServer:
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:
-        """Takes no new calls, and cancels those still running after `grace_s`."""
+        """Takes no new calls nor pictures, and cancels calls still running after `grace_s`."""
+        self._segmentation.close_streams()
         await self._server.stop(grace_s)
 
 
@@ -135,6 +150,11 @@ class Segmentation:
         self._telemetry = telemetry
         self._options = options
         self._uploads = uploads
+        self._closing = asyncio.Event()
+
+    def close_streams(self) -> None:
+        """They read no more, send the answers they owe, and end."""
+        self._closing.set()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service as gRPC takes it.
@@ -150,6 +170,11 @@ class Segmentation:
                     request_deserializer=pb.SegmentRequest.FromString,
                     response_serializer=pb.SegmentResponse.SerializeToString,
                 ),
+                "SegmentStream": grpc.stream_stream_rpc_method_handler(
+                    self.SegmentStream,
+                    request_deserializer=pb.SegmentStreamRequest.FromString,
+                    response_serializer=pb.SegmentStreamResponse.SerializeToString,
+                ),
                 "ListModels": grpc.unary_unary_rpc_method_handler(
                     self.ListModels,
                     request_deserializer=pb.ListModelsRequest.FromString,
@@ -161,7 +186,7 @@ class Segmentation:
     async def Segment(
         self, requests: AsyncIterator[pb.SegmentRequest], context: Context
     ) -> pb.SegmentResponse:
-        record = _begin("Segment", context)
+        record = begin("Segment", context)
         try:
             self._segmenter.check_any(context.time_remaining())
             with self._uploads.begin() as upload:
@@ -169,29 +194,79 @@ class Segmentation:
                 upload.received(len(request.image))
             record.restart()
             record.timed = True
-            models = self._segmenter.models()
-            record.model = known_name(models, self._options.default_model, request.model)
-            reply = await self._segmenter.segment(self._translated(request, context))
-            record.timings, record.height, record.width = reply.timings, reply.height, reply.width
-            return _response(reply)
+            return await self._segmented(request, record, self._deadline_s(context))
         except BaseException as error:
-            await _fail(error, record, context)
+            await fail(error, record, context)
+        finally:
+            self._telemetry.finished(record)
+
+    async def SegmentStream(
+        self, _: AsyncIterator[pb.SegmentStreamRequest], context: Context
+    ) -> None:
+        record = begin("SegmentStream", context)
+        stream = Stream(
+            context.read,
+            context.write,
+            partial(self._item, record.request_id, context),
+            window=self._options.stream_window,
+            closing=self._closing,
+        )
+        try:
+            await stream.run()
+        except BaseException as error:
+            await fail(error, record, context)
         finally:
             self._telemetry.finished(record)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        record = _begin("ListModels", context)
+        record = begin("ListModels", context)
         try:
-            return self._models()
+            models = self._segmenter.models()
+            return models_message(models, default_name(models, self._options.default_model))
         except BaseException as error:
-            await _fail(error, record, context)
+            await fail(error, record, context)
         finally:
             self._telemetry.finished(record)
 
-    def _translated(self, request: pb.SegmentRequest, context: Context) -> SegmentRequest:
-        """Raises: InvalidParameter, DeadlineExceeded."""
+    async def _item(
+        self,
+        stream_id: str,
+        context: Context,
+        message: pb.SegmentStreamRequest,
+        fault: InvalidParameter | None,
+    ) -> pb.SegmentStreamResponse:
+        """One picture of a stream: to the log and the metrics a Segment like any other."""
+        record = RequestRecord("grpc", "Segment", f"{stream_id}/{message.id}")
+        record.code, record.timed = grpc.StatusCode.OK.name, True
+        try:
+            if fault is not None:
+                raise fault
+            own_s = message.deadline_ms / 1000 or self._options.deadline_s
+            deadline_s = min(own_s, self._deadline_s(context))
+            response = await self._segmented(message.request, record, deadline_s)
+            return pb.SegmentStreamResponse(id=message.id, response=response)
+        except BaseException as error:
+            end = outcome(error, record, context)
+            if end is None:
+                raise
+            return pb.SegmentStreamResponse(id=message.id, error=end.item_error())
+        finally:
+            self._telemetry.finished(record)
+
+    async def _segmented(
+        self, request: pb.SegmentRequest, record: RequestRecord, deadline_s: float
+    ) -> pb.SegmentResponse:
+        """Raises: any ServiceError but ModelLoadError."""
+        models = self._segmenter.models()
+        record.model = known_name(models, self._options.default_model, request.model)
+        reply = await self._segmenter.segment(self._translated(request, deadline_s))
+        record.timings, record.height, record.width = reply.timings, reply.height, reply.width
+        return _response(reply)
+
+    def _translated(self, request: pb.SegmentRequest, deadline_s: float) -> SegmentRequest:
+        """Raises: InvalidParameter."""
         if request.output not in OUTPUTS:
             raise InvalidParameter(
                 f"there is no output {request.output}: use one of the Output enum"
@@ -202,11 +277,6 @@ class Segmentation:
             raise InvalidParameter(
                 f"there is no priority {request.priority}: use one of the Priority enum"
             )
-        deadline_s = context.time_remaining()
-        if deadline_s is None:
-            deadline_s = self._options.deadline_s
-        elif deadline_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the call began: allow more time")
         return SegmentRequest(
             body=request.image,
             model=request.model or None,
@@ -220,49 +290,25 @@ class Segmentation:
             priority=PRIORITIES[request.priority],
         )
 
-    def _models(self) -> pb.ListModelsResponse:
-        models = self._segmenter.models()
-        default = default_name(models, self._options.default_model)
-        return pb.ListModelsResponse(
-            models=[
-                pb.Model(
-                    name=model.name,
-                    version=v.version,
-                    state=str(v.state),
-                    is_default=model.name == default and v.version == model.default_version,
-                    architecture=v.contract.architecture,
-                    precision=v.precision,
-                    provider=v.provider,
-                    classes=[
-                        pb.ClassInfo(
-                            id=c.id, name=c.name, color_rgb=c.color, description=c.description
-                        )
-                        for c in v.contract.classes
-                    ],
-                    contract_json=v.contract.to_json(),
-                )
-                for model in models
-                for v in model.versions
-            ]
-        )
+    def _deadline_s(self, context: Context) -> float:
+        """Seconds from now to the deadline of the call, or to the server's own.
+
+        Raises: DeadlineExceeded.
+        """
+        left_s = context.time_remaining()
+        if left_s is not None and left_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the call began: allow more time")
+        return self._options.deadline_s if left_s is None else left_s
 
 
 async def _only(requests: AsyncIterator[pb.SegmentRequest]) -> pb.SegmentRequest:
-    """The call's one message. Raises: InvalidParameter when it was closed without any."""
-    async for request in requests:
-        return request
+    """The call's one message. Raises: InvalidParameter without any, or when it is none."""
+    try:
+        async for request in requests:
+            return request
+    except DecodeError:
+        raise InvalidParameter(NOT_THE_PROTOCOL) from None
     raise InvalidParameter("the call has no message: send one SegmentRequest")
-
-
-def _begin(method: str, context: Context) -> RequestRecord:
-    """The call's record, with the caller's request id if it brought a good one."""
-    offered = next((v for k, v in context.invocation_metadata() or () if k == HEADER), None)
-    record = RequestRecord(
-        "grpc", method, request_id(offered if isinstance(offered, str) else None)
-    )
-    record.code = grpc.StatusCode.OK.name
-    context.set_trailing_metadata(((HEADER, record.request_id),))
-    return record
 
 
 def _response(reply: SegmentReply) -> pb.SegmentResponse:
@@ -279,28 +325,3 @@ def _response(reply: SegmentReply) -> pb.SegmentResponse:
         ),
         batch_size=reply.batch_size,
     )
-
-
-async def _fail(error: BaseException, record: RequestRecord, context: Context) -> NoReturn:
-    """Ends the call with the error's row of the table. Always raises."""
-    metadata = [(HEADER, record.request_id)]
-    if isinstance(error, ServiceError):
-        row, text = status_of(error), f"{error.title}: {error}"
-        code = row.code
-        record.timed = record.timed and counts_as_latency(row.http)
-        wait_s = retry_after_s(error)
-        if wait_s is not None:
-            metadata.append((PUSHBACK, str(1000 * wait_s)))
-    elif isinstance(error, Exception):
-        _log.exception("call %s failed", record.request_id)
-        code = grpc.StatusCode.INTERNAL
-        text = "Internal error: try again, and report the request id if it recurs"
-    else:
-        # The caller left, or gRPC ended the call at its deadline: nobody is told.
-        late = context.time_remaining() == 0
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-        record.code, record.timed = code.name, record.timed and late
-        raise error
-    record.code, record.error = code.name, text
-    await context.abort(code, text, tuple(metadata))
-    raise error  # unreachable: abort raises

@@ -21,7 +21,7 @@ from service.core import header, render
 from service.core.admission import Admission, Permit
 from service.core.batcher import Labelled, Place, Squeeze
 from service.core.cores import available_cores, plan
-from service.core.decode import DecodedImage, decode
+from service.core.decode import DecodedImage, decode, undecoded
 from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
 from service.core.loader import Loader, Served
@@ -226,9 +226,9 @@ class Segmenter:
         deadline = self._check(request)
         kept = _check_output(request, served)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
-        n_bytes = len(request.body)
+        n_bytes, pixels = _cost(request.body)
         # More than is taken is refused by its header, and so costs no pixels.
-        pixels = min(header.pixels(request.body) or 0, self._limits.max_image_pixels)
+        pixels = min(pixels, self._limits.max_image_pixels)
         if not self._admission.fits(n_bytes, pixels):
             raise self._overloaded(served)
         place = served.batcher.reserve(pixels, deadline, request.priority)
@@ -309,6 +309,7 @@ class Segmenter:
             width=prepared.geometry.width,
             model=name,
             version=served.version,
+            label_map=label_map,
             timings=timings,
             batch_size=labelled.batch_size,
         )
@@ -381,14 +382,26 @@ class Segmenter:
         return self._clock() + request.deadline_s
 
 
-def _read(body: bytes, limits: Limits, spec: InputSpec) -> tuple[DecodedImage, Prepared]:
-    image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+def _cost(body: bytes | UInt8Array) -> tuple[int, int]:
+    """Bytes held, and pixels, 0 while they are not known."""
+    if isinstance(body, bytes):
+        return len(body), header.pixels(body) or 0
+    return body.nbytes, body.shape[0] * body.shape[1]
+
+
+def _read(
+    body: bytes | UInt8Array, limits: Limits, spec: InputSpec
+) -> tuple[DecodedImage, Prepared]:
+    if isinstance(body, bytes):
+        image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+    else:
+        image = undecoded(body, max_pixels=limits.max_image_pixels)
     return image, prepare(image.rgb, spec)
 
 
 def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    if request.output.needs_logits and not served.network.scored:
+    if request.output is not None and request.output.needs_logits and not served.network.scored:
         raise InvalidParameter(
             f"output {request.output} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "
@@ -422,6 +435,8 @@ def _write(
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
     """The reply's body and its media type, of an output that needs the label map only."""
+    if request.output is None:
+        return b"", ""
     shown = render.keep(label_map, kept)
     palette = served.contract.palette()
     names = {"model": served.name, "version": served.version}

@@ -61,17 +61,19 @@ class Priority(IntEnum):
 class SegmentRequest:
     """One picture to segment.
 
-    body: the picture file's bytes. model, version: None means the default one.
+    body: the picture file's bytes, or its pixels, uint8 RGB [H,W,3].
+    model, version: None means the default one.
+    output: what to render; None for nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
     deadline_s: time allowed from now; None means no limit.
     """
 
-    body: bytes
+    body: bytes | UInt8Array
     model: str | None = None
     version: str | None = None
-    output: Output = Output.LABEL_MAP
+    output: Output | None = Output.LABEL_MAP
     alpha: float = 0.5
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8
@@ -92,7 +94,10 @@ class Timings:
 
 @dataclass(slots=True)
 class SegmentReply:
-    """`height` and `width` are those of the upload, upright."""
+    """`height` and `width` are those of the upload, upright.
+
+    label_map: uint8 [H,W], of all classes, whatever the body shows.
+    """
 
     body: bytes
     media_type: str
@@ -100,6 +105,7 @@ class SegmentReply:
     width: int
     model: str
     version: str
+    label_map: UInt8Array
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
 

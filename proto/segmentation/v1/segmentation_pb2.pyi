@@ -91,6 +91,48 @@ class SegmentResponse(_message.Message):
     batch_size: int
     def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
+class SegmentStreamRequest(_message.Message):
+    __slots__ = ("id", "request", "deadline_ms", "options")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request: SegmentRequest
+    deadline_ms: int
+    options: StreamOptions
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[SegmentRequest, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., options: _Optional[_Union[StreamOptions, _Mapping]] = ...) -> None: ...
+
+class StreamOptions(_message.Message):
+    __slots__ = ("ordered", "window")
+    ORDERED_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    ordered: bool
+    window: int
+    def __init__(self, ordered: _Optional[bool] = ..., window: _Optional[int] = ...) -> None: ...
+
+class SegmentStreamResponse(_message.Message):
+    __slots__ = ("id", "response", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    response: SegmentResponse
+    error: ItemError
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[SegmentResponse, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+
+class ItemError(_message.Message):
+    __slots__ = ("code", "message", "type", "retry_after_ms")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    type: str
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., type: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
 class Timings(_message.Message):
     __slots__ = ("decode_s", "queue_s", "infer_s", "render_s")
     DECODE_S_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,11 @@ class SegmentationStub:
                 request_serializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentRequest.SerializeToString,
                 response_deserializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentResponse.FromString,
                 _registered_method=True)
+        self.SegmentStream = channel.stream_stream(
+                '/segmentation.v1.Segmentation/SegmentStream',
+                request_serializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.SerializeToString,
+                response_deserializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/segmentation.v1.Segmentation/ListModels',
                 request_serializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.ListModelsRequest.SerializeToString,
@@ -52,6 +57,24 @@ class SegmentationServicer:
     def Segment(self, request, context):
         """One image in, one label map (or picture of it) out. The call's deadline is honoured: work that
         can no longer be answered in time is dropped, as is the work of a cancelled call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SegmentStream(self, request_iterator, context):
+        """Many images in, one answer each, told by their ids, as they finish or in the order sent.
+
+        The server reads no further than its window: when so many images are without their answer,
+        what is sent beyond waits in the transport. Read answers while you send, or both sides wait for
+        each other. An image that cannot be served is answered with an ItemError and ends nothing.
+        Close your side when all is sent: the answers still owed arrive, then OK. Cancel, and all work
+        is dropped. The call's deadline is that of the whole stream; each image has one within it.
+
+        A server that shuts down reads no more, sends the answers it owes, and ends the stream: with OK
+        if it had read to your end, else with UNAVAILABLE, and images without an answer are to be sent
+        again, elsewhere. A message that is too large or not this protocol's ends the stream at once, with
+        RESOURCE_EXHAUSTED or INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,6 +94,11 @@ def add_SegmentationServicer_to_server(servicer, server):
                     servicer.Segment,
                     request_deserializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentRequest.FromString,
                     response_serializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentResponse.SerializeToString,
+            ),
+            'SegmentStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SegmentStream,
+                    request_deserializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.FromString,
+                    response_serializer=proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -105,6 +133,33 @@ class Segmentation:
             '/segmentation.v1.Segmentation/Segment',
             proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentRequest.SerializeToString,
             proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SegmentStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/segmentation.v1.Segmentation/SegmentStream',
+            proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.SerializeToString,
+            proto_dot_segmentation_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
