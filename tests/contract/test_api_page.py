@@ -32,7 +32,9 @@ def rows(start: str) -> list[list[str]]:
 
 
 def test_there_are_snippets() -> None:
-    assert [language for language, _ in SNIPPETS] == ["sh", "sh", "sh", "python", "python", "sh"]
+    assert [language for language, _ in SNIPPETS] == [
+        *("sh", "sh", "sh", "python", "python", "python", "sh")
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
