@@ -33,6 +33,22 @@ def own_name(models: Sequence[ModelStatus], name: str) -> str:
     return name
 
 
+def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
+    """One that serves, by its name or an alias. Raises: UnknownModel."""
+    own = own_name(models, name)
+    for model in models:
+        if model.name == own:
+            return model
+    raise unknown_model(name, [model.name for model in models])
+
+
+def unknown_model(name: str, known: Sequence[str]) -> UnknownModel:
+    return UnknownModel(
+        f"there is no model {quoted(name)}: choose from "
+        f"{', '.join(known) or 'none, they are still loading'}"
+    )
+
+
 def models_json(
     models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None
 ) -> list[dict[str, Any]]:
@@ -53,10 +69,7 @@ def model_json(
     for model in found:
         if model["name"] == name:
             return model
-    raise UnknownModel(
-        f"there is no model {quoted(name)}: choose from "
-        f"{', '.join(model['name'] for model in found) or 'none, they are still loading'}"
-    )
+    raise unknown_model(name, [model["name"] for model in found])
 
 
 def _model_json(

@@ -7,7 +7,7 @@ from typing import Any, Final
 from service.api.parameters import MAX_DEADLINE_MS, PRIORITIES
 from service.api.problem import MEDIA_TYPE as PROBLEM_TYPE
 from service.api.upload import FIELD, RAW_TYPES
-from service.core.segmenter import Output
+from service.core.segmenter import Dtype, Output
 
 TITLE: Final = "FCN Serve"
 VERSION: Final = "1"
@@ -58,6 +58,8 @@ SEGMENT: Final[dict[str, Any]] = {
             "content": {
                 "image/png": _BINARY,
                 "application/json": {"schema": {"type": "object"}},
+                "application/geo+json": {"schema": {"type": "object"}},
+                "application/x-npy": _BINARY,
             },
             "headers": {
                 "X-Request-ID": {"schema": {"type": "string"}},
@@ -69,7 +71,7 @@ SEGMENT: Final[dict[str, Any]] = {
         **_problems(
             _400="The picture cannot be read, or a parameter is wrong.",
             _404="No such model or version.",
-            _406="Accept allows neither PNG nor JSON.",
+            _406="Accept allows none of the kinds of answer.",
             _408="The upload took too long.",
             _413="Too many bytes or pixels.",
             _415="Not a kind of picture or body that is read.",
@@ -105,6 +107,16 @@ SEGMENT: Final[dict[str, Any]] = {
                 "alpha",
                 "Opacity of the classes in an overlay.",
                 {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+            ),
+            _query(
+                "outlines",
+                "Draw the borders of the classes in an overlay.",
+                {"type": "boolean", "default": False},
+            ),
+            _query(
+                "dtype",
+                "Type of the numbers of probabilities; uint8 is 255 times the probability.",
+                {"type": "string", "enum": [str(d) for d in Dtype], "default": "uint8"},
             ),
             {
                 **_query(

@@ -6,14 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from service.core.segmenter import Output, Priority, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, SegmentRequest
 from service.errors import InvalidParameter, quoted
 
-NAMES: Final = ("model", "version", "output", "alpha", "classes", "priority", "deadline_ms")
+NAMES: Final = (
+    "model", "version", "output", "alpha", "outlines", "dtype", "classes", "priority",
+    "deadline_ms",
+)  # fmt: skip
 MAX_DEADLINE_MS: Final = 3_600_000
 PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 
-ACCEPTED: Final = {"image/png": Output.LABEL_MAP, "application/json": Output.JSON}
+FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+ACCEPTED: Final = {
+    "image/png": Output.LABEL_MAP,
+    "application/json": Output.JSON,
+    "application/geo+json": Output.POLYGONS,
+    "application/x-npy": Output.PROBABILITIES,
+}
 """What `Accept` may choose when the query names no output."""
 
 
@@ -50,6 +60,8 @@ def segment_request(
         version=values.get("version") or None,
         output=output,
         alpha=_number("alpha", values["alpha"]) if "alpha" in values else 0.5,
+        outlines=_flag("outlines", values.get("outlines", "false")),
+        dtype=_dtype(values.get("dtype", Dtype.UINT8)),
         classes=tuple(classes),
         deadline_s=_deadline_s(values["deadline_ms"])
         if "deadline_ms" in values
@@ -80,7 +92,8 @@ def output_accepted(accept: str | None) -> Output:
     best = max(wanted, key=wanted.__getitem__)  # on a tie the first, image/png
     if wanted[best] <= 0:
         raise NotAcceptable(
-            f"cannot answer with {quoted(accept)}: accept {' or '.join(ACCEPTED)}, "
+            f"cannot answer with {quoted(accept)}: accept {', '.join(list(ACCEPTED)[:-1])} "
+            f"or {list(ACCEPTED)[-1]}, "
             "or leave the header out"
         )
     return ACCEPTED[best]
@@ -108,6 +121,20 @@ def _number(name: str, text: str) -> float:
     if not math.isfinite(number):
         raise InvalidParameter(f"{name}={quoted(text)} is not a number: use one such as 0.5")
     return number
+
+
+def _flag(name: str, text: str) -> bool:
+    try:
+        return FLAGS[text]
+    except KeyError:
+        raise InvalidParameter(f"{name}={quoted(text)}: use true or false") from None
+
+
+def _dtype(text: str) -> Dtype:
+    try:
+        return Dtype(text)
+    except ValueError:
+        raise InvalidParameter(f"dtype={quoted(text)}: use one of {', '.join(Dtype)}") from None
 
 
 def _priority(text: str) -> Priority:

@@ -19,7 +19,7 @@ from service.api.call import Context, begin, fail, outcome
 from service.api.listing import default_name, known_name, models_message
 from service.api.stream import NOT_THE_PROTOCOL, Stream
 from service.api.upload import Uploads
-from service.core.segmenter import Output, Priority, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
 from service.errors import DeadlineExceeded, InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
@@ -30,6 +30,16 @@ OUTPUTS: Final = {
     pb.OUTPUT_OVERLAY: Output.OVERLAY,
     pb.OUTPUT_COLOR: Output.COLOR,
     pb.OUTPUT_JSON: Output.JSON,
+    pb.OUTPUT_RLE: Output.RLE,
+    pb.OUTPUT_POLYGONS: Output.POLYGONS,
+    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
+    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+}
+
+DTYPES: Final = {
+    pb.DTYPE_UNSPECIFIED: Dtype.UINT8,
+    pb.DTYPE_UINT8: Dtype.UINT8,
+    pb.DTYPE_FLOAT16: Dtype.FLOAT16,
 }
 
 PRIORITIES: Final = {
@@ -251,9 +261,34 @@ class Segmentation:
         """Raises: any ServiceError but ModelLoadError."""
         models = self._segmenter.models()
         record.model = known_name(models, self._options.default_model, request.model)
-        reply = await self._segmenter.segment(_translated(request, deadline_s))
+        reply = await self._segmenter.segment(self._translated(request, deadline_s))
         record.timings, record.height, record.width = reply.timings, reply.height, reply.width
         return _response(reply)
+
+    def _translated(self, request: pb.SegmentRequest, deadline_s: float) -> SegmentRequest:
+        """Raises: InvalidParameter."""
+        if request.output not in OUTPUTS:
+            raise InvalidParameter(
+                f"there is no output {request.output}: use one of the Output enum"
+            )
+        if request.dtype not in DTYPES:
+            raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
+        if request.priority not in PRIORITIES:
+            raise InvalidParameter(
+                f"there is no priority {request.priority}: use one of the Priority enum"
+            )
+        return SegmentRequest(
+            body=request.image,
+            model=request.model or None,
+            version=request.version or None,
+            output=OUTPUTS[request.output],
+            alpha=request.alpha if request.HasField("alpha") else 0.5,
+            outlines=request.outlines,
+            dtype=DTYPES[request.dtype],
+            classes=tuple(request.classes),
+            deadline_s=deadline_s,
+            priority=PRIORITIES[request.priority],
+        )
 
     def _deadline_s(self, context: Context) -> float:
         """Seconds from now to the deadline of the call, or to the server's own.
@@ -274,26 +309,6 @@ async def _only(requests: AsyncIterator[pb.SegmentRequest]) -> pb.SegmentRequest
     except DecodeError:
         raise InvalidParameter(NOT_THE_PROTOCOL) from None
     raise InvalidParameter("the call has no message: send one SegmentRequest")
-
-
-def _translated(request: pb.SegmentRequest, deadline_s: float) -> SegmentRequest:
-    """Raises: InvalidParameter."""
-    if request.output not in OUTPUTS:
-        raise InvalidParameter(f"there is no output {request.output}: use one of the Output enum")
-    if request.priority not in PRIORITIES:
-        raise InvalidParameter(
-            f"there is no priority {request.priority}: use one of the Priority enum"
-        )
-    return SegmentRequest(
-        body=request.image,
-        model=request.model or None,
-        version=request.version or None,
-        output=OUTPUTS[request.output],
-        alpha=request.alpha if request.HasField("alpha") else 0.5,
-        classes=tuple(request.classes),
-        deadline_s=deadline_s,
-        priority=PRIORITIES[request.priority],
-    )
 
 
 def _response(reply: SegmentReply) -> pb.SegmentResponse:

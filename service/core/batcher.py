@@ -18,22 +18,31 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
-from service.core.types import Clock, Observer, Priority, Run
+from service.core.types import Clock, Observer, Priority, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+Scores = npt.NDArray[Any]
+
+Squeeze = Callable[[Float32Array, UInt8Array], Scores]
+"""Logits float32 [C,H,W] and their label map uint8 [H,W] -> what is wanted of them.
+
+Called on the device's thread, though that delays the next batch a little: logits that waited to be
+squeezed elsewhere would take a dozen times the memory of the pictures.
+"""
 
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary picture: see `service.core.queue`."""
@@ -48,25 +57,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """`label_map` uint8 [H,W]; seconds waited, and seconds on the device with the whole batch."""
+    """`label_map` uint8 [H,W]; seconds waited, and seconds on the device with the whole batch.
+
+    scores: what `squeeze` made of the logits, [...,H,W]; None without it.
+    """
 
     label_map: UInt8Array
     queue_s: float
     infer_s: float
     batch_size: int
+    scores: Scores | None = None
 
 
 @dataclass(eq=False, slots=True)
 class _Item(Queued):
     future: asyncio.Future[Labelled]
+    squeeze: Squeeze | None
     timer: asyncio.TimerHandle | None = field(default=None)
+
+    @property
+    def kind(self) -> Hashable:
+        return self.image.shape, self.squeeze is None
 
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """One callable of the network and the one thread that calls it."""
+    """One instance of the network and the one thread that calls it."""
 
     run: Run
+    scored: ScoredRun | None
     thread: Executor
 
 
@@ -77,6 +96,9 @@ class _Batch:
     pixels: int
     started_s: float
     alone: bool
+
+
+_Answer = tuple[UInt8Array, Scores | None]
 
 
 class Place:
@@ -119,6 +141,7 @@ class Batcher:
         instances: Sequence[Run],
         *,
         alone: Run | None = None,
+        scored: Sequence[ScoredRun] = (),
         model: str,
         max_batch: int,
         max_batch_pixels: int,
@@ -129,14 +152,17 @@ class Batcher:
         clock: Clock,
         thread: Callable[[str], Executor] = one_thread,
     ) -> None:
-        """instances, alone: see `Network`; each is called on a thread of its own.
+        """instances, alone, scored: see `Network`; each instance has a thread of its own.
 
         model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`. max_queue:
         images reserved or waiting. max_wait_s: longest predicted wait for the device at which an
         image is still taken. thread: an executor of one thread, by its name.
         """
-        self._lanes = [_Lane(run, thread(f"infer-{model}-{n}")) for n, run in enumerate(instances)]
-        self._alone = None if alone is None else _Lane(alone, thread(f"infer-{model}-alone"))
+        self._lanes = [
+            _Lane(run, scored[n] if scored else None, thread(f"infer-{model}-{n}"))
+            for n, run in enumerate(instances)
+        ]
+        self._alone = None if alone is None else _Lane(alone, None, thread(f"infer-{model}-alone"))
         self._model = model
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
@@ -200,11 +226,13 @@ class Batcher:
         deadline: float | None = None,
         place: Place | None = None,
         priority: Priority = Priority.NORMAL,
+        squeeze: Squeeze | None = None,
     ) -> Labelled:
         """image: uint8 RGB [H,W,3]. deadline: a moment of `clock`, or None.
 
         place: as reserved for this image, whose priority then counts; without one it is reserved
-        now. Cancelling the awaiting task takes the image out of the queue, or drops its result.
+        now. squeeze: for `scores`; the network must have `scored`. Cancelling the awaiting task
+        takes the image out of the queue, or drops its result.
 
         Raises: Overloaded, DeadlineExceeded, InferenceFailed, ShuttingDown.
         """
@@ -218,7 +246,7 @@ class Batcher:
         now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded(_LATE)
-        item = _Item(image, priority, now, deadline, self._loop.create_future())
+        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze)
         if deadline is not None:
             item.timer = self._loop.call_later(deadline - now, _expire, item)
         self._queue.add(item)
@@ -299,6 +327,7 @@ class Batcher:
             and len(self._queue) == 1
             and not self._again
             and not any(self._reserved.values())
+            and next(iter(self._queue)).squeeze is None
             and (items := self._take())
         ):
             self._start(alone, items)
@@ -325,15 +354,17 @@ class Batcher:
         pixels = sum(item.pixels for item in items)
         batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
-        work = lane.thread.submit(_run_stacked, lane.run, [item.image for item in items])
+        work = lane.thread.submit(
+            _run, lane, [item.image for item in items], [item.squeeze for item in items]
+        )
         work.add_done_callback(partial(self._from_thread, batch))
 
-    def _from_thread(self, batch: _Batch, work: Future[UInt8Array]) -> None:
+    def _from_thread(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
         """On the device thread, or wherever the executor was shut down."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._guarded, self._finished, batch, work)
 
-    def _finished(self, batch: _Batch, work: Future[UInt8Array]) -> None:
+    def _finished(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
         if self._running.pop(batch.lane, None) is None:  # closed meanwhile
             return
         if not batch.alone:
@@ -344,10 +375,11 @@ class Batcher:
             pace = self._pace_alone if batch.alone else self._pace
             pace.saw(batch.pixels, len(items), infer_s)
             self._observer.batch(self._model, len(items))
-            for item, label_map in zip(items, work.result(), strict=True):
+            for item, (label_map, scores) in zip(items, work.result(), strict=True):
                 if not item.future.done():  # its caller may have left, or its time run out
                     queue_s = batch.started_s - item.enqueued_s
-                    item.future.set_result(Labelled(label_map, queue_s, infer_s, len(items)))
+                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores)
+                    item.future.set_result(labelled)
         elif len(items) > 1:
             _log.warning(
                 "%s: a batch of %d failed, running its images one by one",
@@ -400,10 +432,22 @@ def _fail(item: _Item, error: Exception) -> None:
         item.future.set_exception(error)
 
 
-def _run_stacked(run: Run, images: list[UInt8Array]) -> UInt8Array:
+def _run(lane: _Lane, images: list[UInt8Array], squeezes: list[Squeeze | None]) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
     batch = images[0][None] if len(images) == 1 else np.stack(images)
-    label_maps = run(batch)
+    if squeezes[0] is None:
+        label_maps, logits = lane.run(batch), None
+    elif lane.scored is None:
+        raise ValueError("a network without logits was asked for them")
+    else:
+        label_maps, logits = lane.scored(batch)
     if label_maps.shape != batch.shape[:3]:
         raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
-    return label_maps
+    if logits is None:
+        return [(label_map, None) for label_map in label_maps]
+    if logits.shape[2:] != batch.shape[1:3]:
+        raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
+    return [
+        (label_map, None if squeeze is None else squeeze(logits[n], label_map))
+        for n, (label_map, squeeze) in enumerate(zip(label_maps, squeezes, strict=True))
+    ]

@@ -341,4 +341,4 @@ def _stamps(listing: Listing) -> dict[str, object]:
 async def _close_unused(served: Served) -> None:
     await served.until_unused()
     served.batcher.close()
-    _log.info("closed %s version %s: another took its place", served.name, served.version)
+    _log.info("closed %s version %s", served.name, served.version)

@@ -121,6 +121,7 @@ class Loader:
         batcher = Batcher(
             network.instances,
             alone=network.alone,
+            scored=network.scored,
             model=file.name,
             max_batch=loaded.settings.max_batch or limits.max_batch or usual,
             max_batch_pixels=limits.max_batch_pixels,

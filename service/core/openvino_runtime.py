@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +21,12 @@ import numpy.typing as npt
 
 from model.contract import Contract
 from service.core.cores import Plan
-from service.core.types import Run
+from service.core.types import Run, ScoredRun
 from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
 
 MAX_SIZES: Final = 16
 """Compiled sizes that each of the two groups of threads keeps; a new one costs about 0.2 s."""
@@ -66,6 +68,12 @@ class OpenVinoNetwork:
     def alone(self) -> Run | None:
         return None if self._alone is None else self._alone.run
 
+    @property
+    def scored(self) -> Sequence[ScoredRun]:
+        if self.contract.outputs.logits is None:
+            return ()
+        return [self._shared.run_scored] * self._plan.instances
+
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
@@ -103,6 +111,14 @@ class _Compiled:
         size = self._size(batch.shape[1], batch.shape[2])
         return np.concatenate([size.run(batch[i : i + 1]) for i in range(len(batch))])
 
+    def run_scored(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
+        size = self._size(batch.shape[1], batch.shape[2])
+        label_maps, logits = zip(
+            *(size.run_scored(batch[i : i + 1]) for i in range(len(batch))), strict=True
+        )
+        return np.concatenate(label_maps), np.concatenate(logits)
+
     def _size(self, height: int, width: int) -> _Size:
         with self._lock:
             found = self._sizes.get((height, width))
@@ -123,18 +139,28 @@ class _Size:
     def __init__(self, compiled: Any, contract: Contract) -> None:
         self._compiled = compiled
         self._input = contract.input.name
-        self._output = contract.outputs.label_map
+        self._outputs = contract.outputs
         self._idle: list[Any] = []
 
     def run(self, image: UInt8Array) -> UInt8Array:
         """uint8 RGB [1,H,W,3] -> uint8 [1,H,W]."""
+        with self._answered(image) as request:
+            return np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
+
+    def run_scored(self, image: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        """uint8 RGB [1,H,W,3] -> uint8 [1,H,W] and float32 [1,C,H,W]."""
+        with self._answered(image) as request:
+            label_map = np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
+            return label_map, np.array(request.get_tensor(self._outputs.logits).data, np.float32)
+
+    @contextmanager
+    def _answered(self, image: UInt8Array) -> Iterator[Any]:
         # Appending to and popping from a list are atomic.
         request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
         # Copied in and out. With share_inputs the process died of a segmentation fault.
         request.infer({self._input: image}, share_inputs=False)
-        label_map = np.array(request.get_tensor(self._output).data, np.uint8)
+        yield request
         self._idle.append(request)
-        return label_map
 
 
 def _core() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from model.contract import InputSpec
 from service.errors import ImageTooLarge
 
 UInt8Array = npt.NDArray[np.uint8]
+S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,9 @@ def prepare(rgb: UInt8Array, spec: InputSpec) -> Prepared:
     return Prepared(tensor, geometry)
 
 
-def restore(label_map: UInt8Array, geometry: Geometry) -> UInt8Array:
-    """uint8 [H',W'] as the model gave it -> uint8 [H,W] of the upload."""
-    return label_map[: geometry.height, : geometry.width]
+def restore(label_map: npt.NDArray[S], geometry: Geometry) -> npt.NDArray[S]:
+    """[...,H',W'] as the model gave it -> [...,H,W] of the upload."""
+    return label_map[..., : geometry.height, : geometry.width]
 
 
 def ordinary_size(spec: InputSpec, side_px: int = 256) -> tuple[int, int] | None:

@@ -2,15 +2,15 @@
 
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next
-images of exactly its shape. Such mates overtake older images of other shapes, but none that has
-waited longer than the age cap: so a rare size waits for at most one more batch, and a low priority
-for at most twice the head start longer than a high one.
+images of exactly its shape that want the same of the network. Such mates overtake older images of
+other kinds, but none that has waited longer than the age cap: so a rare size waits for at most one
+more batch, and a low priority for at most twice the head start longer than a high one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -34,13 +34,18 @@ class Queued:
     def __post_init__(self) -> None:
         self.pixels = self.image.shape[0] * self.image.shape[1]
 
+    @property
+    def kind(self) -> Hashable:
+        """Only images of one kind can share a batch."""
+        return self.image.shape
+
 
 Q = TypeVar("Q", bound=Queued)
-_Group = tuple[tuple[int, ...], Priority]
+_Group = tuple[Hashable, Priority]
 
 
 class Queue(Generic[Q]):
-    """Groups by shape and priority, each in its order of arrival."""
+    """Groups by kind and priority, each in its order of arrival."""
 
     def __init__(self, *, max_batch: int, max_batch_pixels: int, age_cap_s: float) -> None:
         """max_batch_pixels bounds N * H * W of a batch; a larger single image still leads one.
@@ -67,13 +72,13 @@ class Queue(Generic[Q]):
         return sum(self._pixels[p] for p in Priority if p <= priority)
 
     def add(self, item: Q) -> None:
-        self._groups.setdefault((item.image.shape, item.priority), {})[item] = None
+        self._groups.setdefault((item.kind, item.priority), {})[item] = None
         self._pixels[item.priority] += item.pixels
         self._count += 1
 
     def remove(self, item: Q) -> bool:
         """False when it is not here, or no longer."""
-        key = item.image.shape, item.priority
+        key = item.kind, item.priority
         group = self._groups.get(key)
         if group is None or item not in group:
             return False
@@ -99,15 +104,15 @@ class Queue(Generic[Q]):
         taken = [leader]
         self.remove(leader)
         if room > 1:
-            shape = leader.image.shape
+            kind = leader.kind
             aged = [
                 self._rank(head)
                 for head in heads
-                if head.image.shape != shape and now - head.enqueued_s >= self._age_cap_s
+                if head.kind != kind and now - head.enqueued_s >= self._age_cap_s
             ]
             limit = min(aged, default=math.inf)
             urgent = _moment(leader)
-            while len(taken) < room and (mate := self._next_of(shape)) is not None:
+            while len(taken) < room and (mate := self._next_of(kind)) is not None:
                 n = len(taken) + 1
                 urgent = min(urgent, _moment(mate))
                 if self._rank(mate) > limit or now + seconds(n * leader.pixels, n) > urgent:
@@ -121,8 +126,8 @@ class Queue(Generic[Q]):
         self._pixels = dict.fromkeys(Priority, 0)
         self._count = 0
 
-    def _next_of(self, shape: tuple[int, ...]) -> Q | None:
-        heads = [next(iter(g)) for p in Priority if (g := self._groups.get((shape, p)))]
+    def _next_of(self, kind: Hashable) -> Q | None:
+        heads = [next(iter(g)) for p in Priority if (g := self._groups.get((kind, p)))]
         return min(heads, key=self._rank, default=None)
 
     def _rank(self, item: Q) -> float:

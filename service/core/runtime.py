@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
-from service.core.types import Run
+from service.core.types import Run, ScoredRun
 from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
 
 PROVIDERS: Final = ("auto", "cpu", "cuda")
 _CPU: Final = "CPUExecutionProvider"
@@ -88,6 +89,12 @@ class Session:
     def alone(self) -> Run | None:
         return None if self._alone is None else partial(self._run, self._alone)
 
+    @property
+    def scored(self) -> Sequence[ScoredRun]:
+        if self.contract.outputs.logits is None:
+            return ()
+        return [partial(self._run_scored, session) for session in self._sessions]
+
     def run(self, batch: UInt8Array) -> UInt8Array:
         """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
         return self._run(self._sessions[0], batch)
@@ -101,6 +108,15 @@ class Session:
         feeds = {self.contract.input.name: batch}
         (label_maps,) = session.run([self.contract.outputs.label_map], feeds)
         return np.asarray(label_maps, np.uint8)
+
+    def _run_scored(
+        self, session: ort.InferenceSession, batch: UInt8Array
+    ) -> tuple[UInt8Array, Float32Array]:
+        """Raises whatever the runtime raises."""
+        outputs = self.contract.outputs
+        feeds = {self.contract.input.name: batch}
+        label_maps, logits = session.run([outputs.label_map, outputs.logits], feeds)
+        return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
 
 def _wanted(provider: str) -> list[tuple[str, dict[str, str]]]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from model.contract import InputSpec
 from service.core import header, render
 from service.core.admission import Admission, Permit
-from service.core.batcher import Labelled, Place
+from service.core.batcher import Labelled, Place, Squeeze
 from service.core.cores import available_cores, plan
 from service.core.decode import DecodedImage, decode, undecoded
 from service.core.engine import open_network as open_with_engine
@@ -30,6 +31,7 @@ from service.core.prepare import Prepared, prepare, restore
 from service.core.tiles import tiles
 from service.core.types import (
     Clock,
+    Dtype,
     IndexEntry,
     Limits,
     ModelState,
@@ -53,6 +55,7 @@ from service.errors import (
 )
 
 __all__ = [
+    "Dtype",
     "IndexEntry",
     "Limits",
     "ModelState",
@@ -203,7 +206,7 @@ class Segmenter:
         """
         served = self._served(request)
         deadline = self._check(request)
-        render.kept_ids(served.contract, request.classes)
+        _check_output(request, served)
         if not self._admission.fits():
             raise self._overloaded(served)
         served.batcher.check(deadline, request.priority)
@@ -221,7 +224,7 @@ class Segmenter:
         """Raises: any ServiceError but ModelLoadError. Cancelling the task drops the work."""
         served = self._served(request)
         deadline = self._check(request)
-        kept = render.kept_ids(served.contract, request.classes)
+        kept = _check_output(request, served)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes, pixels = _cost(request.body)
         # More than is taken is refused by its header, and so costs no pixels.
@@ -279,16 +282,24 @@ class Segmenter:
         permit.correct(pixels)
         self._observer.image_pixels(pixels)
 
-        labelled = await self._label(served, prepared.tensor, deadline, place)
+        if request.output is Output.PROBABILITIES:
+            height, width = prepared.tensor.shape[:2]
+            classes = len(contract.classes) if kept is None else len(kept)
+            render.check_size(height, width, classes, request.dtype)
+        squeeze = _squeeze(request, kept)
+        labelled = await self._label(served, prepared.tensor, deadline, place, squeeze)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         self._observer.stage(name, "queue", timings.queue_s)
         self._observer.stage(name, "infer", timings.infer_s)
 
         began = self._clock()
         label_map = restore(labelled.label_map, prepared.geometry)
-        body, media_type = await self._pool.run(
-            partial(_write, request, served, timings, image.rgb, label_map, kept), deadline
+        write: Callable[[], tuple[bytes, str]] = partial(
+            _write, request, served, timings, image.rgb, label_map, kept
         )
+        if labelled.scores is not None:
+            write = partial(_write_scores, request, restore(labelled.scores, prepared.geometry))
+        body, media_type = await self._pool.run(write, deadline)
         timings.render_s = self._clock() - began
         self._observer.stage(name, "render", timings.render_s)
         return SegmentReply(
@@ -304,23 +315,33 @@ class Segmenter:
         )
 
     async def _label(
-        self, served: Served, image: UInt8Array, deadline: float | None, place: Place
+        self,
+        served: Served,
+        image: UInt8Array,
+        deadline: float | None,
+        place: Place,
+        squeeze: Squeeze | None,
     ) -> Labelled:
         """Whole, or in parts where that would take more memory than there is."""
         height, width = image.shape[:2]
         parts = tiles(height, width, served.contract.input, self._whole_pixels)
         if len(parts) == 1:
-            return await served.batcher.submit(image, deadline, place)
+            return await served.batcher.submit(image, deadline, place, squeeze=squeeze)
         label_map = np.empty((height, width), np.uint8)
+        scores: npt.NDArray[Any] | None = None
         queue_s, infer_s, remaining = 0.0, 0.0, iter(parts)
 
         async def work() -> None:
-            nonlocal queue_s, infer_s
+            nonlocal queue_s, infer_s, scores
             for part in remaining:
                 cut = await self._pool.run(partial(part.cut, image), deadline)
                 # The picture's place is its parts' too: it was admitted with all its pixels.
-                labelled = await served.batcher.submit(cut, deadline, place)
+                labelled = await served.batcher.submit(cut, deadline, place, squeeze=squeeze)
                 await self._pool.run(partial(part.put, labelled.label_map, label_map), deadline)
+                if (found := labelled.scores) is not None:
+                    if scores is None:
+                        scores = np.empty((*found.shape[:-2], height, width), found.dtype)
+                    await self._pool.run(partial(part.put, found, scores), deadline)
                 queue_s += labelled.queue_s
                 infer_s += labelled.infer_s
 
@@ -331,7 +352,7 @@ class Segmenter:
                     group.create_task(work())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return Labelled(label_map, queue_s, infer_s, 1)
+        return Labelled(label_map, queue_s, infer_s, 1, scores)
 
     def _served(self, request: SegmentRequest) -> Served:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
@@ -378,6 +399,34 @@ def _read(
     return image, prepare(image.rgb, spec)
 
 
+def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
+    """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
+    wanted = request.output
+    if wanted is not None and wanted.needs_logits and not served.network.scored:
+        raise InvalidParameter(
+            f"output {wanted} needs the logits, and model {served.name} version "
+            f"{served.version} was exported without them: export it with --logits, or choose "
+            "another output"
+        )
+    return render.kept_ids(served.contract, request.classes)
+
+
+def _squeeze(request: SegmentRequest, kept: frozenset[int] | None) -> Squeeze | None:
+    match request.output:
+        case Output.PROBABILITIES:
+            return partial(render.probabilities, dtype=request.dtype, kept=kept)
+        case Output.CONFIDENCE:
+            return partial(render.confidence, kept=kept)
+    return None
+
+
+def _write_scores(request: SegmentRequest, scores: npt.NDArray[Any]) -> tuple[bytes, str]:
+    """The reply's body and its media type, of an output that needs logits."""
+    if request.output is Output.PROBABILITIES:
+        return render.npy(scores), render.NPY
+    return render.gray_png(scores), render.PNG
+
+
 def _write(
     request: SegmentRequest,
     served: Served,
@@ -386,23 +435,25 @@ def _write(
     label_map: UInt8Array,
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
-    """The reply's body and its media type."""
+    """The reply's body and its media type, of an output that needs the label map only."""
     if request.output is None:
         return b"", ""
     shown = render.keep(label_map, kept)
     palette = served.contract.palette()
+    names = {"model": served.name, "version": served.version}
     match request.output:
         case Output.LABEL_MAP:
             return render.label_map_png(shown, palette), render.PNG
         case Output.COLOR:
             return render.color_png(shown, palette), render.PNG
         case Output.OVERLAY:
-            return render.overlay_png(rgb, shown, palette, request.alpha), render.PNG
+            body = render.overlay_png(rgb, shown, palette, request.alpha, outlines=request.outlines)
+            return body, render.PNG
+        case Output.RLE:
+            return render.rle_json(shown, served.contract, **names), render.JSON
+        case Output.POLYGONS:
+            return render.polygons_json(shown, served.contract, **names), render.GEOJSON
         case Output.JSON:
-            return render.summary_json(
-                shown,
-                served.contract,
-                model=served.name,
-                version=served.version,
-                timings=timings,
-            ), render.JSON
+            body = render.summary_json(shown, served.contract, timings=timings, **names)
+            return body, render.JSON
+    raise ValueError(f"{request.output} is not made of a label map")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from model.contract import InputSpec
 from service.errors import ImageTooLarge
 
 UInt8Array = npt.NDArray[np.uint8]
+S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,11 @@ class Tile:
         rows, columns = self.rows, self.columns
         return np.ascontiguousarray(rgb[rows.start : rows.end, columns.start : columns.end])
 
-    def put(self, labels: UInt8Array, whole: UInt8Array) -> None:
-        """labels: uint8 [h,w] of this part. whole: uint8 [H,W], written where the part answers."""
+    def put(self, labels: npt.NDArray[S], whole: npt.NDArray[S]) -> None:
+        """labels: [...,h,w] of this part. whole: [...,H,W], written where the part answers."""
         rows, columns = self.rows, self.columns
-        whole[rows.first : rows.last, columns.first : columns.last] = labels[
+        whole[..., rows.first : rows.last, columns.first : columns.last] = labels[
+            ...,
             rows.first - rows.start : rows.last - rows.start,
             columns.first - columns.start : columns.last - columns.start,
         ]

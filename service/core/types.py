@@ -13,12 +13,16 @@ import numpy.typing as npt
 from model.contract import Contract
 
 UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
 
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
 Run = Callable[[UInt8Array], UInt8Array]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+
+ScoredRun = Callable[[UInt8Array], tuple[UInt8Array, Float32Array]]
+"""uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
 
 
 class Output(StrEnum):
@@ -28,6 +32,21 @@ class Output(StrEnum):
     OVERLAY = "overlay"
     COLOR = "color"
     JSON = "json"
+    RLE = "rle"
+    POLYGONS = "polygons"
+    PROBABILITIES = "probabilities"
+    CONFIDENCE = "confidence"
+
+    @property
+    def needs_logits(self) -> bool:
+        return self in (Output.PROBABILITIES, Output.CONFIDENCE)
+
+
+class Dtype(StrEnum):
+    """Of probabilities, as numpy names it: uint8 is 255 times the probability."""
+
+    UINT8 = "uint8"
+    FLOAT16 = "float16"
 
 
 class Priority(IntEnum):
@@ -45,8 +64,9 @@ class SegmentRequest:
     body: the picture file's bytes, or its pixels, uint8 RGB [H,W,3].
     model, version: None means the default one.
     output: what to render; None for nothing but the array of the label map.
-    alpha: opacity of the overlay, 0..1. classes: names or ids to keep; empty keeps all. What is
-    not kept is 255 (void) in a label map, undrawn in overlay and color, left out of json.
+    alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
+    probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
+    in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
     deadline_s: time allowed from now; None means no limit.
     """
 
@@ -55,6 +75,8 @@ class SegmentRequest:
     version: str | None = None
     output: Output | None = Output.LABEL_MAP
     alpha: float = 0.5
+    outlines: bool = False
+    dtype: Dtype = Dtype.UINT8
     classes: tuple[str, ...] = ()
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
@@ -187,6 +209,11 @@ class Network(Protocol):
 
         Its answers are those of the instances. It may run while they do, at the cost of speed.
         """
+        ...
+
+    @property
+    def scored(self) -> Sequence[ScoredRun]:
+        """The instances again, giving their logits as well; empty if the model has none."""
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...

@@ -15,9 +15,9 @@ MAX_IMAGE_BYTES = 100_000
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serves `tiny` (versions 1 and 2, the second favours green) and `other`."""
+    """Serves `tiny` (versions 1, with logits, and 2, which favours green) and `other`."""
     repository: Path = tmp_path_factory.mktemp("models")
-    write_model(repository, "tiny", 1)
+    write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))
     write_model(repository, "other", 1, bias=(0, 0, 300))
     with running(repository, default_model="tiny", max_image_bytes=MAX_IMAGE_BYTES) as server:

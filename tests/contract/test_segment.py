@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,7 +20,13 @@ OUTPUTS = {
     "overlay": pb.OUTPUT_OVERLAY,
     "color": pb.OUTPUT_COLOR,
     "json": pb.OUTPUT_JSON,
+    "rle": pb.OUTPUT_RLE,
+    "polygons": pb.OUTPUT_POLYGONS,
+    "probabilities": pb.OUTPUT_PROBABILITIES,
+    "confidence": pb.OUTPUT_CONFIDENCE,
 }
+MORE = {"outlines": "true", "dtype": "float16"}
+NEED_LOGITS = ("probabilities", "confidence")
 FORMATS = {
     "image/jpeg": "JPEG",
     "image/png": "PNG",
@@ -57,7 +65,7 @@ def test_outputs_over_both_transports(server: Server, output: str) -> None:
     picture = jpeg(RGB)
     raw = server.rest.post(
         "/segment",
-        params={"version": "1", "output": output, "alpha": "0.25", "classes": "red,2"},
+        params={"version": "1", "output": output, "alpha": "0.25", "classes": "red,2", **MORE},
         content=picture,
         headers={"Content-Type": "image/jpeg"},
     )
@@ -68,6 +76,8 @@ def test_outputs_over_both_transports(server: Server, output: str) -> None:
             output=OUTPUTS[output],
             alpha=0.25,
             classes=["red", "2"],
+            outlines=True,
+            dtype=pb.DTYPE_FLOAT16,
         ),
         timeout=30,
     )
@@ -83,6 +93,39 @@ def test_outputs_over_both_transports(server: Server, output: str) -> None:
     if output == "label_map":
         kept = expected_label_map(read_png(png(_decoded(picture))))
         np.testing.assert_array_equal(read_png(call.body), np.where(kept == 1, 255, kept))
+    if output == "probabilities":
+        assert call.media_type == "application/x-npy"
+        scores = np.load(io.BytesIO(call.body))
+        assert (scores.dtype, scores.shape) == (np.float16, (2, *RGB.shape[:2]))
+    if output == "polygons":
+        assert call.media_type == "application/geo+json"
+
+
+def test_the_largest_probability_is_the_labels(server: Server) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
+    reply = server.rest.post("/segment?version=1", content=png(RGB), headers=headers)
+    assert reply.status_code == 200, reply.text
+    scores = np.load(io.BytesIO(reply.content))
+    assert (scores.dtype, scores.shape) == (np.uint8, (3, *RGB.shape[:2]))
+    np.testing.assert_array_equal(scores.argmax(axis=0), expected_label_map(RGB))
+
+
+@pytest.mark.parametrize("output", NEED_LOGITS)
+def test_without_logits_there_are_no_probabilities(server: Server, output: str) -> None:
+    reply = server.rest.post(f"/segment?output={output}", content=png(RGB))
+    assert reply.status_code == 400
+    assert reply.json()["type"] == "urn:fcn:problem:invalid-parameter"
+    assert "model tiny version 2 was exported without" in reply.json()["detail"]
+    assert "--logits" in reply.json()["detail"]
+    with pytest.raises(grpc.RpcError, match="--logits") as caught:
+        server.stub.Segment(pb.SegmentRequest(image=png(RGB), output=OUTPUTS[output]), timeout=30)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_unknown_dtype_is_refused_over_grpc(server: Server) -> None:
+    with pytest.raises(grpc.RpcError, match="there is no dtype 9") as caught:
+        server.stub.Segment(pb.SegmentRequest(image=png(RGB), dtype=9), timeout=30)  # type: ignore[arg-type]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def _decoded(picture: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -24,39 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(proto/segmentation/v1/segmentation.proto\x12\x0fsegmentation.v1\"\xc4\x01\n\x0eSegmentRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\'\n\x06output\x18\x04 \x01(\x0e\x32\x17.segmentation.v1.Output\x12\x12\n\x05\x61lpha\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12+\n\x08priority\x18\x07 \x01(\x0e\x32\x19.segmentation.v1.PriorityB\x08\n\x06_alpha\"\xb7\x01\n\x0fSegmentResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x11\n\theight_px\x18\x03 \x01(\r\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12)\n\x07timings\x18\x07 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xaf\x01\n\x14SegmentStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.segmentation.v1.SegmentRequest\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.segmentation.v1.StreamOptionsB\x0e\n\x0c_deadline_ms\"0\n\rStreamOptions\x12\x0f\n\x07ordered\x18\x01 \x01(\x08\x12\x0e\n\x06window\x18\x02 \x01(\r\"\x91\x01\n\x15SegmentStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .segmentation.v1.SegmentResponseH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.segmentation.v1.ItemErrorH\x00\x42\t\n\x07outcome\"h\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"O\n\x07Timings\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x0f\n\x07infer_s\x18\x03 \x01(\x01\x12\x10\n\x08render_s\x18\x04 \x01(\x01\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.segmentation.v1.Model\"\xc8\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12+\n\x07\x63lasses\x18\x08 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\x12\x15\n\rcontract_json\x18\t \x01(\t\"M\n\tClassInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tcolor_rgb\x18\x03 \x03(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t*m\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_LABEL_MAP\x10\x01\x12\x12\n\x0eOUTPUT_OVERLAY\x10\x02\x12\x10\n\x0cOUTPUT_COLOR\x10\x03\x12\x0f\n\x0bOUTPUT_JSON\x10\x04*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03\x32\x97\x02\n\x0cSegmentation\x12L\n\x07Segment\x12\x1f.segmentation.v1.SegmentRequest\x1a .segmentation.v1.SegmentResponse\x12\x62\n\rSegmentStream\x12%.segmentation.v1.SegmentStreamRequest\x1a&.segmentation.v1.SegmentStreamResponse(\x01\x30\x01\x12U\n\nListModels\x12\".segmentation.v1.ListModelsRequest\x1a#.segmentation.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(proto/segmentation/v1/segmentation.proto\x12\x0fsegmentation.v1\"\xfd\x01\n\x0eSegmentRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\'\n\x06output\x18\x04 \x01(\x0e\x32\x17.segmentation.v1.Output\x12\x12\n\x05\x61lpha\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12+\n\x08priority\x18\x07 \x01(\x0e\x32\x19.segmentation.v1.Priority\x12\x10\n\x08outlines\x18\x08 \x01(\x08\x12%\n\x05\x64type\x18\t \x01(\x0e\x32\x16.segmentation.v1.DtypeB\x08\n\x06_alpha\"\xb7\x01\n\x0fSegmentResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x11\n\theight_px\x18\x03 \x01(\r\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12)\n\x07timings\x18\x07 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xaf\x01\n\x14SegmentStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.segmentation.v1.SegmentRequest\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.segmentation.v1.StreamOptionsB\x0e\n\x0c_deadline_ms\"0\n\rStreamOptions\x12\x0f\n\x07ordered\x18\x01 \x01(\x08\x12\x0e\n\x06window\x18\x02 \x01(\r\"\x91\x01\n\x15SegmentStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .segmentation.v1.SegmentResponseH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.segmentation.v1.ItemErrorH\x00\x42\t\n\x07outcome\"h\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"O\n\x07Timings\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x0f\n\x07infer_s\x18\x03 \x01(\x01\x12\x10\n\x08render_s\x18\x04 \x01(\x01\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.segmentation.v1.Model\"\xc8\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12+\n\x07\x63lasses\x18\x08 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\x12\x15\n\rcontract_json\x18\t \x01(\t\"M\n\tClassInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tcolor_rgb\x18\x03 \x03(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t*\xc3\x01\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_LABEL_MAP\x10\x01\x12\x12\n\x0eOUTPUT_OVERLAY\x10\x02\x12\x10\n\x0cOUTPUT_COLOR\x10\x03\x12\x0f\n\x0bOUTPUT_JSON\x10\x04\x12\x0e\n\nOUTPUT_RLE\x10\x05\x12\x13\n\x0fOUTPUT_POLYGONS\x10\x06\x12\x18\n\x14OUTPUT_PROBABILITIES\x10\x07\x12\x15\n\x11OUTPUT_CONFIDENCE\x10\x08*B\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03\x32\x97\x02\n\x0cSegmentation\x12L\n\x07Segment\x12\x1f.segmentation.v1.SegmentRequest\x1a .segmentation.v1.SegmentResponse\x12\x62\n\rSegmentStream\x12%.segmentation.v1.SegmentStreamRequest\x1a&.segmentation.v1.SegmentStreamResponse(\x01\x30\x01\x12U\n\nListModels\x12\".segmentation.v1.ListModelsRequest\x1a#.segmentation.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.segmentation.v1.segmentation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTPUT']._serialized_start=1374
-  _globals['_OUTPUT']._serialized_end=1483
-  _globals['_PRIORITY']._serialized_start=1485
-  _globals['_PRIORITY']._serialized_end=1579
+  _globals['_OUTPUT']._serialized_start=1432
+  _globals['_OUTPUT']._serialized_end=1627
+  _globals['_DTYPE']._serialized_start=1629
+  _globals['_DTYPE']._serialized_end=1695
+  _globals['_PRIORITY']._serialized_start=1697
+  _globals['_PRIORITY']._serialized_end=1791
   _globals['_SEGMENTREQUEST']._serialized_start=62
-  _globals['_SEGMENTREQUEST']._serialized_end=258
-  _globals['_SEGMENTRESPONSE']._serialized_start=261
-  _globals['_SEGMENTRESPONSE']._serialized_end=444
-  _globals['_SEGMENTSTREAMREQUEST']._serialized_start=447
-  _globals['_SEGMENTSTREAMREQUEST']._serialized_end=622
-  _globals['_STREAMOPTIONS']._serialized_start=624
-  _globals['_STREAMOPTIONS']._serialized_end=672
-  _globals['_SEGMENTSTREAMRESPONSE']._serialized_start=675
-  _globals['_SEGMENTSTREAMRESPONSE']._serialized_end=820
-  _globals['_ITEMERROR']._serialized_start=822
-  _globals['_ITEMERROR']._serialized_end=926
-  _globals['_TIMINGS']._serialized_start=928
-  _globals['_TIMINGS']._serialized_end=1007
-  _globals['_LISTMODELSREQUEST']._serialized_start=1009
-  _globals['_LISTMODELSREQUEST']._serialized_end=1028
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1030
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1090
-  _globals['_MODEL']._serialized_start=1093
-  _globals['_MODEL']._serialized_end=1293
-  _globals['_CLASSINFO']._serialized_start=1295
-  _globals['_CLASSINFO']._serialized_end=1372
-  _globals['_SEGMENTATION']._serialized_start=1582
-  _globals['_SEGMENTATION']._serialized_end=1861
+  _globals['_SEGMENTREQUEST']._serialized_end=315
+  _globals['_SEGMENTRESPONSE']._serialized_start=318
+  _globals['_SEGMENTRESPONSE']._serialized_end=501
+  _globals['_SEGMENTSTREAMREQUEST']._serialized_start=504
+  _globals['_SEGMENTSTREAMREQUEST']._serialized_end=679
+  _globals['_STREAMOPTIONS']._serialized_start=681
+  _globals['_STREAMOPTIONS']._serialized_end=729
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_start=732
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_end=877
+  _globals['_ITEMERROR']._serialized_start=879
+  _globals['_ITEMERROR']._serialized_end=983
+  _globals['_TIMINGS']._serialized_start=985
+  _globals['_TIMINGS']._serialized_end=1064
+  _globals['_LISTMODELSREQUEST']._serialized_start=1066
+  _globals['_LISTMODELSREQUEST']._serialized_end=1085
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1087
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1147
+  _globals['_MODEL']._serialized_start=1150
+  _globals['_MODEL']._serialized_end=1350
+  _globals['_CLASSINFO']._serialized_start=1352
+  _globals['_CLASSINFO']._serialized_end=1429
+  _globals['_SEGMENTATION']._serialized_start=1794
+  _globals['_SEGMENTATION']._serialized_end=2073
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,16 @@ class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_OVERLAY: _ClassVar[Output]
     OUTPUT_COLOR: _ClassVar[Output]
     OUTPUT_JSON: _ClassVar[Output]
+    OUTPUT_RLE: _ClassVar[Output]
+    OUTPUT_POLYGONS: _ClassVar[Output]
+    OUTPUT_PROBABILITIES: _ClassVar[Output]
+    OUTPUT_CONFIDENCE: _ClassVar[Output]
+
+class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[Dtype]
+    DTYPE_UINT8: _ClassVar[Dtype]
+    DTYPE_FLOAT16: _ClassVar[Dtype]
 
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -27,13 +37,20 @@ OUTPUT_LABEL_MAP: Output
 OUTPUT_OVERLAY: Output
 OUTPUT_COLOR: Output
 OUTPUT_JSON: Output
+OUTPUT_RLE: Output
+OUTPUT_POLYGONS: Output
+OUTPUT_PROBABILITIES: Output
+OUTPUT_CONFIDENCE: Output
+DTYPE_UNSPECIFIED: Dtype
+DTYPE_UINT8: Dtype
+DTYPE_FLOAT16: Dtype
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_HIGH: Priority
 PRIORITY_NORMAL: Priority
 PRIORITY_LOW: Priority
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "output", "alpha", "classes", "priority")
+    __slots__ = ("image", "model", "version", "output", "alpha", "classes", "priority", "outlines", "dtype")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +58,8 @@ class SegmentRequest(_message.Message):
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OUTLINES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     version: str
@@ -48,7 +67,9 @@ class SegmentRequest(_message.Message):
     alpha: float
     classes: _containers.RepeatedScalarFieldContainer[str]
     priority: Priority
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    outlines: bool
+    dtype: Dtype
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., outlines: _Optional[bool] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
     __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size")

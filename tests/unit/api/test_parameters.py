@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.parameters import NotAcceptable, output_accepted, segment_request
-from service.core.segmenter import Output, Priority, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, SegmentRequest
 from service.errors import InvalidParameter
 
 
@@ -21,6 +21,8 @@ def test_everything() -> None:
         ("version", "3"),
         ("output", "overlay"),
         ("alpha", "0.25"),
+        ("outlines", "true"),
+        ("dtype", "float16"),
         ("classes", "road, sky"),
         ("classes", "4,"),
         ("deadline_ms", "250"),
@@ -31,6 +33,8 @@ def test_everything() -> None:
         version="3",
         output=Output.OVERLAY,
         alpha=0.25,
+        outlines=True,
+        dtype=Dtype.FLOAT16,
         classes=("road", "sky", "4"),
         deadline_s=0.25,
     )
@@ -54,6 +58,20 @@ def test_nothing_but_our_errors(query: list[tuple[str, str]], accept: str | None
         assert made.deadline_s is not None and 0 < made.deadline_s <= 3600
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "choices"),
+    [
+        ("outlines", "yes", "true or false"),
+        ("outlines", "", "true or false"),
+        ("dtype", "float32", "uint8, float16"),
+        ("output", "mask", "rle, polygons, probabilities or confidence"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_right_ones(name: str, text: str, choices: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"{text}.*{choices}"):
+        segment_request([(name, text)], None, 1.0)
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "1e3", "3600001", "000000001999999999", "\u00b2"])
 def test_deadlines_out_of_range(text: str) -> None:
     with pytest.raises(InvalidParameter, match="1 to 3600000"):
@@ -66,6 +84,9 @@ def test_deadlines_out_of_range(text: str) -> None:
         ("image/png;q=0.1, application/json;q=0.2", Output.JSON),
         ("application/json;q=bad, */*", Output.LABEL_MAP),
         ("APPLICATION/JSON", Output.JSON),
+        ("application/geo+json", Output.POLYGONS),
+        ("application/x-npy, application/json;q=0.5", Output.PROBABILITIES),
+        ("application/*", Output.JSON),
         ("image/png;q=0, */*", Output.JSON),
     ],
 )
@@ -75,7 +96,7 @@ def test_accept(accept: str, output: Output) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "image/jpeg", "png"])
 def test_not_acceptable(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="image/png or application/json"):
+    with pytest.raises(NotAcceptable, match="image/png, application/json,"):
         output_accepted(accept)
 
 

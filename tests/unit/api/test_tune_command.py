@@ -69,6 +69,7 @@ class Timed:
     provider = "cpu"
     contract = tiny_models.contract()
     alone = None
+    scored = ()
 
     def __init__(self, milliseconds: dict[tuple[str, int], float]) -> None:
         self.now = 0.0

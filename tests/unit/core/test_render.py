@@ -78,6 +78,32 @@ def test_white_on_white_does_not_overflow() -> None:
         assert (got == 255).all()
 
 
+def test_outlines_are_drawn_in_the_classes_colours() -> None:
+    label_map = np.zeros((7, 8), np.uint8)
+    label_map[:, 4:] = 2
+    label_map[6] = 255
+    rgb = street(7, 8)
+    plain = read_png(render.overlay_png(rgb, label_map, PALETTE, 0.3))
+    lined = read_png(render.overlay_png(rgb, label_map, PALETTE, 0.3, outlines=True))
+    changed = np.zeros((7, 8), bool)
+    changed[:6, 3:5] = True
+    changed[5] = True
+    assert (lined[changed] == PALETTE[label_map[changed]]).all()
+    assert (lined[~changed] == plain[~changed]).all()
+
+
+@given(seed=st.integers(0, 1000), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_any_colours_survive_the_png(seed: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    label_map = rng.integers(0, 256, (height, width), np.uint8)
+    palette = rng.integers(0, 256, (256, 3), np.uint8)
+    assert (read_png(render.color_png(label_map, palette)) == palette[label_map]).all()
+    assert (read_png(render.gray_png(label_map)) == label_map).all()
+    with Image.open(io.BytesIO(render.gray_png(label_map))) as image:
+        assert image.mode == "L"
+        image.verify()  # the checksums
+
+
 def test_json_counts_what_is_there() -> None:
     body = render.summary_json(
         LABEL_MAP, CONTRACT, model="tiny", version="7", timings=Timings(0.001, 0.002, 0.0305, 9.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import time
@@ -26,7 +27,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
-from service.core.types import Run
+from service.core.types import Dtype, Run, ScoredRun
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -72,6 +73,7 @@ class FakeNetwork:
     provider: str = "cpu"
 
     alone: Run | None = None
+    scored: Sequence[ScoredRun] = ()
 
     @property
     def instances(self) -> Sequence[Run]:
@@ -176,11 +178,65 @@ async def test_only_the_classes_asked_for_are_kept(tmp_path: Path) -> None:
             request = replace(REQUEST, output=output, classes=("green", "2"), alpha=1.0)
             return (await segmenter.segment(request)).body
 
-        label_map, overlay, color, summary = [await ask(output) for output in Output]
+        wanted = (Output.LABEL_MAP, Output.OVERLAY, Output.COLOR, Output.JSON)
+        label_map, overlay, color, summary = [await ask(output) for output in wanted]
     assert (read_png(label_map) == np.where(right == 0, 255, right)).all()
     assert (read_png(overlay)[right == 0] == RGB[right == 0]).all()
     assert not read_png(color)[right == 0].any()
     assert [c["name"] for c in json.loads(summary)["classes"]] == ["green", "blue"]
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+async def test_probabilities_come_with_a_model_that_has_logits(
+    tmp_path: Path, dtype: Dtype
+) -> None:
+    contract = tiny_models.contract(
+        logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
+    )
+    write_model(tmp_path, logits=True, model_contract=contract)
+    request = replace(REQUEST, output=Output.PROBABILITIES, dtype=dtype)
+    async with serving(tmp_path) as segmenter:
+        whole = await segmenter.segment(request)
+        some = await segmenter.segment(replace(request, classes=("blue", "red")))
+        sure = await segmenter.segment(replace(REQUEST, output=Output.CONFIDENCE))
+        labels = await segmenter.segment(REQUEST)
+    async with serving(tmp_path, limits=Limits(max_whole_pixels=300)) as segmenter:
+        in_parts = await segmenter.segment(request)
+    scores = np.load(io.BytesIO(whole.body))
+    assert (whole.media_type, scores.dtype) == ("application/x-npy", np.dtype(dtype))
+    assert scores.shape == (3, *RGB.shape[:2])
+    assert (scores.argmax(axis=0) == expected_label_map(RGB)).all()
+    assert (np.load(io.BytesIO(some.body)) == scores[[0, 2]]).all()
+    assert in_parts.body == whole.body
+    scale = 255 if dtype is Dtype.FLOAT16 else 1
+    largest = scores.max(axis=0).astype(float) * scale
+    assert np.abs(read_png(sure.body) - largest).max() <= 1
+    assert (read_png(labels.body) == expected_label_map(RGB)).all()
+
+
+@pytest.mark.parametrize("output", [Output.PROBABILITIES, Output.CONFIDENCE])
+async def test_without_logits_the_caller_is_told_how_to_get_them(
+    tmp_path: Path, output: Output
+) -> None:
+    write_model(tmp_path)
+    async with serving(tmp_path) as segmenter:
+        request = replace(REQUEST, output=output)
+        with pytest.raises(InvalidParameter, match="tiny version 1 was exported without.*--logits"):
+            segmenter.check(request)
+        with pytest.raises(InvalidParameter, match="--logits"):
+            await segmenter.segment(request)
+
+
+async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    async with serving(tmp_path) as segmenter:
+        request = replace(REQUEST, classes=("green",))
+        rle = await segmenter.segment(replace(request, output=Output.RLE))
+        polygons = await segmenter.segment(replace(request, output=Output.POLYGONS))
+    assert (rle.media_type, polygons.media_type) == ("application/json", "application/geo+json")
+    (mask,), (feature,) = json.loads(rle.body)["classes"], json.loads(polygons.body)["features"]
+    assert mask["name"] == feature["properties"]["name"] == "green"
+    assert mask["pixels"] == (expected_label_map(RGB) == 1).sum()
 
 
 async def test_many_pictures_at_once_each_get_their_own(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""PNG files of label maps: written here, since what is alike in a label map is known here.
+
+Every row is stored as its difference to the row above (filter type 2), which in a label map is
+zero nearly everywhere; ISA-L then packs the zeros ten times as fast as Pillow's zlib, in fewer
+bytes (bench/LOG.md). Source: PNG specification, third edition, sections 5, 9 and 11.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_GRAY, _RGB, _PALETTE = 0, 2, 3
+_UP: Final = 2
+_LEVEL: Final = 1  # of 0..3; 3 takes eight times as long for 3 % fewer bytes
+
+
+def label_map_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
+    """8-bit palette PNG: a pixel's value is its class id, 255 is void.
+
+    label_map: uint8 [H,W]. palette: RGB uint8 [256,3], written whole.
+    """
+    return _png(label_map.shape, _PALETTE, _differences(label_map), palette.tobytes())
+
+
+def gray_png(values: UInt8Array) -> bytes:
+    """8-bit gray PNG of uint8 [H,W]."""
+    return _png(values.shape, _GRAY, _differences(values))
+
+
+def rgb_png(rgb: UInt8Array) -> bytes:
+    """RGB PNG of uint8 [H,W,3]."""
+    height, width = rgb.shape[:2]
+    return _png((height, width), _RGB, _differences(rgb.reshape(height, 3 * width)))
+
+
+def color_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
+    """RGB PNG of the classes' colours; void is what the palette says, black."""
+    height, width = label_map.shape
+    labels = np.ascontiguousarray(label_map).ravel()
+    # The colours themselves are never made: only where a label differs from the one above is a
+    # difference other than zero.
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = _UP
+    rows[0, 1:] = palette[labels[:width]].ravel()
+    changed = np.flatnonzero(labels[width:] != labels[:-width])
+    differences = palette[labels[changed + width]] - palette[labels[changed]]
+    flat = rows.ravel()
+    at = (changed // width + 1) * (1 + 3 * width) + 1 + 3 * (changed % width)
+    for channel in range(3):
+        flat[at + channel] = differences[:, channel]
+    return _png((height, width), _RGB, rows)
+
+
+def _differences(values: UInt8Array) -> UInt8Array:
+    """uint8 [H,B] -> uint8 [H,1+B]: the filter type, then the row less the row above."""
+    height, row_bytes = values.shape
+    rows = np.empty((height, 1 + row_bytes), np.uint8)
+    rows[:, 0] = _UP
+    rows[0, 1:] = values[0]
+    np.subtract(values[1:], values[:-1], out=rows[1:, 1:])
+    return rows
+
+
+def _png(size: tuple[int, ...], kind: int, rows: UInt8Array, palette: bytes = b"") -> bytes:
+    height, width = size
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    data = isal_zlib.compress(rows, _LEVEL)
+    return b"".join(
+        (
+            _SIGNATURE,
+            *_chunk(b"IHDR", header),
+            *(_chunk(b"PLTE", palette) if palette else ()),
+            *_chunk(b"IDAT", data),
+            *_chunk(b"IEND", b""),
+        )
+    )
+
+
+def _chunk(name: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    check = isal_zlib.crc32(data, isal_zlib.crc32(name))
+    return struct.pack(">I", len(data)), name, data, struct.pack(">I", check)

@@ -1,0 +1,291 @@
+"""The regions of the classes as GeoJSON, exactly: the rings run along the edges of the pixels.
+
+Pixels of a class are one region where they share a side. Each class has the horizontal edges of
+its pixels, merged to the longest, as directed lines: +x over its pixels and -x under them, so that
+outer rings come out with positive area and holes with negative. Along every vertical line the
+corners of a class pair up in order, which leads from each horizontal edge to the next: rings are
+the cycles of that permutation. All of it is proportional to the length of the borders, but for one
+pass over the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from model.contract import Contract
+from service.core.render.classes import VOID, class_table
+from service.errors import ImageTooLarge
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Ring = npt.NDArray[np.int32]
+"""int32 [n+1,2]: x and y of n corners, and the first again."""
+
+MAX_EDGES: Final = 4_000_000
+"""Horizontal edges of all regions, about 400 bytes of memory each. A photo of 2 megapixels has some
+ten thousand; noise has one for every pixel."""
+
+
+def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, version: str) -> bytes:
+    """A FeatureCollection with one Feature, a MultiPolygon, for each class present.
+
+    Coordinates are [x, y] in pixels from the top left corner of the picture, y downwards; a pixel
+    covers [x, x+1] by [y, y+1]. A polygon is its outer ring, then its holes. `properties` are
+    `class_table`'s; height, width, model and version are members of the collection.
+
+    Raises: ImageTooLarge above `MAX_EDGES`.
+    """
+    regions, pixels = polygons(label_map)
+    height, width = label_map.shape
+    features: list[dict[str, Any]] = [
+        {
+            "type": "Feature",
+            "id": row["id"],
+            "properties": row,
+            "geometry": {"type": "MultiPolygon", "coordinates": regions[row["id"]]},
+        }
+        for row in class_table(label_map, contract, pixels)
+    ]
+    body = {
+        "type": "FeatureCollection",
+        "model": model,
+        "version": version,
+        "height": height,
+        "width": width,
+        "features": features,
+    }
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[int]]:
+    """By class id, its regions, each an outer ring followed by its holes; void has none.
+
+    And the pixels of each of the 256 ids.
+
+    Raises: ImageTooLarge above `MAX_EDGES`.
+    """
+    height, width = label_map.shape
+    padded = np.full((height + 2, width), VOID, np.uint8)
+    padded[1:-1] = label_map
+    borders = _Borders(padded)
+    edges = borders.edges()
+    if len(edges.label) > MAX_EDGES:
+        raise ImageTooLarge(
+            f"the regions have {len(edges.label)} edges, too many for polygons (up to "
+            f"{MAX_EDGES}): ask for rle or label_map, or scale the picture down"
+        )
+    rings = _rings(edges, height, width)
+    pixels = np.bincount(rings.label, weights=rings.area, minlength=256).astype(int).tolist()
+    return _regions(rings, borders), pixels
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """Directed horizontal lines at y, from x `start` to x `end`; `under`: of pixels above it."""
+
+    label: UInt8Array
+    y: Int64Array
+    start: Int64Array
+    end: Int64Array
+    under: npt.NDArray[np.bool_]
+
+
+class _Borders:
+    """Where a pixel differs from the one above: units of one pixel's width, in reading order."""
+
+    def __init__(self, padded: UInt8Array) -> None:
+        """padded: uint8 [1+H+1,W], the first and the last row void."""
+        self.width = padded.shape[1]
+        flat = padded.ravel()
+        self.at: Int64Array = np.flatnonzero(flat[self.width :] != flat[: -self.width])
+        self.above = flat[self.at]
+        self.below = flat[self.at + self.width]
+
+    def edges(self) -> _Edges:
+        left, first, last = self.runs(self.below)
+        left_under, first_under, last_under = self.runs(self.above)
+        y, x = np.divmod(np.concatenate((first, first_under)), self.width)
+        x_after = np.concatenate((last, last_under)) % self.width + 1
+        under = np.arange(len(y)) >= len(first)
+        return _Edges(
+            np.concatenate((left, left_under)),
+            y,
+            np.where(under, x_after, x),
+            np.where(under, x, x_after),
+            under,
+        )
+
+    def runs(self, side: UInt8Array) -> tuple[UInt8Array, Int64Array, Int64Array]:
+        """Neighbouring units of one label on that side: label, first and last unit's place."""
+        if not len(self.at):
+            return side, self.at, self.at
+        breaks = (np.diff(self.at) != 1) | (side[1:] != side[:-1]) | (self.at[1:] % self.width == 0)
+        begins = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        ends = np.append(begins[1:], len(self.at)) - 1
+        drawn = side[begins] != VOID
+        begins, ends = begins[drawn], ends[drawn]
+        return side[begins], self.at[begins], self.at[ends]
+
+    def above_in_column(self, y: Int64Array, x: Int64Array) -> Int64Array:
+        """The place of the last unit above y in column x. There is one."""
+        rows, columns = np.divmod(self.at, self.width)
+        stride = int(rows[-1]) + 2
+        keys = np.sort(columns * stride + rows)
+        found = keys[np.searchsorted(keys, x * stride + y) - 1]
+        return np.asarray(found % stride * self.width + found // stride, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rings:
+    """label, area (negative of holes), and corners of each; those that touch themselves; `ring_of`
+    each edge; `edges`."""
+
+    label: list[int]
+    area: list[float]
+    corners: list[Ring]
+    touching: frozenset[int]
+    ring_of: Int64Array
+    edges: _Edges
+
+    def simple(self, ring: int) -> list[Ring]:
+        """Cut where it passes a point twice, so that no piece touches itself."""
+        return _cut(self.corners[ring]) if ring in self.touching else [self.corners[ring]]
+
+
+def _rings(edges: _Edges, height: int, width: int) -> _Rings:
+    count = len(edges.label)
+    after, one, other = _successors(edges, height, width)
+    order, offsets = _cycles(after.tolist())
+    ring_of = np.empty(count, np.int64)
+    sizes = np.diff(np.append(offsets, count))
+    ring_of[order] = np.repeat(np.arange(len(offsets)), sizes)
+    # Two corners for each edge, and behind the last of a ring its first again.
+    start, end, y = edges.start[order], edges.end[order], edges.y[order]
+    closed = np.empty((2 * count + len(offsets), 2), np.int32)
+    at = 2 * np.arange(count) + np.repeat(np.arange(len(offsets)), sizes)
+    closed[at, 0], closed[at + 1, 0] = start, end
+    closed[at, 1] = closed[at + 1, 1] = y
+    begins = 2 * offsets + np.arange(len(offsets))
+    ends = begins + 2 * sizes
+    closed[ends] = closed[begins]
+    corners = [closed[a : b + 1] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+    # Of the lines of a ring, a horizontal one has y * (x0 - x1) below it, and a vertical one none.
+    area = np.add.reduceat(y * (start - end), offsets) if count else y
+    touching = ring_of[one[ring_of[one] == ring_of[other]]]
+    return _Rings(
+        edges.label[order[offsets]].tolist(),
+        area.tolist(),
+        corners,
+        frozenset(touching.tolist()),
+        ring_of,
+        edges,
+    )
+
+
+def _successors(
+    edges: _Edges, height: int, width: int
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """int64 [edges]: the edge that the vertical line at the end of each leads to.
+
+    And pairs of edges that meet at a point without such a line between them.
+    """
+    count = len(edges.label)
+    x = np.concatenate((edges.start, edges.end))
+    label, y = np.tile(edges.label.astype(np.int64), 2), np.tile(edges.y, 2)
+    # Where two pixels of a class touch at a corner only, that of the upper one belongs to the
+    # vertical line above, and so comes first.
+    second = np.tile(~edges.under, 2)
+    keys = ((label * (width + 1) + x) * (height + 1) + y) * 2 + second
+    order = np.argsort(keys)
+    one, other = order[0::2], order[1::2]
+    mate = np.empty(2 * count, np.int64)
+    mate[one], mate[other] = other, one
+    points = keys[order] >> 1
+    twice = np.flatnonzero(points[1:] == points[:-1])
+    return mate[count:], order[twice] % count, order[twice + 1] % count
+
+
+def _cycles(after: list[int]) -> tuple[Int64Array, Int64Array]:
+    """The elements cycle by cycle, and where each cycle begins. Of `after` nothing is left."""
+    order: list[int] = []
+    offsets: list[int] = []
+    add = order.append
+    for first in range(len(after)):
+        at, then = first, after[first]
+        if then < 0:
+            continue
+        offsets.append(len(order))
+        while then >= 0:
+            add(at)
+            after[at] = -1
+            at, then = then, after[then]
+    return np.array(order, np.int64), np.array(offsets, np.int64)
+
+
+def _regions(rings: _Rings, borders: _Borders) -> dict[int, list[list[Ring]]]:
+    """Outer rings with their holes."""
+    regions: dict[int, list[list[Ring]]] = {}
+    outer: dict[int, list[Ring]] = {}
+    holes = []
+    for ring, area in enumerate(rings.area):
+        if area < 0:
+            holes.append(ring)
+        else:
+            pieces = rings.simple(ring)
+            if len(pieces) > 1:  # the outside is the one of positive area
+                pieces.sort(key=_area, reverse=True)
+            outer[ring] = pieces
+            regions.setdefault(rings.label[ring], []).append(pieces)
+    for ring, parent in _parents(holes, rings, borders).items():
+        outer[parent].extend(rings.simple(ring))
+    return regions
+
+
+def _parents(holes: list[int], rings: _Rings, borders: _Borders) -> dict[int, int]:
+    """The outer ring around each hole."""
+    if not holes:
+        return {}
+    edges = rings.edges
+    # The pixel over a hole's highest edge is of the region; the next border above it in its column
+    # is the region's, too: of its outer ring, or of a hole that lies higher.
+    by_height = np.lexsort((edges.y, rings.ring_of))
+    highest = by_height[np.searchsorted(rings.ring_of[by_height], holes)]
+    x = np.minimum(edges.start[highest], edges.end[highest])
+    units = borders.above_in_column(edges.y[highest], x)
+    over = np.flatnonzero(~edges.under)
+    places = edges.y[over] * borders.width + edges.start[over]
+    found = rings.ring_of[over[np.searchsorted(places, units, "right") - 1]]
+    nearest = dict(zip(holes, found.tolist(), strict=True))
+    parents: dict[int, int] = {}
+    for index in np.argsort(edges.y[highest], kind="stable").tolist():
+        ring = nearest[holes[index]]
+        parents[holes[index]] = parents.get(ring, ring)
+    return parents
+
+
+def _cut(ring: Ring) -> list[Ring]:
+    pieces: list[Ring] = []
+    path: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}
+    for x, y in ring.tolist():
+        point = (x, y)
+        if point in place:
+            begin = place[point]
+            pieces.append(np.array([*path[begin:], point], np.int32))
+            for passed in path[begin:]:
+                del place[passed]
+            del path[begin:]
+        place[point] = len(path)
+        path.append(point)
+    return pieces
+
+
+def _area(ring: Ring) -> float:
+    """Positive of an outer ring."""
+    x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.render import check_size, confidence, npy, probabilities, scores
+from service.core.types import Dtype
+from service.errors import ImageTooLarge
+
+
+def softmax(logits: scores.Float32Array) -> npt.NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=0)
+    return shares
+
+
+def drawn(seed: int, classes: int, spread: float) -> scores.Float32Array:
+    normal = np.random.default_rng(seed).normal(0, spread, (classes, 9, 7))
+    return normal.astype(np.float32)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    classes=st.sampled_from([1, 2, 3, 21, 255]),
+    spread=st.sampled_from([0.0, 0.001, 1.0, 30.0]),
+    dtype=st.sampled_from(list(Dtype)),
+)
+def test_they_are_the_soft_max_and_their_largest_is_the_label(
+    seed: int, classes: int, spread: float, dtype: Dtype
+) -> None:
+    logits = drawn(seed, classes, spread)
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    got = probabilities(logits, label_map, dtype, None)
+    assert (got.dtype, got.shape) == (np.dtype(dtype), logits.shape)
+    assert (got.argmax(axis=0) == label_map).all()
+    scale, step = (255, 1.51 / 255) if dtype is Dtype.UINT8 else (1, 2**-10)
+    assert np.abs(got.astype(np.float64) / scale - softmax(logits)).max() <= step
+
+
+def test_the_label_of_the_graph_counts_where_scores_tie() -> None:
+    logits = np.zeros((4, 1, 3), np.float32)
+    label_map = np.array([[0, 2, 3]], np.uint8)
+    for dtype in Dtype:
+        got = probabilities(logits, label_map, dtype, None)
+        assert (got.argmax(axis=0) == label_map).all()
+    assert probabilities(logits, label_map, Dtype.UINT8, None)[:, 0].T.tolist() == [
+        [64, 64, 64, 64],
+        [63, 63, 64, 64],
+        [63, 63, 63, 64],
+    ]
+
+
+def test_only_the_classes_kept_are_there_by_id() -> None:
+    logits = drawn(0, 5, 2.0)
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    whole = probabilities(logits, label_map, Dtype.UINT8, None)
+    some = probabilities(logits, label_map, Dtype.UINT8, frozenset({4, 1}))
+    assert (some == whole[[1, 4]]).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 50.0])
+def test_confidence_is_the_probability_of_the_label(spread: float) -> None:
+    logits = drawn(1, 6, spread)
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    got = confidence(logits, label_map, None)
+    assert np.abs(got - 255 * softmax(logits).max(axis=0)).max() <= 0.501
+    kept = confidence(logits, label_map, frozenset({2}))
+    assert (kept == np.where(label_map == 2, got, 0)).all()
+
+
+def test_float16_is_rounded_to_the_nearest() -> None:
+    values = np.linspace(2.0**-14, 1, 5001, dtype=np.float32)
+    assert np.abs(scores._halves(values.copy()) - values).max() <= 2.0**-12
+    assert scores._halves(np.array([0, 1e-9, 6e-5, 1], np.float32)).tolist() == [0, 0, 0, 1]
+
+
+def test_the_file_is_numpys() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert (np.load(io.BytesIO(npy(array[:, :2, 1:]))) == array[:, :2, 1:]).all()
+
+
+def test_what_would_not_fit_is_refused_with_what_would() -> None:
+    check_size(4000, 5000, 20, Dtype.UINT8)
+    with pytest.raises(ImageTooLarge, match=r"20 classes .* 4000x5000 .*800000000 bytes.*uint8"):
+        check_size(4000, 5000, 20, Dtype.FLOAT16)
