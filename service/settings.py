@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
 
     grpc_compression: Literal["none", "gzip"] = "none"
-    """How gRPC answers are compressed, for callers that can read it. PNG hardly shrinks; worth it
-    for JSON over a slow network. Compressed requests are read either way."""
+    """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
+    shrinks; worth it for JSON over a slow network. Compressed requests are read either way."""
 
     drain_delay_s: float = Field(0.0, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers

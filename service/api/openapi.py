@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from service.api import examples
+from service.api.examples import problem_examples
 from service.api.parameters import MAX_DEADLINE_MS, PRIORITIES
 from service.api.problem import MEDIA_TYPE as PROBLEM_TYPE
 from service.api.upload import FIELD, RAW_TYPES
 from service.core.segmenter import Dtype, Output
+from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
 VERSION: Final = "1"
@@ -30,18 +33,37 @@ _PROBLEM_SCHEMA: Final = {
         "request_id": {"type": "string", "description": "Also in the X-Request-ID header."},
     },
 }
+_RETRY_AFTER: Final = {
+    "description": "Seconds to wait before the next try.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _problems(**reasons: str) -> dict[int | str, dict[str, Any]]:
-    """Responses by status, given as `_404="why"`."""
-    return {
-        int(name.removeprefix("_")): {
-            "description": reason,
-            "content": {PROBLEM_TYPE: {"schema": _PROBLEM_SCHEMA}},
-        }
-        for name, reason in reasons.items()
-    }
+def _problems(*kinds: type[ServiceError], **reasons: str) -> dict[int | str, dict[str, Any]]:
+    """Responses by status, given as `_404="why"`, with an example of every error that has it.
+
+    kinds: of these errors only. The last response is for the rest, 404 and 405 of the framework.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for name, reason in reasons.items():
+        status = int(name.removeprefix("_"))
+        content = {"schema": _PROBLEM_SCHEMA, "examples": problem_examples(status, kinds or None)}
+        responses[status] = {"description": reason, "content": {PROBLEM_TYPE: content}}
+        if status in (429, 503):
+            responses[status]["headers"] = {"Retry-After": _RETRY_AFTER}
+    other = {"schema": _PROBLEM_SCHEMA}
+    responses["default"] = {"description": "Any other error.", "content": {PROBLEM_TYPE: other}}
+    return responses
+
+
+def _json(description: str, schema: dict[str, Any], example: object) -> dict[int | str, Any]:
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {200: {"description": description, "content": content}}
+
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
 def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -57,15 +79,24 @@ SEGMENT: Final[dict[str, Any]] = {
             "description": "The label map, or what `output` asked for.",
             "content": {
                 "image/png": _BINARY,
-                "application/json": {"schema": {"type": "object"}},
-                "application/geo+json": {"schema": {"type": "object"}},
+                "application/json": {
+                    "schema": examples.CLASSES_SCHEMA,
+                    "examples": examples.CLASSES_EXAMPLES,
+                },
+                "application/geo+json": {
+                    "schema": examples.POLYGONS_SCHEMA,
+                    "examples": examples.POLYGONS_EXAMPLES,
+                },
                 "application/x-npy": _BINARY,
             },
             "headers": {
-                "X-Request-ID": {"schema": {"type": "string"}},
-                "X-Model": {"schema": {"type": "string"}},
-                "X-Model-Version": {"schema": {"type": "string"}},
-                "Server-Timing": {"schema": {"type": "string"}},
+                "X-Request-ID": _header("As sent, or made up.", examples.REQUEST_ID),
+                "X-Model": _header("What answered.", "camvid-fcn8s-mobilenet_v1"),
+                "X-Model-Version": _header("Its version.", "1"),
+                "Server-Timing": _header(
+                    "Milliseconds in each stage.",
+                    "decode;dur=3.10, queue;dur=0.20, infer;dur=61.50, render;dur=1.40",
+                ),
             },
         },
         **_problems(
@@ -143,23 +174,50 @@ SEGMENT: Final[dict[str, Any]] = {
 LIST_MODELS: Final[dict[str, Any]] = {
     "operation_id": "list_models",
     "summary": "All models with their versions, state and contracts",
+    "responses": {
+        **_json(
+            "The models, by name.", examples.MODELS_SCHEMA, {"models": [examples.MODEL_EXAMPLE]}
+        ),
+        **_problems(),
+    },
 }
 GET_MODEL: Final[dict[str, Any]] = {
     "operation_id": "get_model",
     "summary": "One model with its versions, state and contracts",
-    "responses": _problems(_404="No such model."),
+    "responses": {
+        **_json("The model.", examples.MODEL_SCHEMA, examples.MODEL_EXAMPLE),
+        **_problems(UnknownModel, _404="No such model."),
+    },
 }
 LIVEZ: Final[dict[str, Any]] = {
     "operation_id": "livez",
     "summary": "200 while the process answers at all",
+    "responses": {
+        **_json("It does.", examples.status_schema("alive"), {"status": "alive"}),
+        **_problems(),
+    },
 }
 READYZ: Final[dict[str, Any]] = {
     "operation_id": "readyz",
     "summary": "200 while new requests are wanted",
-    "responses": _problems(_503="Loading or draining."),
+    "responses": {
+        **_json("They are.", examples.status_schema("ready"), {"status": "ready"}),
+        **_problems(ModelNotReady, _503="Loading or draining."),
+    },
 }
 METRICS: Final[dict[str, Any]] = {
     "operation_id": "metrics",
     "summary": "Metrics in the Prometheus text format",
-    "responses": {200: {"description": "Metrics.", "content": {"text/plain": {}}}},
+    "responses": {
+        200: {
+            "description": "Metrics.",
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE fcn_inflight_requests gauge\nfcn_inflight_requests 0.0\n",
+                }
+            },
+        },
+        **_problems(),
+    },
 }

@@ -27,17 +27,24 @@ def problem(
 ) -> Response:
     """The answer, and the error noted for the log. `kind` ends the problem's `type`."""
     record.error = f"{title}: {detail}"
-    body: dict[str, Any] = {
+    body = problem_body(status, title, detail, kind=kind, request_id=record.request_id)
+    return Response(
+        json.dumps(body).encode(), status_code=status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def problem_body(
+    status: int, title: str, detail: str, *, kind: str, request_id: str
+) -> dict[str, Any]:
+    """JSON-ready."""
+    return {
         "type": TYPE_PREFIX + kind,
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": f"urn:fcn:request:{record.request_id}",
-        "request_id": record.request_id,
+        "instance": f"urn:fcn:request:{request_id}",
+        "request_id": request_id,
     }
-    return Response(
-        json.dumps(body).encode(), status_code=status, media_type=MEDIA_TYPE, headers=headers
-    )
 
 
 def service_problem(error: ServiceError, record: RequestRecord) -> Response:

@@ -85,7 +85,11 @@ def test_reflection(server: Server) -> None:
     described = FileDescriptorProto.FromString(
         file.file_descriptor_response.file_descriptor_proto[0]
     )
-    assert [m.name for m in described.service[0].method] == ["Segment", "SegmentStream", "ListModels"]
+    assert [m.name for m in described.service[0].method] == [
+        "Segment",
+        "SegmentStream",
+        "ListModels",
+    ]
 
 
 def test_metrics(server: Server) -> None:
