@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.contract.conftest import ADMIN_KEY
-from tests.contract.oip import PICTURES
+from tests.contract.oip import PICTURES, clients_python
 from tests.drawing import png, read_png
 from tests.serving import ROOT, Server, environment
 
@@ -22,10 +22,7 @@ def test_client(
     oip_server: Server, tmp_path: Path, script: str, arguments: tuple[str, ...], ways: int
 ) -> None:
     """What the clients compare with are /segment's answers."""
-    need(
-        OIP_CLIENTS_PYTHON.exists(),
-        "the clients of tests/acceptance/requirements.txt: run `make clients`",
-    )
+    python = clients_python()
     for number, picture in enumerate(PICTURES):
         (tmp_path / f"{number}.png").write_bytes(png(picture))
     replies = [
