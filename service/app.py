@@ -130,7 +130,7 @@ class _Server:
         rest = create_app(
             segmenter,
             telemetry,
-            RestOptions(s.max_image_bytes, deadline_s, s.default_model),
+            RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
             uploads,
             ready,
         )

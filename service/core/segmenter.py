@@ -401,10 +401,9 @@ def _read(
 
 def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    wanted = request.output
-    if wanted is not None and wanted.needs_logits and not served.network.scored:
+    if request.output is not None and request.output.needs_logits and not served.network.scored:
         raise InvalidParameter(
-            f"output {wanted} needs the logits, and model {served.name} version "
+            f"output {request.output} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "
             "another output"
         )
