@@ -34,7 +34,7 @@ def rows(start: str) -> list[list[str]]:
 
 def test_there_are_snippets() -> None:
     assert [language for language, _ in SNIPPETS] == [
-        *("sh", "sh", "sh", "python", "python", "sh"),
+        *("sh", "sh", "sh", "python", "python", "python", "sh"),
         *("python", "sh"),
     ]
 

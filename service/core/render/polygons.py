@@ -216,14 +216,17 @@ def _cycles(after: list[int]) -> tuple[Int64Array, Int64Array]:
     offsets: list[int] = []
     add = order.append
     for first in range(len(after)):
-        at, then = first, after[first]
-        if then < 0:
+        if after[first] < 0:
             continue
         offsets.append(len(order))
-        while then >= 0:
+        at = first
+        while True:
             add(at)
+            then = after[at]
             after[at] = -1
-            at, then = then, after[then]
+            if then == first:
+                break
+            at = then
     return np.array(order, np.int64), np.array(offsets, np.int64)
 
 

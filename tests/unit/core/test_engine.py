@@ -325,3 +325,27 @@ def test_int8_without_its_file_says_how_to_make_it(path: Path) -> None:
 def test_an_unknown_precision_names_the_known(path: Path) -> None:
     with pytest.raises(ModelLoadError, match="precision 'fp8': choose one of auto, fp32, int8"):
         chosen(path, "fp8")
+
+
+def test_both_engines_give_the_logits(tmp_path: Path) -> None:
+    need(find_spec("openvino") is not None, "OpenVINO: pip install 'fcn-serve[openvino]'")
+    path = tiny_models.write_model(tmp_path, logits=True)
+    plan = Plan(instances=2, threads=1, alone_threads=0)
+    session = Session(path, provider="cpu", threads=1, instances=2)
+    other = OpenVinoNetwork(path, session.contract, plan)
+    batch = np.stack([street(9, 13, seed=n) for n in range(2)])
+    for network in (session, other):
+        assert len(network.scored) == 2
+        for run in network.scored:
+            label_maps, logits = run(batch)
+            assert (label_maps == tiny_models.expected_label_map(batch)).all()
+            assert (logits == tiny_models.expected_logits(batch)).all()
+
+
+def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
+    path = tiny_models.write_model(tmp_path)
+    session = Session(path, provider="cpu", threads=1)
+    assert session.scored == ()
+    if find_spec("openvino") is not None:
+        plan = Plan(instances=1, threads=1, alone_threads=0)
+        assert OpenVinoNetwork(path, session.contract, plan).scored == ()
