@@ -7,9 +7,9 @@
       UnreadableAnswer      the answer is not what was asked for
       ServerError           the server answered with an error; its problem document's fields
         InvalidImage, UnsupportedImageFormat, ImageTooLarge, InvalidParameter, NotAcceptable,
-        UnknownModel, UnknownVersion, ModelNotReady, Overloaded, UploadTooSlow,
-        DeadlineExceeded (a TimedOut, too), Cancelled, ShuttingDown, InferenceFailed,
-        ModelLoadError, InternalError
+        UnknownModel, UnknownVersion, NotAuthenticated, NotAllowed, ModelNotReady, Overloaded,
+        UploadTooSlow, DeadlineExceeded (a TimedOut, too), Cancelled, ShuttingDown,
+        InferenceFailed, ModelLoadError, InternalError
 
 `str(error)` is one sentence. `retryable` says whether the same request may succeed later.
 """
@@ -127,6 +127,14 @@ class UnknownVersion(ServerError):
     pass
 
 
+class NotAuthenticated(ServerError):
+    pass
+
+
+class NotAllowed(ServerError):
+    pass
+
+
 class ModelNotReady(ServerError):
     pass
 
@@ -180,6 +188,8 @@ KINDS: Final = {
     "not-acceptable": Kind(NotAcceptable, "Not acceptable", 406),
     "unknown-model": Kind(UnknownModel, "Unknown model", 404),
     "unknown-version": Kind(UnknownVersion, "Unknown model version", 404),
+    "not-authenticated": Kind(NotAuthenticated, "Not authenticated", 401),
+    "not-allowed": Kind(NotAllowed, "Not allowed", 403),
     "model-not-ready": Kind(ModelNotReady, "Model not ready", 503),
     "overloaded": Kind(Overloaded, "Overloaded", 429),
     "upload-too-slow": Kind(UploadTooSlow, "Upload too slow", 408),

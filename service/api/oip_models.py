@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.api.listing import own_name
+from service.api.listing import model_named
 from service.api.oip_tensors import INPUT, LABEL_MAP, MAX_PICTURES
 from service.core.segmenter import (
     IndexEntry,
@@ -20,7 +20,7 @@ from service.core.segmenter import (
     SegmentReply,
     VersionStatus,
 )
-from service.errors import UnknownModel, UnknownVersion, quoted
+from service.errors import UnknownVersion, quoted
 
 SERVER: Final = {
     "name": "fcn-serve",
@@ -39,18 +39,6 @@ _STATES: Final = {
     ModelState.FAILED: "UNAVAILABLE",
     ModelState.UNLOADED: "UNAVAILABLE",
 }
-
-
-def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
-    """By its name or an alias. Raises: UnknownModel."""
-    own = own_name(models, name)
-    for model in models:
-        if model.name == own:
-            return model
-    raise UnknownModel(
-        f"there is no model {quoted(name)}: choose from "
-        f"{', '.join(model.name for model in models) or 'none, they are still loading'}"
-    )
 
 
 def version_named(

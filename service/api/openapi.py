@@ -38,6 +38,7 @@ _RETRY_AFTER: Final = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE: Final = {"type": "string", "format": "binary", "minLength": 1}
 
 
 def _problems(*kinds: type[ServiceError], **reasons: str) -> dict[int | str, dict[str, Any]]:
@@ -116,12 +117,13 @@ SEGMENT: Final[dict[str, Any]] = {
         "requestBody": {
             "required": True,
             "content": {
-                **dict.fromkeys(RAW_TYPES, _BINARY),
+                **dict.fromkeys(RAW_TYPES, {"schema": _PICTURE}),
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",
                         "required": [FIELD],
-                        "properties": {FIELD: {"type": "string", "format": "binary"}},
+                        "properties": {FIELD: _PICTURE},
+                        "additionalProperties": False,
                     }
                 },
             },

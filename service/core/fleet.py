@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from service.core.catalog import Catalog
 from service.core.loader import Loader, Served, source_of
+from service.core.memory import give_back
 from service.core.model_settings import (
     ALIASES_FILE,
     ModelSettings,
@@ -65,7 +67,7 @@ class Fleet:
         self._failures: dict[Key, _Failure] = {}
         self._loading: Key | None = None
         self._unloaded: set[str] = set()
-        self._draining: dict[asyncio.Task[None], Served] = {}
+        self._draining: set[Served] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_failed = ""
 
@@ -95,10 +97,7 @@ class Fleet:
         go on.
         """
         # A caller who leaves does not stop it half way.
-        task = asyncio.get_running_loop().create_task(self._load(name))
-        self._tasks.add(task)
-        task.add_done_callback(self._over)
-        await asyncio.shield(task)
+        await asyncio.shield(self._spawn(self._load(name)))
 
     async def unload(self, name: str) -> None:
         """Returns once all its requests are answered and it is closed; until `load` it stays so.
@@ -106,8 +105,9 @@ class Fleet:
         Raises: UnknownModel.
         """
         async with self._turn:
-            entries = self.catalog.versions(name)
-            if not entries and not any(key[0] == name for key in self._failures):
+            if not self.catalog.versions(name) and not any(
+                key[0] == name for key in self._failures
+            ):
                 raise UnknownModel(
                     f"there is no model {quoted(name)} to unload: loaded are "
                     f"{', '.join(self.catalog.names()) or 'none'}"
@@ -124,7 +124,7 @@ class Fleet:
         for folder in self._folders.values():
             for file in folder.files:
                 states[folder.name, file.version] = (ModelState.UNLOADED, "")
-        for served in self._draining.values():
+        for served in self._draining:
             states[served.name, served.version] = (ModelState.DRAINING, "")
         for key, failure in self._failures.items():
             states[key] = (ModelState.FAILED, failure.reason)
@@ -175,9 +175,9 @@ class Fleet:
 
     def close(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
-        for served in (*self.catalog.entries(), *self._draining.values()):
+        for served in (*self.catalog.entries(), *self._draining):
             served.batcher.close()
-        for task in (*self._draining, *self._tasks):
+        for task in self._tasks:
             task.cancel()
 
     async def _load(self, name: str) -> None:
@@ -268,13 +268,24 @@ class Fleet:
 
     def _drain(self, served: Served) -> asyncio.Task[None]:
         """Closes it when its last request is answered. It is no longer in the catalog."""
-        task = asyncio.get_running_loop().create_task(_close_unused(served))
-        self._draining[task] = served
-        task.add_done_callback(self._drained)
-        return task
+        self._draining.add(served)
+        return self._spawn(self._close(served))
 
-    def _drained(self, task: asyncio.Task[None]) -> None:
-        self._draining.pop(task, None)
+    async def _close(self, served: Served) -> None:
+        await served.until_unused()
+        served.batcher.close()
+        self._draining.discard(served)
+        await asyncio.to_thread(served.batcher.join)
+        _log.info("closed %s version %s", served.name, served.version)
+        del served  # the last to hold it: now its memory is free
+        await asyncio.to_thread(give_back)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that goes on when whoever asked for it leaves."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -336,9 +347,3 @@ def _stamps(listing: Listing) -> dict[str, object]:
     """What to watch, by model."""
     stamps: dict[str, object] = {name: f.stamps for name, f in listing.folders.items()}
     return {**stamps, ALIASES_FILE: listing.aliases}
-
-
-async def _close_unused(served: Served) -> None:
-    await served.until_unused()
-    served.batcher.close()
-    _log.info("closed %s version %s", served.name, served.version)

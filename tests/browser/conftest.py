@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository: Path = tmp_path_factory.mktemp("models")
     write_model(repository, "tiny", 1, bias=(0, 300, 0))
     write_model(repository, "tiny", 2)
-    write_model(repository, "other", 1, bias=(0, 0, 300))
+    write_model(repository, "other", 1, bias=(0, 0, 300), logits=True)
     with running(
         repository,
         default_model="tiny",

@@ -175,7 +175,14 @@ def test_every_output_of_the_server_is_offered(done: Page, server: Server) -> No
         "all => all.map(b => b.dataset.output)"
     )
     assert offered == server.rest.get("/").json()["outputs"]
-    assert "label_map" in offered
+    # The network of `tiny` has no logits, that of `other` has.
+    expect(done.locator("[data-output=polygons]")).to_be_enabled()
+    expect(done.locator("[data-output=confidence]")).to_be_disabled()
+    expect(done.locator("#downloads-note")).to_contain_text("exported with its logits")
+    done.select_option("#model", label="other / 1")
+    saved(done, "confidence", "street.confidence.png")
+    assert saved(done, "probabilities", "street.probabilities.npy").startswith(b"\x93NUMPY")
+    assert b"MultiPolygon" in saved(done, "polygons", "street.polygons.geojson")
 
 
 def test_the_command_runs(done: Page, server: Server, tmp_path: Path) -> None:

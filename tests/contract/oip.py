@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,11 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from proto.inference import inference_pb2 as pb
+from tests.conftest import need
 from tests.contract.conftest import MAX_PIXELS
 from tests.drawing import huge_png_header, jpeg, png, street
 
 PICTURES = np.stack([street(30, 50, seed=n) for n in range(2)])
 INFER = "/v2/models/tiny/versions/1/infer"
+
+
+def clients_python() -> Path:
+    """The interpreter of the environment with other people's clients; skips without it."""
+    python = Path(os.environ.get("OIP_CLIENTS_PYTHON", f"{sys.prefix}/clients/bin/python"))
+    need(python.exists(), "the clients of tests/acceptance/requirements.txt: run `make clients`")
+    return python
 
 
 def elements(files: Sequence[bytes]) -> bytes:

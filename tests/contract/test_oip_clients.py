@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import need
 from tests.contract.conftest import ADMIN_KEY
-from tests.contract.oip import PICTURES
+from tests.contract.oip import PICTURES, clients_python
 from tests.drawing import png, read_png
 from tests.serving import ROOT, Server, environment
-
-PYTHON = Path(os.environ.get("OIP_CLIENTS_PYTHON", f"{sys.prefix}/clients/bin/python"))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +22,7 @@ def test_client(
     oip_server: Server, tmp_path: Path, script: str, arguments: tuple[str, ...], ways: int
 ) -> None:
     """What the clients compare with are /segment's answers."""
-    need(PYTHON.exists(), "the clients of tests/acceptance/requirements.txt: run `make clients`")
+    python = clients_python()
     for number, picture in enumerate(PICTURES):
         (tmp_path / f"{number}.png").write_bytes(png(picture))
     replies = [
@@ -37,7 +32,7 @@ def test_client(
     np.save(tmp_path / "label_maps.npy", np.stack([read_png(r.content) for r in replies]))
     file = ROOT / "tests" / "acceptance" / f"{script}.py"
     done = subprocess.run(
-        [PYTHON, file, oip_server.url, oip_server.target, tmp_path, *arguments],
+        [python, file, oip_server.url, oip_server.target, tmp_path, *arguments],
         env=environment(PYTHONWARNINGS="ignore"),
         capture_output=True,
         text=True,

@@ -150,23 +150,22 @@ def test_stream(stub: pb_grpc.GRPCInferenceServiceStub, label_maps: UInt8Array) 
 
 
 def test_repository(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
-    name = {"model_name": "other"}
     for metadata in ((), (("authorization", "Bearer x"),)):
         for call, request in (
             (stub.RepositoryIndex, pb.RepositoryIndexRequest()),
-            (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(**name)),
-            (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(**name)),
+            (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="other")),
+            (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name="other")),
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, metadata=metadata)
             assert_status(caught.value, "UNAUTHENTICATED", "admin key")
-    stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(**name), metadata=ADMIN)
+    stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="other"), metadata=ADMIN)
     ready = stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True), metadata=ADMIN).models
     assert [(m.name, m.version, m.state) for m in ready] == [
         ("tiny", "1", "READY"),
         ("tiny", "2", "READY"),
     ]
-    stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(**name), metadata=ADMIN)
+    stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="other"), metadata=ADMIN)
     listed = stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=ADMIN).models
     assert ("other", "READY") in [(m.name, m.state) for m in listed]
 

@@ -5,17 +5,17 @@ const KNOWN = {
   overlay: ["Overlay", "PNG, opacity as chosen"],
   color: ["Colours", "PNG, one for each class"],
   json: ["Summary", "JSON, shares by class"],
-  rle: ["Run lengths", "JSON, as COCO has them"],
-  polygons: ["Polygons", "GeoJSON"],
+  rle: ["Run lengths", "JSON, masks as in COCO"],
+  polygons: ["Polygons", "GeoJSON, with holes"],
   probabilities: ["Probabilities", "NumPy, of every class"],
   confidence: ["Confidence", "PNG, how sure it is"],
 };
+const FROM_LOGITS = ["probabilities", "confidence"];
 const ENDINGS = {
   "image/png": "png",
   "application/json": "json",
   "application/geo+json": "geojson",
   "application/x-npy": "npy",
-  "application/octet-stream": "npy",
 };
 
 export class Downloads extends EventTarget {
@@ -45,15 +45,20 @@ export class Downloads extends EventTarget {
     );
   }
 
-  /** kept: the names of the classes shown, or null for all. */
-  follow(kept) {
+  /** kept: the names of the classes shown, or null for all. contract: of the model. */
+  follow(kept, contract) {
     const none = kept?.length === 0;
-    for (const button of this.root.children) button.disabled = none;
+    const lacking = [...this.root.children].filter(
+      ({ dataset }) => !contract.outputs.logits && FROM_LOGITS.includes(dataset.output),
+    );
+    for (const button of this.root.children) button.disabled = none || lacking.includes(button);
     this.note.textContent = none
       ? "Every class is hidden: show one to download it."
       : kept
         ? "Hidden classes are left out."
-        : "";
+        : lacking.length
+          ? "Those in grey need a model exported with its logits."
+          : "";
   }
 
   /** Saves the answer as `<picture>.<output>.<ending>`. */

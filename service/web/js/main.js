@@ -60,7 +60,7 @@ function makeRoom() {
 
 function paint() {
   view.paint(labels.ids, classes.palette());
-  downloads.follow(classes.kept);
+  downloads.follow(classes.kept, classes.version.contract);
 }
 
 /** What the browser can draw of the file. It cannot read TIFF: the server's copy of it then. */

@@ -44,7 +44,7 @@ export async function versions() {
   const { models } = await (await ask("v1/models")).json();
   return models.flatMap((model) =>
     model.versions
-      .filter((version) => version.state === "ready")
+      .filter(({ state, contract }) => state === "ready" && contract)
       .map((version) => ({
         ...version,
         model: model.name,

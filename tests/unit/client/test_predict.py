@@ -149,6 +149,7 @@ def test_only_what_is_missing_is_done_again(
     assert again() == (0, 3)
     os.utime(photos / "a.png", (1, 1))  # the picture changed
     assert again() == (1, 2)
+    assert again() == (0, 3)  # its line did not go under with the one that was cut off
     assert files(out) == before
     assert again("--alpha", 0.9) == (3, 0)
     assert again("--alpha", 0.9, "--write", "label_map,overlay,color") == (3, 0)

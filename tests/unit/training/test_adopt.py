@@ -25,6 +25,7 @@ from model.contract import ContractError
 from service.core.runtime import Session
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
+from training.onnx_predictor import OnnxPredictor
 
 UNIT = Choices(PRESETS["unit"])
 
@@ -349,6 +350,16 @@ def test_presets_of_the_command() -> None:
     (action,) = (a for a in parser._actions if a.dest == "normalise")
     assert action.choices is not None and set(action.choices) == set(PRESETS)
     assert parser.get_default("min_agreement") == MIN_AGREEMENT
+
+
+def test_evaluated_at_any_size(tmp_path: Path) -> None:
+    """`fcn evaluate` pads as the server does where sides must be multiples."""
+    report = adopted(tmp_path, plain(tmp_path / "net.onnx", pool=4))
+    picture = np.random.default_rng(3).integers(0, 256, (33, 47, 3), np.uint8)
+    labels = OnnxPredictor(Path(report.path), threads=1)(picture)
+    padded = np.pad(picture, ((0, 3), (0, 1), (0, 0)))
+    wanted = Session(Path(report.path), provider="cpu", threads=1).run(padded[None])
+    assert (labels == wanted[0, :33, :47]).all()
 
 
 def test_infinite_scores(tmp_path: Path) -> None:
