@@ -164,6 +164,8 @@ def test_openapi_lists_every_operation(server: Server) -> None:
         "version",
         "output",
         "alpha",
+        "outlines",
+        "dtype",
         "classes",
         "priority",
         "deadline_ms",
