@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from proto.inference import inference_pb2 as pb
 from service.api.call import Context, begin, fail, outcome
@@ -252,9 +252,14 @@ class OipRpc:
 
 
 async def _only(requests: AsyncIterator[pb.ModelInferRequest]) -> pb.ModelInferRequest:
-    """The call's one message. Raises: InvalidParameter when it was closed without any."""
-    async for request in requests:
-        return request
+    """The call's one message. Raises: InvalidParameter without any, or when it is none."""
+    try:
+        async for request in requests:
+            return request
+    except DecodeError:
+        raise InvalidParameter(
+            "the message is no ModelInferRequest: use stubs of the Open Inference Protocol"
+        ) from None
     raise InvalidParameter("the call has no message: send one ModelInferRequest")
 
 

@@ -126,6 +126,18 @@ def test_wrong_message(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
         assert_status(caught.value, "INVALID_ARGUMENT", word)
 
 
+def test_no_message_of_the_protocol(oip_server: Server) -> None:
+    call = oip_server.channel.stream_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda message: message,
+        response_deserializer=pb.ModelInferResponse.FromString,
+    )
+    for messages, word in (([], "no message"), ([b"\xff\xff"], "no ModelInferRequest")):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter(messages), timeout=30)
+        assert_status(caught.value, "INVALID_ARGUMENT", word)
+
+
 def test_message_sizes(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
     picture = street(100, MAX_PIXELS // 100)[None]
     largest = Request(shape=picture.shape, data=picture.tobytes())
