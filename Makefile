@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check format proto bench lock clean
+.PHONY: help serve test clients check format proto bench lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,8 @@ serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC 
 
 test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest
+
+clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
 
 check: $(VENV)/.dev ## lint, format, types and import rules
 	$(BIN)/ruff check .
@@ -64,6 +66,12 @@ $(VENV)/.serve: $(LOCK) | $(BIN)/python
 $(VENV)/.dev: $(LOCK) | $(BIN)/python
 	$(PIP) -e '.[cpu,openvino,train,dev]'
 	@touch $@ $(VENV)/.serve
+
+# In an environment of their own: they want older libraries than the project has.
+$(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: fcn needs Python 3.11 or newer, and found none:" \

@@ -64,9 +64,9 @@ def main() -> None:
 class Server:
     """`fcn serve` on ports the system picks."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "cli.main", "serve", "--http-port=0", "--grpc-port=0"]
-        command.append(f"--model-repository={repository}")
+        command += [f"--model-repository={repository}", *flags]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _NOT_COMMANDS = frozenset({"main"})
 # What installs a module that a command wants and this environment lacks.
 _EXTRA_OF = {
+    "httpx": "client",
     "onnx": "train",
     "onnxruntime": "cpu",  # or gpu
     "onnxscript": "train",
@@ -36,7 +37,7 @@ _EXTRA_OF = {
     "tqdm": "train",
     "yaml": "train",
 }
-_OUR_PACKAGES = frozenset({"cli", "model", "proto", "service", "training"})
+_OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "proto", "service", "training"})
 
 
 class Command(Protocol):

@@ -106,7 +106,8 @@ def _same(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any
 
 
 def _concat(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
-    if _attributes(node)["axis"] in inputs[0].axes:
+    axis = _attributes(node)["axis"]
+    if axis < 0 or axis in inputs[0].axes:
         raise NotLocal(f"Concat ({node.output[0]}) joins maps side by side")
     return _same(node, inputs, constants)
 
@@ -150,9 +151,9 @@ def _slice(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, An
     steps = constants.get(names[4], np.ones(len(axes), np.int64))
     moves = []
     for start, axis, step in zip(starts, axes, steps, strict=True):
-        if int(axis) not in reach.axes:
+        if int(axis) >= 0 and int(axis) not in reach.axes:
             continue  # channels, as from RGB to BGR
-        if start < 0 or step != 1:
+        if axis < 0 or start < 0 or step != 1:
             raise NotLocal(f"Slice ({node.output[0]}) does not start at a fixed place")
         moves.append(reach.stride * int(start))
     # An axis that is not cut stays where it is.
@@ -193,8 +194,9 @@ def _resize(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, A
 
 
 def _transpose(node: onnx.NodeProto, inputs: list[Reach], constants: Mapping[str, Any]) -> Reach:
-    order = list(_attributes(node)["perm"])
-    reach = inputs[0]
+    order, reach = list(_attributes(node).get("perm", ())), inputs[0]
+    if not order:
+        raise NotLocal(f"Transpose ({node.output[0]}) does not say where its axes go")
     axes = (order.index(reach.axes[0]), order.index(reach.axes[1]))
     return Reach(axes, *_place(reach))
 

@@ -216,7 +216,7 @@ class Contract:
         if text is None:
             raise ContractError(
                 f"{source} has no contract (metadata key {METADATA_KEY!r}): write it with "
-                "`fcn export`"
+                "`fcn export`, or `fcn adopt` for networks of other makes"
             )
         try:
             return cls.from_json(text)

@@ -195,7 +195,8 @@ def take_pixels(proto: onnx.ModelProto, contract: Contract) -> None:
 def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) -> Any:
     """The range of every tensor that may become 8-bit, as ONNX Runtime's quantiser wants it.
 
-    Ours rather than its calibrators, which add reductions to the graph and take 15 times as long.
+    Ours rather than its calibrators, which add reductions to the graph and took three times as
+    long (bench/LOG.md).
     """
     import onnxruntime
     from onnxruntime.quantization.calibrate import (

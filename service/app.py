@@ -16,6 +16,11 @@ from collections.abc import Generator
 import uvicorn
 from fastapi import FastAPI
 
+from service.api import oip_rpc
+from service.api.oip_admin import Admin
+from service.api.oip_models import Statistics
+from service.api.oip_rest import OipOptions, OipRest
+from service.api.oip_rpc import OipRpc
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
 from service.api.upload import Uploads
@@ -28,6 +33,8 @@ from service.telemetry import Telemetry, configure_logging
 # must not be the one that closes it last.
 KEEP_ALIVE_S = 65
 BACKLOG = 2048
+# What a tensor has around its pixels, in a gRPC message or a body with JSON before it.
+TENSOR_OVERHEAD_BYTES = 64 * 1024
 
 _log = logging.getLogger("fcn.app")
 
@@ -96,12 +103,15 @@ class _Server:
             ),
             provider=s.provider,
             engine=s.engine,
+            precision=s.precision,
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,
             warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
+            poll_s=s.model_poll_s,
+            changed=telemetry.loaded,
             observer=telemetry,
         )
         deadline_s = s.deadline_ms / 1000
@@ -111,12 +121,18 @@ class _Server:
             timeout_s=s.upload_timeout_s,
             rejected=telemetry.rejected,
         )
+        # The largest picture fits as pixels, too.
+        max_tensor_bytes = max(s.max_image_bytes, 3 * s.max_image_pixels) + TENSOR_OVERHEAD_BYTES
+
+        def ready() -> bool:
+            return segmenter.ready() and not self._draining
+
         rest = create_app(
             segmenter,
             telemetry,
-            RestOptions(s.max_image_bytes, deadline_s, s.default_model),
+            RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
             uploads,
-            ready=lambda: segmenter.ready() and not self._draining,
+            ready,
         )
         rpc = RpcServer(
             segmenter,
@@ -129,7 +145,24 @@ class _Server:
                 compression=s.grpc_compression,
             ),
             uploads,
+            max_tensor_bytes,
         )
+        oip = (
+            segmenter,
+            telemetry,
+            OipOptions(
+                max_json_bytes=s.max_image_bytes,
+                max_body_bytes=max_tensor_bytes,
+                max_pixels=s.max_image_pixels,
+                deadline_s=deadline_s,
+            ),
+            uploads,
+            Statistics(),
+            Admin(segmenter, s.read_admin_key()),
+            ready,
+        )
+        OipRest(*oip).add_to(rest)
+        rpc.add(oip_rpc.SERVICE, OipRpc(*oip).handler())
         # Both ports first: a busy one should be known before minutes go into loading.
         http_socket = _listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = _bind_grpc(rpc, s.host, s.grpc_port)
@@ -146,7 +179,6 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                telemetry.loaded(segmenter.models())
                 await rpc.set_serving(True)
                 _announce(segmenter, s.host, http_port, grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -158,6 +190,7 @@ class _Server:
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving, rpc, segmenter) and idle
+            idle = idle and not segmenter.loading
         if not idle:
             # A thread is inside the runtime, which cannot be interrupted; a normal exit would
             # wait for it.

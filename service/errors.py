@@ -6,6 +6,8 @@
       ImageTooLarge           too many bytes or pixels
       InvalidParameter        a query parameter is out of its range
       UnknownModel, UnknownVersion
+      NotAuthenticated        the operator's key is missing or wrong
+      NotAllowed              nobody may do this here, as the server is set up
       ModelNotReady           known, but loading or failed
       Overloaded              no room now; carries retry_after_s
       UploadTooSlow           the body was not complete in time
@@ -59,6 +61,14 @@ class UnknownModel(ServiceError):
 
 class UnknownVersion(ServiceError):
     title = "Unknown model version"
+
+
+class NotAuthenticated(ServiceError):
+    title = "Not authenticated"
+
+
+class NotAllowed(ServiceError):
+    title = "Not allowed"
 
 
 class ModelNotReady(ServiceError):

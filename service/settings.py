@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "FCN_"
+MIN_ADMIN_KEY = 16
+"""Characters. A shorter one could be guessed."""
 
 
 class SettingsError(ValueError):
@@ -50,6 +52,9 @@ class Settings(BaseSettings):
 
     model_repository: Path = Path("model_repository")
     """Folder of models, `<name>/<version>/model.onnx`."""
+    model_poll_s: float = Field(0.0, ge=0)
+    """Seconds between looks for new, changed and removed models, which are then loaded, replaced
+    and unloaded; 0 looks at the start only."""
     default_model: str | None = None
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,6 +62,10 @@ class Settings(BaseSettings):
     engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
     Runtime; `auto` takes the faster of the two at every start."""
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    """Which file of a model is served: `fp32` is `model.onnx`, `int8` the `model.int8.onnx` beside
+    it; `auto` takes int8 where it exists and the CPU has instructions for it (VNNI, AMX, Arm's dot
+    product)."""
     instances: int | None = Field(None, ge=1)
     """Inferences at once on the CPU; by default one per core, 8 at most."""
     intra_op_threads: int | None = Field(None, ge=1)
@@ -118,6 +127,12 @@ class Settings(BaseSettings):
     drain_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get to finish at SIGTERM."""
 
+    admin_key: SecretStr | None = None
+    """Key of whoever may list, load and unload models while the server runs. Without one, nobody
+    may."""
+    admin_key_file: Path | None = None
+    """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
@@ -128,6 +143,28 @@ class Settings(BaseSettings):
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"FCN_HTTP_PORT and FCN_GRPC_PORT are both {self.http_port}")
         return self
+
+    @model_validator(mode="after")
+    def _one_admin_key(self) -> Self:
+        if self.admin_key is not None and self.admin_key_file is not None:
+            raise ValueError("FCN_ADMIN_KEY and FCN_ADMIN_KEY_FILE are both set: set one")
+        if (key := self.read_admin_key()) is not None and len(key) < MIN_ADMIN_KEY:
+            raise ValueError(
+                f"the admin key has {len(key)} characters: give it {MIN_ADMIN_KEY} or more"
+            )
+        return self
+
+    def read_admin_key(self) -> str | None:
+        """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
+        if self.admin_key_file is None:
+            return None if self.admin_key is None else self.admin_key.get_secret_value()
+        try:
+            return self.admin_key_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ValueError(
+                f"FCN_ADMIN_KEY_FILE {str(self.admin_key_file)!r} cannot be read: {reason}"
+            ) from error
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.build import NetworkSpec
 from training.analysis.masking import Shown
 from training.losses import Reduction
+from training.precision import Precision
 from training.recipe_file import ConfigError as ConfigError
 from training.recipe_file import override, read_recipe
 from training.transforms import Augmentation
@@ -115,7 +116,7 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     init: InitConfig = InitConfig()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     activation_checkpointing: bool = False
     """Inner maps of the backbone are computed again for the gradient instead of kept."""
     seed: int = 1337

@@ -17,6 +17,7 @@ from training.config import ConfigError, LossConfig, TrainConfig
 from training.loader import Batch
 from training.losses import cross_entropy, labelled_mass, sample_cells, soft_dice
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
+from training.precision import uses_bf16
 from training.ranks import ALONE, Ranks
 
 
@@ -41,7 +42,9 @@ class Learner:
         self.device = ranks.device()
         self.iteration = 0
         network.backbone.recompute = config.activation_checkpointing
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bf16 = uses_bf16(config.precision, self.device)
+        self.memory_format = _memory_format(network, self.device, self.bf16)
+        network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if ranks.count > 1 and self.device.type == "cuda":
             # There is none for the CPU.
             nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -66,7 +69,7 @@ class Learner:
             with self._exchange(last=index == len(batches)):
                 images = images.to(self.device, non_blocking=True).float()
                 with self._autocast():
-                    logits = self.parallel(images.contiguous(memory_format=torch.channels_last))
+                    logits = self.parallel(images.contiguous(memory_format=self.memory_format))
                 loss = heads_loss(
                     logits, target, self.network.heads,
                     self.config.loss, self.class_weights, mass, self.ranks,
@@ -119,9 +122,7 @@ class Learner:
             torch.cuda.set_rng_state(checkpoint.cuda_random_states[rank])
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once a step, in the backward pass of its last batch."""
@@ -140,6 +141,15 @@ class Learner:
                 for statistic in (module.running_mean, module.running_var):
                     if statistic is not None:
                         statistic.copy_(self.ranks.sum(statistic) / self.ranks.count)
+
+
+def _memory_format(network: FCN, device: torch.device, bf16: bool) -> torch.memory_format:
+    """Channels last is what tensor cores and bf16 kernels want, and depthwise convolutions on a
+    CPU; the large plain ones in fp32 took a fifth longer with it there (bench/LOG.md)."""
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 2 for m in network.modules())
+    if device.type == "cpu" and not bf16 and not depthwise:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _parallel(network: FCN, ranks: Ranks) -> nn.Module:

@@ -36,13 +36,21 @@ class OnnxPredictor:
         self._path = path
 
     def __call__(self, image: Pixels, /) -> Pixels:
-        """Raises: EvaluationError if the runtime refuses the image."""
+        """Padded with zeros to sides that the network takes, as the server does it.
+
+        Raises: EvaluationError if the runtime refuses the image.
+        """
+        spec = self.contract.input
+        height, width = image.shape[:2]
+        sides = (max(side, spec.min_side_px) for side in (height, width))
+        below, right = (-(-side // spec.multiple_of_px) * spec.multiple_of_px for side in sides)
+        padded = np.pad(image, ((0, below - height), (0, right - width), (0, 0)))
         try:
             (label_maps,) = self._session.run(
-                [self.contract.outputs.label_map], {self.contract.input.name: image[None]}
+                [self.contract.outputs.label_map], {self.contract.input.name: padded[None]}
             )
         except Exception as error:  # as above
             raise EvaluationError(
                 f"{self._path} fails on an image of {image.shape[0]}x{image.shape[1]}: {error}"
             ) from error
-        return np.asarray(label_maps[0], np.uint8)
+        return np.asarray(label_maps[0, :height, :width], np.uint8)

@@ -45,7 +45,7 @@ def publish(
     network = _served(checkpoint, checkpoint_path)
     name = name or str(checkpoint.config["name"])
     folder = repository / name
-    path = folder / str(version or _next_version(folder)) / "model.onnx"
+    path = folder / str(version or next_version(folder)) / "model.onnx"
     if path.exists() and not overwrite:
         raise PublishError(f"{path} exists: choose another --version or say --overwrite")
     contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
@@ -201,7 +201,8 @@ def _read_scores(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _next_version(folder: Path) -> int:
+def next_version(folder: Path) -> int:
+    """One above the highest version of the model whose folder this is."""
     if not folder.is_dir():
         return 1
     taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]

@@ -78,7 +78,8 @@ class RestPredictor:
     def _models(self) -> list[ServedModel]:
         reply = self._ask("GET", f"{self._prefix}/v1/models")
         try:
-            return [_served(model) for model in json.loads(reply)["models"]]
+            # A model of which no version could be loaded has no default one.
+            return [_served(m) for m in json.loads(reply)["models"] if m["default_version"]]
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise ServerError(f"{self.url}/v1/models is no list of models: {error!r}") from error
 

@@ -16,7 +16,7 @@ def validate(learner: Learner, data: SegmentationDataset, record: Record | None)
     """Scores of the averaged weights on the whole of `data`, its images shared among the processes;
     `record` gets a few predictions."""
     with learner.averaged_weights():
-        predict = NetworkPredictor(learner.network, bf16=learner.config.precision == "bf16")
+        predict = NetworkPredictor(learner.network, bf16=learner.bf16)
         scores = evaluate(predict, data, progress=False, ranks=learner.ranks).scores()
         step = max(1, len(data) // _PICTURES)
         for index in range(0, len(data), step)[:_PICTURES]:

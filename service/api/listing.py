@@ -6,50 +6,93 @@ from collections.abc import Sequence
 from typing import Any
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.core.segmenter import ModelStatus
+from service.core.segmenter import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 
 
 def default_name(models: Sequence[ModelStatus], configured: str | None) -> str | None:
     """The model that answers requests that name none; None when they must name one."""
     if configured is not None:
-        return configured
+        return own_name(models, configured)
     return models[0].name if len(models) == 1 else None
 
 
 def known_name(models: Sequence[ModelStatus], configured: str | None, asked: str | None) -> str:
     """The model a failed request was for, or "" so that made-up names make no time series."""
-    name = asked or default_name(models, configured)
+    name = own_name(models, asked) if asked else default_name(models, configured)
     return name if name is not None and any(name == model.name for model in models) else ""
 
 
-def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
-    """Raises: UnknownModel."""
+def own_name(models: Sequence[ModelStatus], name: str) -> str:
+    """Of an alias, the name of its model; any other name as it is."""
+    if any(name == model.name for model in models):
+        return name
     for model in models:
-        if model.name == name:
+        if any(name == alias for alias, _ in model.aliases):
+            return model.name
+    return name
+
+
+def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
+    """One that serves, by its name or an alias. Raises: UnknownModel."""
+    own = own_name(models, name)
+    for model in models:
+        if model.name == own:
             return model
-    raise UnknownModel(
+    raise unknown_model(name, [model.name for model in models])
+
+
+def unknown_model(name: str, known: Sequence[str]) -> UnknownModel:
+    return UnknownModel(
         f"there is no model {quoted(name)}: choose from "
-        f"{', '.join(model.name for model in models) or 'none, they are still loading'}"
+        f"{', '.join(known) or 'none, they are still loading'}"
     )
 
 
-def model_json(model: ModelStatus, default: str | None) -> dict[str, Any]:
-    """One model with all its versions, JSON-ready."""
+def models_json(
+    models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None
+) -> list[dict[str, Any]]:
+    """Every model of the repository by name, also those that do not serve, JSON-ready."""
+    serving = {model.name: model for model in models}
+    default = default_name(models, configured)
+    return [
+        _model_json(name, serving.get(name), [e for e in index if e.name == name], default)
+        for name in sorted({*serving, *(entry.name for entry in index)})
+    ]
+
+
+def model_json(
+    models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None, name: str
+) -> dict[str, Any]:
+    """One of them, by its name or an alias. Raises: UnknownModel."""
+    name, found = own_name(models, name), models_json(models, index, configured)
+    for model in found:
+        if model["name"] == name:
+            return model
+    raise unknown_model(name, [model["name"] for model in found])
+
+
+def _model_json(
+    name: str, model: ModelStatus | None, index: Sequence[IndexEntry], default: str | None
+) -> dict[str, Any]:
+    loaded = {v.version: v for v in model.versions} if model else {}
+    versions = []
+    for entry in index:
+        version: dict[str, Any] = {"version": entry.version, "state": str(entry.state)}
+        if entry.reason:
+            version["reason"] = entry.reason
+        if v := loaded.get(entry.version):
+            version["precision"] = v.precision
+            version["provider"] = v.provider
+            version["contract"] = v.contract.to_dict()
+        versions.append(version)
+    aliases = model.aliases if model else ()
     return {
-        "name": model.name,
-        "is_default": model.name == default,
-        "default_version": model.default_version,
-        "versions": [
-            {
-                "version": v.version,
-                "state": str(v.state),
-                "precision": v.precision,
-                "provider": v.provider,
-                "contract": v.contract.to_dict(),
-            }
-            for v in model.versions
-        ],
+        "name": name,
+        "is_default": name == default,
+        "default_version": model.default_version if model else None,
+        "aliases": [{"name": alias, "version": version} for alias, version in aliases],
+        "versions": versions,
     }
 
 

@@ -17,12 +17,14 @@ from starlette.types import Receive
 
 from service.api import openapi
 from service.api.exchange import Exchange
-from service.api.listing import default_name, known_name, model_json, model_named
+from service.api.listing import known_name, model_json, models_json
+from service.api.oip_error import OIP_PREFIX, oip_error
+from service.api.page import add_pages, page, wants_page
 from service.api.parameters import segment_request
 from service.api.problem import framework_problem, record_of, service_problem
 from service.api.status import counts_as_latency, status_of
 from service.api.upload import Uploads, read_picture
-from service.core.segmenter import Segmenter, Timings
+from service.core.segmenter import Output, Segmenter, Timings
 from service.errors import ModelNotReady, ServiceError
 from service.telemetry import Telemetry
 
@@ -33,11 +35,13 @@ T = TypeVar("T")
 class RestOptions:
     """max_image_bytes: cap of an upload. deadline_s: for requests that bring none.
 
+    latency_target_s: told to the web page.
     default_model: as configured; None when the only model is the default.
     """
 
     max_image_bytes: int
     deadline_s: float
+    latency_target_s: float
     default_model: str | None = None
 
 
@@ -49,7 +53,13 @@ def create_app(
     ready: Callable[[], bool],
 ) -> FastAPI:
     """`ready` says whether new requests are wanted: models loaded and not draining."""
-    app = FastAPI(title=openapi.TITLE, description=openapi.DESCRIPTION, version=openapi.VERSION)
+    app = FastAPI(
+        title=openapi.TITLE,
+        description=openapi.DESCRIPTION,
+        version=openapi.VERSION,
+        docs_url=None,  # its own come from a CDN; see service.api.page
+        redoc_url=None,
+    )
     rest = _Rest(segmenter, telemetry, options, uploads, ready)
     app.add_middleware(Exchange, telemetry=telemetry)
     app.add_exception_handler(ServiceError, rest.service_error)
@@ -64,6 +74,7 @@ def create_app(
     route("/readyz", rest.readyz, methods=["GET"], **openapi.READYZ)
     route("/metrics", rest.metrics, methods=["GET"], **openapi.METRICS)
     route("/", rest.index, methods=["GET"], include_in_schema=False)
+    add_pages(app)
     return app
 
 
@@ -124,15 +135,13 @@ class _Rest:
 
     async def list_models(self, request: Request) -> Response:
         record_of(request).method = "ListModels"
-        models = self._segmenter.models()
-        default = default_name(models, self._options.default_model)
-        return JSONResponse({"models": [model_json(model, default) for model in models]})
+        models, index = self._segmenter.models(), self._segmenter.index()
+        return JSONResponse({"models": models_json(models, index, self._options.default_model)})
 
     async def get_model(self, request: Request, model: str) -> Response:
         record_of(request).method = "GetModel"
-        models = self._segmenter.models()
-        default = default_name(models, self._options.default_model)
-        return JSONResponse(model_json(model_named(models, model), default))
+        models, index = self._segmenter.models(), self._segmenter.index()
+        return JSONResponse(model_json(models, index, self._options.default_model, model))
 
     async def livez(self, request: Request) -> Response:
         record = record_of(request)
@@ -153,13 +162,19 @@ class _Rest:
 
     async def index(self, request: Request) -> Response:
         record_of(request).method = "Index"
+        if wants_page(request.headers.get("accept")):
+            return page()
         return JSONResponse(
             {
                 "service": openapi.TITLE,
                 "segment": "POST a picture to /segment",
                 "models": "/v1/models",
-                "docs": "/docs",
-            }
+                "docs": openapi.DOCS_PATH,
+                "outputs": [str(output) for output in Output],
+                "latency_target_s": self._options.latency_target_s,
+                "max_image_bytes": self._options.max_image_bytes,
+            },
+            headers={"Vary": "Accept"},
         )
 
     async def service_error(self, request: Request, error: Exception) -> Response:
@@ -179,6 +194,8 @@ class _Rest:
         }
         detail = details.get(error.status_code, error.detail)
         headers = dict(error.headers) if error.headers else None
+        if request.url.path.startswith(OIP_PREFIX):
+            return oip_error(error.status_code, detail, record_of(request), headers)
         return framework_problem(error.status_code, detail, record_of(request), headers)
 
     async def validation_error(self, request: Request, error: Exception) -> Response:

@@ -76,14 +76,20 @@ class RpcServer:
     """The gRPC server: `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
     def __init__(
-        self, segmenter: Segmenter, telemetry: Telemetry, options: RpcOptions, uploads: Uploads
+        self,
+        segmenter: Segmenter,
+        telemetry: Telemetry,
+        options: RpcOptions,
+        uploads: Uploads,
+        max_message_bytes: int = 0,
     ) -> None:
-        """Must be made inside the event loop that runs it."""
+        """Must be made inside the event loop that runs it. max_message_bytes: if some service needs
+        more than the largest upload."""
         self._server = aio.server(
             options=[
                 (
                     "grpc.max_receive_message_length",
-                    options.max_image_bytes + MESSAGE_OVERHEAD_BYTES,
+                    max(options.max_image_bytes, max_message_bytes) + MESSAGE_OVERHEAD_BYTES,
                 ),
                 # What the largest accepted image makes is always sent.
                 ("grpc.max_send_message_length", -1),
@@ -96,9 +102,12 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._segmentation = Segmentation(segmenter, telemetry, options, uploads)
         self._server.add_generic_rpc_handlers((self._segmentation.handler(),))
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        self._services = [SERVICE]
+
+    def add(self, service: str, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
+        """One more service, before `start`. service: its full name."""
+        self._server.add_generic_rpc_handlers((handler,))
+        self._services.append(service)
 
     def bind(self, address: str) -> int:
         """Listens on `host:port` and returns the port. Raises: OSError when it is taken."""
@@ -108,14 +117,17 @@ class RpcServer:
             raise OSError(f"cannot listen on {address}") from error
 
     async def start(self) -> None:
+        reflection.enable_server_reflection(
+            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
         await self.set_serving(False)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """What grpc.health.v1 says of the server and of the Segmentation service."""
+        """What grpc.health.v1 says of the server and of each of its services."""
         kinds = health_pb2.HealthCheckResponse
         status = kinds.SERVING if serving else kinds.NOT_SERVING
-        for service in (health.OVERALL_HEALTH, SERVICE):
+        for service in (health.OVERALL_HEALTH, *self._services):
             await self._health.set(service, status)
 
     async def retire(self) -> None:

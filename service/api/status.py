@@ -38,6 +38,8 @@ TABLE: Final[dict[type[errors.ServiceError], Status]] = {
     NotAcceptable: Status(406, _C.INVALID_ARGUMENT, "not-acceptable"),
     errors.UnknownModel: Status(404, _C.NOT_FOUND, "unknown-model"),
     errors.UnknownVersion: Status(404, _C.NOT_FOUND, "unknown-version"),
+    errors.NotAuthenticated: Status(401, _C.UNAUTHENTICATED, "not-authenticated"),
+    errors.NotAllowed: Status(403, _C.PERMISSION_DENIED, "not-allowed"),
     errors.ModelNotReady: Status(503, _C.UNAVAILABLE, "model-not-ready", retry=True),
     errors.Overloaded: Status(429, _C.RESOURCE_EXHAUSTED, "overloaded", retry=True),
     errors.UploadTooSlow: Status(408, _C.DEADLINE_EXCEEDED, "upload-too-slow"),

@@ -166,7 +166,7 @@ async def read_picture(
     if content_length and content_length.isdigit() and int(content_length[:18]) > claimed_limit:
         raise _too_large(max_bytes)
     if media_type != "multipart/form-data":
-        return await _read_raw(stream, max_bytes)
+        return await read_raw(stream, max_bytes)
     form = _Form(options.get(b"boundary", b""), max_bytes)
     received = 0
     async for chunk in stream:
@@ -183,7 +183,8 @@ def _too_large(max_bytes: int) -> ImageTooLarge:
     )
 
 
-async def _read_raw(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+async def read_raw(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """The whole body. Raises: ImageTooLarge."""
     chunks: list[bytes] = []
     received = 0
     async for chunk in stream:

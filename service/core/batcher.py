@@ -287,8 +287,16 @@ class Batcher:
         """Fails what is queued or running with ShuttingDown. Drain first to lose nothing."""
         self._finish(ShuttingDown())
         # Without waiting: a run cannot be interrupted, and its result has no taker.
-        for lane in (*self._lanes, *([self._alone] if self._alone else [])):
+        for lane in self._all_lanes():
             lane.thread.shutdown(wait=False, cancel_futures=True)
+
+    def join(self) -> None:
+        """After `close`: returns when the device threads have ended. Not on the event loop."""
+        for lane in self._all_lanes():
+            lane.thread.shutdown()
+
+    def _all_lanes(self) -> list[_Lane]:
+        return [*self._lanes, *([self._alone] if self._alone else [])]
 
     def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
         if self._end is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 _MOST_INSTANCES = 8
 """By default. Each holds the network's intermediate results of one batch."""
 
@@ -52,6 +54,21 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
         cores = os.cpu_count() or 1
     quota = _quota(cgroup)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def multiplies_int8(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the CPU sums products of 8-bit numbers in one instruction (VNNI, AMX, Arm's dot
+    product), exactly. Without it 8-bit networks gain little, and x86 saturates some of the sums
+    (microsoft/onnxruntime#28415). False where the system does not say."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return not _INT8_FLAGS.isdisjoint(flags.split())
+    return False
 
 
 def _quota(cgroup: Path) -> float | None:

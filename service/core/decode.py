@@ -58,7 +58,7 @@ Image.preinit()
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`rgb`: uint8 RGB [H,W,3], C-contiguous, upright. `format`: "JPEG", "PNG", ..."""
+    """`rgb`: uint8 RGB [H,W,3], C-contiguous, upright. `format`: "JPEG", "PNG", ..., "RGB"."""
 
     rgb: npt.NDArray[np.uint8]
     format: str
@@ -96,6 +96,13 @@ def decode(body: bytes, *, max_bytes: int, max_pixels: int) -> DecodedImage:
     return DecodedImage(rgb, name)
 
 
+def undecoded(rgb: npt.NDArray[np.uint8], *, max_pixels: int) -> DecodedImage:
+    """Pixels that came as such, uint8 RGB [H,W,3]. Raises: ImageTooLarge."""
+    height, width = rgb.shape[:2]
+    _check_pixels(height, width, max_pixels)
+    return DecodedImage(rgb, "RGB")
+
+
 def _sniff(body: bytes) -> str:
     """The Pillow plugin for these bytes."""
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
@@ -114,17 +121,21 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise InvalidImage(f"the {name} file says it is {height}x{width}: it has no pixels")
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width), {width * height} pixels, and this "
-            f"server takes {max_pixels}: scale it down"
-        )
+    _check_pixels(height, width, max_pixels)
     # A JPEG's further pictures (MPO) are previews and depth maps; elsewhere which one is meant is
     # anyone's guess.
     frames = getattr(image, "n_frames", 1)
     if name != "JPEG" and frames > 1:
         raise UnsupportedImageFormat(
             f"the {name} file holds {frames} pictures: send each in a request of its own"
+        )
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the picture is {height}x{width} (height x width), {width * height} pixels, and this "
+            f"server takes {max_pixels}: scale it down"
         )
 
 

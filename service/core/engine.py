@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.core.cores import Plan
+from service.core.cores import Plan, multiplies_int8
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.prepare import prepare
 from service.core.runtime import Session
@@ -25,6 +25,9 @@ from service.errors import ImageTooLarge, ModelLoadError
 UInt8Array = npt.NDArray[np.uint8]
 
 ENGINES: Final = ("onnxruntime", "openvino", "auto")
+PRECISIONS: Final = ("auto", "fp32", "int8")
+INT8_FILE: Final = "model.int8.onnx"
+"""Beside `model.onnx`: the same network in 8 bits, as `fcn quantize` writes it."""
 SAMPLE_SIZES: Final = ((97, 131), (256, 256), (240, 320))
 """(height, width): odd, square and wide."""
 LEAST_AGREEMENT: Final = 0.999
@@ -36,22 +39,21 @@ _ROUNDS = 3
 _log = logging.getLogger(__name__)
 
 
-def open_network(path: Path, *, provider: str, engine: str, plan: Plan) -> Network:
+def open_network(
+    path: Path, *, provider: str, engine: str, plan: Plan, precision: str = "auto"
+) -> Network:
     """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
 
-    provider: see `runtime.Session`. On CUDA there is ONNX Runtime only.
+    provider: see `runtime.Session`. On CUDA there is ONNX Runtime only. precision: one of
+    `PRECISIONS`; "fp32" is the file at `path`, "int8" the one beside it, and "auto" that one where
+    it exists and the network runs on a CPU made for it.
 
-    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees.
+    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or int8
+    where there is no such file.
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    session = Session(
-        path,
-        provider=provider,
-        threads=plan.threads,
-        instances=plan.instances,
-        alone_threads=plan.alone_threads,
-    )
+    path, session = _open_session(path, provider, precision, plan)
     if engine == "onnxruntime":
         return session
     if session.provider != "cpu":
@@ -84,6 +86,36 @@ def open_network(path: Path, *, provider: str, engine: str, plan: Plan) -> Netwo
         )
         return faster
     return candidate
+
+
+def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tuple[Path, Session]:
+    """The file of that precision, and ONNX Runtime with it."""
+    if precision not in PRECISIONS:
+        raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    small = path.with_name(INT8_FILE)
+    if precision == "int8" and not small.is_file():
+        raise ModelLoadError(
+            f"{small} is missing: make it with `fcn quantize {path}`, or set FCN_PRECISION=auto"
+        )
+
+    def opened(file: Path) -> Session:
+        return Session(
+            file,
+            provider=provider,
+            threads=plan.threads,
+            instances=plan.instances,
+            alone_threads=plan.alone_threads,
+        )
+
+    if precision == "int8":
+        return small, opened(small)
+    if precision == "fp32" or provider == "cuda" or not (small.is_file() and multiplies_int8()):
+        return path, opened(path)
+    if provider != "cpu":  # whether there is CUDA shows in the attempt
+        session = opened(path)
+        if session.provider != "cpu":
+            return path, session
+    return small, opened(small)
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

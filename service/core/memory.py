@@ -1,7 +1,8 @@
-"""How much memory this process may use, and how many pixels one inference may have for it."""
+"""How much memory this process may use, how much of it one inference may have, what goes back."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Final
@@ -30,3 +31,14 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
 def whole_pixels(memory_bytes: int) -> int:
     """Height times width up to which a picture is run in one piece."""
     return max(FEWEST, min(MOST, memory_bytes // BYTES_PER_PIXEL))
+
+
+def give_back() -> None:
+    """Returns to the system what was freed, and glibc keeps. Up to 0.2 s: not on the event loop.
+
+    Eight replacements of a 24 MB model under load took a process from 185 to 462 MB without it, and
+    unloading left 444 MB. With it 24 left 214 MB, and unloading 148 MB (AMD EPYC, 2 cores).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

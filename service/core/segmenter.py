@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.contract import Contract, InputSpec
+from model.contract import InputSpec
 from service.core import header, render
 from service.core.admission import Admission, Permit
-from service.core.batcher import Batcher, Labelled, Place, Squeeze
-from service.core.catalog import Catalog
+from service.core.batcher import Labelled, Place, Squeeze
 from service.core.cores import available_cores, plan
-from service.core.decode import DecodedImage, decode
+from service.core.decode import DecodedImage, decode, undecoded
 from service.core.engine import open_network as open_with_engine
+from service.core.fleet import Fleet
+from service.core.loader import Loader, Served
 from service.core.memory import available_memory_bytes, whole_pixels
 from service.core.pool import Pool
-from service.core.prepare import Prepared, accepted_sizes, ordinary_size, prepare, restore
-from service.core.repository import ModelFile, scan
+from service.core.prepare import Prepared, prepare, restore
 from service.core.tiles import tiles
 from service.core.types import (
     Clock,
     Dtype,
+    IndexEntry,
     Limits,
     ModelState,
     ModelStatus,
@@ -49,7 +49,6 @@ from service.core.types import (
 from service.errors import (
     DeadlineExceeded,
     InvalidParameter,
-    ModelLoadError,
     ModelNotReady,
     Overloaded,
     ShuttingDown,
@@ -57,6 +56,7 @@ from service.errors import (
 
 __all__ = [
     "Dtype",
+    "IndexEntry",
     "Limits",
     "ModelState",
     "ModelStatus",
@@ -76,28 +76,6 @@ UInt8Array = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """One version of a model that takes requests."""
-
-    name: str
-    version: str
-    network: Network
-    batcher: Batcher
-
-    @property
-    def contract(self) -> Contract:
-        return self.network.contract
-
-    @property
-    def provider(self) -> str:
-        return self.network.provider
-
-    @property
-    def state(self) -> ModelState:
-        return ModelState.READY if self.batcher.alive else ModelState.FAILED
-
-
 class Segmenter:
     """`start`, then `segment` from any task of one event loop, then `drain` and `aclose`."""
 
@@ -108,40 +86,57 @@ class Segmenter:
         limits: Limits | None = None,
         provider: str = "auto",
         engine: str = "onnxruntime",
+        precision: str = "auto",
         instances: int | None = None,
         threads: int | None = None,
         alone_threads: int | None = None,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         pool_workers: int | None = None,
         default_model: str | None = None,
+        poll_s: float = 0.0,
+        changed: Callable[[Sequence[ModelStatus]], None] | None = None,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
         """repository: see `service.core.repository`. default_model: used when none is asked for.
 
-        provider, engine: see `engine.open_network`. instances, threads, alone_threads: see
-        `cores.plan`. warm_up_sizes: (height, width) that run before the first request, as far as
-        the model takes them, besides an ordinary one.
+        provider, engine, precision: see `engine.open_network`. instances, threads,
+        alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
+        request, as far as the model takes them, besides an ordinary one.
         pool_workers: threads that decode and render, None for as many as cores.
+        poll_s: seconds between looks for new, changed and removed models; 0: never.
+        changed: told of the models that serve whenever they are others.
         open_network: how to load a model file, in place of these.
         """
         cores = available_cores()
-        self._repository = repository
         self._limits = limits or Limits()
         self._whole_pixels = self._limits.max_whole_pixels or whole_pixels(available_memory_bytes())
-        self._default_model = default_model
         self._observer = observer or NullObserver()
         self._clock = clock
-        self._warm_up_sizes = warm_up_sizes
-        self._open = open_network or partial(
+        self._poll_s = poll_s
+        opener = open_network or partial(
             open_with_engine,
             provider=provider,
             engine=engine,
+            precision=precision,
             plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
         )
         self._pool = Pool(pool_workers or cores, clock)
-        self._catalog: Catalog[_Served] = Catalog(default_model)
+        self._fleet = Fleet(
+            repository,
+            Loader(
+                open_network=opener,
+                limits=self._limits,
+                warm_up_sizes=warm_up_sizes,
+                observer=self._observer,
+                clock=clock,
+            ),
+            default_model=default_model,
+            changed=changed or (lambda models: None),
+        )
+        self._catalog = self._fleet.catalog
+        self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=self._limits.max_inflight,
             max_bytes=self._limits.max_inflight_bytes,
@@ -154,25 +149,50 @@ class Segmenter:
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
         try:
-            for file in await asyncio.to_thread(scan, self._repository):
-                network, size, seconds = await asyncio.to_thread(self._load, file)
-                self._serve(file, network).expect(size[0] * size[1], seconds)
-            if self._default_model is not None and self._default_model not in self._catalog:
-                raise ModelLoadError(
-                    f"the default model {self._default_model!r} is not in the repository, which "
-                    f"has {', '.join(self._catalog.names())}"
-                )
+            await self._fleet.start()
         except BaseException:
             await self.aclose()
             raise
         self._started = True
+        if self._poll_s:
+            self._watching = asyncio.create_task(self._fleet.watch(self._poll_s))
+
+    async def load(self, name: str) -> None:
+        """Reads a model's folder again and serves what is new, changed, or failed before.
+
+        Returns when it is ready. Raises: UnknownModel, or ModelLoadError when any of its versions
+        failed, while those that served go on; ShuttingDown, ModelNotReady before the start.
+        """
+        self._check_open()
+        await self._fleet.load(name)
+
+    async def unload(self, name: str) -> None:
+        """Takes no new requests for a model; returns when those it has are answered and its memory
+        is free. Until `load` it stays so, whatever changes in the repository.
+
+        Raises: UnknownModel, ShuttingDown, ModelNotReady before the start.
+        """
+        self._check_open()
+        await self._fleet.unload(name)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a thread is loading a model, which cannot be interrupted."""
+        return self._fleet.busy
+
+    def index(self) -> list[IndexEntry]:
+        """Every version in the repository, by name and number, whether it serves or not."""
+        return self._fleet.index()
 
     def models(self) -> list[ModelStatus]:
-        """By name."""
+        """Those that serve, by name."""
         return self._catalog.statuses()
 
     def ready(self) -> bool:
-        """True while new requests are taken and every model's default version answers."""
+        """True while new requests are taken and every loaded model's default version answers.
+
+        A version that could not be loaded does not count: it never served.
+        """
         return (
             self._started
             and not self._draining
@@ -206,13 +226,13 @@ class Segmenter:
         deadline = self._check(request)
         kept = _check_output(request, served)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
-        n_bytes = len(request.body)
+        n_bytes, pixels = _cost(request.body)
         # More than is taken is refused by its header, and so costs no pixels.
-        pixels = min(header.pixels(request.body) or 0, self._limits.max_image_pixels)
+        pixels = min(pixels, self._limits.max_image_pixels)
         if not self._admission.fits(n_bytes, pixels):
             raise self._overloaded(served)
         place = served.batcher.reserve(pixels, deadline, request.priority)
-        with place, self._admission.admit(n_bytes, pixels) as permit:
+        with served, place, self._admission.admit(n_bytes, pixels) as permit:
             try:
                 return await self._answer(request, served, deadline, kept, place, permit)
             except DeadlineExceeded:
@@ -235,14 +255,15 @@ class Segmenter:
     async def aclose(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
         self._draining = True
-        for served in self._catalog.entries():
-            served.batcher.close()
+        if self._watching is not None:
+            self._watching.cancel()
+        self._fleet.close()
         self._pool.close()
 
     async def _answer(
         self,
         request: SegmentRequest,
-        served: _Served,
+        served: Served,
         deadline: float | None,
         kept: frozenset[int] | None,
         place: Place,
@@ -288,13 +309,14 @@ class Segmenter:
             width=prepared.geometry.width,
             model=name,
             version=served.version,
+            label_map=label_map,
             timings=timings,
             batch_size=labelled.batch_size,
         )
 
     async def _label(
         self,
-        served: _Served,
+        served: Served,
         image: UInt8Array,
         deadline: float | None,
         place: Place,
@@ -332,60 +354,22 @@ class Segmenter:
             raise errors.exceptions[0] from None
         return Labelled(label_map, queue_s, infer_s, 1, scores)
 
-    def _served(self, request: SegmentRequest) -> _Served:
+    def _served(self, request: SegmentRequest) -> Served:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
+        self._check_open()
+        return self._catalog.find(request.model, request.version)
+
+    def _check_open(self) -> None:
+        """Raises: ShuttingDown, ModelNotReady."""
         if self._draining:
             self._observer.rejected("shutting_down")
             raise ShuttingDown()
         if not self._started:
             raise ModelNotReady("the models are still loading: try again in a moment")
-        return self._catalog.find(request.model, request.version)
 
-    def _overloaded(self, served: _Served) -> Overloaded:
+    def _overloaded(self, served: Served) -> Overloaded:
         self._observer.rejected("overloaded")
         return Overloaded(served.batcher.retry_after_s())
-
-    def _load(self, file: ModelFile) -> tuple[Network, tuple[int, int], float]:
-        """The network, and a size with the seconds one image of it took."""
-        network = self._open(file.path)
-        contract = network.contract
-        if contract.model_name != file.name:
-            _log.warning(
-                "%s calls itself %r and is served under its folder's name, %r",
-                file.path,
-                contract.model_name,
-                file.name,
-            )
-        size = ordinary_size(contract.input)
-        if size is None:
-            raise ModelLoadError(
-                f"{file.path}: the contract allows no size at all: no multiple of "
-                f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
-            )
-        network.warm_up([*accepted_sizes(self._warm_up_sizes, contract.input), size])
-        began = self._clock()
-        network.warm_up([size])
-        runs = len(network.instances) + (network.alone is not None)
-        return network, size, (self._clock() - began) / runs
-
-    def _serve(self, file: ModelFile, network: Network) -> Batcher:
-        batcher = Batcher(
-            network.instances,
-            alone=network.alone,
-            scored=network.scored,
-            model=file.name,
-            # On a CPU a batch takes as long as its images one by one: it would delay the first.
-            max_batch=self._limits.max_batch or (8 if network.provider == "cuda" else 1),
-            max_batch_pixels=self._limits.max_batch_pixels,
-            max_queue=self._limits.max_queue,
-            max_wait_s=self._limits.max_wait_s,
-            observer=self._observer,
-            clock=self._clock,
-        )
-        batcher.start()
-        self._catalog.add(_Served(file.name, file.version, network, batcher))
-        _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
-        return batcher
 
     def _check(self, request: SegmentRequest) -> float | None:
         """The deadline as a moment of the clock. Raises: InvalidParameter."""
@@ -398,14 +382,26 @@ class Segmenter:
         return self._clock() + request.deadline_s
 
 
-def _read(body: bytes, limits: Limits, spec: InputSpec) -> tuple[DecodedImage, Prepared]:
-    image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+def _cost(body: bytes | UInt8Array) -> tuple[int, int]:
+    """Bytes held, and pixels, 0 while they are not known."""
+    if isinstance(body, bytes):
+        return len(body), header.pixels(body) or 0
+    return body.nbytes, body.shape[0] * body.shape[1]
+
+
+def _read(
+    body: bytes | UInt8Array, limits: Limits, spec: InputSpec
+) -> tuple[DecodedImage, Prepared]:
+    if isinstance(body, bytes):
+        image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+    else:
+        image = undecoded(body, max_pixels=limits.max_image_pixels)
     return image, prepare(image.rgb, spec)
 
 
-def _check_output(request: SegmentRequest, served: _Served) -> frozenset[int] | None:
+def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    if request.output.needs_logits and not served.network.scored:
+    if request.output is not None and request.output.needs_logits and not served.network.scored:
         raise InvalidParameter(
             f"output {request.output} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "
@@ -432,13 +428,15 @@ def _write_scores(request: SegmentRequest, scores: npt.NDArray[Any]) -> tuple[by
 
 def _write(
     request: SegmentRequest,
-    served: _Served,
+    served: Served,
     timings: Timings,
     rgb: UInt8Array,
     label_map: UInt8Array,
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
     """The reply's body and its media type, of an output that needs the label map only."""
+    if request.output is None:
+        return b"", ""
     shown = render.keep(label_map, kept)
     palette = served.contract.palette()
     names = {"model": served.name, "version": served.version}

@@ -61,17 +61,19 @@ class Priority(IntEnum):
 class SegmentRequest:
     """One picture to segment.
 
-    body: the picture file's bytes. model, version: None means the default one.
+    body: the picture file's bytes, or its pixels, uint8 RGB [H,W,3].
+    model, version: None means the default one.
+    output: what to render; None for nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
     deadline_s: time allowed from now; None means no limit.
     """
 
-    body: bytes
+    body: bytes | UInt8Array
     model: str | None = None
     version: str | None = None
-    output: Output = Output.LABEL_MAP
+    output: Output | None = Output.LABEL_MAP
     alpha: float = 0.5
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8
@@ -92,7 +94,10 @@ class Timings:
 
 @dataclass(slots=True)
 class SegmentReply:
-    """`height` and `width` are those of the upload, upright."""
+    """`height` and `width` are those of the upload, upright.
+
+    label_map: uint8 [H,W], of all classes, whatever the body shows.
+    """
 
     body: bytes
     media_type: str
@@ -100,14 +105,19 @@ class SegmentReply:
     width: int
     model: str
     version: str
+    label_map: UInt8Array
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
 
 
 class ModelState(StrEnum):
+    """DRAINING: answers the requests it has and takes no more. UNLOADED: in the repository only."""
+
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    DRAINING = "draining"
+    UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +136,33 @@ class VersionStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """versions: ascending by number; `default_version` is the one used when none is asked for."""
+    """A model that serves. versions: those loaded, ascending by number.
+
+    default_version: the one used when none is asked for. aliases: other names for the model, or,
+    where a version follows, for that one.
+    """
 
     name: str
     default_version: str
     versions: tuple[VersionStatus, ...]
+    aliases: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def default(self) -> VersionStatus:
         return next(v for v in self.versions if v.version == self.default_version)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version in the repository, whether it serves or not.
+
+    reason: why it does not, or, of one that is ready, why a newer file or setting was refused.
+    """
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,3 +22,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(repository, "other", 1, bias=(0, 0, 300))
     with running(repository, default_model="tiny", max_image_bytes=MAX_IMAGE_BYTES) as server:
         yield server
+
+
+ADMIN_KEY = "an operator's key for tests"
+MAX_PIXELS = 40_000
+
+
+@pytest.fixture(scope="session")
+def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, with an admin key, `first` for version 1, and a queue of six pictures."""
+    repository: Path = tmp_path_factory.mktemp("oip")
+    write_model(repository, "tiny", 1)
+    write_model(repository, "tiny", 2, bias=(0, 300, 0))
+    write_model(repository, "other", 1, bias=(0, 0, 300))
+    (repository / "aliases.toml").write_text('first = "tiny/1"\n')
+    with running(
+        repository,
+        default_model="tiny",
+        admin_key=ADMIN_KEY,
+        max_image_bytes=MAX_IMAGE_BYTES,
+        max_image_pixels=MAX_PIXELS,
+        max_queue=6,
+    ) as server:
+        yield server

@@ -15,6 +15,7 @@ from service.api.status import TABLE, TYPE_PREFIX
 from service.core.segmenter import Output
 from service.telemetry import Telemetry
 from tests.conftest import need
+from tests.contract.oip import clients_python
 from tests.drawing import jpeg, read_png, street
 from tests.serving import ROOT, Server, environment
 
@@ -33,7 +34,15 @@ def rows(start: str) -> list[list[str]]:
 
 def test_there_are_snippets() -> None:
     assert [language for language, _ in SNIPPETS] == [
-        *("sh", "sh", "sh", "python", "python", "python", "sh")
+        "sh",
+        "sh",
+        "sh",
+        "python",
+        "python",
+        "python",
+        "sh",
+        "python",
+        "sh",
     ]
 
 
@@ -44,7 +53,10 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg(street(30, 50)))
     text = text.replace("http://localhost:8000", server.url)
     text = text.replace("localhost:8001", server.target)
-    command = ["sh", "-ec"] if language == "sh" else [sys.executable, "-c"]
+    text = text.replace("localhost:8000", server.url.removeprefix("http://"))
+    text = text.replace("camvid-fcn8s-mobilenet_v1", "tiny")
+    python = clients_python() if "tritonclient" in text else Path(sys.executable)
+    command = ["sh", "-ec"] if language == "sh" else [python, "-c"]
     done = subprocess.run(
         [*command, text],
         cwd=tmp_path,

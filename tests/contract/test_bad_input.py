@@ -247,23 +247,12 @@ def test_over_the_limit(server: Server) -> None:
     assert_problem(form, 413, "image-too-large", str(MAX_IMAGE_BYTES))
 
 
-@pytest.mark.parametrize(
-    ("over_bytes", "code", "words"),
-    [
-        (1, _Code.INVALID_ARGUMENT, f"takes {MAX_IMAGE_BYTES}"),
-        # Far over, gRPC itself refuses the message before it is read.
-        (200_000, _Code.RESOURCE_EXHAUSTED, "message larger than max"),
-    ],
-)
-def test_over_the_limit_over_grpc(
-    server: Server, over_bytes: int, code: grpc.StatusCode, words: str
-) -> None:
+@pytest.mark.parametrize("over_bytes", [1, 200_000])
+def test_over_the_limit_over_grpc(server: Server, over_bytes: int) -> None:
     body = GOOD + bytes(MAX_IMAGE_BYTES - len(GOOD) + over_bytes)
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Segment(pb.SegmentRequest(image=body), timeout=30)
-    assert isinstance(caught.value, grpc.Call)
-    assert caught.value.code() == code
-    assert words in (caught.value.details() or "")
+    assert_status(caught.value, _Code.INVALID_ARGUMENT, f"takes {MAX_IMAGE_BYTES}")
 
 
 def test_as_large_as_allowed(server: Server) -> None:

@@ -67,3 +67,21 @@ def test_summary_is_in_milliseconds() -> None:
     assert found["p50_ms"] == pytest.approx(2.0)
     assert found["min_ms"] == pytest.approx(1.0)
     assert found["count"] == 3
+
+
+def test_large_pictures_have_the_same_labels_in_parts(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.large_pictures", "--megapixels", "0.5"]
+        + ["--whole-pixels", "400000", "--compare", "0.7", "--out", str(out)],
+        cwd=serving.ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("FCN_")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parts, whole, largest = json.loads(out.read_text())["rows"]
+    assert parts["labels_that_differ"] == 0
+    assert whole["whole_pixels"] > 700_000 > parts["whole_pixels"]
+    assert largest["most_mib"] >= largest["at_rest_mib"] > 0

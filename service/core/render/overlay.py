@@ -25,16 +25,15 @@ def overlay_png(
     rgb: uint8 [H,W,3]. alpha: 0 (the upload) .. 1 (the colours). Void is untouched. outlines: of
     each class, the pixels beside another class or void are its colour, whatever alpha is.
     """
-    mask = np.full(256, round(alpha * 255), np.uint8)
-    mask[VOID] = 0
-    opacity = mask[label_map]
-    if outlines:
-        opacity[border(label_map) & (label_map != VOID)] = 255
     # Pillow blends with four bytes a pixel and in one pass: a fifth of numpy's time.
-    colors = Image.fromarray(label_map)
-    colors.putpalette(palette.tobytes())
+    labels = Image.fromarray(label_map)
+    opacity = labels.point([0 if n == VOID else round(alpha * 255) for n in range(256)])
+    if outlines:
+        drawn = border(label_map) & (label_map != VOID)
+        opacity.paste(255, (0, 0), Image.fromarray(drawn.view(np.uint8) * np.uint8(255)))
+    labels.putpalette(palette.tobytes())
     mixed = Image.fromarray(rgb)
-    mixed.paste(colors.convert("RGB"), (0, 0), Image.fromarray(opacity))
+    mixed.paste(labels.convert("RGB"), (0, 0), opacity)
     height, width = label_map.shape
     return rgb_png(np.frombuffer(mixed.tobytes(), np.uint8).reshape(height, width, 3))
 

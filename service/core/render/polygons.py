@@ -40,7 +40,7 @@ def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, vers
 
     Raises: ImageTooLarge above `MAX_EDGES`.
     """
-    regions = polygons(label_map)
+    regions, pixels = polygons(label_map)
     height, width = label_map.shape
     features: list[dict[str, Any]] = [
         {
@@ -49,7 +49,7 @@ def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, vers
             "properties": row,
             "geometry": {"type": "MultiPolygon", "coordinates": regions[row["id"]]},
         }
-        for row in class_table(label_map, contract)
+        for row in class_table(label_map, contract, pixels)
     ]
     body = {
         "type": "FeatureCollection",
@@ -62,8 +62,10 @@ def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, vers
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def polygons(label_map: UInt8Array) -> dict[int, list[list[Ring]]]:
+def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[int]]:
     """By class id, its regions, each an outer ring followed by its holes; void has none.
+
+    And the pixels of each of the 256 ids.
 
     Raises: ImageTooLarge above `MAX_EDGES`.
     """
@@ -78,7 +80,8 @@ def polygons(label_map: UInt8Array) -> dict[int, list[list[Ring]]]:
             f"{MAX_EDGES}): ask for rle or label_map, or scale the picture down"
         )
     rings = _rings(edges, height, width)
-    return _regions(rings, borders)
+    pixels = np.bincount(rings.label, weights=rings.area, minlength=256).astype(int).tolist()
+    return _regions(rings, borders), pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,9 @@ class _Borders:
     def edges(self) -> _Edges:
         left, first, last = self.runs(self.below)
         left_under, first_under, last_under = self.runs(self.above)
-        one = np.ones(len(first), np.int64)
         y, x = np.divmod(np.concatenate((first, first_under)), self.width)
         x_after = np.concatenate((last, last_under)) % self.width + 1
-        under = np.concatenate((one == 0, np.ones(len(first_under), bool)))
+        under = np.arange(len(y)) >= len(first)
         return _Edges(
             np.concatenate((left, left_under)),
             y,
@@ -163,18 +165,17 @@ def _rings(edges: _Edges, height: int, width: int) -> _Rings:
     sizes = np.diff(np.append(offsets, count))
     ring_of[order] = np.repeat(np.arange(len(offsets)), sizes)
     # Two corners for each edge, and behind the last of a ring its first again.
-    points = np.empty((count, 2, 2), np.int32)
-    points[:, 0, 0], points[:, 1, 0] = edges.start[order], edges.end[order]
-    points[:, :, 1] = edges.y[order, None]
-    ends = 2 * np.append(offsets, count)[1:]
-    flat = points.reshape(-1, 2)
-    closed = np.insert(flat, ends, flat[2 * offsets], axis=0) if count else flat
-    # Twice the area: a horizontal line at y from x0 to x1 counts y * (x0 - x1), vertical ones none.
-    parts = edges.y[order] * (edges.end[order] - edges.start[order])
-    area = -np.add.reduceat(parts, offsets) if count else parts
-    starts = (2 * offsets + np.arange(len(offsets))).tolist()
-    stops = (ends + np.arange(len(offsets)) + 1).tolist()
-    corners = [closed[a:b] for a, b in zip(starts, stops, strict=True)]
+    start, end, y = edges.start[order], edges.end[order], edges.y[order]
+    closed = np.empty((2 * count + len(offsets), 2), np.int32)
+    at = 2 * np.arange(count) + np.repeat(np.arange(len(offsets)), sizes)
+    closed[at, 0], closed[at + 1, 0] = start, end
+    closed[at, 1] = closed[at + 1, 1] = y
+    begins = 2 * offsets + np.arange(len(offsets))
+    ends = begins + 2 * sizes
+    closed[ends] = closed[begins]
+    corners = [closed[a : b + 1] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+    # Of the lines of a ring, a horizontal one has y * (x0 - x1) below it, and a vertical one none.
+    area = np.add.reduceat(y * (start - end), offsets) if count else y
     touching = ring_of[one[ring_of[one] == ring_of[other]]]
     return _Rings(
         edges.label[order[offsets]].tolist(),
@@ -215,14 +216,17 @@ def _cycles(after: list[int]) -> tuple[Int64Array, Int64Array]:
     offsets: list[int] = []
     add = order.append
     for first in range(len(after)):
-        at, then = first, after[first]
-        if then < 0:
+        if after[first] < 0:
             continue
         offsets.append(len(order))
-        while then >= 0:
+        at = first
+        while True:
             add(at)
+            then = after[at]
             after[at] = -1
-            at, then = then, after[then]
+            if then == first:
+                break
+            at = then
     return np.array(order, np.int64), np.array(offsets, np.int64)
 
 

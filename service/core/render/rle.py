@@ -19,8 +19,6 @@ from service.core.render.classes import class_table
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 
-_TILE_PX = 128
-
 
 def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: str) -> bytes:
     """height, width, model, version, and the classes present as `class_table` has them, each with
@@ -28,7 +26,7 @@ def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: 
     """
     height, width = label_map.shape
     runs = _Runs(label_map)
-    classes: list[dict[str, Any]] = class_table(label_map, contract)
+    classes: list[dict[str, Any]] = class_table(label_map, contract, runs.pixels)
     for row in classes:
         starts, ends = runs.of(row["id"])
         row["bbox"] = _box(starts, ends, height)
@@ -50,27 +48,19 @@ class _Runs:
     """All runs of equal labels down the columns, those of a class together."""
 
     def __init__(self, label_map: UInt8Array) -> None:
-        columns = _transposed(label_map).ravel()
+        columns = np.ascontiguousarray(label_map.T).ravel()
         starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
         ends = np.append(starts[1:], columns.size)
         labels = columns[starts]
         order = np.argsort(labels, kind="stable")
         self._starts, self._ends = starts[order], ends[order]
+        self.pixels = np.bincount(labels, weights=ends - starts, minlength=256).astype(int).tolist()
         self._first = np.searchsorted(labels[order], np.arange(257))
 
     def of(self, class_id: int) -> tuple[Int64Array, Int64Array]:
         """Where they start and end, in pixels from the top left, down the columns."""
         these = slice(self._first[class_id], self._first[class_id + 1])
         return self._starts[these], self._ends[these]
-
-
-def _transposed(label_map: UInt8Array) -> UInt8Array:
-    """uint8 [H,W] -> C-contiguous uint8 [W,H], in strips that stay in the cache."""
-    height, width = label_map.shape
-    columns = np.empty((width, height), np.uint8)
-    for top in range(0, height, _TILE_PX):
-        columns[:, top : top + _TILE_PX] = label_map[top : top + _TILE_PX].T
-    return columns
 
 
 def _counts(starts: Int64Array, ends: Int64Array, size: int) -> Int64Array:
@@ -83,15 +73,16 @@ def _counts(starts: Int64Array, ends: Int64Array, size: int) -> Int64Array:
 
 
 def _compressed(counts: Int64Array) -> str:
-    left = counts.copy()
-    left[3:] -= counts[1:-2]
+    left = counts.astype(np.int32)
+    left[3:] -= left[1:-2].copy()
     groups: list[UInt8Array] = []
     going = np.ones(len(left), bool)
     while going.any():
-        bits = left & 0x1F
-        left = left >> 5
-        more = going & np.where(bits & 0x10, left != -1, left != 0)
-        groups.append(np.where(going, bits + 48 + 32 * more, 0).astype(np.uint8))
+        bits = left.astype(np.uint8) & 0x1F
+        left >>= 5
+        # Over when what is left is the sign.
+        more = left != -((bits & 0x10) >> 4).astype(np.int8)
+        groups.append((bits + 48 + (more.view(np.uint8) << 5)) * going)
         going = more
     text = np.stack(groups, axis=1).ravel()
     return bytes(text[text != 0]).decode("ascii")

@@ -47,9 +47,9 @@ def probabilities(
     ids = sorted(range(classes) if kept is None else kept)
     scores = np.empty((len(ids), *label_map.shape), np.dtype(dtype))
     for rows, exponentials in _strips(logits):
-        exponentials /= exponentials.sum(axis=0)
+        largest = np.float32(255 if dtype is Dtype.UINT8 else 1)
+        exponentials *= largest / exponentials.sum(axis=0)
         if dtype is Dtype.UINT8:
-            exponentials *= 255
             rounded: ScoreArray = np.rint(exponentials, out=exponentials).astype(np.uint8)
         else:
             rounded = _halves(exponentials)
@@ -111,10 +111,12 @@ def _settle(scores: ScoreArray, labels: UInt8Array) -> None:
     # As integers, the halves from 0 to 1 are in the same order, and compared in no time.
     scores = scores.view(np.uint8 if scores.dtype == np.uint8 else np.uint16)
     largest = scores.max(axis=0)
-    first = np.zeros(labels.shape, np.uint8)
-    for class_id in range(len(scores) - 1, -1, -1):
-        first[scores[class_id] == largest] = class_id
-    rows, columns = np.nonzero(first != labels)
+    count, found = np.zeros((2, *labels.shape), np.uint8)
+    for class_id, score in enumerate(scores):
+        equal = (score == largest).view(np.uint8)
+        count += equal
+        found += equal * np.uint8(class_id)  # the class, where it is the only one
+    rows, columns = np.nonzero((count > 1) | (found != labels))
     if not len(rows):
         return
     tied, label = scores[:, rows, columns], labels[rows, columns]

@@ -151,3 +151,26 @@ def test_the_page_lists_every_setting() -> None:
 
 def _shown(default: object) -> str:
     return "" if default in (None, "") else f"`{default}`"
+
+
+def test_the_admin_key_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("a key of ample length\n")
+    assert load_settings({"admin_key_file": str(file)}).read_admin_key() == "a key of ample length"
+    assert load_settings({"admin_key": "k" * 16}).read_admin_key() == "k" * 16
+    assert load_settings({}).read_admin_key() is None
+    assert "k" * 16 not in repr(load_settings({"admin_key": "k" * 16}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"admin_key": "short"}, "the admin key has 5 characters: give it 16"),
+        ({"admin_key_file": "nowhere"}, "FCN_ADMIN_KEY_FILE 'nowhere' cannot be read: No such"),
+        ({"admin_key_file": "nowhere", "admin_key": "k" * 16}, "both set"),
+    ],
+)
+def test_a_bad_admin_key_stops_the_start(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_settings(flags)
+    assert "k" * 16 not in str(caught.value)

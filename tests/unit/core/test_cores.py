@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.cores import Plan, available_cores, plan
+from service.core.cores import Plan, available_cores, multiplies_int8, plan
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,22 @@ def test_a_system_without_affinity_gives_its_count(
 )
 def test_cores_are_divided(cores: int, given: dict[str, int], wanted: Plan) -> None:
     assert plan(cores, **given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512_vnni fma\n", True),
+        ("flags : fpu avx2 avx_vnni\n", True),
+        ("flags : fpu avx2 avx512f\n", False),
+        ("Features : fp asimd asimddp\n", True),
+        ("model name : a CPU with avx_vnni in its name\n", False),
+    ],
+)
+def test_int8_instructions_are_read_off_the_flags(tmp_path: Path, text: str, wanted: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert multiplies_int8(tmp_path / "cpuinfo") is wanted
+
+
+def test_a_system_that_does_not_say_has_no_int8_instructions(tmp_path: Path) -> None:
+    assert not multiplies_int8(tmp_path / "cpuinfo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from model.contract import InputSpec
+from model.contract import METADATA_KEY, InputSpec
 from service.core import engine, openvino_runtime
 from service.core.cores import Plan
 from service.core.engine import check_agreement, open_network, samples
@@ -266,3 +268,84 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     assert list(home.rglob("*")) == []
+
+
+def beside(path: Path) -> Path:
+    """An 8-bit file of the same model, told by its contract and by its bias towards blue."""
+    small = dataclasses.replace(tiny_models.contract(), precision="int8")
+    model = tiny_models.build(bias=(0.0, 0.0, 300.0), metadata={METADATA_KEY: small.to_json()})
+    onnx.save(model, str(path.with_name(engine.INT8_FILE)))
+    return path
+
+
+def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
+    network = open_network(
+        path, provider=provider, engine="onnxruntime", plan=PLAN, precision=precision
+    )
+    grey = np.full((1, 2, 3, 3), 100, np.uint8)
+    # Red comes first of equals; the 8-bit file calls everything blue.
+    assert (network.instances[0](grey) == (2 if network.contract.precision == "int8" else 0)).all()
+    return network.contract.precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "instructions", "wanted"),
+    [
+        ("auto", True, "int8"),
+        ("auto", False, "fp32"),
+        ("fp32", True, "fp32"),
+        ("int8", False, "int8"),
+    ],
+)
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_the_file_follows_precision_and_cpu(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    instructions: bool,
+    wanted: str,
+    provider: str,
+) -> None:
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: instructions)
+    assert chosen(beside(path), precision, provider) == wanted
+
+
+def test_without_an_8_bit_file_auto_serves_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
+    assert chosen(path, "auto") == "fp32"
+
+
+def test_int8_without_its_file_says_how_to_make_it(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="model.int8.onnx is missing: .*fcn quantize"):
+        chosen(path, "int8")
+
+
+def test_an_unknown_precision_names_the_known(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="precision 'fp8': choose one of auto, fp32, int8"):
+        chosen(path, "fp8")
+
+
+def test_both_engines_give_the_logits(tmp_path: Path) -> None:
+    need(find_spec("openvino") is not None, "OpenVINO: pip install 'fcn-serve[openvino]'")
+    path = tiny_models.write_model(tmp_path, logits=True)
+    plan = Plan(instances=2, threads=1, alone_threads=0)
+    session = Session(path, provider="cpu", threads=1, instances=2)
+    other = OpenVinoNetwork(path, session.contract, plan)
+    batch = np.stack([street(9, 13, seed=n) for n in range(2)])
+    for network in (session, other):
+        assert len(network.scored) == 2
+        for run in network.scored:
+            label_maps, logits = run(batch)
+            assert (label_maps == tiny_models.expected_label_map(batch)).all()
+            assert (logits == tiny_models.expected_logits(batch)).all()
+
+
+def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
+    path = tiny_models.write_model(tmp_path)
+    session = Session(path, provider="cpu", threads=1)
+    assert session.scored == ()
+    if find_spec("openvino") is not None:
+        plan = Plan(instances=1, threads=1, alone_threads=0)
+        assert OpenVinoNetwork(path, session.contract, plan).scored == ()

@@ -208,6 +208,17 @@ def test_no_such_model(server: FakeServer, open_predictor: OpenPredictor) -> Non
         open_predictor(server.url, "huge")
 
 
+def test_a_model_that_does_not_serve_is_passed_over(
+    server: FakeServer, open_predictor: OpenPredictor
+) -> None:
+    failed = {"version": "1", "state": "failed", "reason": "no model"}
+    broken = {"name": "a", "is_default": False, "default_version": None, "versions": [failed]}
+    server.listing = {"models": [broken, model("b")]}
+    assert open_predictor(server.url).model.name == "b"
+    with pytest.raises(ServerError, match="has no model 'a': it has b"):
+        open_predictor(server.url, "a")
+
+
 def test_no_default_model(server: FakeServer, open_predictor: OpenPredictor) -> None:
     server.listing = {"models": [model("a", default=False), model("b", default=False)]}
     with pytest.raises(ServerError, match=r"no default model: name one with --model \(a, b\)"):

@@ -149,7 +149,7 @@ def test_wrong_usage(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*words, "--factors", "0"])
     assert exit_.value.code == 2
-    assert "0: want 1 or more" in capsys.readouterr().err
+    assert "0: want a whole number, 1 or more" in capsys.readouterr().err
     assert main([*words, "--split", "night"]) == 1
     assert "night" in capsys.readouterr().err
 

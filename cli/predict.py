@@ -1,0 +1,132 @@
+"""`fcn predict`: label maps, overlays and class shares of files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cli._arguments import positive
+
+HELP = "segment a picture, a folder or a video, with a server or in this process"
+_SHOWN_FAILURES = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Segment a picture, a folder of them, or a video frame by frame. Writes into the output "
+        "folder label_maps/, overlays/ and shares.csv, the share of each class in each picture. "
+        "The same command again does what is missing."
+    )
+    parser.add_argument("source", type=Path, help="picture, video, or folder of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT")
+    where.add_argument(
+        "--local",
+        type=Path,
+        metavar="PATH",
+        help="model file or model repository to run in this process, where no --url is given "
+        "[FCN_MODEL_REPOSITORY, default: model_repository]",
+    )
+    parser.add_argument("--model", metavar="NAME", help="of several (default: the default one)")
+    parser.add_argument("--model-version", metavar="N", help="of the model (default: the newest)")
+    parser.add_argument(
+        "--classes",
+        default="",
+        metavar="A,B",
+        help="keep only these classes, by name or id; other pixels become void (default: all)",
+    )
+    parser.add_argument(
+        "--write",
+        default="label_map,overlay",
+        metavar="KINDS",
+        help="of label_map, overlay and color, separated by commas (default: label_map,overlay)",
+    )
+    parser.add_argument(
+        "--alpha", type=float, default=0.5, help="opacity of overlays, 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument("--recursive", action="store_true", help="folders in the folder, too")
+    parser.add_argument(
+        "--every", type=positive, default=1, metavar="N", help="of a video, each N-th frame"
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="pictures worked on at a time (default: 4)",
+    )
+    parser.add_argument(
+        "--afresh", action="store_true", help="do everything again, complete or not"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="write one JSON object, and no progress bar"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises: FcnError, ServiceError, SettingsError, OSError."""
+    import json
+    import time
+    from contextlib import closing
+
+    from fcn_client.errors import UnusableInput
+    from fcn_client.predict import PICTURES, Folder, Labeller, RemoteLabeller, find, predict
+
+    write = [kind for kind in args.write.split(",") if kind]
+    if not write or not set(write) <= set(PICTURES):
+        raise UnusableInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
+    keep = [name.strip() for name in args.classes.split(",") if name.strip()]
+    found = find(args.source, recursive=args.recursive, leave_out=args.out)
+    began = time.perf_counter()
+    labeller: Labeller
+    if args.url:
+        from fcn_client import FcnClient
+
+        labeller = RemoteLabeller(FcnClient(args.url), args.model, args.model_version, keep)
+    else:
+        from cli._local import LocalLabeller
+        from service.settings import load_settings
+
+        settings = load_settings()
+        source = args.local or settings.model_repository
+        labeller = LocalLabeller(source, settings, args.model, args.model_version, keep)
+    with closing(labeller):
+        folder = Folder(
+            args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
+        )
+        shown = not args.json and sys.stderr.isatty()
+        summary = predict(
+            found.items(args.every),
+            labeller,
+            folder,
+            in_flight=args.in_flight,
+            progress=shown,
+            total=found.count() if shown and args.every == 1 else None,
+        )
+    if args.json:
+        report = {
+            "out": str(args.out),
+            "model": labeller.name,
+            "version": labeller.version,
+            "done": summary.done,
+            "skipped": summary.skipped,
+            "ignored": found.ignored,
+            "failed": [
+                {"source": source, "frame": frame, "error": error}
+                for source, frame, error in summary.failures
+            ],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        print(json.dumps(report))
+    else:
+        for name, frame, why in summary.failures[:_SHOWN_FAILURES]:
+            print(
+                f"fcn: {name}{'' if frame is None else f' frame {frame}'}: {why}", file=sys.stderr
+            )
+        print(
+            f"{args.out}: {summary.done} done, {summary.skipped} complete before, "
+            f"{len(summary.failures)} failed, by {labeller.name} version {labeller.version}"
+        )
+    return 1 if summary.failures else 0

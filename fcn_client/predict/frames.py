@@ -1,0 +1,86 @@
+"""The frames of a moving picture, as uint8 RGB [H,W,3].
+
+Pillow reads animated GIF, WebP, PNG and TIFF of several pages; what only a video decoder reads
+needs PyAV (the `video` extra).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from fcn_client.errors import UnusableInput
+from fcn_client.picture import upright_rgb
+from fcn_client.types import UInt8Array
+
+VIDEO: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+MAYBE_MOVING: Final = frozenset({".gif", ".png", ".tif", ".tiff", ".webp"})
+
+
+def is_moving(path: Path) -> bool:
+    """A video by its name, or a picture that has frames; False where it cannot be read."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEO or suffix == ".gif":  # the server takes no GIF, not even a still one
+        return True
+    if suffix not in MAYBE_MOVING:
+        return False
+    try:
+        with Image.open(path) as image:
+            return int(getattr(image, "n_frames", 1)) > 1
+    except Exception:  # on damaged bytes Pillow's plugins raise anything; the server says what
+        return False
+
+
+def count(path: Path) -> int | None:
+    """How many frames there are, where that is known without decoding them."""
+    if path.suffix.lower() in VIDEO:
+        return None
+    try:
+        with Image.open(path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # as above; `frames` reports it
+        return None
+
+
+def frames(path: Path) -> Iterator[UInt8Array]:
+    """In their order. Raises: UnusableInput, at the frame that cannot be read."""
+    return _decoded(path) if path.suffix.lower() in VIDEO else _pillow(path)
+
+
+def _pillow(path: Path) -> Iterator[UInt8Array]:
+    try:
+        with Image.open(path) as image:
+            for frame in ImageSequence.Iterator(image):
+                yield upright_rgb(frame)
+    except Exception as error:  # as above
+        raise UnusableInput(f"{path} cannot be read as a picture with frames") from error
+
+
+def _decoded(path: Path) -> Iterator[UInt8Array]:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise UnusableInput(
+            f"{path} is a video, which needs PyAV: pip install 'fcn-serve[video]'"
+        ) from error
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UnusableInput(f"{path} has no pictures in it")
+            for frame in container.decode(video=0):
+                yield turned(frame)
+    except (av.FFmpegError, OSError) as error:
+        raise UnusableInput(f"{path} cannot be read as a video: {error}") from error
+
+
+def turned(frame: Any) -> UInt8Array:
+    """A frame of PyAV's, upright: phones note how they were held, in degrees counterclockwise.
+
+    Source: FFmpeg, libavutil/display.h, av_display_rotation_get.
+    """
+    rgb = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    return np.ascontiguousarray(np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90)))

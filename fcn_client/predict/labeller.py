@@ -1,0 +1,84 @@
+"""Who makes the label maps: a server, or (in `cli`) the service's own code in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fcn_client.client import FcnClient
+from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.types import ClassInfo, Model, ModelVersion
+
+
+class Labeller(Protocol):
+    """One version of one model; called from several threads.
+
+    identity: changes when the answers might, so that a resumed job does not mix two networks.
+    """
+
+    name: str
+    version: str
+    identity: str
+    classes: tuple[ClassInfo, ...]
+
+    def __call__(self, picture: bytes) -> bytes:
+        """A file's bytes -> an 8-bit palette PNG of class ids, 255 void. Raises: FcnError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RemoteLabeller:
+    """A server's model. Its version is settled at the start: one that goes live meanwhile must not
+    mix with it."""
+
+    def __init__(
+        self,
+        client: FcnClient,
+        model: str | None = None,
+        version: str | None = None,
+        keep: Sequence[str] = (),
+    ) -> None:
+        """client: closed with this, also when this fails. keep: classes by name or id; all when
+        empty. Raises: FcnError."""
+        self._client = client
+        self._keep = tuple(keep)
+        try:
+            chosen = _model(client.models(), model, client.url)
+            self.name = chosen.name
+            self.version = version or chosen.default_version
+            self.classes = _version(chosen, self.version).classes
+        except BaseException:
+            client.close()
+            raise
+        self.identity = f"{self.name} {self.version}"
+
+    def __call__(self, picture: bytes) -> bytes:
+        return self._client.segment(
+            picture,
+            model=self.name,
+            version=self.version,
+            classes=self._keep,
+            priority="low",  # whoever waits for one picture goes before a folder of them
+        ).body
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _model(models: Sequence[Model], name: str | None, url: str) -> Model:
+    for model in models:
+        if model.name == name or (name is None and model.is_default):
+            return model
+    there = ", ".join(model.name for model in models) or "none"
+    if name is None:
+        raise UnusableInput(f"{url} has no default model: name one with --model ({there})")
+    raise UnusableInput(f"{url} has no model {name!r}: it has {there}")
+
+
+def _version(model: Model, version: str) -> ModelVersion:
+    for known in model.versions:
+        if known.version == version:
+            return known
+    there = ", ".join(known.version for known in model.versions)
+    raise FcnError(f"model {model.name} has no version {version!r}: it has {there}")

@@ -1,0 +1,191 @@
+"""The output folder: pictures, the journal that a resumed job reads, the CSV of class shares.
+
+    <out>/label_maps/<name>.png   8-bit palette PNG, as the server sent it
+    <out>/overlays/<name>.png
+    <out>/colors/<name>.png
+    <out>/shares.csv              a row for each picture, a column for each class
+    <out>/predict.jsonl           the journal: a line for each picture that is complete
+
+Every file appears whole or not at all; an item's journal line follows its pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from fcn_client.errors import UnreadableAnswer, UnusableInput
+from fcn_client.picture import VOID, encode, overlay, read_rgb
+from fcn_client.predict.inputs import Item
+from fcn_client.predict.labeller import Labeller
+
+PICTURES: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
+JOURNAL: Final = "predict.jsonl"
+SHARES: Final = "shares.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A complete item. settings: what else the outputs depend on. shares: by class name."""
+
+    name: str
+    source: str
+    frame: int | None
+    stamp: tuple[int, int]
+    settings: dict[str, Any]
+    written: tuple[str, ...]
+    height: int
+    width: int
+    shares: dict[str, float]
+
+
+class Folder:
+    """The outputs of one job, and of those before it in the same folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        labeller: Labeller,
+        *,
+        write: Sequence[str] = ("label_map", "overlay"),
+        alpha: float = 0.5,
+        keep: Sequence[str] = (),
+        afresh: bool = False,
+    ) -> None:
+        """write: of PICTURES. keep: as the labeller was given it. afresh: nothing counts as done.
+
+        Raises: OSError, UnusableInput.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise UnusableInput(f"alpha is {alpha:g}: give a number from 0 to 1")
+        self._root = root
+        self._classes = labeller.classes
+        self._write = tuple(write)
+        self._alpha = alpha
+        self._settings = {
+            "model": labeller.identity,
+            "keep": sorted(keep),
+            "alpha": alpha if "overlay" in write else None,
+        }
+        self._model, self._version = labeller.name, labeller.version
+        root.mkdir(parents=True, exist_ok=True)
+        journal = root / JOURNAL
+        if afresh:
+            journal.unlink(missing_ok=True)
+        self._records = _read(journal)
+        self._journal = journal.open("a", encoding="utf-8")
+
+    def holds(self, item: Item) -> bool:
+        """Whether the item is complete: same file, same settings, and its pictures are there."""
+        record = self._records.get(item.name)
+        return (
+            record is not None
+            and (record.source, record.frame, record.stamp) == (item.source, item.frame, item.stamp)
+            and record.settings == self._settings
+            and set(self._write) <= set(record.written)
+            and all(self._path(kind, item.name).is_file() for kind in self._write)
+        )
+
+    def write(self, item: Item, picture: bytes, label_map_png: bytes) -> Record:
+        """The item's pictures; from any thread. Raises: FcnError, OSError."""
+        try:
+            with Image.open(io.BytesIO(label_map_png), formats=("PNG",)) as image:
+                mode, label_map = image.mode, np.array(image)
+                palette = np.zeros((256, 3), np.uint8)
+                colors = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
+                palette[: len(colors)] = colors
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableAnswer("the label map is no PNG") from error
+        if mode != "P":
+            raise UnreadableAnswer(f"the label map is a {mode} picture, not one with a palette")
+        for kind in self._write:
+            if kind == "label_map":
+                body = label_map_png
+            elif kind == "color":
+                body = encode(palette[label_map])
+            else:
+                body = encode(overlay(read_rgb(picture), label_map, palette, self._alpha))
+            _replace(self._path(kind, item.name), body)
+        pixels = np.bincount(label_map.ravel(), minlength=256)
+        shares = {c.name: int(pixels[c.id]) / label_map.size for c in self._classes}
+        shares["void"] = int(pixels[VOID]) / label_map.size
+        height, width = label_map.shape
+        return Record(
+            item.name,
+            item.source,
+            item.frame,
+            item.stamp,
+            self._settings,
+            self._write,
+            height,
+            width,
+            shares,
+        )
+
+    def note(self, record: Record) -> None:
+        """The item is complete. From one thread."""
+        self._records[record.name] = record
+        self._journal.write(json.dumps(asdict(record)) + "\n")
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Writes the CSV: a row for each item done with these settings, now or before."""
+        self._journal.close()
+        text = io.StringIO(newline="")
+        rows = csv.writer(text, lineterminator="\n")
+        names = [*(c.name for c in self._classes), "void"]
+        rows.writerow(["source", "frame", "height", "width", "model", "version", *names])
+        done = (r for r in self._records.values() if r.settings == self._settings)
+        for r in sorted(done, key=lambda r: (r.source, r.frame or 0)):
+            frame = "" if r.frame is None else r.frame
+            shares = (f"{r.shares.get(name, 0.0):.6f}" for name in names)
+            rows.writerow([r.source, frame, r.height, r.width, self._model, self._version, *shares])
+        _replace(self._root / SHARES, text.getvalue().encode())
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self._root / PICTURES[kind] / f"{name}.png"
+
+
+def _read(journal: Path) -> dict[str, Record]:
+    """By name, the last one counts. A line that was cut off is as if it were not there."""
+    records = {}
+    try:
+        text = journal.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    for line in text.splitlines():
+        try:
+            raw = json.loads(line)
+            raw["stamp"], raw["written"] = tuple(raw["stamp"]), tuple(raw["written"])
+            record = Record(**raw)
+        except (KeyError, TypeError, ValueError):
+            continue
+        records[record.name] = record
+    if text and not text.endswith("\n"):
+        with journal.open("a", encoding="utf-8") as file:
+            file.write("\n")  # else the next line would be lost with this one
+    return records
+
+
+def _replace(path: Path, body: bytes) -> None:
+    """The whole file at once, so that a job that is killed leaves no half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,95 @@
+"""What the two clients share: options to calls, raw answers to results."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fcn_client.errors import UnusableInput
+from fcn_client.picture import read_answer
+from fcn_client.types import Call, RawReply, SegmentOptions, SegmentResult
+
+REST_SCHEMES: Final = ("http", "https")
+GRPC_SCHEMES: Final = ("grpc", "grpcs")
+_OPTIONS: Final = frozenset(SegmentOptions.__annotations__)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def is_grpc(url: str) -> bool:
+    """Raises: UnusableInput for a scheme that is not one of the four."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises where it is no number
+    except ValueError as error:
+        raise UnusableInput(f"{url!r} is no server's address: {error}") from error
+    if parts.scheme not in (*REST_SCHEMES, *GRPC_SCHEMES) or not parts.netloc:
+        raise UnusableInput(
+            f"{url!r} is no server's address: use http://host:8000 or grpc://host:8001"
+        )
+    return parts.scheme in GRPC_SCHEMES
+
+
+def total_s(options: SegmentOptions, timeout_s: float) -> float:
+    """Seconds for the whole request. Raises: UnusableInput."""
+    deadline_ms = options.get("deadline_ms")
+    if deadline_ms is None:
+        return timeout_s
+    if not deadline_ms >= 1:
+        raise UnusableInput(f"deadline_ms is {deadline_ms}: give 1 or more")
+    return deadline_ms / 1000
+
+
+def call_of(picture: bytes, output: str, options: SegmentOptions) -> Call:
+    """The call, its times still to be set by `within`. Raises: UnusableInput."""
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise UnusableInput(
+            f"there is no option {', '.join(unknown)}: use {', '.join(sorted(_OPTIONS))}"
+        )
+    request_id = options.get("request_id") or secrets.token_hex(16)
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise UnusableInput(
+            f"request_id {request_id!r}: use 1 to 128 of the characters A-Z a-z 0-9 . _ : -"
+        )
+    return Call(
+        picture=picture,
+        output=output,
+        model=options.get("model"),
+        version=options.get("version"),
+        classes=_classes(options.get("classes", ())),
+        alpha=options.get("alpha"),
+        priority=options.get("priority"),
+        request_id=request_id,
+        deadline_s=0.0 if options.get("deadline_ms") is not None else None,
+        timeout_s=0.0,
+    )
+
+
+def within(call: Call, left_s: float) -> Call:
+    """The call with the time that is left for it."""
+    deadline_s = None if call.deadline_s is None else left_s
+    return replace(call, deadline_s=deadline_s, timeout_s=left_s)
+
+
+def result_of(output: str, reply: RawReply, attempts: int) -> SegmentResult[Any]:
+    """Raises: UnreadableAnswer."""
+    return SegmentResult(
+        value=read_answer(output, reply.media_type, reply.body),
+        output=output,
+        body=reply.body,
+        media_type=reply.media_type,
+        model=reply.model,
+        version=reply.version,
+        request_id=reply.request_id,
+        timings=reply.timings,
+        attempts=attempts,
+    )
+
+
+def _classes(classes: Sequence[str | int]) -> tuple[str, ...]:
+    """A single name is taken for a list of one, not for its letters."""
+    return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)

@@ -1,0 +1,67 @@
+"""When to ask again, and when to give up."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fcn_client.errors import FcnError, TimedOut
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """The n-th wait is drawn from 0 to `first_wait_s` * 2^n, `max_wait_s` at most, so that clients
+    which were refused together do not come back together. A server's Retry-After is waited for in
+    full, with such a draw, as long as itself at most, on top. `max_attempts=1` never retries.
+    """
+
+    max_attempts: int = 6
+    first_wait_s: float = 0.2
+    max_wait_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or self.first_wait_s < 0 or self.max_wait_s < 0:
+            raise ValueError(f"{self}: want max_attempts of 1 or more and waits of 0 s or more")
+
+
+class Patience:
+    """What is left of one request's time and attempts."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        total_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._draw = draw
+        self._ends = clock() + total_s
+        self.attempts = 0
+
+    def begin(self) -> float:
+        """Counts an attempt; the seconds it may take. Raises: TimedOut when none are left."""
+        left_s = self._ends - self._clock()
+        if left_s <= 0:
+            raise TimedOut("the time allowed is over: allow more than that")
+        self.attempts += 1
+        return left_s
+
+    def wait_s(self, error: FcnError) -> float:
+        """How long to wait before asking again. Raises: `error` when that would be in vain."""
+        error.attempts = self.attempts
+        if not error.retryable or self.attempts >= self._policy.max_attempts:
+            raise error
+        most_s = min(self._policy.first_wait_s * 2 ** (self.attempts - 1), self._policy.max_wait_s)
+        asked_s = error.retry_after_s
+        if asked_s is None:
+            wait_s = self._draw(0.0, most_s)
+        else:
+            wait_s = asked_s + self._draw(0.0, min(most_s, asked_s))
+        if self._clock() + wait_s >= self._ends:
+            raise error
+        return wait_s

@@ -1,0 +1,171 @@
+"""What goes into the client and what comes out, the same over REST and gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fcn_client.errors import FcnError
+
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+ImageLike: TypeAlias = UInt8Array | Image.Image | bytes | str | Path
+"""uint8 RGB [H,W,3], a Pillow image, an encoded file's bytes, or the path of one."""
+
+PictureOutput: TypeAlias = Literal["label_map", "color", "overlay"]
+
+V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
+I_co = TypeVar("I_co", covariant=True)
+
+
+class SegmentOptions(TypedDict, total=False):
+    """What `segment` and `segment_many` take by name; all may be left out.
+
+    model, version: the server's default, and its newest. classes: keep only these, by name or id.
+    alpha: opacity of the classes in an overlay, 0 to 1. priority: who goes first on a busy device.
+    deadline_ms: time from the call until the answer, retries and waits included; the server drops
+    work that cannot make it. Without it, the client's `timeout_s`. request_id: to find the request
+    in the server's log; one is made for every request that brings none.
+    """
+
+    model: str | None
+    version: str | None
+    classes: Sequence[str | int]
+    alpha: float
+    priority: Literal["high", "normal", "low"]
+    deadline_ms: float | None
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds the server spent in each stage."""
+
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    infer_s: float = 0.0
+    render_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult(Generic[V_co]):
+    """An answer.
+
+    value: uint8 [H,W] class ids for `label_map`, uint8 RGB [H,W,3] for `color` and `overlay`, a
+    dict for `json`. body: the same as it came, encoded as `media_type`. attempts: 1 unless the
+    server had to be asked again.
+    """
+
+    value: V_co = field(repr=False)
+    output: str
+    body: bytes = field(repr=False)
+    media_type: str
+    model: str
+    version: str
+    request_id: str
+    timings: Timings
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[I_co, V_co]):
+    """What became of one picture of many. `index`: its place among them."""
+
+    index: int
+    image: I_co = field(repr=False)
+    result: SegmentResult[V_co] | None = None
+    error: FcnError | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.result is not None
+
+    def unwrap(self) -> SegmentResult[V_co]:
+        """The result. Raises: the FcnError that there is instead."""
+        if self.result is None:
+            raise self.error or FcnError("there is neither a result nor an error")
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """`id`: a pixel's value in label maps. `color`: RGB, 0 to 255."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """`contract`: all that the model's file says of itself, as in `GET /v1/models`."""
+
+    version: str
+    state: str
+    precision: str
+    provider: str
+    classes: tuple[ClassInfo, ...]
+    contract: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`default_version`: answers requests for this model that name no version."""
+
+    name: str
+    is_default: bool
+    default_version: str
+    versions: tuple[ModelVersion, ...]
+
+    @property
+    def default(self) -> ModelVersion:
+        return next(v for v in self.versions if v.version == self.default_version)
+
+
+def classes_of(contract: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
+    """Raises: KeyError, TypeError, ValueError where it is no contract."""
+    return tuple(
+        ClassInfo(int(c["id"]), str(c["name"]), _color(c["color"]), str(c.get("description") or ""))
+        for c in contract["classes"]
+    )
+
+
+def _color(values: Sequence[int]) -> tuple[int, int, int]:
+    red, green, blue = values
+    return int(red), int(green), int(blue)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as the transports take it. `deadline_s`, `timeout_s`: from now; the server is
+    told the former, if there is one, and the latter ends the wait here."""
+
+    picture: bytes
+    output: str
+    model: str | None
+    version: str | None
+    classes: tuple[str, ...]
+    alpha: float | None
+    priority: str | None
+    request_id: str
+    deadline_s: float | None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """An answer before its body is read."""
+
+    body: bytes
+    media_type: str
+    model: str
+    version: str
+    request_id: str
+    timings: Timings

@@ -1,0 +1,7 @@
+"""What can go wrong."""
+
+from __future__ import annotations
+
+
+class AdoptError(ValueError):
+    """A network cannot be adopted; the message says why and what to do. Nothing was written."""

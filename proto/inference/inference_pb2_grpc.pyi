@@ -1,0 +1,18 @@
+from typing import Any
+
+class GRPCInferenceServiceStub:
+    def __init__(self, channel: Any) -> None: ...
+    ServerLive: Any
+    ServerReady: Any
+    ModelReady: Any
+    ServerMetadata: Any
+    ModelMetadata: Any
+    ModelInfer: Any
+    ModelStreamInfer: Any
+    ModelConfig: Any
+    ModelStatistics: Any
+    RepositoryIndex: Any
+    RepositoryModelLoad: Any
+    RepositoryModelUnload: Any
+
+def add_GRPCInferenceServiceServicer_to_server(servicer: Any, server: Any) -> None: ...

@@ -1,0 +1,154 @@
+"""The two files of a model repository that are not models: `<name>/model.toml`, `aliases.toml`.
+
+Both may be missing. A key that is not known is refused by name: a setting with a typing mistake in
+it would otherwise be no setting at all.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from service.errors import ModelLoadError, quoted
+
+SETTINGS_FILE: Final = "model.toml"
+ALIASES_FILE: Final = "aliases.toml"
+# Names become part of URLs and metric labels; the same rule as the contract's model_name. None of
+# them can mean a folder outside the repository.
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+NAME_RULE: Final = (
+    "use letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit"
+)
+_KEYS: Final = ("versions", "default_version", "max_batch", "warm_up_sizes")
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How one model is served.
+
+    latest: how many versions, the highest that load; None: all. only: these versions and no others,
+    ascending; empty: no such list. default_version: the one meant when none is asked for; None: the
+    highest. max_batch, warm_up_sizes (height, width): for this model, besides the server's.
+    """
+
+    latest: int | None = None
+    only: tuple[str, ...] = ()
+    default_version: str | None = None
+    max_batch: int | None = None
+    warm_up_sizes: tuple[tuple[int, int], ...] = ()
+
+    def candidates(self, found: Iterable[str]) -> list[str]:
+        """The versions to serve of those `found`, highest first; `latest` of them are enough."""
+        return sorted(self.only or found, key=int, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name for a model, or for one version of it."""
+
+    model: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}" if self.version else self.model
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One TOML file; `refuse` makes the error that names it."""
+
+    path: Path
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse(self, what: str) -> ModelLoadError:
+        return ModelLoadError(f"{self.path}: {what}")
+
+
+def read_settings(folder: Path) -> ModelSettings:
+    """Of the model in `folder`; the defaults when it has no such file. Raises: ModelLoadError."""
+    table = _read(folder / SETTINGS_FILE)
+    if unknown := sorted(set(table.values) - set(_KEYS)):
+        raise table.refuse(f"unknown key {quoted(unknown[0])}: there are {', '.join(_KEYS)}")
+    latest, only = _versions(table)
+    default = table.values.get("default_version")
+    if default is not None:
+        default = _version(table, "default_version", default)
+        if only and default not in only:
+            raise table.refuse(f"default_version {default} is not among versions")
+    max_batch = table.values.get("max_batch")
+    if max_batch is not None and not _positive(max_batch):
+        raise table.refuse(f"max_batch is {max_batch!r}: give a whole number from 1 up")
+    return ModelSettings(latest, only, default, max_batch, _sizes(table))
+
+
+def read_aliases(repository: Path) -> dict[str, Alias]:
+    """By alias; empty when there is no such file. Raises: ModelLoadError."""
+    table = _read(repository / ALIASES_FILE)
+    aliases = {}
+    for name, target in table.values.items():
+        if not NAME.fullmatch(name):
+            raise table.refuse(f"alias {quoted(name)}: {NAME_RULE}")
+        model, _, version = target.partition("/") if isinstance(target, str) else ("", "", "")
+        pinned = f"{model}/{version}" == target
+        if not NAME.fullmatch(model) or (pinned and not VERSION.fullmatch(version)):
+            raise table.refuse(
+                f"alias {name} is {quoted(str(target))}: give a text, 'model' or 'model/version'"
+            )
+        aliases[name] = Alias(model, version or None)
+    return aliases
+
+
+def _read(path: Path) -> _Table:
+    try:
+        return _Table(path, tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return _Table(path)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelLoadError(f"{path} cannot be read as TOML: {reason}") from error
+
+
+def _versions(table: _Table) -> tuple[int | None, tuple[str, ...]]:
+    """`latest` and `only` as the key `versions` says."""
+    wanted = table.values.get("versions", "all")
+    if wanted == "all":
+        return None, ()
+    if isinstance(wanted, dict) and set(wanted) == {"latest"} and _positive(wanted["latest"]):
+        return wanted["latest"], ()
+    if isinstance(wanted, list) and wanted:
+        numbers = {_version(table, "versions", number) for number in wanted}
+        return None, tuple(sorted(numbers, key=int))
+    raise table.refuse(
+        f'versions is {quoted(str(wanted))}: give "all", {{latest = 2}}, or a list such as [1, 3]'
+    )
+
+
+def _version(table: _Table, key: str, number: object) -> str:
+    text = str(number)
+    if isinstance(number, bool) or not VERSION.fullmatch(text):
+        raise table.refuse(f"{key} has {quoted(text)}: a version is a whole number from 1 up")
+    return text
+
+
+def _sizes(table: _Table) -> tuple[tuple[int, int], ...]:
+    texts = table.values.get("warm_up_sizes", [])
+    found = [
+        _SIZE.fullmatch(text) if isinstance(text, str) else None
+        for text in (texts if isinstance(texts, list) else [None])
+    ]
+    sizes = [(int(match[1]), int(match[2])) for match in found if match is not None]
+    if len(sizes) != len(found):
+        raise table.refuse(
+            f'warm_up_sizes is {quoted(str(texts))}: give a list such as ["360x480"], height first'
+        )
+    return tuple(sizes)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

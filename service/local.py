@@ -1,0 +1,117 @@
+"""The segmenter without a server: for a program that holds the model itself.
+
+Same code, same answers; the caller's threads wait while an event loop of its own does the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service.core.runtime import Session
+from service.core.segmenter import (
+    Limits,
+    ModelStatus,
+    Segmenter,
+    SegmentReply,
+    SegmentRequest,
+)
+from service.errors import ModelLoadError
+from service.settings import Settings
+
+T = TypeVar("T")
+
+# The caller bounds what is in flight; a queue that refuses is for strangers.
+_PLENTY = 1 << 40
+
+
+class LocalSegmenter:
+    """`segment` from any thread, then `close`."""
+
+    def __init__(self, source: Path, settings: Settings) -> None:
+        """source: a model repository, or one model file.
+
+        Raises: ModelLoadError.
+        """
+        self._scratch = tempfile.TemporaryDirectory(prefix="fcn-model-")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fcn-local")
+        self._thread.start()
+        self._segmenter: Segmenter | None = None
+        try:
+            repository = source if source.is_dir() else self._repository_of(source)
+            self._segmenter = self._run(_started(repository, settings))
+        except BaseException:
+            self.close()
+            raise
+
+    def models(self) -> list[ModelStatus]:
+        return self._running.models()
+
+    def segment(self, request: SegmentRequest) -> SegmentReply:
+        """Raises: ServiceError."""
+        return self._run(self._running.segment(request))
+
+    def close(self) -> None:
+        if self._segmenter is not None:
+            self._run(self._segmenter.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._scratch.cleanup()
+
+    @property
+    def _running(self) -> Segmenter:
+        if self._segmenter is None:
+            raise RuntimeError("the segmenter did not start")
+        return self._segmenter
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # an interrupt of the caller's: the work is not wanted any more
+            future.cancel()
+            raise
+
+    def _repository_of(self, file: Path) -> Path:
+        """A repository with this file alone, under the name its contract has."""
+        if not file.is_file():
+            raise ModelLoadError(f"{file} does not exist: give a model file or a model repository")
+        name = Session(file, provider="cpu", threads=1).contract.model_name
+        version = file.parent.name if file.parent.name.isdigit() else "1"
+        folder = Path(self._scratch.name) / name / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").symlink_to(file.resolve())
+        return Path(self._scratch.name)
+
+
+async def _started(repository: Path, s: Settings) -> Segmenter:
+    segmenter = Segmenter(
+        repository,
+        limits=Limits(
+            max_image_bytes=s.max_image_bytes,
+            max_image_pixels=s.max_image_pixels,
+            max_inflight=_PLENTY,
+            max_inflight_bytes=_PLENTY,
+            max_inflight_pixels=_PLENTY,
+            max_queue=_PLENTY,
+            max_wait_s=float("inf"),
+            max_batch=s.max_batch,
+            max_batch_pixels=s.max_batch_pixels,
+            max_whole_pixels=s.max_whole_pixels,
+        ),
+        provider=s.provider,
+        engine=s.engine,
+        instances=s.instances,
+        threads=s.intra_op_threads,
+        alone_threads=s.alone_threads,
+        pool_workers=s.pool_workers,
+        default_model=s.default_model,
+    )
+    await segmenter.start()
+    return segmenter

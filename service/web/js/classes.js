@@ -1,0 +1,63 @@
+// The classes of one answer: how many pixels each has, and which are shown.
+
+export const VOID = 255;
+
+/** As people read it: `sign_symbol` -> `sign symbol`. */
+export function spoken(name) {
+  return name.replaceAll("_", " ");
+}
+
+export class Classes {
+  /** infos: [{id, name, color: [r, g, b]}] of the contract. */
+  constructor(infos) {
+    this.infos = infos;
+    this.pixels = new Uint32Array(256);
+    this.total = 0;
+    this.hidden = new Set();
+  }
+
+  count(ids) {
+    this.pixels.fill(0);
+    for (const id of ids) this.pixels[id]++;
+    this.total = ids.length;
+  }
+
+  /** 0..1. */
+  share(id) {
+    return this.total ? this.pixels[id] / this.total : 0;
+  }
+
+  /** Those of the answer, the largest first. */
+  get present() {
+    return this.infos
+      .filter(({ id }) => this.pixels[id] > 0)
+      .sort((a, b) => this.pixels[b.id] - this.pixels[a.id]);
+  }
+
+  get absent() {
+    return this.infos.filter(({ id }) => this.pixels[id] === 0);
+  }
+
+  nameOf(id) {
+    return id in this.infos ? spoken(this.infos[id].name) : "no class";
+  }
+
+  colorOf(id) {
+    return id in this.infos ? `rgb(${this.infos[id].color.join(" ")})` : "transparent";
+  }
+
+  /** The names to ask the server for: null when all are shown. */
+  get kept() {
+    if (!this.present.some(({ id }) => this.hidden.has(id))) return null;
+    return this.present.filter(({ id }) => !this.hidden.has(id)).map(({ name }) => name);
+  }
+
+  /** Uint32Array(256) of RGBA as a canvas holds it in memory; 0, transparent, where hidden. */
+  palette() {
+    const bytes = new Uint8ClampedArray(256 * 4);
+    for (const { id, color } of this.infos) {
+      if (!this.hidden.has(id)) bytes.set([...color, 255], 4 * id);
+    }
+    return new Uint32Array(bytes.buffer);
+  }
+}

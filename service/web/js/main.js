@@ -1,0 +1,193 @@
+// Wires the page: a picture comes in, the server answers, the parts show it.
+
+import { Classes, spoken } from "./classes.js";
+import { curlCommand } from "./curl.js";
+import { Downloads, fileName } from "./downloads.js";
+import { Intake } from "./intake.js";
+import { Legend } from "./legend.js";
+import { Models } from "./models.js";
+import { readIds } from "./png.js";
+import { Problem, segment, service } from "./server.js";
+import { Timing } from "./timing.js";
+import { View } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const view = new View($("frame"));
+const legend = new Legend(document);
+const timing = new Timing(document);
+const downloads = new Downloads(document);
+const models = new Models(document);
+const intake = new Intake(document);
+
+let facts; // what holds at this server
+let file; // the picture, as it came
+let classes; // of the answer; of the model before there is one
+let labels; // {width, height, ids}
+let labelBlob; // the label map as the server sent it
+let running = new AbortController();
+
+function showProblem(error) {
+  if (error.name === "AbortError") return; // a newer picture took its place
+  const { title, detail, requestId } =
+    error instanceof Problem ? error : new Problem("The page failed", error.message);
+  $("problem-title").textContent = title;
+  $("problem-detail").textContent = detail.charAt(0).toUpperCase() + detail.slice(1);
+  $("problem-request").textContent = requestId ? `Request ${requestId}` : "";
+  $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+function hideProblem() {
+  $("problem").hidden = true;
+}
+
+function requestFor(output) {
+  const alpha = $("opacity").value / 100;
+  return { version: models.chosen, output, alpha, classes: classes.kept };
+}
+
+function showCurl(output, type) {
+  $("curl").textContent = curlCommand(file, requestFor(output), fileName(file.name, output, type));
+}
+
+/** The buttons stand in the empty box until there is a picture, then under it. */
+function makeRoom() {
+  const focused = document.activeElement;
+  $("tools").prepend($("sources"));
+  $("intake").hidden = true;
+  focused.focus(); // moving an element takes the focus away
+}
+
+function paint() {
+  view.paint(labels.ids, classes.palette());
+  downloads.follow(classes.kept, classes.version.contract);
+}
+
+/** What the browser can draw of the file. It cannot read TIFF: the server's copy of it then. */
+async function drawable(picture, signal) {
+  try {
+    return await createImageBitmap(picture);
+  } catch {
+    const untouched = { version: models.chosen, output: "overlay", alpha: 0 };
+    return createImageBitmap((await segment(picture, untouched, signal)).blob);
+  }
+}
+
+async function run(picture) {
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  hideProblem();
+  const before = document.body.dataset.state;
+  try {
+    if (picture.size > facts.max_image_bytes) {
+      const limit = (facts.max_image_bytes / 2 ** 20).toPrecision(3);
+      throw new Problem("Image too large", `this server takes up to ${limit} MiB: send a smaller one`);
+    }
+    document.body.dataset.state = "busy";
+    $("picture").setAttribute("aria-busy", "true");
+    $("readout").textContent = "Segmenting …";
+    const version = models.chosen;
+    const answer = await segment(picture, { version, output: "label_map" }, signal);
+    const read = await readIds(answer.blob);
+    const bitmap = await drawable(picture, signal);
+    if (signal.aborted) return;
+    const hidden = classes.version === version ? classes.hidden : new Set();
+    [file, labels, labelBlob] = [picture, read, answer.blob];
+    classes = Object.assign(new Classes(version.contract.classes), { hidden, version });
+    classes.count(read.ids);
+    document.body.dataset.state = "done";
+    makeRoom();
+    view.show(bitmap, read.width, read.height);
+    bitmap.close();
+    paint();
+    legend.show(classes);
+    timing.show(answer.stages, 1000 * facts.latency_target_s, answer.tripMs);
+    showCurl("label_map", "image/png");
+    const names = classes.present.slice(0, 3).map(({ name }) => spoken(name));
+    $("readout").textContent =
+      `${read.width} × ${read.height} pixels, ${classes.present.length} classes: ` +
+      `mostly ${names.join(", ")}.`;
+  } catch (error) {
+    if (signal.aborted) return;
+    document.body.dataset.state = before === "busy" ? (labels ? "done" : "empty") : before;
+    $("readout").textContent = "";
+    showProblem(error);
+  } finally {
+    if (!signal.aborted) $("picture").removeAttribute("aria-busy");
+  }
+}
+
+async function save(output) {
+  hideProblem();
+  try {
+    const whole = output === "label_map" && !classes.kept;
+    const blob = whole ? labelBlob : (await segment(file, requestFor(output))).blob;
+    downloads.save(blob, file.name, output);
+    showCurl(output, blob.type);
+  } catch (error) {
+    showProblem(error);
+  }
+}
+
+function slide(id, show) {
+  const moved = () => {
+    $(`${id}-value`).textContent = `${$(id).value}%`;
+    $(id).setAttribute("aria-valuetext", `${$(id).value}%`);
+    show($(id).value);
+  };
+  $(id).addEventListener("input", moved);
+  moved();
+}
+
+view.addEventListener("point", ({ detail: at }) => {
+  if (!at || !labels) {
+    legend.mark(null);
+    return;
+  }
+  const id = labels.ids[at.y * labels.width + at.x];
+  const name = classes.nameOf(id);
+  const off = classes.hidden.has(id) ? " (hidden)" : "";
+  view.label(name + off, classes.colorOf(id));
+  $("readout").textContent = `${name}${off}, at ${at.x} × ${at.y}`;
+  legend.mark(id);
+});
+view.addEventListener("wipe", ({ detail }) => {
+  $("wipe").value = detail;
+  $("wipe").dispatchEvent(new Event("input"));
+});
+slide("opacity", (percent) => (view.opacity = percent));
+slide("wipe", (percent) => (view.wipe = percent));
+legend.addEventListener("change", paint);
+downloads.addEventListener("wanted", ({ detail }) => save(detail));
+intake.addEventListener("picture", ({ detail }) => run(detail));
+intake.addEventListener("problem", ({ detail }) => showProblem(detail));
+models.addEventListener("change", () => {
+  classes = Object.assign(new Classes(models.chosen.contract.classes), { version: models.chosen });
+  if (file) run(file);
+  else legend.show(classes);
+});
+$("problem-close").addEventListener("click", () => {
+  hideProblem();
+  $("choose").focus();
+});
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    $("copy").textContent = "Copied";
+  } catch {
+    // Without https there is no clipboard: select it, so that Ctrl+C does it.
+    getSelection().selectAllChildren($("curl"));
+    $("copy").textContent = "Selected";
+  }
+  setTimeout(() => ($("copy").textContent = "Copy"), 2000);
+});
+
+try {
+  facts = await service();
+  downloads.offer(facts.outputs);
+  await models.load();
+} catch (error) {
+  for (const id of ["choose", "camera"]) $(id).disabled = true;
+  showProblem(error);
+}

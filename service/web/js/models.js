@@ -1,0 +1,61 @@
+// The model picker, and what its choice is.
+
+import { Problem, versions } from "./server.js";
+
+const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
+
+export class Models extends EventTarget {
+  /** Dispatches "change" when another version is chosen, and for the first. */
+  constructor(root) {
+    super();
+    this.select = root.querySelector("#model");
+    this.about = root.querySelector("#about");
+    this.versions = [];
+    this.select.addEventListener("change", () => this.#changed());
+  }
+
+  get chosen() {
+    return this.versions[this.select.selectedIndex];
+  }
+
+  /** Throws Problem when none is ready. */
+  async load() {
+    this.versions = await versions();
+    if (!this.versions.length) {
+      throw new Problem("No model is ready", "They are loading, or none could be: reload the page.");
+    }
+    const several = new Set(this.versions.map(({ model }) => model)).size < this.versions.length;
+    this.select.replaceChildren(
+      ...this.versions.map(({ model, version, isDefaultModel, isDefaultVersion }) => {
+        const option = new Option(several ? `${model} / ${version}` : model);
+        option.selected = isDefaultModel && isDefaultVersion;
+        return option;
+      }),
+    );
+    this.#changed();
+  }
+
+  #changed() {
+    const { model, version, contract, precision, provider } = this.chosen;
+    const { architecture, training_data: data, scores } = contract;
+    const score = scores.test_mean_iu ?? scores.val_mean_iu ?? scores.mean_iu;
+    const rows = {
+      Name: `${model}, version ${version}`,
+      Network: architecture,
+      Runs: `in ${precision} on ${provider}`,
+      "Mean IU": score === undefined ? "not measured" : percent.format(score),
+      "Learned from": data.name,
+      Licence: data.licence,
+    };
+    this.about.replaceChildren(
+      ...Object.entries(rows).map(([term, value]) => {
+        const [row, name, text] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+        name.textContent = term;
+        text.textContent = value;
+        row.append(name, text);
+        return row;
+      }),
+    );
+    this.dispatchEvent(new Event("change"));
+  }
+}

@@ -1,0 +1,103 @@
+// What this page asks of the server. Addresses are relative: a proxy may put it under a prefix.
+
+/** An answer that is an error, as problem+json tells it (RFC 9457), or one of the page's own. */
+export class Problem extends Error {
+  constructor(title, detail, requestId = "") {
+    super(`${title}: ${detail}`);
+    this.title = title;
+    this.detail = detail;
+    this.requestId = requestId;
+  }
+}
+
+/** The response; throws Problem for every answer but 2xx, and when there is none. */
+async function ask(address, options = {}) {
+  let response;
+  try {
+    response = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(
+      "No answer",
+      "The server could not be reached, or hung up. Check that it runs, and try again.",
+    );
+  }
+  if (response.ok) return response;
+  const text = await response.text();
+  try {
+    const { title, detail, request_id } = JSON.parse(text);
+    if (title && detail) throw new Problem(title, detail, request_id);
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+  }
+  // Not ours: a proxy in between.
+  throw new Problem(`Error ${response.status}`, text.slice(0, 300) || response.statusText);
+}
+
+/** {outputs, latency_target_s, max_image_bytes}: what holds at this server. */
+export async function service() {
+  return (await ask("./", { headers: { Accept: "application/json" } })).json();
+}
+
+/** Each version that is ready: {model, version, isDefault, contract, precision, provider}. */
+export async function versions() {
+  const { models } = await (await ask("v1/models")).json();
+  return models.flatMap((model) =>
+    model.versions
+      .filter(({ state, contract }) => state === "ready" && contract)
+      .map((version) => ({
+        ...version,
+        model: model.name,
+        // Asked for without a name, or without a number, the server takes these.
+        isDefaultModel: model.is_default,
+        isDefaultVersion: version.version === model.default_version,
+      })),
+  );
+}
+
+const RAW_TYPES = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"];
+
+/** The Content-Type to send a file with; the server tells the format from the bytes. */
+export function typeOf(file) {
+  return RAW_TYPES.includes(file.type) ? file.type : "application/octet-stream";
+}
+
+/** The address of `segment` with its query: what is not the default, in the order of the API. */
+export function segmentAddress({ version, output, alpha, classes }) {
+  const query = new URLSearchParams();
+  if (!version.isDefaultModel) query.set("model", version.model);
+  if (!version.isDefaultVersion) {
+    query.set("model", version.model);
+    query.set("version", version.version);
+  }
+  if (output !== "label_map") query.set("output", output);
+  if (output === "overlay") query.set("alpha", alpha);
+  if (classes) query.set("classes", classes.join(","));
+  const text = query.toString().replaceAll("%2C", ",");
+  return text ? `segment?${text}` : "segment";
+}
+
+/** Posts the picture. {blob, stages: [{name, ms}], tripMs}. */
+export async function segment(file, request, signal) {
+  const began = performance.now();
+  const response = await ask(segmentAddress(request), {
+    method: "POST",
+    headers: { "Content-Type": typeOf(file) },
+    body: file,
+    signal,
+  });
+  const blob = await response.blob();
+  return {
+    blob,
+    stages: stagesOf(response.headers.get("Server-Timing") ?? ""),
+    tripMs: performance.now() - began,
+  };
+}
+
+/** "decode;dur=1.5, queue;dur=0" -> [{name, ms}]. Source: W3C Server Timing. */
+export function stagesOf(header) {
+  return [...header.matchAll(/([\w-]+)\s*;\s*dur=([\d.]+)/g)].map(([, name, ms]) => ({
+    name,
+    ms: Number(ms),
+  }));
+}

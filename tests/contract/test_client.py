@@ -1,0 +1,177 @@
+"""The client with the real server, and docs/client.md: its snippets run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+import fcn_client
+from fcn_client import (
+    AsyncFcnClient,
+    FcnClient,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidParameter,
+    Outcome,
+    SegmentOptions,
+    ServerError,
+    UnknownVersion,
+    UnusableInput,
+)
+from fcn_client.types import ImageLike
+from tests.drawing import jpeg, png, read_png, street
+from tests.serving import ROOT, Server, environment
+from tests.tiny_models import CLASSES, expected_label_map
+from tests.unit.house.pages import blocks
+
+RGB = street(40, 56)
+PAGE = ROOT / "docs" / "client.md"
+SNIPPETS = [block.text for block in blocks(PAGE) if block.language == "python"]
+
+
+def address(server: Server, transport: str) -> str:
+    return {"rest": server.url, "grpc": f"grpc://{server.target}"}[transport]
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def client(server: Server, request: pytest.FixtureRequest) -> Iterator[FcnClient]:
+    with FcnClient(address(server, request.param)) as client:
+        yield client
+
+
+def test_label_map_and_what_comes_with_it(client: FcnClient) -> None:
+    result = client.segment(RGB, version="1", request_id="job-7")
+    np.testing.assert_array_equal(result.value, expected_label_map(RGB))
+    assert (str(result.value.dtype), result.output) == ("uint8", "label_map")
+    assert (result.model, result.version, result.request_id) == ("tiny", "1", "job-7")
+    assert result.timings.decode_s > 0 and result.timings.infer_s > 0
+    assert (result.media_type, result.attempts) == ("image/png", 1)
+
+
+@pytest.mark.parametrize("output", ["color", "overlay", "label_map", "json"])
+def test_outputs_and_options_are_those_of_the_api(
+    server: Server, client: FcnClient, output: str
+) -> None:
+    options: SegmentOptions = {
+        "version": "1",
+        "alpha": 0.25,
+        "classes": ["red", 2],
+        "priority": "low",
+        "deadline_ms": 20_000.4,
+    }
+    result: Any = client.segment(png(RGB), output, **options)
+    raw = server.rest.post(
+        f"/segment?version=1&alpha=0.25&classes=red,2&output={output}", content=png(RGB)
+    )
+    if output == "json":
+        assert result.value["classes"] == raw.json()["classes"]
+        assert {c["name"] for c in result.value["classes"]} == {"red", "blue"}
+    else:
+        assert result.body == raw.content
+        np.testing.assert_array_equal(result.value, read_png(raw.content))
+
+
+def test_errors_are_the_servers(client: FcnClient) -> None:
+    for error, picture, options in (
+        (InvalidImage, png(RGB)[:200], {}),
+        (ImageTooLarge, bytes(200_000), {}),
+        (UnknownVersion, RGB, {"version": "9"}),
+        (InvalidParameter, RGB, {"classes": "tree"}),
+        (InvalidParameter, RGB, {"alpha": 2.0}),
+    ):
+        with pytest.raises(error) as raised:
+            client.segment(picture, request_id="job-8", **options)
+        assert isinstance(raised.value, ServerError)
+        assert raised.value.type.startswith("urn:fcn:problem:")
+        assert raised.value.detail and 400 <= raised.value.status < 500
+        assert raised.value.attempts == 1
+    with pytest.raises((InvalidParameter, UnusableInput), match="output 'labels': use"):
+        client.segment(RGB, "labels")
+
+
+def test_models_and_readiness(server: Server) -> None:
+    with (
+        FcnClient(address(server, "rest")) as rest,
+        FcnClient(address(server, "grpc")) as rpc,
+    ):
+        assert rest.ready() and rpc.ready()
+        models = rest.models()
+        assert models == rpc.models()
+    assert [(m.name, m.is_default, m.default_version) for m in models] == [
+        ("other", False, "1"),
+        ("tiny", True, "2"),
+    ]
+    assert [(c.id, c.name, c.color) for c in models[1].default.classes] == [
+        (c.id, c.name, c.color) for c in CLASSES
+    ]
+    assert models[1].versions[0].state == "ready"
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+async def test_async_is_the_same(server: Server, transport: str) -> None:
+    pictures = [street(20, 30, seed=n) for n in range(6)]
+    sent: list[ImageLike] = [*pictures, b"?"]
+    async with AsyncFcnClient(address(server, transport)) as client:
+        assert await client.ready()
+        assert [model.name for model in await client.models()] == ["other", "tiny"]
+        outcomes: list[Outcome[Any, Any]] = [
+            outcome async for outcome in client.segment_many(sent, in_flight=3, version="1")
+        ]
+        with pytest.raises(UnknownVersion):
+            await client.segment(RGB, version="9")
+    for outcome, picture in zip(outcomes[:-1], pictures, strict=True):
+        np.testing.assert_array_equal(outcome.unwrap().value, expected_label_map(picture))
+    assert isinstance(outcomes[-1].error, ServerError)
+
+
+def test_many_at_a_time_are_each_their_own(client: FcnClient) -> None:
+    pictures = [street(20, 30, seed=n) for n in range(12)]
+    outcomes = client.segment_many(pictures, in_flight=4, ordered=False, version="1")
+    seen = set()
+    for outcome in outcomes:
+        np.testing.assert_array_equal(
+            outcome.unwrap().value, expected_label_map(pictures[outcome.index])
+        )
+        seen.add(outcome.index)
+    assert seen == set(range(12))
+
+
+def test_there_are_snippets() -> None:
+    assert len(SNIPPETS) == 5
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg(street(30, 50)))
+    text = SNIPPETS[number].replace("http://localhost:8000", server.url)
+    done = subprocess.run(
+        [sys.executable, "-c", text.replace("localhost:8001", server.target)],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = (
+        "(30, 50) tiny 2",
+        "True (240, 320, 3)",
+        "1 no such file.jpg cannot be read",
+        "(30, 50)",
+    )
+    assert (*expected, "404 urn:fcn:problem:unknown-model")[number] in done.stdout
+
+
+def test_page_names_every_option_and_error() -> None:
+    page = PAGE.read_text()
+    for name in get_type_hints(SegmentOptions):
+        assert f"`{name}`" in page
+    for name in ("UnusableInput", "Unreachable", "TimedOut", "UnreadableAnswer", "ServerError"):
+        assert f"| `{name}` |" in page
+    assert all(hasattr(fcn_client, name) for name in fcn_client.__all__)

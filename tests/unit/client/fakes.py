@@ -1,0 +1,158 @@
+"""Servers that answer as they are told to, over HTTP and over gRPC."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+import numpy as np
+from PIL import Image
+
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from service.api.status import TABLE, TYPE_PREFIX, Status
+from service.errors import ServiceError
+from tests.drawing import encode
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error of the service's table, or (`row` is None) what a proxy in front of it says."""
+
+    title: str
+    row: Status | None
+    wait: str | None = None
+    """Retry-After as it is sent; over gRPC, milliseconds."""
+
+
+def refusal(error: type[ServiceError], wait: str | None = None) -> Refusal:
+    return Refusal(error.title, TABLE[error], wait)
+
+
+LABELS = np.arange(6, dtype=np.uint8).reshape(2, 3)
+
+
+def label_map_png() -> bytes:
+    image = Image.fromarray(LABELS)
+    image.putpalette(bytes(range(256)) * 3)
+    return encode(image)
+
+
+@dataclass
+class Script:
+    """refusals: the first answers; after them, label maps. delay_s: before each answer."""
+
+    refusals: Sequence[Refusal] = ()
+    delay_s: float = 0.0
+    asked: list[dict[str, str]] = field(default_factory=list)
+    """Of each request, its query (or fields), id, and the connection it came by."""
+    connections: set[object] = field(default_factory=set)
+
+    def next(self, **request: str) -> Refusal | None:
+        self.asked.append(request)
+        time.sleep(self.delay_s)
+        number = len(self.asked) - 1
+        return self.refusals[number] if number < len(self.refusals) else None
+
+
+@contextmanager
+def http_server(script: Script) -> Iterator[str]:
+    """Its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            script.connections.add(self.client_address)
+            refused = script.next(path=self.path, id=self.headers["X-Request-ID"])
+            if refused is None:
+                self.send_response(200)
+                body, kind = label_map_png(), "image/png"
+            elif refused.row is None:
+                self.send_response(503)
+                body, kind = b"<h1>no healthy upstream</h1>", "text/html"
+            else:
+                self.send_response(refused.row.http)
+                kind = "application/problem+json"
+                body = json.dumps(
+                    {
+                        "type": TYPE_PREFIX + refused.row.kind,
+                        "title": refused.title,
+                        "status": refused.row.http,
+                        "detail": "do this",
+                        "instance": "urn:fcn:request:7",
+                        "request_id": "7",
+                    }
+                ).encode()
+            if refused and refused.wait:
+                self.send_header("Retry-After", refused.wait)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def grpc_server(script: Script) -> Iterator[str]:
+    """Its address."""
+
+    def segment(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
+        sent = {key: str(value) for key, value in context.invocation_metadata()}
+        script.connections.add(context.peer())
+        refused = script.next(path="Segment", id=sent["x-request-id"])
+        if refused is None:
+            return pb.SegmentResponse(body=label_map_png(), media_type="image/png")
+        if refused.wait:
+            context.set_trailing_metadata(
+                (("x-request-id", "7"), ("grpc-retry-pushback-ms", refused.wait))
+            )
+        else:
+            context.set_trailing_metadata((("x-request-id", "7"),))
+        if refused.row is None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
+        context.abort(refused.row.code, f"{refused.title}: do this")
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        segment,
+        request_deserializer=pb.SegmentRequest.FromString,
+        response_serializer=pb.SegmentResponse.SerializeToString,
+    )
+    with ThreadPoolExecutor(8) as threads:
+        server = grpc.server(threads)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "segmentation.v1.Segmentation", {"Segment": handler}
+                ),
+            )
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"grpc://127.0.0.1:{port}"
+        finally:
+            server.stop(0).wait()
+
+
+SERVERS = {"rest": http_server, "grpc": grpc_server}

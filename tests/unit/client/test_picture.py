@@ -1,0 +1,140 @@
+"""What callers have, to what is sent; what is sent back, to arrays."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_client import FcnClient, UnreadableAnswer, UnusableInput
+from fcn_client.picture import file_bytes, overlay, read_answer, read_rgb
+from fcn_client.request import call_of, is_grpc, total_s
+from fcn_client.rpc import target_of
+from service.core.decode import decode
+from service.core.render import overlay_png
+from tests.drawing import encode, jpeg, png, read_png, street
+
+RGB = street(10, 14)
+
+
+def turned_jpeg() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(RGB, "JPEG", exif=exif)
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(np.arange(0, 60_000, 400, dtype=np.uint16).reshape(10, 15))
+
+
+PICTURES = {
+    "JPEG": jpeg(RGB),
+    "turned": turned_jpeg(),
+    "alpha": encode(Image.fromarray(RGB).convert("RGBA")),
+    "palette": encode(Image.fromarray(RGB).quantize(16), transparency=0),
+    "grey": encode(Image.fromarray(RGB).convert("L")),
+    "16 bits": encode(grey16()),
+    "CMYK": encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pixels_are_those_the_server_sees(kind: str, tmp_path: Path) -> None:
+    """Also when a picture was opened here and goes as pixels."""
+    body = PICTURES[kind]
+    seen = decode(body, max_bytes=1 << 20, max_pixels=1 << 20).rgb
+    np.testing.assert_array_equal(read_rgb(body), seen)
+    np.testing.assert_array_equal(read_png(file_bytes(Image.open(io.BytesIO(body)))), seen)
+    (tmp_path / "p").write_bytes(body)
+    assert file_bytes(tmp_path / "p") == file_bytes(str(tmp_path / "p")) == file_bytes(body) == body
+
+
+def test_arrays_are_sent_without_loss() -> None:
+    for rgb in (RGB, RGB[::-1, ::2]):  # not contiguous, too
+        np.testing.assert_array_equal(read_png(file_bytes(rgb)), rgb)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (RGB.astype(np.float32), r"float32 \[10, 14, 3\]: give uint8 RGB"),
+        (RGB[:, :, 0], r"uint8 \[10, 14\]: give"),
+        (RGB[:0], r"\[0, 14, 3\]"),
+        (b"", "has no bytes"),
+        (Path("/no/such/file"), "/no/such/file cannot be read: No such file"),
+        (Path("/dev/null"), "is empty"),
+        (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
+        (3, "a int is no picture"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture(wrong: Any, message: str) -> None:
+    with pytest.raises(UnusableInput, match=message):
+        file_bytes(wrong)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_overlay_is_the_servers(alpha: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 256, RGB.shape[:2]).astype(np.uint8)
+    palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    expected = read_png(overlay_png(RGB, labels, palette, alpha))
+    np.testing.assert_array_equal(overlay(RGB, labels, palette, alpha), expected)
+
+
+def test_answers() -> None:
+    assert read_answer("json", "application/json", b'{"a": 1}') == {"a": 1}
+    numbers = np.arange(3, dtype=np.float16)
+    buffer = io.BytesIO()
+    np.save(buffer, numbers)
+    np.testing.assert_array_equal(read_answer("x", "application/x-npy", buffer.getvalue()), numbers)
+    np.testing.assert_array_equal(read_answer("color", "image/png", png(RGB)), RGB)
+
+
+@pytest.mark.parametrize(
+    ("output", "kind", "body", "message"),
+    [
+        ("label_map", "image/png", png(RGB), r"uint8 \[10, 14, 3\], not uint8 \[H,W\]"),
+        ("label_map", "image/png", b"?", "is no image/png"),
+        ("json", "application/json", b"?", "is no application/json"),
+        ("json", "text/html; charset=utf-8", b"?", "is text/html, which this client cannot read"),
+    ],
+)
+def test_answers_that_are_none(output: str, kind: str, body: bytes, message: str) -> None:
+    with pytest.raises(UnreadableAnswer, match=message):
+        read_answer(output, kind, body)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x", "http://", "http://x:y", "grpc://x/y"]
+)
+def test_wrong_addresses(url: str) -> None:
+    with pytest.raises(UnusableInput):
+        FcnClient(url)
+
+
+def test_addresses() -> None:
+    assert [is_grpc(f"{s}://h:1") for s in ("http", "https", "grpc", "grpcs")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert target_of("grpc://h:1") == ("h:1", False)
+    assert target_of("grpcs://h:1/") == ("h:1", True)
+
+
+def test_options() -> None:
+    call = call_of(b"x", "label_map", {"classes": "road"})
+    assert call.classes == ("road",) and len(call.request_id) == 32
+    assert call_of(b"x", "label_map", {"classes": (3, "car")}).classes == ("3", "car")
+    with pytest.raises(UnusableInput, match="no option colour: use alpha"):
+        call_of(b"x", "label_map", {"colour": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(UnusableInput, match="request_id 'a b'"):
+        call_of(b"x", "label_map", {"request_id": "a b"})
+    with pytest.raises(UnusableInput, match="deadline_ms is 0"):
+        total_s({"deadline_ms": 0}, 1.0)

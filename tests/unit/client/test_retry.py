@@ -1,0 +1,213 @@
+"""What is asked again, when, how often; and what is not."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from fcn_client import (
+    AsyncFcnClient,
+    DeadlineExceeded,
+    FcnClient,
+    FcnError,
+    ImageTooLarge,
+    Overloaded,
+    RetryPolicy,
+    ServerError,
+    TimedOut,
+    Unreachable,
+)
+from fcn_client.errors import KINDS, from_status
+from fcn_client.rest import retry_after_s, timings_of
+from fcn_client.retry import Patience
+from fcn_client.types import Timings
+from service import errors
+from service.api.status import TABLE, TYPE_PREFIX
+from tests.unit.client.fakes import LABELS, SERVERS, Refusal, Script, refusal
+
+BOTH = pytest.mark.parametrize("transport", SERVERS)
+PICTURE = b"any bytes do here"
+PROXY = Refusal("", None)
+# The root of the errors is told under the words of the 500 handler: see `test_kinds_...`.
+FINAL = [k for k, row in TABLE.items() if not row.retry and row.kind in KINDS]
+FINAL.remove(errors.ServiceError)
+
+
+def asked(
+    transport: str,
+    script: Script,
+    policy: RetryPolicy | None = None,
+    deadline_ms: float | None = None,
+) -> tuple[FcnError | None, int, list[float]]:
+    """The error, if that is the end of it; the attempts; and the waits between them."""
+    waits: list[float] = []
+    with SERVERS[transport](script) as url, FcnClient(url, retry=policy) as client:
+        client._sleep = waits.append
+        try:
+            result = client.segment(PICTURE, deadline_ms=deadline_ms)
+        except FcnError as error:
+            return error, error.attempts, waits
+        np.testing.assert_array_equal(result.value, LABELS)
+        return None, result.attempts, waits
+
+
+@BOTH
+def test_busy_is_asked_again_after_what_it_says(transport: str) -> None:
+    wait = {"rest": "2", "grpc": "2000"}[transport]
+    script = Script([refusal(errors.Overloaded, wait), refusal(errors.ShuttingDown, wait)])
+    error, attempts, waits = asked(transport, script)
+    assert (error, attempts) == (None, 3)
+    # Retry-After in full, and a draw of at most 0.2 s, then 0.4 s, on top.
+    assert 2.0 <= waits[0] <= 2.2 and 2.0 <= waits[1] <= 2.4
+    assert len({request["id"] for request in script.asked}) == 1
+
+
+@BOTH
+def test_without_a_hint_the_waits_grow(transport: str) -> None:
+    policy = RetryPolicy(max_attempts=5, first_wait_s=0.1, max_wait_s=0.3)
+    error, attempts, waits = asked(transport, Script([PROXY] * 9), policy)
+    assert attempts == 5
+    assert isinstance(error, ServerError if transport == "rest" else Unreachable)
+    for wait, most in zip(waits, (0.1, 0.2, 0.3, 0.3), strict=True):
+        assert 0.0 <= wait <= most
+
+
+@BOTH
+@pytest.mark.parametrize("kind", FINAL, ids=lambda kind: kind.__name__)
+def test_what_cannot_succeed_is_not_asked_again(
+    transport: str, kind: type[errors.ServiceError]
+) -> None:
+    error, attempts, waits = asked(transport, Script([refusal(kind)] * 9))
+    assert isinstance(error, ServerError)
+    assert (attempts, waits) == (1, [])
+    row = TABLE[kind]
+    assert (error.type, error.status) == (TYPE_PREFIX + row.kind, row.http)
+    assert (error.title, error.detail) == (kind.title, "do this")
+    assert (error.request_id, error.instance) == ("7", "urn:fcn:request:7")
+    assert error.code == ("" if transport == "rest" else row.code.name)
+    assert type(error) is KINDS[row.kind].error
+    assert isinstance(error, TimedOut) == isinstance(error, DeadlineExceeded)
+
+
+@BOTH
+def test_no_wait_goes_past_the_deadline(transport: str) -> None:
+    """The refusal itself is the answer when there is no time to come back as asked."""
+    wait = {"rest": "5", "grpc": "5000"}[transport]
+    began = time.monotonic()
+    error, attempts, waits = asked(
+        transport, Script([refusal(errors.Overloaded, wait)] * 9), deadline_ms=2000
+    )
+    assert isinstance(error, Overloaded)
+    assert (error.retry_after_s, attempts, waits) == (5.0, 1, [])
+    assert time.monotonic() - began < 2
+
+
+@BOTH
+def test_a_server_that_hangs_is_left_in_time(transport: str) -> None:
+    began = time.monotonic()
+    error, attempts, _ = asked(transport, Script(delay_s=1.2), deadline_ms=100)
+    assert isinstance(error, TimedOut) and attempts == 1
+    assert "allow more" in str(error)
+    assert time.monotonic() - began < 3
+
+
+@BOTH
+async def test_async_is_patient_too(transport: str) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    wait = {"rest": "1", "grpc": "1000"}[transport]
+    script = Script([refusal(errors.Overloaded, wait), refusal(errors.InvalidImage)])
+    with SERVERS[transport](script) as url:
+        async with AsyncFcnClient(url) as client:
+            client._sleep = sleep
+            with pytest.raises(FcnError, match="^Invalid image: do this$") as raised:
+                await client.segment(PICTURE)
+            assert raised.value.attempts == 2
+            np.testing.assert_array_equal((await client.segment(PICTURE)).value, LABELS)
+    assert len(waits) == 1 and 1.0 <= waits[0] <= 1.2
+
+
+@BOTH
+def test_nobody_there(transport: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scheme = {"rest": "http", "grpc": "grpc"}[transport]
+    policy = RetryPolicy(max_attempts=2, first_wait_s=0.0)
+    with FcnClient(f"{scheme}://127.0.0.1:{port}", retry=policy) as client:
+        with pytest.raises(Unreachable, match="cannot reach") as raised:
+            client.segment(PICTURE)
+        assert raised.value.attempts == 2
+        assert not client.ready()
+
+
+@BOTH
+def test_connections_are_kept(transport: str) -> None:
+    script = Script([refusal(errors.InvalidImage)])
+    with SERVERS[transport](script) as url, FcnClient(url) as client:
+        for outcome in client.segment_many([PICTURE] * 5, in_flight=1):
+            assert outcome.ok == (outcome.index > 0)
+    assert len(script.asked) == 5 and len(script.connections) == 1
+
+
+def test_grpc_says_when_not_to_retry() -> None:
+    error, attempts, _ = asked("grpc", Script([refusal(errors.Overloaded, "-1")] * 9))
+    assert isinstance(error, Overloaded) and attempts == 1 and not error.retryable
+
+
+def test_a_message_too_large_for_grpc_is_a_large_image() -> None:
+    error = from_status(
+        "RESOURCE_EXHAUSTED",
+        "CLIENT: Received message larger than max (9 vs. 5)",
+        retry_after_s=None,
+        no_retry=False,
+        request_id="1",
+    )
+    assert isinstance(error, ImageTooLarge) and not error.retryable
+
+
+def test_time_is_up_between_attempts() -> None:
+    now = iter((0.0, 5.0))
+    patience = Patience(RetryPolicy(), 5.0, clock=lambda: next(now))
+    with pytest.raises(TimedOut, match="allow more"):
+        patience.begin()
+
+
+@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"first_wait_s": -1}, {"max_wait_s": -1}])
+def test_wrong_policy(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="want max_attempts of 1 or more"):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("7", 7.0),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 40.0),
+        ("Thu, 01 Jan 1970 00:00:01 GMT", 0.0),
+        ("soon", None),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert retry_after_s(header, now_s=60.0) == seconds
+
+
+def test_server_timing() -> None:
+    text = "decode;dur=1.5, cdn;desc=x, queue;desc=y;dur=2, infer;dur=x, render"
+    assert timings_of(text) == Timings(0.0015, 0.002, 0.0, 0.0)
+
+
+def test_kinds_are_the_servers() -> None:
+    """A kind that the server gains is a plain ServerError here, until it has a class."""
+    rows = {row.kind: row.http for row in TABLE.values()}
+    titles = {row.kind: error.title for error, row in TABLE.items()}
+    for name, kind in KINDS.items():
+        assert rows[name] == kind.status
+        assert titles[name] == kind.title or name == "internal-error"

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from service.core.watch import Watch
+
+
+def watching(**seen: int) -> Watch[int]:
+    watch: Watch[int] = Watch()
+    watch.start(seen)
+    return watch
+
+
+def test_what_stays_is_not_returned() -> None:
+    watch = watching(a=1)
+    assert watch.settled({"a": 1}) == set()
+    assert watch.settled({"a": 1}) == set()
+
+
+def test_a_change_is_returned_once_at_the_second_look() -> None:
+    watch = watching(a=1, b=1)
+    assert watch.settled({"a": 2, "b": 1}) == set()
+    assert watch.settled({"a": 2, "b": 1}) == {"a"}
+    assert watch.settled({"a": 2, "b": 1}) == set()
+
+
+def test_what_goes_on_changing_waits() -> None:
+    watch = watching(a=1)
+    for size in (2, 3, 4):
+        assert watch.settled({"a": size}) == set()
+    assert watch.settled({"a": 4}) == {"a"}
+
+
+def test_what_is_new_or_gone_waits_too() -> None:
+    watch = watching(old=1)
+    assert watch.settled({"new": 1}) == set()
+    assert watch.settled({"new": 1}) == {"new", "old"}
+    assert watch.settled({"new": 1}) == set()
+
+
+def test_what_was_taken_back_was_no_change() -> None:
+    watch = watching(a=1)
+    assert watch.settled({"a": 2}) == set()
+    assert watch.settled({"a": 1}) == set()
+    assert watch.settled({"a": 1}) == set()
+    assert watch.settled({}) == set()
+    assert watch.settled({"a": 1}) == set()
+
+
+def test_what_cannot_be_seen_is_not_gone() -> None:
+    watch = watching(a=1)
+    assert watch.settled({}, keep={"a"}) == set()
+    assert watch.settled({}, keep={"a"}) == set()
+    assert watch.settled({"a": 1}) == set()

@@ -1,0 +1,103 @@
+"""Putting a network of any origin into a model repository: class list, version and card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from model.adopt import AdoptError, AdoptReport, Choices, adopt, open_network
+from model.adopt.file import MIN_AGREEMENT
+from model.contract import Contract
+from training.datasets.folder import load_info
+from training.publish import next_version
+
+_ANTIALIAS_OPSET = 18
+"""The first whose Resize can average a picture that it makes smaller."""
+
+
+def adopt_file(
+    network_path: Path,
+    repository: Path,
+    name: str,
+    class_list: Path,
+    choices: Choices,
+    *,
+    version: int | None = None,
+    output: str | None = None,
+    input_layout: str | None = None,
+    logits: bool = False,
+    architecture: str | None = None,
+    min_agreement: float = MIN_AGREEMENT,
+    overwrite: bool = False,
+) -> AdoptReport:
+    """Write `<repository>/<name>/<version>/model.onnx` and the card `<name>/README.md`.
+
+    architecture: what the contract calls the network, by default its file's name.
+    Raises: AdoptError, ContractError, DatasetError.
+    """
+    info = load_info(class_list)
+    folder = repository / name
+    path = folder / str(version or next_version(folder)) / "model.onnx"
+    if path.exists() and not overwrite:
+        raise AdoptError(f"{path} exists: choose another --version or say --overwrite")
+    contract = Contract(
+        model_name=name,
+        architecture=architecture or network_path.stem,
+        classes=info.classes,
+        training_data=info.data,
+    )
+    network = open_network(network_path, output=output, layout=input_layout)
+    if choices.antialias and (choices.size or network.height_px or network.width_px):
+        network = open_network(
+            network_path, output=output, layout=input_layout, opset=_ANTIALIAS_OPSET
+        )
+    contract, report = adopt(
+        network, contract, path, choices, logits=logits, min_agreement=min_agreement
+    )
+    (folder / "README.md").write_text(_card(contract, network_path, choices, report))
+    return report
+
+
+def _card(contract: Contract, network: Path, choices: Choices, report: AdoptReport) -> str:
+    """Markdown: what the model is, how it takes its pictures, and how it was compared."""
+    data, pixels = contract.training_data, choices.pixels
+    if report.size:
+        served = f"any; every picture is resized to {report.size[0]}x{report.size[1]} (height x "
+        served += "width) inside the graph, and its scores back"
+    else:
+        served = f"any; from {report.min_side_px} px" if report.min_side_px > 1 else "any"
+        if report.multiple_of_px > 1:
+            served += f"; padded with zeros to multiples of {report.multiple_of_px} px"
+    lines = [
+        f"# {contract.model_name}",
+        "",
+        f"- Architecture: {contract.architecture}, {len(contract.classes)} classes, "
+        f"{contract.precision}.",
+        f"- Training data: {data.name}. Source: {data.source or 'not given'}.",
+        f"- Licence of the data, which binds the weights: **{data.licence}**.",
+        f"- Adopted from `{network.name}` {date.today().isoformat()} by `fcn adopt`.",
+        f"- Pixels: {pixels.color_order}, (value * {pixels.scale:g} - mean) / std with mean "
+        f"{_listed(pixels.mean)} and std {_listed(pixels.std)}.",
+        f"- Served size: {served}. The label map has the size of the picture.",
+        "",
+        "Scores: none measured. `fcn evaluate` with a labelled data set measures them.",
+        "",
+        "## Compared with the network as it was given",
+        "",
+        "Random pictures; normalisation, resizing and arg max in numpy around the network's own "
+        "file.",
+        "",
+        "| pictures | size | equal labels | classes found |",
+        "|---|---|---|---|",
+        *(
+            f"| {row.pictures} | {row.height}x{row.width} | {row.label_agreement:.4%} "
+            f"| {row.classes} |"
+            for row in report.compared
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
