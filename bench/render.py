@@ -139,7 +139,7 @@ def label_map_pngs(label_map: UInt8Array) -> dict[str, Make]:
         "ISA-L 3, differences": partial(isal_zlib.compress, rows, 3),
     }
     if (zlib_ng := _optional("zlib_ng.zlib_ng")) is not None:
-        made["zlib-ng 1, differences"] = partial(zlib_ng.compress, rows, 1)
+        made["zlib-ng 1, differences"] = lambda: zlib_ng.compress(rows, 1)
     return made
 
 
@@ -149,10 +149,10 @@ def rgb_pngs(rgb: UInt8Array) -> dict[str, Make]:
         "Pillow, level 1": partial(_pillow, rgb, None, 1),
         "zlib 1, differences, run lengths": partial(_zlib, rows, zlib.Z_RLE),
         "ISA-L 1, differences": partial(isal_zlib.compress, rows, 1),
-        "not compressed": partial(zlib.compress, rows, 0),
+        "not compressed": lambda: zlib.compress(rows.data, 0),
     }
     if (zlib_ng := _optional("zlib_ng.zlib_ng")) is not None:
-        made["zlib-ng 1, differences"] = partial(zlib_ng.compress, rows, 1)
+        made["zlib-ng 1, differences"] = lambda: zlib_ng.compress(rows, 1)
     if (cv2 := _optional("cv2")) is not None:
         level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
         made["OpenCV, level 1"] = lambda: cv2.imencode(".png", rgb, level)[1].tobytes()

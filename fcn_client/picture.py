@@ -104,18 +104,17 @@ def read_answer(output: str, media_type: str, body: bytes) -> Any:
 def overlay(
     rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, alpha: float
 ) -> UInt8Array:
-    """(1 - alpha) * rgb + alpha * colour, to the nearest 1/256, void untouched: the server's
-    overlay, without asking it for a second inference.
+    """(1 - alpha) * rgb + alpha * colour, alpha to the nearest 1/255, void untouched: the server's
+    overlay to the pixel, without asking it for a second inference.
 
     rgb: uint8 [H,W,3]. label_map: uint8 [H,W]. palette: uint8 RGB [256,3].
     """
-    weight = round(alpha * 256)
-    mixed = rgb * np.uint16(256 - weight)
-    mixed += (palette.astype(np.uint16) * np.uint16(weight) + np.uint16(128))[label_map]
-    mixed >>= 8
-    blended = mixed.astype(np.uint8)
-    np.copyto(blended, rgb, where=(label_map == VOID)[:, :, None])
-    return blended
+    labels = Image.fromarray(label_map)
+    opacity = labels.point([0 if n == VOID else round(alpha * 255) for n in range(256)])
+    labels.putpalette(palette.tobytes())
+    mixed = Image.fromarray(rgb)
+    mixed.paste(labels.convert("RGB"), (0, 0), opacity)
+    return np.array(mixed)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from starlette.responses import PlainTextResponse
+
 from service.api import examples
 from service.api.examples import problem_examples
 from service.api.parameters import MAX_DEADLINE_MS, PRIORITIES
@@ -210,6 +212,7 @@ READYZ: Final[dict[str, Any]] = {
 METRICS: Final[dict[str, Any]] = {
     "operation_id": "metrics",
     "summary": "Metrics in the Prometheus text format",
+    "response_class": PlainTextResponse,  # else the page says that it may be JSON
     "responses": {
         200: {
             "description": "Metrics.",

@@ -69,6 +69,7 @@ class Fleet:
         self._unloaded: set[str] = set()
         self._draining: set[Served] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._untold: list[str] = []
         self._look_failed = ""
 
     @property
@@ -86,7 +87,8 @@ class Fleet:
             for name, folder in listing.folders.items():
                 errors = await self._bring(folder)
                 if errors and name not in self.catalog:
-                    raise errors[0]
+                    raise errors[0]  # which says it all
+                self._tell()
             self._check_names()
         self._changed(self.catalog.statuses())
 
@@ -165,6 +167,7 @@ class Fleet:
                 if folder is not None:
                     self._folders[name] = folder
                     await self._bring(folder)
+                    self._tell()
                 else:
                     _log.info("model %s has left the repository", name)
                     self._folders.pop(name, None)
@@ -186,6 +189,7 @@ class Fleet:
             self._folders = {**self._folders, name: folder}
             self._unloaded.discard(name)
             errors = await self._bring(folder, again=True)
+            self._tell()
         self._changed(self.catalog.statuses())
         if errors:
             raise errors[0]
@@ -293,11 +297,11 @@ class Fleet:
             task.exception()  # logged where it arose; whoever asked may have left
 
     def _failed(self, key: Key, source: object, error: ModelLoadError) -> ModelLoadError:
-        """Noted and logged. Paths in the reason are those inside the repository."""
+        """Noted, and to be logged. Paths in the reason are those inside the repository."""
         reason = str(error).replace(f"{self._repository}/", "")
         self._failures[key] = _Failure(reason, source)
         stays = "; its last good file goes on serving" if self.catalog.get(*key) else ""
-        _log.error("model %s version %s failed to load: %s%s", *key, error, stays)
+        self._untold.append(f"model {key[0]} version {key[1]} failed to load: {error}{stays}")
         return error
 
     def _note_settings(self, folder: ModelFolder, error: ModelLoadError) -> None:
@@ -306,7 +310,7 @@ class Fleet:
         version = served[-1].version if served else folder.files[-1].version
         reason = str(error).replace(f"{self._repository}/", "")
         self._failures[folder.name, version] = _Failure(reason, None)
-        _log.error("model %s keeps its settings: %s", folder.name, error)
+        self._untold.append(f"model {folder.name} keeps its settings: {error}")
 
     def _forget(self, name: str, which: Callable[[_Failure], bool]) -> None:
         for key, failure in list(self._failures.items()):
@@ -335,6 +339,12 @@ class Fleet:
                 f"{self._repository / ALIASES_FILE}: {alias} means {target}, which does not serve: "
                 f"there are {names}"
             )
+
+    def _tell(self) -> None:
+        """Logs what failed."""
+        for line in self._untold:
+            _log.error("%s", line)
+        self._untold.clear()
 
     def _complain(self, what: str) -> None:
         """Once, not at every look."""

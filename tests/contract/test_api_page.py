@@ -34,8 +34,15 @@ def rows(start: str) -> list[list[str]]:
 
 def test_there_are_snippets() -> None:
     assert [language for language, _ in SNIPPETS] == [
-        *("sh", "sh", "sh", "python", "python", "python", "sh"),
-        *("python", "sh"),
+        "sh",
+        "sh",
+        "sh",
+        "python",
+        "python",
+        "python",
+        "sh",
+        "python",
+        "sh",
     ]
 
 

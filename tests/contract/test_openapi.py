@@ -88,6 +88,7 @@ def test_real_errors_are_those_of_the_examples(
     assert example["type"] == TYPE_PREFIX + kind
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_masks_of_the_example_are_masks() -> None:
     rows = CLASSES_EXAMPLES["rle"]["value"]["classes"]
     masks = {row["name"]: mask.decode(row["segmentation"]) for row in rows}

@@ -121,7 +121,7 @@ def test_a_message_that_is_none(
 ) -> None:
     """It ends its call, and neither the connection nor the calls beside it."""
     other = server.stub.SegmentStream(iter([item(n) for n in range(8)]), timeout=60)
-    call = server.channel.stream_stream(METHOD + method)(iter([body]), timeout=30)
+    call = server.channel.stream_stream(METHOD + method, None, None)(iter([body]), timeout=30)
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert isinstance(caught.value, grpc.Call)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,7 +30,7 @@ def server(slow_repository: Path) -> Iterator[Server]:
         yield server
 
 
-def item(id: str, red: int, **fields: int) -> pb.SegmentStreamRequest:
+def item(id: str, red: int, **fields: Any) -> pb.SegmentStreamRequest:
     """About 3 ms of work for each step of `red`."""
     return pb.SegmentStreamRequest(id=id, request=pb.SegmentRequest(image=lasting(red)), **fields)
 

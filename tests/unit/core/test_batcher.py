@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.core.batcher import Batcher, Labelled
-from service.core.types import Run
+from service.core.types import Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle
 
@@ -24,6 +25,7 @@ def picture(value: int, height: int = 4, width: int = 5) -> UInt8Array:
 async def started(
     run: Run,
     *,
+    scored: ScoredRun | None = None,
     max_batch: int = 4,
     max_batch_pixels: int = 1 << 20,
     max_queue: int = 100,
@@ -32,6 +34,7 @@ async def started(
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
         [run],
+        scored=[scored] if scored else (),
         model="m",
         max_batch=max_batch,
         max_batch_pixels=max_batch_pixels,
@@ -354,3 +357,42 @@ def test_everybody_gets_their_own_answer_or_a_reason(
             assert len(batch) <= max_batch
 
     asyncio.run(scenario())
+
+
+def squeeze(logits: npt.NDArray[np.float32], label_map: UInt8Array) -> npt.NDArray[np.float32]:
+    return np.asarray(logits.sum(axis=0) + label_map, np.float32)
+
+
+async def test_those_who_want_logits_share_batches_among_themselves() -> None:
+    device = Device()
+    both: list[int] = []
+
+    def scored(batch: UInt8Array) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
+        both.append(len(batch))
+        return batch[..., 0], np.stack([batch[..., 0], batch[..., 1]], 1).astype(np.float32)
+
+    async with started(device, scored=scored) as batcher:
+        loop = asyncio.get_running_loop()
+        first, plain = await queued_behind_a_busy_device(batcher, device, [picture(2), picture(3)])
+        wanted = [loop.create_task(batcher.submit(picture(n), squeeze=squeeze)) for n in (5, 6)]
+        await settle()
+        device.release()
+        await asyncio.gather(first, *plain)
+        results = await asyncio.gather(*wanted)
+    assert both == [2]
+    assert device.values == [[1], [2, 3]]
+    for value, result in zip((5, 6), results, strict=True):
+        assert result.scores is not None and (result.scores == 3 * value).all()
+        assert (result.label_map == value).all()
+    assert plain[0].result().scores is None
+
+
+async def test_logits_of_another_size_or_none_at_all_fail_the_image() -> None:
+    def scored(batch: UInt8Array) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
+        return batch[..., 0], np.zeros((len(batch), 2, 3, 3), np.float32)
+
+    for run in (scored, None):
+        async with started(Device(), scored=run) as batcher:
+            with pytest.raises(InferenceFailed):
+                await batcher.submit(picture(1), squeeze=squeeze)
+            assert (await batcher.submit(picture(1))).scores is None

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
+from service.core.render import scores as scores_module
 from service.core.segmenter import (
     Limits,
     ModelState,
@@ -212,6 +213,18 @@ async def test_probabilities_come_with_a_model_that_has_logits(
     largest = scores.max(axis=0).astype(float) * scale
     assert np.abs(read_png(sure.body) - largest).max() <= 1
     assert (read_png(labels.body) == expected_label_map(RGB)).all()
+
+
+async def test_probabilities_that_are_too_many_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, logits=True)
+    monkeypatch.setattr(scores_module, "MAX_BYTES", RGB.shape[0] * RGB.shape[1])
+    request = replace(REQUEST, output=Output.PROBABILITIES)
+    async with serving(tmp_path) as segmenter:
+        with pytest.raises(ImageTooLarge, match="3 classes.*name fewer classes"):
+            await segmenter.segment(request)
+        await segmenter.segment(replace(request, classes=("red",)))
 
 
 @pytest.mark.parametrize("output", [Output.PROBABILITIES, Output.CONFIDENCE])
