@@ -26,6 +26,9 @@ from service.errors import DeadlineExceeded, InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+NOT_A_REQUEST: Final = (
+    "the message is no ModelInferRequest: use stubs of the Open Inference Protocol"
+)
 Call = Callable[[Any, Context, RequestRecord], Awaitable[Message]]
 
 
@@ -176,22 +179,25 @@ class OipRpc:
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """One after the other: the next message is not read before the last is answered."""
-        async for request in requests:
-            record = begin("ModelInfer", context)
-            try:
-                with self._uploads.begin() as upload:
-                    upload.received(request.ByteSize())
-                    answer = await self._answer(request, context, record)
-                yield pb.ModelStreamInferResponse(infer_response=answer)
-            except Exception as error:
-                end = outcome(error, record, context)
-                if end is None:
-                    raise
-                yield pb.ModelStreamInferResponse(
-                    error_message=end.text, infer_response=pb.ModelInferResponse(id=request.id)
-                )
-            finally:
-                self._telemetry.finished(record)
+        try:
+            async for request in requests:
+                record = begin("ModelInfer", context)
+                try:
+                    with self._uploads.begin() as upload:
+                        upload.received(request.ByteSize())
+                        answer = await self._answer(request, context, record)
+                    yield pb.ModelStreamInferResponse(infer_response=answer)
+                except BaseException as error:
+                    end = outcome(error, record, context)
+                    if end is None:
+                        raise
+                    yield pb.ModelStreamInferResponse(
+                        error_message=end.text, infer_response=pb.ModelInferResponse(id=request.id)
+                    )
+                finally:
+                    self._telemetry.finished(record)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, NOT_A_REQUEST)
 
     async def _answer(
         self, request: pb.ModelInferRequest, context: Context, record: RequestRecord
@@ -257,9 +263,7 @@ async def _only(requests: AsyncIterator[pb.ModelInferRequest]) -> pb.ModelInferR
         async for request in requests:
             return request
     except DecodeError:
-        raise InvalidParameter(
-            "the message is no ModelInferRequest: use stubs of the Open Inference Protocol"
-        ) from None
+        raise InvalidParameter(NOT_A_REQUEST) from None
     raise InvalidParameter("the call has no message: send one ModelInferRequest")
 
 

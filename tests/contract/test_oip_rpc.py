@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -136,6 +137,20 @@ def test_no_message_of_the_protocol(oip_server: Server) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(iter(messages), timeout=30)
         assert_status(caught.value, "INVALID_ARGUMENT", word)
+
+
+def test_no_message_of_the_protocol_in_a_stream(oip_server: Server) -> None:
+    call = oip_server.channel.stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        request_serializer=lambda message: message,
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    answers: Any = call(iter([Request().message().SerializeToString(), b"\xff\xff"]), timeout=30)
+    assert next(answers).infer_response.outputs
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_message_sizes(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
