@@ -11,6 +11,7 @@ from tests.serving import Server, running
 from tests.tiny_models import write_model
 
 MAX_IMAGE_BYTES = 100_000
+MAX_IMAGE_PIXELS = 1_000_000
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))
     write_model(repository, "other", 1, bias=(0, 0, 300))
-    with running(repository, default_model="tiny", max_image_bytes=MAX_IMAGE_BYTES) as server:
+    with running(
+        repository,
+        default_model="tiny",
+        max_image_bytes=MAX_IMAGE_BYTES,
+        max_image_pixels=MAX_IMAGE_PIXELS,
+    ) as server:
         yield server
 
 

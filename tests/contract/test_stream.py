@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from tests.contract.conftest import MAX_IMAGE_BYTES
+from tests.contract.conftest import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tests.drawing import png, street
 from tests.serving import Server
 
@@ -107,7 +107,7 @@ def test_errors_end_nothing(server: Server, expected: list[bytes]) -> None:
     ("body", "code", "words"),
     [
         (b"\xff\xff\xff", _Code.INVALID_ARGUMENT, "segmentation.proto"),
-        (bytes(3 * MAX_IMAGE_BYTES), _Code.RESOURCE_EXHAUSTED, "larger than max"),
+        (bytes(4 * MAX_IMAGE_PIXELS), _Code.RESOURCE_EXHAUSTED, "larger than max"),
     ],
 )
 @pytest.mark.parametrize("method", ["Segment", "SegmentStream"])
