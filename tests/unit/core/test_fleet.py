@@ -134,9 +134,9 @@ async def test_a_file_is_replaced_again_and_again_without_one_failed_request(
             put(models, files[n % 2], 1)
             await segmenter.load("tiny")
             await until(labels, n % 2)
-        await eventually(
-            lambda: device_threads() == before
-        )  # those of the replaced files end by themselves
+        # Those of the six replaced files end by themselves. A file's threads begin one by one, as
+        # they are needed, so the last may have two more than the first had by then.
+        await eventually(lambda: device_threads() <= before + 2)
         assert states(segmenter) == {"tiny/1": "ready"}
 
 
