@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ def begun(config: TrainConfig, run_dir: Path) -> FCN:
     return trainer.network.cpu().eval()
 
 
+def upsampled(scores: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+    """[N,4,h,w], by one bilinear transposed convolution after the other, uncropped."""
+    for factor in factors:
+        kernel = bilinear_kernel(2 * factor).expand(4, 1, -1, -1)
+        scores = functional.conv_transpose2d(scores, kernel, stride=factor, groups=4)
+    return scores
+
+
 @torch.inference_mode()
 def test_the_next_stage_starts_with_its_parents_prediction(
     tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
@@ -72,21 +80,20 @@ def test_the_next_stage_starts_with_its_parents_prediction(
     span = float(answer.max() - answer.min())
     assert span > 0.1  # it does answer something
     coarse = before.score_fr(before.backbone(images).fc7)
+    any_scores = torch.rand(32, 4, *coarse.shape[2:], generator=torch.Generator().manual_seed(0))
+    at_once = upsampled(any_scores, (32,))[:, :, 19 : 19 + 70, 19 : 19 + 90]
     for variant, factors, offset in (("16s", (2, 16), 27), ("8s", (2, 2, 8), 31)):
         after = begun(stage(parent, variant=variant), tmp_path / variant)
-        expected = coarse
-        for factor in factors:
-            kernel = bilinear_kernel(2 * factor).expand(4, 1, -1, -1)
-            expected = functional.conv_transpose2d(expected, kernel, stride=factor, groups=4)
-        window = expected[:, :, offset : offset + 70, offset : offset + 90]
+        window = upsampled(coarse, factors)[:, :, offset : offset + 70, offset : offset + 90]
         torch.testing.assert_close(after(images), window, rtol=1e-4, atol=1e-4 * span)
         # Another path gives other values between the cells, but in the same place: a pixel beside
-        # it in any direction, the parent's answer fits less.
+        # it in any direction, the parent's path fits less.
+        in_stages = upsampled(any_scores, factors)
         fits = {}
         for down, right in itertools.product((-1, 0, 1), repeat=2):
             top, left = offset + down, offset + right
-            beside = expected[:, :, top : top + 70, left : left + 90]
-            fits[down, right] = float((beside - answer).abs().mean())
+            beside = in_stages[:, :, top : top + 70, left : left + 90]
+            fits[down, right] = float((beside - at_once).abs().mean())
         assert min(fits, key=lambda shift: fits[shift]) == (0, 0)
         assert 0 < fits[0, 0] < 0.05 * span
 
