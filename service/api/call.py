@@ -1,18 +1,20 @@
-"""A gRPC call's beginning and end: its id, its record, and its row of the table of errors."""
+"""A gRPC call from beginning to end: id, message, deadline, record, row of the table of errors."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.request_id import HEADER, request_id
 from service.api.status import TYPE_PREFIX, counts_as_latency, retry_after_s, status_of
-from service.errors import ServiceError
+from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from service.telemetry import RequestRecord
 
 PUSHBACK: Final = "grpc-retry-pushback-ms"
@@ -23,6 +25,7 @@ Source: gRPC proposal A6, client retries.
 
 _log = logging.getLogger("fcn.grpc")
 Context = aio.ServicerContext[Any, Any]
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,27 @@ async def fail(error: BaseException, record: RequestRecord, context: Context) ->
         metadata.append((PUSHBACK, str(1000 * end.wait_s)))
     await context.abort(end.code, end.text, tuple(metadata))
     raise error  # unreachable: abort raises
+
+
+def seconds_left(context: Context, own_s: float) -> float:
+    """Seconds from now to the deadline of the call, or `own_s`, the server's, where it has none.
+
+    Raises: DeadlineExceeded.
+    """
+    left_s = context.time_remaining()
+    if left_s is not None and left_s <= 0:
+        raise DeadlineExceeded("the deadline passed before the call began: allow more time")
+    return own_s if left_s is None else left_s
+
+
+async def only(requests: AsyncIterator[M], name: str, malformed: str) -> M:
+    """The one message, a `name`, of a call that is read as a stream.
+
+    Raises: InvalidParameter without any, or with the words `malformed` when it is none.
+    """
+    try:
+        async for request in requests:
+            return request
+    except DecodeError:
+        raise InvalidParameter(malformed) from None
+    raise InvalidParameter(f"the call has no message: send one {name}")

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from proto.inference import inference_pb2 as pb
-from service.api.call import Context, begin, fail, outcome
+from service.api.call import Context, begin, fail, only, outcome, seconds_left
 from service.api.oip_admin import Admin
 from service.api.oip_json import refuse_shared_memory
 from service.api.oip_models import SERVER, Statistics, config, metadata, version_named
@@ -22,7 +22,7 @@ from service.api.oip_rest import OipOptions
 from service.api.oip_tensors import LABEL_MAP, Input, answers, outputs_asked, pictures
 from service.api.upload import Uploads
 from service.core.segmenter import ModelState, Segmenter
-from service.errors import DeadlineExceeded, InvalidParameter
+from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -167,7 +167,7 @@ class OipRpc:
         try:
             self._segmenter.check_any(context.time_remaining())
             with self._uploads.begin() as upload:
-                request = await upload.in_time(_only(requests))
+                request = await upload.in_time(only(requests, "ModelInferRequest", NOT_A_REQUEST))
                 upload.received(request.ByteSize())
                 return await self._answer(request, context, record)
         except BaseException as error:
@@ -217,7 +217,7 @@ class OipRpc:
                 request.model_version,
                 outputs,
                 _parameters(request.parameters),
-                self._deadline_s(context),
+                seconds_left(context, self._options.deadline_s),
             )
             replies = await segment_all(
                 self._segmenter,
@@ -248,23 +248,6 @@ class OipRpc:
         )
         self._statistics.answered(replies, time.perf_counter() - began)
         return response
-
-    def _deadline_s(self, context: Context) -> float:
-        """Raises: DeadlineExceeded."""
-        left_s = context.time_remaining()
-        if left_s is not None and left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the call began: allow more time")
-        return self._options.deadline_s if left_s is None else left_s
-
-
-async def _only(requests: AsyncIterator[pb.ModelInferRequest]) -> pb.ModelInferRequest:
-    """The call's one message. Raises: InvalidParameter without any, or when it is none."""
-    try:
-        async for request in requests:
-            return request
-    except DecodeError:
-        raise InvalidParameter(NOT_A_REQUEST) from None
-    raise InvalidParameter("the call has no message: send one ModelInferRequest")
 
 
 def _authorization(context: Context) -> str | None:

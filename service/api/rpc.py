@@ -9,18 +9,17 @@ from functools import partial
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.api.call import Context, begin, fail, outcome
+from service.api.call import Context, begin, fail, only, outcome, seconds_left
 from service.api.listing import default_name, known_name, models_message
 from service.api.stream import NOT_THE_PROTOCOL, Stream
 from service.api.upload import Uploads
 from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
-from service.errors import DeadlineExceeded, InvalidParameter
+from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
@@ -190,11 +189,13 @@ class Segmentation:
         try:
             self._segmenter.check_any(context.time_remaining())
             with self._uploads.begin() as upload:
-                request = await upload.in_time(_only(requests))
+                request = await upload.in_time(only(requests, "SegmentRequest", NOT_THE_PROTOCOL))
                 upload.received(len(request.image))
             record.restart()
             record.timed = True
-            return await self._segmented(request, record, self._deadline_s(context))
+            return await self._segmented(
+                request, record, seconds_left(context, self._options.deadline_s)
+            )
         except BaseException as error:
             await fail(error, record, context)
         finally:
@@ -244,7 +245,7 @@ class Segmentation:
             if fault is not None:
                 raise fault
             own_s = message.deadline_ms / 1000 or self._options.deadline_s
-            deadline_s = min(own_s, self._deadline_s(context))
+            deadline_s = min(own_s, seconds_left(context, self._options.deadline_s))
             response = await self._segmented(message.request, record, deadline_s)
             return pb.SegmentStreamResponse(id=message.id, response=response)
         except BaseException as error:
@@ -289,26 +290,6 @@ class Segmentation:
             deadline_s=deadline_s,
             priority=PRIORITIES[request.priority],
         )
-
-    def _deadline_s(self, context: Context) -> float:
-        """Seconds from now to the deadline of the call, or to the server's own.
-
-        Raises: DeadlineExceeded.
-        """
-        left_s = context.time_remaining()
-        if left_s is not None and left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the call began: allow more time")
-        return self._options.deadline_s if left_s is None else left_s
-
-
-async def _only(requests: AsyncIterator[pb.SegmentRequest]) -> pb.SegmentRequest:
-    """The call's one message. Raises: InvalidParameter without any, or when it is none."""
-    try:
-        async for request in requests:
-            return request
-    except DecodeError:
-        raise InvalidParameter(NOT_THE_PROTOCOL) from None
-    raise InvalidParameter("the call has no message: send one SegmentRequest")
 
 
 def _response(reply: SegmentReply) -> pb.SegmentResponse:
