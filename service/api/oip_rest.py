@@ -24,7 +24,7 @@ from service.api.oip_error import OIP_PREFIX, oip_error
 from service.api.oip_models import SERVER, Statistics, config, metadata, version_named
 from service.api.oip_parameters import segment_request
 from service.api.oip_pictures import segment_all
-from service.api.oip_tensors import LABEL_MAP, answers
+from service.api.oip_tensors import answers
 from service.api.problem import record_of
 from service.api.rest import server_timing, unless_disconnected
 from service.api.status import counts_as_latency, retry_after_s, status_of
@@ -146,8 +146,7 @@ class OipRest:
 
     @_guarded("ModelMetadata")
     async def model(self, request: Request, model: str, version: str = "") -> Response:
-        found, _ = version_named(self._segmenter.models(), model, version)
-        return JSONResponse(metadata(found))
+        return JSONResponse(metadata(*version_named(self._segmenter.models(), model, version)))
 
     @_guarded("ModelReady", probe=True)
     async def model_ready(self, request: Request, model: str, version: str = "") -> Response:
@@ -158,8 +157,7 @@ class OipRest:
 
     @_guarded("ModelConfig")
     async def model_config(self, request: Request, model: str, version: str = "") -> Response:
-        found, _ = version_named(self._segmenter.models(), model, version)
-        return JSONResponse(config(found))
+        return JSONResponse(config(*version_named(self._segmenter.models(), model, version)))
 
     @_guarded("ModelStatistics")
     async def statistics(self, request: Request, model: str = "", version: str = "") -> Response:
@@ -222,8 +220,9 @@ class OipRest:
             self._segmenter,
             asked.pictures,
             draft,
+            asked.outputs,
             max_pixels=self._options.max_pixels,
-            equal_sizes=LABEL_MAP in asked.outputs,
+            as_numbers=asked.scores_as_numbers,
         )
         first = replies[0]
         content, headers = await asyncio.to_thread(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.types import Dtype
+from service.core.types import Dtype, Score
 from service.errors import ImageTooLarge
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -32,6 +32,37 @@ def check_size(height: int, width: int, classes: int, dtype: Dtype) -> None:
             f"width) are {n_bytes} bytes as {dtype} and this server answers with up to "
             f"{MAX_BYTES}: scale it down, name fewer classes, or ask for dtype={Dtype.UINT8}"
         )
+
+
+def check_arrays(
+    height: int, width: int, classes: int, wanted: Sequence[Score], max_bytes: int
+) -> None:
+    """Raises: ImageTooLarge when `arrays` would have more than `max_bytes`."""
+    n_bytes = len(wanted) * classes * height * width * np.dtype(np.float32).itemsize
+    if n_bytes > max_bytes:
+        raise ImageTooLarge(
+            f"the {' and '.join(wanted)} of {classes} classes in a picture of {height}x{width} "
+            f"(height x width) are {n_bytes} bytes as float32, and here a picture is answered with "
+            f"up to {max_bytes}: scale it down, send fewer pictures in one request, or ask for "
+            "bytes rather than numbers"
+        )
+
+
+def arrays(logits: Float32Array, label_map: UInt8Array, wanted: Sequence[Score]) -> Float32Array:
+    """[K,C,H,W]: a copy of the logits, or soft max over all classes, for each of `wanted`.
+
+    The first of the largest is always the label, as in `probabilities`.
+    """
+    found = np.empty((len(wanted), *logits.shape), np.float32)
+    for score, array in zip(wanted, found, strict=True):
+        if score is Score.LOGITS:
+            array[...] = logits
+            continue
+        for rows, exponentials in _strips(logits):
+            exponentials *= np.float32(1) / exponentials.sum(axis=0)
+            _settle(exponentials, label_map[rows])
+            array[:, rows] = exponentials
+    return found
 
 
 def probabilities(
@@ -108,8 +139,8 @@ def _halves(values: Float32Array) -> ScoreArray:
 
 def _settle(scores: ScoreArray, labels: UInt8Array) -> None:
     """Makes `scores` [C,h,w] have their first maximum at `labels` [h,w]."""
-    # As integers, the halves from 0 to 1 are in the same order, and compared in no time.
-    scores = scores.view(np.uint8 if scores.dtype == np.uint8 else np.uint16)
+    # As integers, floats from 0 to 1 are in the same order, and halves compared in no time.
+    scores = scores.view(np.dtype(f"u{scores.dtype.itemsize}"))
     largest = scores.max(axis=0)
     count, found = np.zeros((2, *labels.shape), np.uint8)
     for class_id, score in enumerate(scores):
