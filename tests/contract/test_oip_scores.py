@@ -98,7 +98,10 @@ def test_the_largest_score_is_at_the_label(
         found["probabilities"], powers / powers.sum(axis=1, keepdims=True), rtol=1e-5, atol=1e-30
     )
     for name in ("logits", "probabilities"):
-        assert (found[name].dtype, found[name].shape) == (np.float32, (1, 3, *size))
+        assert (found[name].dtype, found[name].shape) == (
+            np.dtype(np.float32),
+            (1, 3, *size),
+        )
         np.testing.assert_array_equal(found[name].argmax(axis=1), found["label_map"])
 
 
@@ -132,7 +135,7 @@ def test_no_others_than_those_asked_for(oip_server: Server) -> None:
 
 
 def test_they_are_listed_of_versions_that_have_them(oip_server: Server) -> None:
-    def names(path: str) -> list[tuple[str, list[int]]]:
+    def names(path: str) -> list[tuple[str, str, list[int]]]:
         document = oip_server.rest.get(f"/v2/models/tiny/versions/{path}").json()
         if path.endswith("config"):
             return [(o["name"], o["data_type"], o["dims"]) for o in document["output"]]

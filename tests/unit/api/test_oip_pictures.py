@@ -9,7 +9,7 @@ import pytest
 
 from service.api import oip_pictures
 from service.api.oip_pictures import segment_all
-from service.core.segmenter import Score, Segmenter, SegmentRequest
+from service.core.segmenter import Score, Segmenter, SegmentReply, SegmentRequest
 from service.errors import ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
@@ -32,7 +32,7 @@ async def test_scores_of_all_pictures_together_are_limited(
     await segmenter.start()
     draft = SegmentRequest(b"", output=None, scores=(Score.LOGITS,), deadline_s=30)
 
-    async def ask() -> list[oip_pictures.SegmentReply]:
+    async def ask() -> list[SegmentReply]:
         return await segment_all(
             segmenter, PICTURES, draft, ["logits"], max_pixels=10_000, as_numbers=as_numbers
         )

@@ -76,7 +76,7 @@ def test_arrays_are_the_logits_and_the_soft_max_and_their_largest_is_the_label(
     logits = drawn(seed, classes, spread)
     label_map = logits.argmax(axis=0).astype(np.uint8)
     got = arrays(logits, label_map, wanted)
-    assert (got.dtype, got.shape) == (np.float32, (len(wanted), *logits.shape))
+    assert (got.dtype, got.shape) == (np.dtype(np.float32), (len(wanted), *logits.shape))
     assert not np.shares_memory(got, logits)
     assert (got.argmax(axis=1) == label_map).all()
     for score, array in zip(wanted, got, strict=True):

@@ -256,7 +256,7 @@ async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
         assert (logits == expected_logits(RGB[None])[0]).all()
         assert (alone.scores[0] == logits).all() and not alone.body
         for array in reply.scores:
-            assert (array.dtype, array.shape) == (np.float32, (3, *RGB.shape[:2]))
+            assert (array.dtype, array.shape) == (np.dtype(np.float32), (3, *RGB.shape[:2]))
             assert (array.argmax(axis=0) == expected_label_map(RGB)).all()
         assert np.abs(probabilities.sum(axis=0) - 1).max() < 1e-6
         assert (read_png(reply.body) == expected_label_map(RGB)).all()
