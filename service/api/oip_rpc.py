@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from proto.inference import inference_pb2 as pb
-from service.api.call import Context, begin, fail, only, outcome, seconds_left
+from service.api.call import Context, begin, check_key, fail, only, outcome, seconds_left
 from service.api.oip_admin import Admin
 from service.api.oip_json import flag, refuse_shared_memory
 from service.api.oip_models import SERVER, Statistics, config, metadata, version_named
@@ -183,6 +183,7 @@ class OipRpc:
             async for request in requests:
                 record = begin("ModelInfer", context)
                 try:
+                    check_key()
                     with self._uploads.begin() as upload:
                         upload.received(request.ByteSize())
                         answer = await self._answer(request, context, record)

@@ -17,6 +17,8 @@ from starlette.types import Receive
 
 from service.api import openapi
 from service.api.exchange import Exchange
+from service.api.gate import Gate, with_keys
+from service.api.keys import Keys
 from service.api.listing import known_name, model_json, models_json
 from service.api.oip_error import OIP_PREFIX, oip_error
 from service.api.page import add_pages, page, wants_page
@@ -51,17 +53,25 @@ def create_app(
     options: RestOptions,
     uploads: Uploads,
     ready: Callable[[], bool],
+    keys: Keys | None = None,
 ) -> FastAPI:
-    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    """`ready` says whether new requests are wanted: models loaded and not draining. keys: None lets
+    everybody in."""
     app = FastAPI(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
         version=openapi.VERSION,
+        openapi_url=openapi.OPENAPI_PATH,
         docs_url=None,  # its own come from a CDN; see service.api.page
         redoc_url=None,
     )
     rest = _Rest(segmenter, telemetry, options, uploads, ready)
+    # The last added is the outermost.
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys)
     app.add_middleware(Exchange, telemetry=telemetry)
+    describe = app.openapi
+    app.openapi = lambda: with_keys(describe(), asked=keys is not None)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, rest.service_error)
     app.add_exception_handler(HTTPException, rest.framework_error)
     app.add_exception_handler(RequestValidationError, rest.validation_error)
