@@ -254,7 +254,7 @@ def test_health_and_reflection_are_open(keyed: Server) -> None:
 
 
 def test_an_unknown_call_is_gRPCs_to_answer(keyed: Server) -> None:
-    call = keyed.channel.unary_unary("/segmentation.v1.Segmentation/Nope")
+    call = keyed.channel.unary_unary("/segmentation.v1.Segmentation/Nope", None, None)
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=30)
     assert isinstance(caught.value, grpc.Call)
@@ -279,10 +279,10 @@ def test_the_admin_key_opens_what_it_did_and_nothing_else_does(keyed: Server) ->
     for metadata in (admin, (*admin, ("x-api-key", ALICE))):
         assert stub.RepositoryIndex(index, metadata=metadata, timeout=30).models
         stub.RepositoryModelLoad(load, metadata=metadata, timeout=30)
-    for metadata in ((), (("x-api-key", ALICE),), (("authorization", f"Bearer {ALICE}"),)):
+    for wrong in ((), (("x-api-key", ALICE),), (("authorization", f"Bearer {ALICE}"),)):
         for call, message in ((stub.RepositoryIndex, index), (stub.RepositoryModelLoad, load)):
             with pytest.raises(grpc.RpcError) as caught:
-                call(message, metadata=metadata, timeout=30)
+                call(message, metadata=wrong, timeout=30)
             assert isinstance(caught.value, grpc.Call)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert "admin key" in (caught.value.details() or "")
