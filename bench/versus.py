@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from typing import Any
 from bench import record
 from bench.contenders import ROOT, free_port
 from bench.limit import measure
+from bench.load import percentiles
+from bench.peers.slots import OWN_DEADLINE_MS
 from bench.segment_load import jpeg
 from service.core.cores import available_cores
 from service.core.engine import INT8_FILE
@@ -100,6 +103,7 @@ def wrk(url: str, picture: Path, connections: int, seconds: float) -> dict[str, 
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
+    cores = available_cores()
     model = args.model.with_name(INT8_FILE) if args.precision == "int8" else args.model
     states = [
         State("before", args.before.resolve(), tuple(shlex.split(args.was))),
@@ -122,18 +126,76 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 for name, url in order if turn % 2 == 0 else reversed(order):
                     found[name].append(wrk(url, picture, connections, args.seconds))
                 if not args.without_limit:
-                    way = (1, available_cores()) if connections == 1 else (available_cores(), 1)
+                    way = (1, cores) if connections == 1 else (cores, 1)
                     row = measure(model, picture, *way, args.seconds)
                     found[LIMIT].append({"images_per_s": row["images_per_s"], **row["latency"]})
             rows.append({"connections": connections, **summary(found)})
             print(line(rows[-1]), flush=True)
+        opened = []
+        if args.open:
+            ways = [measure(model, picture, *w, args.seconds) for w in ((1, cores), (cores, 1))]
+            capacity = max(way["images_per_s"] for way in ways)
+        for factor in args.open:
+            several: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
+            for turn in range(args.rounds):
+                order = list(urls.items())
+                for name, url in order if turn % 2 == 0 else reversed(order):
+                    several[name].append(
+                        open_loop(url, picture, factor * capacity, args.open_seconds, turn)
+                    )
+                    time.sleep(1)
+            opened.append({"load": factor, "capacity": capacity, **pooled(several, args)})
+            print(open_line(opened[-1]), flush=True)
     return {
         "precision": args.precision,
         "rounds": args.rounds,
         "seconds": args.seconds,
         "flags": {state.name: list(state.flags) for state in states},
         "rows": rows,
+        "open": opened,
     }
+
+
+def open_loop(url: str, picture: Path, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    """What `bench.load` prints of Poisson arrivals; both states get the same ones."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load", f"{url}?deadline_ms={OWN_DEADLINE_MS}", str(picture)]
+        + ["--rate", str(rate), "--seconds", str(seconds), "--warm", "1", "--seed", str(seed)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def pooled(several: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, Any]:
+    """Percentiles over the answers of all rounds, means of the rates."""
+    row: dict[str, Any] = {}
+    for name, found in several.items():
+        latencies = [ms / 1e3 for each in found for ms in each["latencies_ms"]]
+        row[name] = {
+            "goodput_per_s": round(statistics.mean(each["goodput_per_s"] for each in found), 2),
+            "answered": len(latencies),
+            "refused": sum(each["refused"] for each in found),
+            "late": sum(each["late"] + each["expired"] + each["hung_up"] for each in found),
+            **percentiles(latencies),
+            "refusal_p99_ms": max((each["refusal"]["p99_ms"] or 0.0) for each in found),
+        }
+    return row
+
+
+def open_line(row: dict[str, Any]) -> str:
+    words = [f"{row['load']:g}x of {row['capacity']:.1f}/s:"]
+    for name in ("before", "now"):
+        each = row[name]
+        words.append(
+            f"{name} goodput {each['goodput_per_s'] / row['capacity']:.2f} of the limit, "
+            f"p50 {each['p50_ms']} p99 {each['p99_ms']}, refused {each['refused']} within "
+            f"{each['refusal_p99_ms']}, late {each['late']};"
+        )
+    return "  ".join(words)
 
 
 def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -174,7 +236,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", type=Path, default=ROOT, help="the other checkout")
     parser.add_argument("--was", default="", metavar="FLAGS", help="of the other's fcn serve")
     parser.add_argument("--now", default="", metavar="FLAGS", help="of this one's")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--open", type=float, nargs="*", default=[], metavar="FACTOR",
+                        help="also Poisson arrivals at so many times the limit")  # fmt: skip
+    parser.add_argument("--open-seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a slot")
     parser.add_argument("--without-limit", action="store_true")

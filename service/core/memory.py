@@ -53,8 +53,8 @@ def give_back() -> None:
 
 def keep_freed_memory() -> bool:
     """Tells glibc to keep what pictures' buffers leave instead of returning it to the system, which
-    would have to hand out and clear the same pages again for the next picture: 270 page faults and a
-    quarter of what the server itself needs for a request that is alone (bench/LOG.md).
+    would have to hand out and clear the same pages again for the next picture: 270 page faults and
+    a quarter of what the server itself needs for a request that is alone (bench/LOG.md).
 
     For the whole process, so only whoever owns it calls this. False where there is no glibc.
     """
