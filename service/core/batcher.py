@@ -33,6 +33,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from service.core.cores import DEVICE_NICE, yield_to_event_loop
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
 from service.core.types import Clock, Observer, Priority, Run, ScoredRun
@@ -135,7 +136,12 @@ class Place:
 
 
 def one_thread(name: str) -> Executor:
-    return ThreadPoolExecutor(1, thread_name_prefix=name)
+    return ThreadPoolExecutor(
+        1,
+        thread_name_prefix=name,
+        initializer=yield_to_event_loop,
+        initargs=[DEVICE_NICE],
+    )
 
 
 class Batcher:
