@@ -29,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="model file or model repository to run in this process, where no --url is given "
         "[FCN_MODEL_REPOSITORY, default: model_repository]",
     )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the key that the server of --url wants",
+    )
     parser.add_argument("--model", metavar="NAME", help="of several (default: the default one)")
     parser.add_argument("--model-version", metavar="N", help="of the model (default: the newest)")
     parser.add_argument(
@@ -81,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
     found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
+    if args.api_key_file and not args.url:
+        raise UnusableInput("--api-key-file is for a server: give its --url, too")
     if args.url:
         from fcn_client import FcnClient
 
-        labeller = RemoteLabeller(FcnClient(args.url), args.model, args.model_version, keep)
+        # From a file: what is in a command line, everybody on the machine can read.
+        key = _key(args.api_key_file) if args.api_key_file else None
+        labeller = RemoteLabeller(FcnClient(args.url, api_key=key), args.model, args.model_version, keep)
     else:
         from cli._local import LocalLabeller
         from service.settings import load_settings
@@ -130,3 +140,14 @@ def run(args: argparse.Namespace) -> int:
             f"{len(summary.failures)} failed, by {labeller.name} version {labeller.version}"
         )
     return 1 if summary.failures else 0
+
+
+def _key(path: Path) -> str:
+    """Raises: UnusableInput."""
+    from fcn_client.errors import UnusableInput
+
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UnusableInput(f"--api-key-file {path} cannot be read: {why}") from error
