@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -20,6 +20,11 @@ Answered: TypeAlias = Callable[[str, RawReply | FcnError], None]
 """Told a picture's id, and what became of it."""
 Ended: TypeAlias = Callable[[FcnError], None]
 """Told once why there will be no more answers; not after `close`."""
+
+
+# What grpc.aio says where a write failed before it had the server's own status, which is then lost.
+# A new call will tell: a key that is not taken comes to light at the second or third.
+_LOST_STATUS: Final = "Internal error from Core"
 
 
 class GrpcStream:
@@ -100,6 +105,8 @@ class AsyncGrpcStream:
             error = _early()
         except grpc.RpcError as raised:
             error = failure(raised, request_id)
+            if raised.code() is grpc.StatusCode.INTERNAL and raised.details() == _LOST_STATUS:
+                error = Unreachable("the call broke off while it was written to")
         self._outgoing.put_nowait(None)
         self._ended(error)
 

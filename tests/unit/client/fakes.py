@@ -39,6 +39,31 @@ def refusal(error: type[ServiceError], wait: str | None = None) -> Refusal:
 LABELS = np.arange(6, dtype=np.uint8).reshape(2, 3)
 
 
+# `fake`, which knows the classes of LABELS.
+LISTING = json.dumps(
+    {
+        "models": [
+            {
+                "name": "fake",
+                "is_default": True,
+                "default_version": "1",
+                "versions": [
+                    {
+                        "version": "1",
+                        "state": "ready",
+                        "contract": {
+                            "classes": [
+                                {"id": n, "name": f"c{n}", "color": [n, n, n]} for n in range(6)
+                            ]
+                        },
+                    }
+                ],
+            }
+        ]
+    }
+).encode()
+
+
 def label_map_png() -> bytes:
     image = Image.fromarray(LABELS)
     image.putpalette(bytes(range(256)) * 3)
@@ -93,12 +118,14 @@ def http_server(script: Script) -> Iterator[str]:
             self.answer(refused)
 
         def do_GET(self) -> None:
-            self.answer(script.barred(self.headers["Authorization"]))
+            refused = script.barred(self.headers["Authorization"])
+            self.answer(refused, LISTING, "application/json")
 
-        def answer(self, refused: Refusal | None) -> None:
+        def answer(
+            self, refused: Refusal | None, body: bytes = script.body, kind: str = "image/png"
+        ) -> None:
             if refused is None:
                 self.send_response(200)
-                body, kind = script.body, "image/png"
             elif refused.row is None:
                 self.send_response(503)
                 body, kind = b"<h1>no healthy upstream</h1>", "text/html"
@@ -187,7 +214,9 @@ def grpc_server(script: Script) -> Iterator[str]:
         sent = {key: str(value) for key, value in context.invocation_metadata()}
         if barred := script.barred(sent.get("authorization")):
             abort(barred, context)
-        return pb.ListModelsResponse()
+        classes = [pb.ClassInfo(id=n, name=f"c{n}", color_rgb=(n, n, n)) for n in range(6)]
+        model = pb.Model(name="fake", version="1", state="ready", is_default=True, classes=classes)
+        return pb.ListModelsResponse(models=[model])
 
     def abort(refused: Refusal, context: grpc.ServicerContext) -> NoReturn:
         if refused.wait:

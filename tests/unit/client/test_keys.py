@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from cli.main import main
 from fcn_client import AsyncFcnClient, FcnClient, NotAllowed, NotAuthenticated, UnusableInput
 from fcn_client.errors import from_document, from_status
+from tests.drawing import png, street
 from tests.unit.client.fakes import SERVERS, Script
 
 BOTH = pytest.mark.parametrize("transport", SERVERS)
@@ -18,8 +22,8 @@ async def test_the_key_is_sent_with_every_request(transport: str) -> None:
     with SERVERS[transport](script) as url:
         with FcnClient(url, api_key=KEY, headers={"X-Team": "roads"}) as client:
             assert client.segment(b"a").attempts == 1
+            assert [model.name for model in client.models()] == ["fake"]
             if transport == "grpc":
-                assert client.models() == ()
                 assert next(client.segment_stream([b"a"])).ok
             assert KEY not in repr(vars(client)["url"]) and KEY not in repr(client)
         async with AsyncFcnClient(url, api_key=KEY) as client:
@@ -62,3 +66,42 @@ def test_a_proxys_refusals_have_the_same_classes() -> None:
         over_grpc = from_status(code, "go away", retry_after_s=None, no_retry=False, request_id="1")
         assert type(over_rest) is type(over_grpc) is error
         assert not over_rest.retryable and not over_grpc.retryable
+
+
+@BOTH
+def test_predict_takes_the_key_from_a_file(
+    transport: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(street(2, 3)))
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    words = ["predict", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    words += ["--write", "label_map"]
+    with SERVERS[transport](Script(key=KEY)) as url:
+        assert main([*words, "--url", url]) == 1
+        assert "fcn: Not authenticated: do this" in capsys.readouterr().err
+        assert main([*words, "--url", url, "--api-key-file", str(tmp_path / "key")]) == 0
+    assert (tmp_path / "out" / "label_maps" / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--url", "http://127.0.0.1:9", "--api-key-file", "none"], "cannot be read: No such file"),
+        (["--url", "http://127.0.0.1:9", "--api-key-file", "bytes"], "cannot be read: it is no"),
+        (["--url", "http://127.0.0.1:9", "--api-key-file", "words"], "without spaces"),
+        (["--api-key-file", "words"], "give its --url, too"),
+    ],
+)
+def test_a_key_file_that_is_none(
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(png(street(2, 3)))
+    Path("bytes").write_bytes(b"\xff\xfe")
+    Path("words").write_text("no key at all")
+    assert main(["predict", "a.png", "--out", "out", *more]) == 1
+    assert message in capsys.readouterr().err

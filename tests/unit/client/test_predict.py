@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from fcn_client.errors import Unreachable, UnusableInput
+from fcn_client.errors import NotAuthenticated, Problem, Unreachable, UnusableInput
 from fcn_client.picture import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
@@ -275,7 +275,12 @@ class Drawn:
         pass
 
 
-@pytest.mark.parametrize("end", [Unreachable("the server is gone"), KeyboardInterrupt()], ids=str)
+WITHDRAWN = NotAuthenticated(Problem("", "Not authenticated", 401, "the key was taken away"))
+
+
+@pytest.mark.parametrize(
+    "end", [Unreachable("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
+)
 def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
     film.write_bytes(animated_gif(5))

@@ -232,7 +232,8 @@ async def test_async_is_the_same() -> None:
             check(seen[3], attempts=seen[3].unwrap().attempts)
             async with aclosing(client.segment_stream([b"a"] * 50, window=2)) as outcomes:
                 check(await anext(outcomes))
-        async with AsyncFcnClient(url, api_key="x") as client:
+        patient = RetryPolicy(max_attempts=50, first_wait_s=0.0)
+        async with AsyncFcnClient(url, api_key="x", retry=patient) as client:
             script.key = "y"
             with pytest.raises(NotAuthenticated):
                 [o async for o in client.segment_stream([b"a"])]
