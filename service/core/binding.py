@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -70,6 +71,7 @@ class BoundSession:
         self._labels = _Host(place)
         self._shapes: OrderedDict[Shape, _Shape] = OrderedDict()
         self._graphs: dict[Shape, _Shape] = {}
+        self._numbers = count(1)
         # A graph belongs to the thread that captured it, and warm-up is not on the batcher's.
         self._thread = None if captures is None else ThreadPoolExecutor(1, "cuda-graphs")
 
@@ -117,7 +119,8 @@ class BoundSession:
             return self._run(batch)
         with self._captures.one():
             # ONNX Runtime runs it as often as it takes to allocate everything, and then captures.
-            graph = self._bind(shape, graph=len(self._graphs) + 1)
+            # No number twice, not even of a capture that failed: ONNX Runtime would replay it.
+            graph = self._bind(shape, graph=next(self._numbers))
             label_maps = self._answer(graph, batch)
         self._graphs[shape] = graph
         return label_maps
@@ -206,8 +209,8 @@ class _Host:
 
 
 def _shape(batch: UInt8Array) -> Shape:
-    count, height, width, _ = batch.shape
-    return count, height, width
+    images, height, width, _ = batch.shape
+    return images, height, width
 
 
 def _nbytes(shape: Shape) -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
-from service.core.gpu_sessions import built_for, open_on_gpus, usable_gpus
+from service.core.gpu_sessions import Instance, built_for, open_on_gpus, usable_gpus
 from service.core.gpus import Gpu, GpuOptions, NoGpu
 from service.core.providers import CPU, PROVIDERS
 from service.core.types import Run, ScoredRun
@@ -66,9 +66,9 @@ class Session:
             raise ModelLoadError(str(error)) from error
         _check_signature(session, self.contract, path)
         self.provider = "cpu"
-        self._instances: list[Run] = []
-        self._scored: list[ScoredRun] = []
-        self._alone: Run | None = None
+        self._sessions: list[ort.InferenceSession] = []
+        self._alone: ort.InferenceSession | None = None
+        self._on_gpus: list[Instance] = []
         if gpus:
             if self._take_gpus(path, provider, gpu, gpus):
                 return
@@ -76,30 +76,35 @@ class Session:
         if threads == 1:
             # Such a session has no thread of its own: it runs on the callers', at once, and with
             # one copy of the weights. Two callers got as much from it as from two sessions.
-            sessions = [session] * instances
+            self._sessions = [session] * instances
         else:
             # Callers of one session would share its threads, and lost 16 % to it.
-            sessions = [session, *(_open(path, threads) for _ in range(instances - 1))]
-        self._instances = [partial(self._run, session) for session in sessions]
-        self._scored = [partial(self._run_scored, session) for session in sessions]
+            self._sessions = [session, *(_open(path, threads) for _ in range(instances - 1))]
         if alone_threads > threads:
-            self._alone = partial(self._run, _open(path, alone_threads, spin=True))
+            self._alone = _open(path, alone_threads, spin=True)
+
+    # Made for each caller: kept, they would hold the session that holds them, and the memory of a
+    # model that is replaced would wait for the collector.
 
     @property
     def instances(self) -> Sequence[Run]:
-        return self._instances
+        return self._on_gpus or [partial(self._run, session) for session in self._sessions]
 
     @property
     def alone(self) -> Run | None:
-        return self._alone
+        return None if self._alone is None else partial(self._run, self._alone)
 
     @property
     def scored(self) -> Sequence[ScoredRun]:
-        return () if self.contract.outputs.logits is None else self._scored
+        if self.contract.outputs.logits is None:
+            return ()
+        if self._on_gpus:
+            return [instance.scored for instance in self._on_gpus]
+        return [partial(self._run_scored, session) for session in self._sessions]
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
-        return self._instances[0](batch)
+        return self.instances[0](batch)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
@@ -111,7 +116,7 @@ class Session:
         """False when "auto" is to make do with the CPU. Raises: ModelLoadError when no other is."""
         wanted = "cuda" if provider == "auto" else provider
         try:
-            found = open_on_gpus(path, self.contract, wanted, options, gpus)
+            self._on_gpus = open_on_gpus(path, self.contract, wanted, options, gpus)
         except NoGpu as error:
             if provider != "auto":
                 raise ModelLoadError(
@@ -122,8 +127,6 @@ class Session:
             _log.warning("%s runs on the CPU, not on a GPU: %s", path, error)
             return False
         self.provider = wanted
-        self._instances = list(found)
-        self._scored = [instance.scored for instance in found]
         return True
 
     def _run(self, session: ort.InferenceSession, batch: UInt8Array) -> UInt8Array:
