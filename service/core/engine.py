@@ -107,7 +107,7 @@ def _open_session(
             f"{small} is missing: make it with `fcn quantize {path}`, or set FCN_PRECISION=auto"
         )
 
-    def opened(file: Path) -> Session:
+    def opened(file: Path, provider: str = provider) -> Session:
         return Session(
             file,
             provider=provider,
@@ -126,7 +126,7 @@ def _open_session(
         session = opened(path)
         if session.provider != "cpu":
             return path, session
-    return small, opened(small)
+    return small, opened(small, "cpu")
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

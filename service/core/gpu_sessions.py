@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ _TENSORRT_LIBRARIES: Final = (
     "libnvinfer_plugin.so.10",
     "libnvonnxparser.so.10",
 )
+_FATAL, _WARNING = 4, 2
 _log = logging.getLogger(__name__)
 
 
@@ -54,21 +55,22 @@ def open_on_gpus(
 
     provider: "cuda" or "tensorrt". Raises: NoGpu when it does not start, or would run elsewhere.
     """
-    failures = _preload()
     if provider == "tensorrt":
-        _preload_tensorrt()
         options = replace(options, graphs=False)  # they are the CUDA provider's
     captures = CAPTURES if options.graphs else None
     instances: list[Instance] = []
-    for number in range(options.instances):
-        for gpu in gpus:
-            try:
-                instances.append(_open(path, contract, provider, options, gpu, captures))
-            except Exception as error:  # its exceptions share no base class below Exception
-                reason = first_line(error)
-                raise NoGpu("; ".join([reason, *failures])) from error
-            if number == 0:
-                _log.info("%s on GPU %d, %s", path, gpu.index, gpu.name)
+    with _quiet():
+        _preload()
+        if provider == "tensorrt":
+            _preload_tensorrt()
+        for number in range(options.instances):
+            for gpu in gpus:
+                try:
+                    instances.append(_open(path, contract, provider, options, gpu, captures))
+                except Exception as error:  # its exceptions share no base class below Exception
+                    raise NoGpu(_missing(provider) or first_line(error)) from error
+                if number == 0:
+                    _log.info("%s on GPU %d, %s", path, gpu.index, gpu.name)
     return instances
 
 
@@ -177,14 +179,37 @@ def _report(path: Path, session: Any) -> None:
         )
 
 
-def _preload() -> list[str]:
-    """Finds the CUDA libraries that pip installed next to the wheel (#23744).
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """ONNX Runtime prints what it misses in lines of its own; the reason is in `NoGpu`."""
+    ort.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
 
-    Returns its complaints, which it prints to stdout.
-    """
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+
+def _preload() -> None:
+    """Finds the CUDA libraries that pip installed next to the wheel (#23744)."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:  # stdout is for the ready line
         ort.preload_dlls()
-    return [line for line in printed.getvalue().splitlines() if line.startswith("Failed")][:1]
+    _log.debug("onnxruntime.preload_dlls: %s", printed.getvalue())
+
+
+def _missing(provider: str) -> str:
+    """The library that the system's loader does not find, in its words; empty if it finds all.
+
+    ONNX Runtime says it in its log alone.
+    """
+    for name in ("cuda", provider):
+        library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            # Some symbols come from ONNX Runtime, which loads it in another way.
+            if "undefined symbol" not in str(error):
+                return first_line(error)
+    return ""
 
 
 def _preload_tensorrt() -> None:

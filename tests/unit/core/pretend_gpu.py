@@ -38,7 +38,7 @@ class Pretended:
     """opened: sessions asked to run on a GPU. places: indexes of the GPUs of their memory.
 
     starts: providers that do. on_cpu: operators that no GPU takes. fails: what opening raises.
-    complaint: what preloading prints.
+    complaint: what preloading prints. missing: what the system's loader says.
     """
 
     gpus: list[Gpu] | NoGpu
@@ -46,6 +46,7 @@ class Pretended:
     on_cpu: frozenset[str] = frozenset()
     fails: Exception | None = None
     complaint: str = ""
+    missing: str = ""
     opened: list[Opened] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
@@ -134,4 +135,5 @@ def pretend(
     monkeypatch.setattr(ort, "preload_dlls", preload)
     monkeypatch.setattr(gpu_sessions, "visible_gpus", visible)
     monkeypatch.setattr(gpu_sessions, "Cuda", place)
+    monkeypatch.setattr(gpu_sessions, "_missing", lambda provider: told.missing)
     return told

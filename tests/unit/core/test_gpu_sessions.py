@@ -5,6 +5,7 @@ On a real one all of it is measured by bench.gpu.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import logging
@@ -18,6 +19,7 @@ import onnxruntime as ort
 import pytest
 
 from model.contract import METADATA_KEY
+from service.core import gpu_sessions
 from service.core.gpus import GpuOptions, NoGpu
 from service.core.runtime import Session
 from service.core.types import DeviceRun
@@ -87,12 +89,34 @@ def test_a_provider_that_silently_falls_back_is_refused(
     """As a GPU build does without its libraries: the session opens, elsewhere."""
     complaint = "Failed to load libcublasLt.so.13: no such file\nPlease follow https://"
     pretend(monkeypatch, starts=(CUDA,) if provider == "tensorrt" else (), complaint=complaint)
-    says = "does not start on this machine.*instead of.*; Failed to load libcublasLt.so.13: no such"
+    says = "does not start on this machine.*: ONNX Runtime takes .* instead of .*: check the driver"
     with pytest.raises(ModelLoadError, match=says) as caught:
         open_on(path, provider)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""  # stdout is for the ready line
+
+
+def test_the_library_that_is_missing_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, starts=(), missing="libcudnn.so.9: cannot open shared object file")
+    with pytest.raises(ModelLoadError, match="elsewhere: libcudnn.so.9: cannot open shared"):
+        open_on(path, "cuda")
+
+
+def test_what_the_loader_misses_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> None:
+        loaded.append(Path(name).name)
+        missing = name.endswith("tensorrt.so")
+        raise OSError("libnvinfer.so.10: no such file" if missing else "undefined symbol: Provider")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert gpu_sessions._missing("tensorrt") == "libnvinfer.so.10: no such file"
+    assert loaded == [f"libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt")]
+    assert gpu_sessions._missing("cuda") == ""
 
 
 def test_auto_that_falls_back_says_so(
