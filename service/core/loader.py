@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from model.contract import Contract
-from service.core.batcher import Batcher
+from service.core.batcher import Batcher, one_thread
 from service.core.gpus import MAX_BATCH
 from service.core.model_settings import ModelSettings
 from service.core.prepare import accepted_sizes, ordinary_size
@@ -131,6 +133,9 @@ class Loader:
             max_wait_s=limits.max_wait_s,
             observer=self._observer,
             clock=self._clock,
+            # A GPU waits for whoever launches its kernels, and that takes little: such a thread
+            # does not stand back.
+            thread=one_thread if network.provider == "cpu" else partial(ThreadPoolExecutor, 1),
         )
         batcher.start()
         batcher.expect(loaded.pixels, loaded.seconds)

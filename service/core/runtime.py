@@ -73,13 +73,7 @@ class Session:
             if self._take_gpus(path, provider, gpu, gpus):
                 return
             session = _open(path, threads)
-        if threads == 1:
-            # Such a session has no thread of its own: it runs on the callers', at once, and with
-            # one copy of the weights. Two callers got as much from it as from two sessions.
-            self._sessions = [session] * instances
-        else:
-            # Callers of one session would share its threads, and lost 16 % to it.
-            self._sessions = [session, *(_open(path, threads) for _ in range(instances - 1))]
+        self._sessions = [session, *(_open(path, threads) for _ in range(instances - 1))]
         if alone_threads > threads:
             self._alone = _open(path, alone_threads, spin=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,14 @@ GPUS = [Gpu(0, "Pretend A", 1 << 34), Gpu(1, "Pretend B", 1 << 34)]
 
 @dataclass
 class Opened:
-    """A session on a pretended GPU. graphs: of each run, the CUDA graph id and the thread."""
+    """A session on a pretended GPU. graphs: of each run, the CUDA graph id and the thread. nice:
+    of those threads."""
 
     providers: list[tuple[str, dict[str, str]]]
     options: ort.SessionOptions
     fallback: int
     graphs: list[tuple[str | None, int]] = field(default_factory=list)
+    nice: list[int] = field(default_factory=list)
 
     @property
     def told(self) -> dict[str, str]:
@@ -95,6 +98,7 @@ def pretend(
         def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
             graph = options and options.get_run_config_entry("gpu_graph_id")
             self._opened.graphs.append((graph, threading.get_ident()))
+            self._opened.nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
             self._session.run_with_iobinding(binding, options)
 
         def run(self, names: list[str], feeds: Any, options: Any = None) -> Any:

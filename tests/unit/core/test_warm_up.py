@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,4 +147,7 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
     assert len(pretended.opened) == len(GPUS)
+    # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {nice for opened in pretended.opened for nice in opened.nice} == {usual}
     await segmenter.aclose()
