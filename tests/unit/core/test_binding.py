@@ -84,6 +84,8 @@ def test_label_maps_are_those_of_the_session(tmp_path: Path, graphs: bool) -> No
         pixels = batch(count, height, width, seed=seed)
         if seed % 3 == 0:
             run.warm_up(pixels)
+            kept.append((pixels, run(pixels)))
+            pixels = batch(count, height, width, seed=seed + 1000)
         kept.append((pixels, run(pixels)))
     for pixels, label_maps in kept:  # also those whose buffers were used again since
         assert label_maps.dtype == np.uint8
@@ -187,7 +189,52 @@ def test_graphs_are_of_warmed_up_shapes_each_with_its_number(tmp_path: Path) -> 
     assert logits.shape == (1, 3, 8, 8)
     assert (label_maps == tiny_models.expected_label_map(batch(1, 8, 8))).all()
     graphs = [graph for graph, _ in recording.runs]
-    assert graphs == ["1", "2", "1", "2", "-1", "1", "2", "-1"]
+    # Each capture is followed by a replay and an ordinary run, whose labels are compared.
+    assert graphs == ["1", "1", "-1", "2", "2", "-1", "1", "2", "-1", "1", "2", "-1"]
+
+
+def test_a_graph_that_does_not_see_new_pictures_is_refused(tmp_path: Path) -> None:
+    """As one would that was captured with pictures in a place of their own."""
+    run, recording = bound(tmp_path, graphs=True)
+    real = recording.run_with_iobinding
+    captured: list[str] = []
+
+    def replay(bound: Any, options: Any) -> None:
+        graph = options.get_run_config_entry("gpu_graph_id")
+        if graph == "-1" or graph not in captured:
+            captured.append(graph)
+            real(bound, options)
+
+    recording.run_with_iobinding = replay  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="does not see new pictures: set FCN_CUDA_GRAPHS=0"):
+        run.warm_up(np.zeros((1, 8, 8, 3), np.uint8))
+    pixels = batch(1, 8, 8, seed=4)
+    assert (run(pixels) == tiny_models.expected_label_map(pixels)).all()
+
+
+def test_a_graph_that_wants_its_pictures_elsewhere_still_sees_them_change(tmp_path: Path) -> None:
+    """ONNX Runtime copies what is bound to another place once, at that moment."""
+    run, recording = bound(tmp_path)
+    real = recording.io_binding
+
+    class Copying:
+        def __init__(self) -> None:
+            self._binding = real()
+
+        def bind_ortvalue_input(self, name: str, value: Any) -> None:
+            copy = ort.OrtValue.ortvalue_from_numpy(value.numpy().copy())
+            self._binding.bind_ortvalue_input(name, copy)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._binding, name)
+
+    recording.io_binding = Copying  # type: ignore[method-assign]
+    recording.run_with_iobinding = (  # type: ignore[method-assign]
+        lambda bound, options: recording._session.run_with_iobinding(bound._binding, options)
+    )
+    for seed in range(3):
+        pixels = batch(2, 8, 8, seed=seed)
+        assert (run(pixels) == tiny_models.expected_label_map(pixels)).all()
 
 
 def test_a_graphs_buffers_stay_where_they_are(
@@ -213,7 +260,7 @@ def test_graphs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run.warm_up(batch(1, 8, 8))
     run.warm_up(batch(1, 9, 9))
     run(batch(1, 9, 9))
-    assert [graph for graph, _ in recording.runs] == ["1", "-1", "-1"]
+    assert [graph for graph, _ in recording.runs] == ["1", "1", "-1", "-1", "-1"]
 
 
 def test_a_session_with_graphs_runs_on_one_thread_one_at_a_time(tmp_path: Path) -> None:
@@ -262,4 +309,4 @@ def test_what_the_runtime_raises_is_passed_on_and_the_next_run_goes_well(tmp_pat
         recording.run_with_iobinding = real  # type: ignore[method-assign]
         assert run.warm_up(batch(1, 8, 8)).shape == (1, 8, 8)
         # The first number may be that of a graph with buffers that are gone.
-        assert [graph for graph, _ in recording.runs] == ["2" if graphs else None]
+        assert [graph for graph, _ in recording.runs][0] == ("2" if graphs else None)

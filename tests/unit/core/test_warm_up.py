@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -128,8 +129,9 @@ def test_readiness_does_not_wait_for_rare_batches(
     assert "11 batches are not warmed up after 3 s" in caplog.text
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 async def test_a_server_on_gpus_answers_and_says_where_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
 ) -> None:
     pretended = pretend(monkeypatch)
     tiny_models.write_model(tmp_path)
@@ -137,7 +139,7 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
         tmp_path,
         provider="cuda",
         threads=1,
-        gpu=GpuOptions(instances=1),
+        gpu=GpuOptions(instances=1, graphs=graphs),
         limits=Limits(max_batch=2),
         warm_up_sizes=[(24, 32)],
     )
@@ -145,6 +147,14 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     rgb = drawing.street(24, 32)
     reply = await segmenter.segment(SegmentRequest(rgb, output=None))
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
+    replies = await asyncio.gather(
+        *(segmenter.segment(SegmentRequest(picture, output=None)) for picture in pictures)
+    )
+    assert max(reply.batch_size for reply in replies) == 2
+    for picture, reply in zip(pictures, replies, strict=True):
+        assert (reply.label_map == tiny_models.expected_label_map(picture)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
     assert len(pretended.opened) == len(GPUS)
     # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.
