@@ -25,6 +25,7 @@ from service.core.cores import available_cores, plan
 from service.core.decode import DecodedImage, decode, undecoded
 from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
+from service.core.gpus import GpuOptions
 from service.core.loader import Loader, Served
 from service.core.memory import available_memory_bytes, whole_pixels
 from service.core.pool import Pool
@@ -93,6 +94,7 @@ class Segmenter:
         instances: int | None = None,
         threads: int | None = None,
         alone_threads: int | None = None,
+        gpu: GpuOptions | None = None,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         pool_workers: int | None = None,
         default_model: str | None = None,
@@ -104,9 +106,9 @@ class Segmenter:
     ) -> None:
         """repository: see `service.core.repository`. default_model: used when none is asked for.
 
-        provider, engine, precision: see `engine.open_network`. instances, threads,
-        alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
-        request, as far as the model takes them, besides an ordinary one.
+        provider, engine, precision, gpu: see `engine.open_network`. instances, threads,
+        alone_threads: of the CPU, see `cores.plan`. warm_up_sizes: (height, width) that run before
+        the first request, as far as the model takes them, besides an ordinary one.
         pool_workers: threads that decode and render, None for as many as cores.
         poll_s: seconds between looks for new, changed and removed models; 0: never.
         changed: told of the models that serve whenever they are others.
@@ -123,6 +125,7 @@ class Segmenter:
             provider=provider,
             engine=engine,
             precision=precision,
+            gpu=gpu,
             plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
         )
         self._pool = Pool(pool_workers or cores, clock)
