@@ -110,6 +110,7 @@ class _Server:
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,
+            gpu=s.gpu_options(),
             warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,25 @@ Clock = Callable[[], float]
 
 Run = Callable[[UInt8Array], UInt8Array]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+
+
+@runtime_checkable
+class DeviceRun(Protocol):
+    """A `Run` on a device with memory of its own."""
+
+    def __call__(self, batch: UInt8Array, /) -> UInt8Array: ...
+
+    def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
+        """uint8 RGB [H,W,3], of one size -> [N,H,W,3] in memory of which the device copies fast.
+
+        It is for the next call, on the same thread, and will be written to again.
+        """
+        ...
+
+    def warm_up(self, batch: UInt8Array) -> UInt8Array:
+        """As a call, and prepares for more of this shape, at whatever cost."""
+        ...
+
 
 ScoredRun = Callable[[UInt8Array], tuple[UInt8Array, Float32Array]]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
@@ -135,7 +154,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """provider: where it runs, "cpu" or "cuda"."""
+    """provider: where it runs, "cpu", "cuda" or "tensorrt"."""
 
     version: str
     state: ModelState
@@ -185,7 +204,7 @@ class Limits:
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; one request always fits. max_queue: images admitted and waiting for one model.
     max_wait_s: longest predicted wait for the device at which a request is taken.
-    max_batch: images in one inference; None for 8 on CUDA and 1 elsewhere.
+    max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
     max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
     """
