@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get to finish at SIGTERM."""
 
+    api_keys_file: Path | None = None
+    """File of the API keys, a line `NAME KEY` for each caller, read again when it changes. Without
+    one, everybody is let in."""
     admin_key: SecretStr | None = None
     """Key of whoever may list, load and unload models while the server runs. Without one, nobody
     may."""

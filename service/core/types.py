@@ -68,6 +68,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Score(StrEnum):
+    """What the network says of every class at every pixel, float32 [C,H,W]."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
 class Priority(IntEnum):
     """Who goes first when the device is busy, for a while: nobody waits for ever."""
 
@@ -86,6 +93,8 @@ class SegmentRequest:
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
+    scores: arrays to answer with besides the body, in this order; not with an output that needs
+    logits itself. max_scores_bytes: of all of them; what would have more is refused.
     deadline_s: time allowed from now; None means no limit.
     """
 
@@ -97,6 +106,8 @@ class SegmentRequest:
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8
     classes: tuple[str, ...] = ()
+    scores: tuple[Score, ...] = ()
+    max_scores_bytes: int = 512 * 1024 * 1024
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
 
@@ -115,7 +126,8 @@ class Timings:
 class SegmentReply:
     """`height` and `width` are those of the upload, upright.
 
-    label_map: uint8 [H,W], of all classes, whatever the body shows.
+    label_map: uint8 [H,W], of all classes, whatever the body shows. scores: float32 [C,H,W] each,
+    as they were asked for.
     """
 
     body: bytes
@@ -127,6 +139,7 @@ class SegmentReply:
     label_map: UInt8Array
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
+    scores: tuple[Float32Array, ...] = ()
 
 
 class ModelState(StrEnum):
@@ -243,7 +256,7 @@ class Observer(Protocol):
 
     stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
-    "deadline", "cancelled", "shutting_down".
+    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one).
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...
