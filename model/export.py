@@ -212,7 +212,7 @@ def check_parity(
     for size in checked:
         images = _picture(size, random)
         wanted = reference(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-        got = session.run(names, {contract.input.name: images})
+        got = session.run(names, contract.feeds(images))
         if got[0].shape != size or got[0].dtype != np.uint8:
             raise ExportError(
                 f"for uint8 {images.shape} the file gives {got[0].dtype} {got[0].shape}"

@@ -229,7 +229,7 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
     histograms = HistogramCollector(method, False, 2048, 128, PERCENTILE, "same")
     count = 0
     for image in images:
-        values = session.run(names, {model.contract.input.name: image[None]})
+        values = session.run(names, model.contract.feeds(image[None]))
         lowest = np.minimum(lowest, [v.min() for v in values])
         highest = np.maximum(highest, [v.max() for v in values])
         if method != "minmax":
