@@ -66,6 +66,8 @@ def open_float_model(path: Path) -> FloatModel:
         raise QuantizeError(
             f"{path} is {contract.precision} and quantised already: give the fp32 file"
         )
+    if contract.input.sizes is not None:
+        raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     tail = _tail(proto.graph, contract)

@@ -106,9 +106,7 @@ def _pad(layer: Layer) -> Result:
         raise layer.refused("does not pad by a fixed number of zeros")
     grows = bool((a > 0).any())
     zero = (first.zero or grows) and zeros and bool((a >= 0).all())
-    padded = replace(
-        first, sizes=first.sizes + b + a, zero=zero, positive=first.positive and zeros
-    )
+    padded = replace(first, sizes=first.sizes + b + a, zero=zero, positive=first.positive and zeros)
     return Result(padded, Beyond.ZERO if grows else Beyond.ANYTHING)
 
 

@@ -82,9 +82,7 @@ def _power(layer: Layer) -> Result:
         raise layer.refused("is to a power that is not in the file")
     value = float(exponent.reshape(()))
     even = value > 0 and value % 2 == 0
-    return Result(
-        replace(base, zero=base.zero and value > 0, positive=base.positive or even)
-    )
+    return Result(replace(base, zero=base.zero and value > 0, positive=base.positive or even))
 
 
 def _numbers(layer: Layer) -> list[Array]:

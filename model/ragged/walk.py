@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from model.contract import Contract
 from model.ragged.layout import LAYOUT
 from model.ragged.maps import BATCH, Array, Beyond, Layer, Map, NotRagged, Sizes
-from model.ragged.numbers import evaluate, shape_of
+from model.ragged.numbers import evaluator, shape_of
 from model.ragged.pointwise import POINTWISE
 from model.ragged.windows import WINDOWED
 
@@ -38,15 +37,17 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Cell i of a map belongs to a picture of `side` pixels if start + step * i < side."""
+    """A map has `rise * ((side + shift) // step) + more` cells for a picture of `side` pixels."""
 
-    start: int
     step: int
+    shift: int
+    rise: int = 1
+    more: int = 0
 
 
 def needs_of(proto: onnx.ModelProto, contract: Contract) -> Iterator[tuple[Need, Map]]:
     """In the order of the nodes. Raises: NotRagged."""
-    walk = _Walk(proto.graph, contract)
+    walk = _Walk(proto, contract)
     for place, node in enumerate(proto.graph.node):
         for name, beyond in walk.step(node):
             yield Need(place, name, beyond), walk.maps[name]
@@ -54,18 +55,24 @@ def needs_of(proto: onnx.ModelProto, contract: Contract) -> Iterator[tuple[Need,
 
 
 def grid_of(cells: Array, contract: Contract) -> Grid | None:
-    """Of a map along one axis: int64 [P], of the pictures of `pictures`. None: it has no such grid.
+    """Of a map along one axis: int64 [P], for sides that rise as in `pictures`. None: it has none.
 
-    A convolution or pooling of a map with a grid gives one: floors of floors are one floor.
+    Convolutions and poolings of a map with a grid have one (floors of floors are one floor), and so
+    do transposed convolutions of it.
     """
     sides = pictures(contract)[:, 0]
+    jumps = np.unique(np.diff(cells))
+    rise = int(jumps[-1])
     growth = int(cells[-1] - cells[0])
-    if growth <= 0 or int(sides[-1] - sides[0]) % growth:
+    if not set(jumps) <= {0, rise} or growth <= 0 or int(sides[-1] - sides[0]) * rise % growth:
         return None
-    step = int(sides[-1] - sides[0]) // growth
-    start = int((sides - cells * step).max())
-    fits = start < int((sides - (cells - 1) * step).min())
-    return Grid(start, step) if fits and step * 2 <= _STEPS * contract.input.multiple_of_px else None
+    step = int(sides[-1] - sides[0]) * rise // growth
+    more = int(cells[0]) % rise
+    turns = (cells - more) // rise
+    shift = int((turns * step - sides).max())
+    fits = shift < int(((turns + 1) * step - sides).min())
+    tried = step * 2 <= _STEPS * contract.input.multiple_of_px
+    return Grid(step, shift, rise, more) if fits and tried else None
 
 
 def pictures(contract: Contract) -> Sizes:
@@ -78,7 +85,8 @@ def pictures(contract: Contract) -> Sizes:
 
 
 class _Walk:
-    def __init__(self, graph: onnx.GraphProto, contract: Contract) -> None:
+    def __init__(self, proto: onnx.ModelProto, contract: Contract) -> None:
+        self.opsets = list(proto.opset_import)
         self.pictures = pictures(contract)
         self.maps = {
             contract.input.name: Map(
@@ -86,7 +94,7 @@ class _Walk:
             )
         }
         self.constants: dict[str, Array] = {
-            item.name: numpy_helper.to_array(item) for item in graph.initializer
+            item.name: numpy_helper.to_array(item) for item in proto.graph.initializer
         }
         self.numbers: dict[str, Array] = {}
 
@@ -132,8 +140,10 @@ class _Walk:
             if name is None:
                 continue
             found = self.maps.get(name)
-            if found is None or found.axes != axes or not np.array_equal(
-                found.sizes, self.pictures
+            if (
+                found is None
+                or found.axes != axes
+                or not np.array_equal(found.sizes, self.pictures)
             ):
                 raise NotRagged(f"the output {name} does not have the picture's size")
 
@@ -141,28 +151,25 @@ class _Walk:
         shapes = np.full((len(self.pictures), found.rank), _CHANNELS, np.int64)
         shapes[:, 0] = BATCH
         shapes[:, found.axes] = found.sizes
-        given = {item.name: item.i for item in node.attribute}
-        return np.stack([shape_of(shape, given) for shape in shapes])
+        return np.stack([shape_of(shape, node) for shape in shapes])
 
     def _calculate(self, node: onnx.NodeProto, names: Sequence[str]) -> None:
         """A number from numbers; what else it may be is a name that no layer may use."""
-        known = [name in self.constants or name in self.numbers for name in names]
-        if not all(known):
+        if not all(name in self.constants or name in self.numbers for name in names):
             return
+        evaluate = evaluator(node, self.opsets)
         if not any(name in self.numbers for name in names):
-            value = evaluate(node, [self._value(name) for name in node.input])
+            value = evaluate([self.constants[name] for name in names])
             if value is not None:
                 self.constants[node.output[0]] = value
             return
-        rows = []
-        for row in range(len(self.pictures)):
-            value = evaluate(node, [self._value(name, row) for name in node.input])
-            if value is None:
-                return
-            rows.append(value)
-        self.numbers[node.output[0]] = np.stack(rows)
+        rows = [
+            evaluate([self._value(name, row) for name in names])
+            for row in range(len(self.pictures))
+        ]
+        known = [row for row in rows if row is not None]
+        if len(known) == len(rows) and len({row.shape for row in known}) == 1:
+            self.numbers[node.output[0]] = np.stack(known)
 
-    def _value(self, name: str, row: int = 0) -> Any:
-        if not name:
-            return None
+    def _value(self, name: str, row: int) -> Array:
         return self.numbers[name][row] if name in self.numbers else self.constants[name]
