@@ -7,7 +7,8 @@ late: those who are refused know at once, and those who are not are answered in 
 
 Time runs out, and callers leave, while queued and while the device is busy: each future is settled
 alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
-one bad image costs its mates a little time and nothing else.
+one bad image costs its mates a little time and nothing else. Images of several sizes share a batch
+where the network can do that: padded, and each answered as if alone.
 
 All state is touched on the event loop only; the device threads see arrays and nothing else.
 """
@@ -29,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.core.pace import Pace
-from service.core.queue import Queue, Queued
-from service.core.types import Clock, Observer, Priority, Run, ScoredRun
+from service.core.queue import Queue, Queued, frame, padded_pixels
+from service.core.types import Clock, Observer, Priority, RaggedRun, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -79,6 +80,10 @@ class _Item(Queued):
     def kind(self) -> Hashable:
         return self.image.shape, self.squeeze is None
 
+    @property
+    def mixes(self) -> bool:
+        return self.squeeze is None
+
 
 @dataclass(eq=False, slots=True)
 class _Lane:
@@ -87,6 +92,7 @@ class _Lane:
     run: Run
     scored: ScoredRun | None
     thread: Executor
+    ragged: RaggedRun | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -142,9 +148,11 @@ class Batcher:
         *,
         alone: Run | None = None,
         scored: Sequence[ScoredRun] = (),
+        ragged: Sequence[RaggedRun] = (),
         model: str,
         max_batch: int,
         max_batch_pixels: int,
+        max_padding: float = 0.0,
         max_queue: int,
         max_wait_s: float = math.inf,
         age_cap_s: float = AGE_CAP_S,
@@ -152,14 +160,20 @@ class Batcher:
         clock: Clock,
         thread: Callable[[str], Executor] = one_thread,
     ) -> None:
-        """instances, alone, scored: see `Network`; each instance has a thread of its own.
+        """instances, alone, scored, ragged: see `Network`; each instance has a thread of its own.
 
-        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`. max_queue:
-        images reserved or waiting. max_wait_s: longest predicted wait for the device at which an
-        image is still taken. thread: an executor of one thread, by its name.
+        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`, and so
+        max_padding, for networks with `ragged`. max_queue: images reserved or waiting. max_wait_s:
+        longest predicted wait for the device at which an image is still taken. thread: an executor
+        of one thread, by its name.
         """
         self._lanes = [
-            _Lane(run, scored[n] if scored else None, thread(f"infer-{model}-{n}"))
+            _Lane(
+                run,
+                scored[n] if scored else None,
+                thread(f"infer-{model}-{n}"),
+                ragged[n] if ragged else None,
+            )
             for n, run in enumerate(instances)
         ]
         self._alone = None if alone is None else _Lane(alone, None, thread(f"infer-{model}-alone"))
@@ -169,7 +183,10 @@ class Batcher:
         self._observer = observer
         self._clock = clock
         self._queue: Queue[_Item] = Queue(
-            max_batch=max_batch, max_batch_pixels=max_batch_pixels, age_cap_s=age_cap_s
+            max_batch=max_batch,
+            max_batch_pixels=max_batch_pixels,
+            age_cap_s=age_cap_s,
+            max_padding=max_padding if ragged else 0.0,
         )
         self._again: deque[_Item] = deque()  # of batches that failed, to be run one by one
         self._reserved = dict.fromkeys(Priority, 0)
@@ -359,7 +376,7 @@ class Batcher:
         return []
 
     def _start(self, lane: _Lane, items: list[_Item]) -> None:
-        pixels = sum(item.pixels for item in items)
+        pixels = padded_pixels([item.image for item in items])
         batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
         work = lane.thread.submit(
@@ -442,6 +459,8 @@ def _fail(item: _Item, error: Exception) -> None:
 
 def _run(lane: _Lane, images: list[UInt8Array], squeezes: list[Squeeze | None]) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
+    if len({image.shape for image in images}) > 1:
+        return _run_ragged(lane, images)
     batch = images[0][None] if len(images) == 1 else np.stack(images)
     if squeezes[0] is None:
         label_maps, logits = lane.run(batch), None
@@ -458,4 +477,21 @@ def _run(lane: _Lane, images: list[UInt8Array], squeezes: list[Squeeze | None]) 
     return [
         (label_map, None if squeeze is None else squeeze(logits[n], label_map))
         for n, (label_map, squeeze) in enumerate(zip(label_maps, squeezes, strict=True))
+    ]
+
+
+def _run_ragged(lane: _Lane, images: list[UInt8Array]) -> list[_Answer]:
+    """Each image top left in one tensor, zeros after it, and its own part of the answer."""
+    if lane.ragged is None:
+        raise ValueError("a network for batches of one size was given several")
+    batch = np.zeros((len(images), *frame(images), 3), np.uint8)
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    for place, image, (height, width) in zip(batch, images, sizes, strict=True):
+        place[:height, :width] = image
+    label_maps = lane.ragged(batch, sizes)
+    if label_maps.shape != batch.shape[:3]:
+        raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
+    return [
+        (label_map[:height, :width], None)
+        for label_map, (height, width) in zip(label_maps, sizes, strict=True)
     ]

@@ -22,7 +22,7 @@ from service.core.cores import Plan
 from service.core.engine import check_agreement, open_network, samples
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.runtime import Session
-from service.core.types import Network, Run, ScoredRun
+from service.core.types import Network, RaggedRun, Run, ScoredRun
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -121,6 +121,10 @@ class Wrong:
 
     @property
     def scored(self) -> Sequence[ScoredRun]:
+        return ()
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
         return ()
 
     @property
