@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.core.pace import RUN_OVERHEAD_PX
 from service.core.types import Priority
 from service.errors import InferenceFailed
 from tests.unit.core import virtual
@@ -184,14 +185,18 @@ def test_one_at_a_time_and_networks_without_sizes_are_as_ever() -> None:
 def test_a_deadline_counts_what_padding_costs() -> None:
     """By the pace of padded pixels the two together would be late, and so they run apart."""
 
-    row, column = (1, 12), (12, 1)
+    row, column = (16, 512), (512, 16)
+
+    def seconds(batch: UInt8Array) -> float:
+        pixels = batch.shape[1] * batch.shape[2] + RUN_OVERHEAD_PX
+        return RUN_S * len(batch) * pixels / (16 * 512 + RUN_OVERHEAD_PX)
 
     async def scenario(deadline_s: float) -> list[list[tuple[int, int]]]:
         loop = asyncio.get_running_loop()
-        machine = Machine(lambda batch: RUN_S * math.prod(batch.shape[:3]) / 12)
-        async with started(machine, ragged=[machine.ragged], max_padding=0.95) as batcher:
-            await batcher.submit(picture(1, LANDSCAPE))  # the pace is known from here
-            tasks = [loop.create_task(batcher.submit(picture(1, LANDSCAPE)))]
+        machine = Machine(seconds)
+        async with started(machine, ragged=[machine.ragged], max_padding=0.97) as batcher:
+            await batcher.submit(picture(1, row))  # the pace is known from here
+            tasks = [loop.create_task(batcher.submit(picture(1, row)))]
             await asyncio.sleep(0)
             for shape in (row, column):
                 task = batcher.submit(picture(2, shape), loop.time() + deadline_s)
@@ -199,9 +204,9 @@ def test_a_deadline_counts_what_padding_costs() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
         return machine.sizes[2:]
 
-    # One run first; then 2 * 12 * 12 pixels take 24 of them, not 2 as the pictures' own would.
-    assert virtual.run(scenario(26 * RUN_S)) == [[row, column]]
-    assert virtual.run(scenario(24 * RUN_S)) == [[row], [column]]
+    # One run first; then the two, padded, take 22.7 more, not 2 as their own pixels would.
+    assert virtual.run(scenario(24 * RUN_S)) == [[row, column]]
+    assert virtual.run(scenario(23 * RUN_S)) == [[row], [column]]
 
 
 def test_a_failing_image_costs_its_mates_of_other_sizes_nothing() -> None:
@@ -270,8 +275,8 @@ def test_a_rare_size_does_not_starve(priority: Priority) -> None:
             await asyncio.gather(rare, *flood)
             return rare.result().queue_s
 
-    # Eight images were there before it, and one batch may overtake it. Behind those that come in the
-    # next 0.1 s, as low, it is one of 33: nine full batches.
+    # Eight images were there before it, and one batch may overtake it. Low, it also comes after
+    # those of the next 0.1 s: the last of 34, nine batches.
     batches = 10 if priority is Priority.LOW else 3
     assert virtual.run(scenario()) <= batches * RUN_S + 1e-9
 
