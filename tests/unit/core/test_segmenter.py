@@ -28,7 +28,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
-from service.core.types import Dtype, Run, ScoredRun
+from service.core.types import Dtype, RaggedRun, Run, ScoredRun
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -75,6 +75,7 @@ class FakeNetwork:
 
     alone: Run | None = None
     scored: Sequence[ScoredRun] = ()
+    ragged: Sequence[RaggedRun] = ()
 
     @property
     def instances(self) -> Sequence[Run]:
