@@ -109,6 +109,7 @@ def measure(provider: str, networks: Sequence[str], seconds: float) -> dict[str,
             alone, mixed = (
                 Session(path, provider=provider, threads=threads) for path in (plain, ragged)
             )
+            name = alone.contract.model_name if Path(network).suffix else network
             policies = [
                 Policy("alone", alone, 1),
                 Policy("grouped", alone, MAX_BATCH),
@@ -117,7 +118,7 @@ def measure(provider: str, networks: Sequence[str], seconds: float) -> dict[str,
             ]
             for mix in MIXES:
                 for row in take_turns(policies, mix, seconds):
-                    rows.append({"network": Path(network).stem, "mix": mix, **row})
+                    rows.append({"network": name, "mix": mix, **row})
     return {
         "provider": provider,
         "max_batch": MAX_BATCH,
