@@ -41,7 +41,8 @@ def _above_zero(layer: Layer) -> Result:
 def _clip(layer: Layer) -> Result:
     low, high = layer.constant(1), layer.constant(2)
     first = alike(layer)
-    holds_zero = (low is None or (low <= 0).all()) and (high is None or (high >= 0).all())
+    holds_zero = low is None or bool((low <= 0).all())
+    holds_zero = holds_zero and (high is None or bool((high >= 0).all()))
     positive = low is not None and bool((low >= 0).all())
     return Result(replace(first, zero=first.zero and holds_zero, positive=positive))
 

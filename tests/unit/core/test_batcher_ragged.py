@@ -189,7 +189,7 @@ def test_a_deadline_counts_what_padding_costs() -> None:
 
     def seconds(batch: UInt8Array) -> float:
         pixels = batch.shape[1] * batch.shape[2] + RUN_OVERHEAD_PX
-        return RUN_S * len(batch) * pixels / (16 * 512 + RUN_OVERHEAD_PX)
+        return float(RUN_S * len(batch) * pixels / (16 * 512 + RUN_OVERHEAD_PX))
 
     async def scenario(deadline_s: float) -> list[list[tuple[int, int]]]:
         loop = asyncio.get_running_loop()
@@ -210,7 +210,7 @@ def test_a_deadline_counts_what_padding_costs() -> None:
 
 
 def test_a_failing_image_costs_its_mates_of_other_sizes_nothing() -> None:
-    async def scenario() -> list[object]:
+    async def scenario() -> Sequence[object]:
         machine = Machine(lambda batch: RUN_S)
         async with started(machine, ragged=[machine.ragged], max_padding=0.9) as batcher:
             loop = asyncio.get_running_loop()

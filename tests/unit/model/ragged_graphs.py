@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def node(kind: str, inputs: Sequence[str], output: str, **given: Any) -> onnx.No
 
 
 def graph(
-    nodes: Sequence[onnx.NodeProto], *, float16: bool = False, **constants: Array
+    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], *, float16: bool = False
 ) -> onnx.ModelProto:
     """uint8 NHWC `image` -> [N,3,H,W] `x`, in 0..1 -> `nodes` -> `y` -> arg max -> `label_map`.
 

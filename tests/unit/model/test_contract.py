@@ -233,8 +233,9 @@ def test_feeds_of_images_that_fill_the_batch_and_of_others() -> None:
         contract().feeds(batch, [(4, 5), (1, 2)])
     ragged = contract(input=InputSpec(sizes="sizes"), format_version=2)
     whole, mixed = (ragged.feeds(batch, sizes)["sizes"] for sizes in (None, [(4, 5), (1, 2)]))
-    assert (whole.dtype, whole.tolist()) == (np.int64, [[4, 5], [4, 5]])
-    assert (mixed.dtype, mixed.tolist()) == (np.int64, [[4, 5], [1, 2]])
+    assert whole.dtype == mixed.dtype == np.dtype(np.int64)
+    assert whole.tolist() == [[4, 5], [4, 5]]
+    assert mixed.tolist() == [[4, 5], [1, 2]]
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json"])

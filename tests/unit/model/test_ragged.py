@@ -109,13 +109,13 @@ EXACT_GRAPHS: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], list[str]]
 @pytest.mark.parametrize("name", EXACT_GRAPHS)
 def test_cleared_where_it_matters_and_nowhere_else(name: str) -> None:
     nodes, constants, masked = EXACT_GRAPHS[name]
-    pair = Pair(graph(nodes, **constants), contract())
+    pair = Pair(graph(nodes, constants), contract())
     assert pair.masked == masked
     assert max(pair.differences(SIZES_PX)) <= EXACT
 
 
 def test_the_input_and_the_contract() -> None:
-    proto = graph([MINUS, conv(of="low")], **HALF, **W3)
+    proto = graph([MINUS, conv(of="low")], HALF | W3)
     before = proto.SerializeToString()
     changed, new = ragged(proto, contract())
     assert proto.SerializeToString() == before, "a copy"
@@ -128,7 +128,7 @@ def test_the_input_and_the_contract() -> None:
 
 
 def test_other_metadata_stays() -> None:
-    proto = graph([conv()], **W3)
+    proto = graph([conv()], W3)
     onnx.helper.set_model_props(proto, {"author": "somebody", METADATA_KEY: "old"})
     changed, new = ragged(proto, contract())
     found = {p.key: p.value for p in changed.metadata_props}
@@ -137,17 +137,16 @@ def test_other_metadata_stays() -> None:
 
 def test_one_mask_for_each_stride() -> None:
     """However many layers look at maps of it."""
-    down = {"strides": [2, 2]}
     nodes = [
         MINUS,
         conv("a", "low"),
         conv("c", "a"),
-        conv("d", "c", **down),
+        conv("d", "c", strides=[2, 2]),
         conv("e", "d"),
         node("ConvTranspose", ["e", "up"], "f", strides=[2, 2], kernel_shape=[4, 4], group=3),
         *crop("f", "y", start=1),
     ]
-    pair = Pair(graph(nodes, **HALF, **W3, **CROP, up=weights(3, 1, 4, 4)), contract())
+    pair = Pair(graph(nodes, HALF | W3 | CROP | {"up": weights(3, 1, 4, 4)}), contract())
     assert pair.masked == ["low", "a", "c", "d", "e"]
     assert sum(n.op_type == "And" for n in pair.proto.graph.node) == 2
     assert max(pair.differences(SIZES_PX)) <= EXACT
@@ -156,7 +155,7 @@ def test_one_mask_for_each_stride() -> None:
 def test_half_floats_are_cleared_in_half() -> None:
     small = {name: value.astype(np.float16) for name, value in (W3 | HALF).items()}
     pair = Pair(
-        graph([MINUS, pool(of="low", into="m"), conv(of="m")], float16=True, **small), contract()
+        graph([MINUS, pool(of="low", into="m"), conv(of="m")], small, float16=True), contract()
     )
     assert pair.masked == ["low", "m"]
     fills = [i for i in pair.proto.graph.initializer if i.name.startswith(("ragged_z", "ragged_l"))]
@@ -277,7 +276,7 @@ def test_whatever_is_not_refused_is_exact(
     plain = contract(min_side_px=6)
     sizes = [(max(6, height), max(6, width)) for height, width in sizes]
     try:
-        pair = Pair(graph(nodes, **constants), plain)
+        pair = Pair(graph(nodes, constants), plain)
     except NotRagged:
         return
     assert max(pair.differences(sizes, seed)) <= 1e-5
@@ -290,7 +289,7 @@ def test_most_of_those_graphs_are_not_refused() -> None:
             if pooling and pads[1] >= start_kernel:
                 continue
             made, constants = down_and_up(start_kernel, 2, pads, pooling, 0)("x", "y", 0)
-            Pair(graph(made, **constants, **CROP), contract(min_side_px=6))
+            Pair(graph(made, constants | CROP), contract(min_side_px=6))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +373,7 @@ def test_refused_by_name(
     nodes: list[onnx.NodeProto], constants: dict[str, Array], named: str
 ) -> None:
     with pytest.raises(NotRagged, match=f"net cannot take images of several sizes.*{named}"):
-        ragged(graph(nodes, **constants), contract())
+        ragged(graph(nodes, constants), contract())
 
 
 def test_a_map_whose_cells_do_not_follow_pixels_is_refused() -> None:
@@ -390,7 +389,7 @@ def test_a_map_whose_cells_do_not_follow_pixels_is_refused() -> None:
         conv(),
     ]
     with pytest.raises(NotRagged, match="part has no fixed stride"):
-        ragged(graph(nodes, **W3, **HALF, **CROP, two=ints(2, 2)), contract())
+        ragged(graph(nodes, W3 | HALF | CROP | {"two": ints(2, 2)}), contract())
 
 
 @pytest.mark.parametrize(
@@ -420,14 +419,14 @@ def test_grids(cells: Callable[[Array], Array], grid: Grid | None) -> None:
 
 
 def test_an_old_graph_is_refused() -> None:
-    proto = graph([conv()], **W3)
+    proto = graph([conv()], W3)
     proto.opset_import[0].version = 12
     with pytest.raises(NotRagged, match="opset 12: convert it to 13"):
         ragged(proto, contract())
 
 
 def test_a_graph_that_has_the_name_already_is_refused() -> None:
-    proto = graph([node("Relu", ["x"], SIZES), conv(of=SIZES)], **W3)
+    proto = graph([node("Relu", ["x"], SIZES), conv(of=SIZES)], W3)
     with pytest.raises(NotRagged, match=f"has a tensor {SIZES} already"):
         ragged(proto, contract())
 
@@ -435,5 +434,5 @@ def test_a_graph_that_has_the_name_already_is_refused() -> None:
 def test_sides_in_multiples_only() -> None:
     """Halving without a rest, as adopted networks may have it."""
     made, constants = down_and_up(2, 2, (0, 0), "MaxPool", 0)("x", "y", 0)
-    pair = Pair(graph(made, **constants, **CROP), contract(multiple_of_px=8, min_side_px=8))
+    pair = Pair(graph(made, constants | CROP), contract(multiple_of_px=8, min_side_px=8))
     assert max(pair.differences([(8, 16), (24, 8), (16, 16)])) <= EXACT
