@@ -26,10 +26,11 @@ import numpy.typing as npt
 from bench import record
 from bench.model_latency import bench_contract, make_network
 from model.export import export
-from model.ragged.file import make_ragged, padded
-from service.core.queue import Queue, Queued, frame
+from model.ragged.file import make_ragged
+from service.core.frames import frame, stack
+from service.core.queue import Queue, Queued
 from service.core.runtime import Session
-from service.core.types import Priority
+from service.core.types import DeviceRun, Priority
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -191,11 +192,13 @@ class Load:
 
     def _answer(self, images: list[UInt8Array]) -> None:
         session = self._policy.session
+        run = session.instances[0]
+        batch = run.stack(images) if isinstance(run, DeviceRun) else stack(images)
         if len({image.shape for image in images}) == 1:
-            label_maps = session.instances[0](np.stack(images))
+            label_maps = session.instances[0](batch)
         else:
             sizes = [(image.shape[0], image.shape[1]) for image in images]
-            label_maps = session.ragged[0](padded(images), sizes)
+            label_maps = session.ragged[0](batch, sizes)
         if len(label_maps) != len(images):
             raise RuntimeError(f"{len(images)} pictures, {len(label_maps)} answers")
 

@@ -14,13 +14,14 @@ the same exception.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from service.core.frames import padded_pixels
 from service.core.types import Priority
 
 
@@ -47,17 +48,6 @@ class Queued:
     def mixes(self) -> bool:
         """Whether it may share a batch with images of other sizes."""
         return True
-
-
-def frame(images: Sequence[npt.NDArray[np.uint8]]) -> tuple[int, int]:
-    """Height and width that hold each of them."""
-    return max(image.shape[0] for image in images), max(image.shape[1] for image in images)
-
-
-def padded_pixels(images: Sequence[npt.NDArray[np.uint8]]) -> int:
-    """N * H * W of a batch of them."""
-    height, width = frame(images)
-    return len(images) * height * width
 
 
 Q = TypeVar("Q", bound=Queued)

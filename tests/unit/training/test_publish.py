@@ -147,7 +147,7 @@ def test_missing_scores_file(run_dir: Path, tmp_path: Path) -> None:
 def test_a_failed_export_leaves_no_card(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> ParityReport:
+    def fail(*_: object, **__: object) -> ParityReport:
         raise ExportError("they disagree")
 
     monkeypatch.setattr(publish_module, "export", fail)
