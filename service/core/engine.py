@@ -25,9 +25,11 @@ from service.errors import ImageTooLarge, ModelLoadError
 UInt8Array = npt.NDArray[np.uint8]
 
 ENGINES: Final = ("onnxruntime", "openvino", "auto")
-PRECISIONS: Final = ("auto", "fp32", "int8")
+PRECISIONS: Final = ("auto", "fp32", "fp16", "int8")
 INT8_FILE: Final = "model.int8.onnx"
 """Beside `model.onnx`: the same network in 8 bits, as `fcn quantize` writes it."""
+FP16_FILE: Final = "model.fp16.onnx"
+"""Beside it, too: on numbers of 16 bits, as `fcn quantize --to fp16` writes it."""
 SAMPLE_SIZES: Final = ((97, 131), (256, 256), (240, 320))
 """(height, width): odd, square and wide."""
 LEAST_AGREEMENT: Final = 0.999
@@ -45,11 +47,11 @@ def open_network(
     """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
 
     provider: see `runtime.Session`. On CUDA there is ONNX Runtime only. precision: one of
-    `PRECISIONS`; "fp32" is the file at `path`, "int8" the one beside it, and "auto" that one where
-    it exists and the network runs on a CPU made for it.
+    `PRECISIONS`; "fp32" is the file at `path`, "int8" and "fp16" those beside it, and "auto" takes
+    fp16 where it exists and the network runs on a GPU, int8 on a CPU made for it.
 
-    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or int8
-    where there is no such file.
+    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or a
+    precision of which there is no file.
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
@@ -92,10 +94,12 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
     """The file of that precision, and ONNX Runtime with it."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    small = path.with_name(INT8_FILE)
-    if precision == "int8" and not small.is_file():
+    small, half = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
+    asked = {"fp32": path, "int8": small, "fp16": half}.get(precision)
+    if asked is not None and not asked.is_file() and asked != path:
         raise ModelLoadError(
-            f"{small} is missing: make it with `fcn quantize {path}`, or set FCN_PRECISION=auto"
+            f"{asked} is missing: make it with `fcn quantize --to {precision} {path}`, or set "
+            "FCN_PRECISION=auto"
         )
 
     def opened(file: Path) -> Session:
@@ -107,15 +111,15 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
             alone_threads=plan.alone_threads,
         )
 
-    if precision == "int8":
-        return small, opened(small)
-    if precision == "fp32" or provider == "cuda" or not (small.is_file() and multiplies_int8()):
-        return path, opened(path)
-    if provider != "cpu":  # whether there is CUDA shows in the attempt
-        session = opened(path)
-        if session.provider != "cpu":
-            return path, session
-    return small, opened(small)
+    if asked is not None:
+        return asked, opened(asked)
+    on_cpu = small if small.is_file() and multiplies_int8() else path
+    if provider != "cpu":  # whether there is a GPU shows in the attempt
+        on_gpu = half if half.is_file() else path
+        session = opened(on_gpu)
+        if session.provider != "cpu" or on_gpu == on_cpu:
+            return on_gpu, session
+    return on_cpu, opened(on_cpu)
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:
