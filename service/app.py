@@ -24,6 +24,7 @@ from service.api.oip_rpc import OipRpc
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
 from service.api.upload import Uploads
+from service.core.memory import keep_freed_memory
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
 from service.settings import Settings, parse_sizes
@@ -49,6 +50,7 @@ def serve(settings: Settings) -> int:
     A start that fails is one line on stderr and exit code 1.
     """
     configure_logging(settings.log_level, settings.log_format)
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_Server(settings).run())

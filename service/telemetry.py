@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -121,6 +122,12 @@ class Telemetry:
             ("model", "version", "precision", "provider"),
             registry=registry,
         )
+        # Finding a labelled series by its labels costs more than counting in it.
+        self._stage_of = cache(self._stage_s.labels)
+        self._batch_size_of = cache(self._batch_size.labels)
+        self._queue_depth_of = cache(self._queue_depth.labels)
+        self._requests_of = cache(self._requests.labels)
+        self._request_s_of = cache(self._request_s.labels)
         target = Gauge(
             "fcn_latency_target_seconds", "Time a request should take.", registry=registry
         )
@@ -133,9 +140,9 @@ class Telemetry:
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
         duration_s = time.perf_counter() - record.began_s
-        self._requests.labels(record.transport, record.method, record.model, record.code).inc()
+        self._requests_of(record.transport, record.method, record.model, record.code).inc()
         if record.timed:
-            self._request_s.labels(record.transport, record.model).observe(duration_s)
+            self._request_s_of(record.transport, record.model).observe(duration_s)
         level = logging.DEBUG if record.probe else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(
@@ -155,13 +162,13 @@ class Telemetry:
                 self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        self._stage_s.labels(stage, model).observe(seconds)
+        self._stage_of(stage, model).observe(seconds)
 
     def batch(self, model: str, size: int) -> None:
-        self._batch_size.labels(model).observe(size)
+        self._batch_size_of(model).observe(size)
 
     def queue_depth(self, model: str, n: int) -> None:
-        self._queue_depth.labels(model).set(n)
+        self._queue_depth_of(model).set(n)
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)

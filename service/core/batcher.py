@@ -9,14 +9,19 @@ Time runs out, and callers leave, while queued and while the device is busy: eac
 alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
 one bad image costs its mates a little time and nothing else.
 
-All state is touched on the event loop only; the device threads see arrays and nothing else.
+A device thread that has finished takes the next batch itself: over the event loop, which may have a
+picture's bytes in hand, the device would be idle meanwhile though work waits. So the queue and what
+runs are touched under a lock, by a thread for as long as it takes to choose a batch. All else, and
+above all every future, is the event loop's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -176,6 +181,7 @@ class Batcher:
         self._reserved_pixels = dict.fromkeys(Priority, 0)
         self._idle = list(self._lanes)
         self._running: dict[_Lane, _Batch] = {}
+        self._lock = threading.Lock()  # of the five above
         self._pace = Pace()
         self._pace_alone = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -249,14 +255,17 @@ class Batcher:
         item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze)
         if deadline is not None:
             item.timer = self._loop.call_later(deadline - now, _expire, item)
-        self._queue.add(item)
+        with self._lock:
+            self._queue.add(item)
         self._guarded(self._dispatch)
         try:
             return await item.future
         finally:
             if item.timer is not None:
                 item.timer.cancel()
-            if self._queue.remove(item):  # cancelled or expired
+            with self._lock:
+                waited = self._queue.remove(item)  # cancelled or expired
+            if waited:
                 self._observe_depth()
 
     def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
@@ -328,56 +337,96 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Gives every free instance a batch, while there are any."""
-        alone = self._alone
-        if (
-            alone is not None
-            and not self._running
-            and len(self._queue) == 1
-            and not self._again
-            and not any(self._reserved.values())
-            and next(iter(self._queue)).squeeze is None
-            and (items := self._take())
-        ):
-            self._start(alone, items)
-        # A run of `alone` counts as an instance: it has its cores.
-        while len(self._running) < len(self._lanes) and (items := self._take()):
-            self._start(self._idle.pop(), items)
+        begun = []
+        with self._lock:
+            alone = self._alone
+            if (
+                alone is not None
+                and not self._running
+                and len(self._queue) == 1
+                and not self._again
+                and not any(self._reserved.values())
+                and next(iter(self._queue)).squeeze is None
+                and (items := self._take())
+            ):
+                begun.append(self._begin(alone, items))
+            # A run of `alone` counts as an instance: it has its cores.
+            while len(self._running) < len(self._lanes) and (items := self._take()):
+                begun.append(self._begin(self._idle.pop(), items))
+        for batch in begun:
+            self._start(batch)
         self._observe_depth()
 
     def _take(self) -> list[_Item]:
-        """The next batch, less those who left or whose time is over; empty when nothing waits."""
+        """The next batch, less those who left or whose time is over; empty when nothing waits.
+
+        In the lock.
+        """
         while self._again:
             item = self._again.popleft()
             if not item.future.done():
                 return [item]
         while items := self._queue.take(now := self._clock(), self._pace.seconds):
+            left = []
             for item in items:
                 if item.deadline is not None and now >= item.deadline:
-                    _expire(item)  # its timer is late
-            if left := [item for item in items if not item.future.done()]:
+                    self._call_soon(_expire, item)  # its timer is late
+                elif not item.future.done():
+                    left.append(item)
+            if left:
                 return left
         return []
 
-    def _start(self, lane: _Lane, items: list[_Item]) -> None:
+    def _begin(self, lane: _Lane, items: list[_Item]) -> _Batch:
+        """In the lock."""
         pixels = sum(item.pixels for item in items)
         batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
-        work = lane.thread.submit(
-            _run, lane, [item.image for item in items], [item.squeeze for item in items]
+        return batch
+
+    def _start(self, batch: _Batch) -> None:
+        """Not in the lock: should the run be over already, `_ended` is called from here."""
+        items = batch.items
+        work = batch.lane.thread.submit(
+            _run, batch.lane, [item.image for item in items], [item.squeeze for item in items]
         )
-        work.add_done_callback(partial(self._from_thread, batch))
+        work.add_done_callback(partial(self._ended, batch))
 
-    def _from_thread(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
+    def _ended(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
         """On the device thread, or wherever the executor was shut down."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._guarded, self._finished, batch, work)
-
-    def _finished(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
-        if self._running.pop(batch.lane, None) is None:  # closed meanwhile
+        ended_s = self._clock()
+        try:
+            following = None if batch.alone else self._follow(batch, work)
+        except BaseException as error:
+            self._call_soon(self._guarded, self._died, batch, error)
             return
-        if not batch.alone:
-            self._idle.append(batch.lane)
-        items, infer_s = batch.items, self._clock() - batch.started_s
+        self._call_soon(self._guarded, self._finished, batch, work, ended_s, following is not None)
+        if following is not None:
+            try:
+                self._start(following)
+            except RuntimeError as error:  # the executor was shut down meanwhile
+                self._call_soon(self._guarded, self._died, following, error)
+
+    def _follow(self, batch: _Batch, work: Future[list[_Answer]]) -> _Batch | None:
+        """What this instance does next."""
+        with self._lock:
+            if self._end is not None:
+                return None
+            if len(batch.items) > 1 and not work.cancelled() and work.exception() is not None:
+                self._again.extend(batch.items)
+            items = self._take()
+            return self._begin(batch.lane, items) if items else None
+
+    def _finished(
+        self, batch: _Batch, work: Future[list[_Answer]], ended_s: float, goes_on: bool
+    ) -> None:
+        """goes_on: the instance has its next batch already."""
+        if not goes_on:
+            with self._lock:
+                del self._running[batch.lane]
+                if not batch.alone:
+                    self._idle.append(batch.lane)
+        items, infer_s = batch.items, ended_s - batch.started_s
         error = work.exception()
         if error is None:
             pace = self._pace_alone if batch.alone else self._pace
@@ -395,11 +444,20 @@ class Batcher:
                 len(items),
                 exc_info=error,
             )
-            self._again.extend(items)
         else:
             _log.error("%s: inference failed", self._model, exc_info=error)
             _fail(items[0], InferenceFailed())
         self._dispatch()
+
+    def _died(self, batch: _Batch, error: BaseException) -> None:
+        """Raises: `error`, of a device thread, to be seen to by `_guarded`."""
+        raise error
+
+    def _call_soon(self, step: Callable[..., None], *args: object) -> None:
+        """On the event loop, from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+                self._loop.call_soon_threadsafe(step, *args)
 
     def _guarded(self, step: Callable[..., None], *args: object) -> None:
         """Nobody waits for ever on a batcher that has failed: a fault of its own ends it."""
@@ -409,21 +467,22 @@ class Batcher:
             step(*args)
         except BaseException as error:
             _log.critical("%s: the batcher died", self._model, exc_info=error)
-            if args and isinstance(batch := args[0], _Batch):
-                self._running[batch.lane] = batch
-            self._finish(InferenceFailed())
+            batch = args[0] if args and isinstance(args[0], _Batch) else None
+            self._finish(InferenceFailed(), batch.items if batch else ())
 
-    def _finish(self, error: Exception) -> None:
-        """Answers everybody, and takes nothing more."""
+    def _finish(self, error: Exception, lost: Sequence[_Item] = ()) -> None:
+        """Answers everybody, `lost` included, and takes nothing more."""
         if self._end is not None:
             return
-        self._end = error
-        running = [item for batch in self._running.values() for item in batch.items]
-        for item in (*running, *self._again, *self._queue):
+        with self._lock:
+            self._end = error
+            running = [item for batch in self._running.values() for item in batch.items]
+            items = (*lost, *running, *self._again, *self._queue)
+            self._running.clear()
+            self._again.clear()
+            self._queue.clear()
+        for item in items:
             _fail(item, type(error)())
-        self._running.clear()
-        self._again.clear()
-        self._queue.clear()
         self._observe_depth()
 
     def _observe_depth(self) -> None:

@@ -71,13 +71,7 @@ class Session:
         self._alone: ort.InferenceSession | None = None
         if self.provider == "cuda":
             return
-        if threads == 1:
-            # Such a session has no thread of its own: it runs on the callers', at once, and with
-            # one copy of the weights. Two callers got as much from it as from two sessions.
-            self._sessions *= instances
-        else:
-            # Callers of one session would share its threads, and lost 16 % to it.
-            self._sessions += [_open(path, wanted, threads) for _ in range(instances - 1)]
+        self._sessions += [_open(path, wanted, threads) for _ in range(instances - 1)]
         if alone_threads > threads:
             self._alone = _open(path, wanted, alone_threads, spin=True)
 
