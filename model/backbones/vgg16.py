@@ -217,11 +217,10 @@ class VGG16(Backbone):
 
     def fold_norms(self) -> None:
         """Into the convolutions before them; the net is for inference from then on."""
-        for block in range(1, self.blocks + 1):
-            for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
-                conv = self.get_submodule(self._conv(block, index))
-                norm = self._modules.pop(_norm(block, index))
-                self.add_module(self._conv(block, index), fuse_conv_bn_eval(conv, norm))
+        names = {module: name for name, module in self.named_children()}
+        for conv, norm in self.norm_pairs():
+            self.add_module(names[conv], fuse_conv_bn_eval(conv, norm))
+            del self._modules[names[norm]]
         self.batch_norm = False
 
     def pretrained_modules(self) -> list[nn.Module]:
