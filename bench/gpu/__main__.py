@@ -65,7 +65,7 @@ def _parts(
         }
         result.set(
             "peak", side=scale.matrix_side, clocks=device.clocks(),
-            tflops={name: round(value / 1e12, 3) for name, value in found.items()},
+            tflops={name: float(f"{value / 1e12:.4g}") for name, value in found.items()},
         )  # fmt: skip
 
     def latencies(budget: Budget) -> None:

@@ -38,26 +38,37 @@ def measure(
 ) -> None:
     """Rows of `PART`: each load of a network over each transport."""
     chosen = [network for network in exported if network.name in _SIZES] or exported[:1]
-    missing = []
+    missing: list[str] = []
     for index, network in enumerate(chosen):
-        own = budget.share(len(chosen) - index)
         size = scale.sizes[0] if scale.narrow else _SIZES.get(network.name, scale.sizes[0])
-        if result.has(PART, {"network": network.name}) or not own.left_s:
-            missing += [] if own.left_s else [network.name]
-            continue
-        missing += _measure_one(network, size, provider, scale, result, own, folder)
+        keys = [key for key in _keys(network, scale) if not result.has(PART, key)]
+        own = budget.share(len(chosen) - index)
+        if keys and own.left_s:
+            keys = _measure_one(network, size, keys, provider, scale, result, own, folder)
+        missing += [f"{key['network']} {key['transport']} {key['load']}" for key in keys]
     result.set(PART, not_reached=missing)
+
+
+def _keys(network: Exported, scale: Scale) -> list[dict[str, Any]]:
+    loads = [f"{count} connections" for count in scale.connections]
+    return [
+        {"network": network.name, "transport": transport, "load": load}
+        for transport in ("rest", "grpc")
+        for load in (*loads, f"Poisson, {LOAD} of the capacity")
+    ]
 
 
 def _measure_one(
     network: Exported,
     size: Size,
+    keys: list[dict[str, Any]],
     provider: str,
     scale: Scale,
     result: Result,
     budget: Budget,
     folder: Path,
-) -> list[str]:
+) -> list[dict[str, Any]]:
+    """Returns the keys that there was no time for."""
     from bench.segment_load import Server
 
     bare = bare_session(network, size, provider, scale)
@@ -67,36 +78,41 @@ def _measure_one(
     server = Server(
         network.repository, f"--provider={provider}", f"--warm-up-sizes={size[0]}x{size[1]}"
     )
-    most = max(1, len(os.sched_getaffinity(0)) // 4)
+    addresses = {"rest": f"{server.url}/segment", "grpc": server.target}
     missing = []
     try:
-        for transport, url in (("rest", f"{server.url}/segment"), ("grpc", server.target)):
-            capacity = 0.0
-            loads: list[tuple[str, int | None]] = [
-                (f"{count} connections", count) for count in scale.connections
-            ]
-            for name, connections in [*loads, (f"Poisson, {LOAD} of the capacity", None)]:
-                if not budget.left_s:
-                    missing.append(f"{network.name} {transport} {name}")
-                    continue
-                with device.watching(provider) as busy:
-                    if connections is not None:
-                        found = generators.closed(
-                            transport, url, body, connections, scale.closed_s, scale.warm_s, most
-                        )
-                        capacity = max(capacity, found["answered_per_s"])
-                    else:
-                        found = generators.poisson(
-                            transport, url, body, LOAD * capacity, scale.open_s, scale.warm_s, most
-                        )
-                result.add(PART, {
-                    "network": network.name, "size": list(size), "transport": transport,
-                    "load": name, **found, "device_busy": busy.mean,
-                    "of_session": round(found["answered_per_s"] / bare["images_per_s"], 3),
-                })  # fmt: skip
+        for key in keys:
+            if not budget.left_s:
+                missing.append(key)
+                continue
+            with device.watching(provider) as busy:
+                found = _offer(key, addresses[key["transport"]], body, scale, result)
+            result.add(PART, {
+                **key, "size": list(size), **found, "device_busy": busy.mean,
+                "of_session": round(found["answered_per_s"] / bare["images_per_s"], 3),
+            })  # fmt: skip
     finally:
         server.stop()
     return missing
+
+
+def _offer(
+    key: dict[str, Any], address: str, body: Path, scale: Scale, result: Result
+) -> dict[str, Any]:
+    most = max(1, len(os.sched_getaffinity(0)) // 4)
+    transport, load = key["transport"], key["load"]
+    if load.endswith(" connections"):
+        count = int(load.split()[0])
+        return generators.closed(
+            transport, address, body, count, scale.closed_s, scale.warm_s, most
+        )
+    closed = [
+        row["answered_per_s"]
+        for row in result.rows(PART)
+        if (row["network"], row["transport"]) == (key["network"], transport)
+    ]
+    rate = LOAD * max(closed)
+    return generators.poisson(transport, address, body, rate, scale.open_s, scale.warm_s, most)
 
 
 def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> dict[str, Any]:

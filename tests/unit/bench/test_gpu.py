@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.gpu import device, generators, kernels, networks, rpc_load, sessions
+from bench.gpu import device, end_to_end, generators, kernels, networks, rpc_load, sessions
 from bench.gpu.__main__ import SHARES, main
 from bench.gpu.latency import Scale
-from bench.gpu.networks import NAMES
+from bench.gpu.networks import NAMES, Exported
 from bench.gpu.report import Budget, Result, tables
 from bench.gpu.turns import take_turns
 from bench.load import stages_of
@@ -96,6 +96,27 @@ def test_everything_once(
     ((provider, files, seconds),) = asked
     assert (provider, list(files)) == ("cpu", [MOBILE]) and files[MOBILE].is_file() and seconds > 0
     assert f"| {MOBILE} | rest | 2 connections |" in capsys.readouterr().out
+
+
+def test_what_there_was_no_time_for_is_measured_by_the_next_run(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(work, "--only", "peak", "--fresh")
+    _, result = run(work, "--only", "end_to_end", "--minutes", "0")
+    assert len(result["parts"]["end_to_end"]["not_reached"]) == 6
+    path = work / "result.json"
+    row = {"network": MOBILE, "transport": "rest", "answered_per_s": 1000.0, "of_session": 1.0,
+           "latency": {"p50_ms": 1.0, "p99_ms": 1.0}, "device_busy": None}  # fmt: skip
+    keys = end_to_end._keys(Exported(MOBILE, work, 0, 0), Scale().quick())
+    result["parts"]["end_to_end"]["rows"] = [{**row, **key} for key in keys[:2] + keys[3:]]
+    path.write_text(json.dumps(result))
+    _, result = run(work, "--only", "end_to_end")
+    part = result["parts"]["end_to_end"]
+    assert part["not_reached"] == []
+    (*others, last) = part["rows"]
+    assert [row["answered_per_s"] for row in others] == [1000.0] * 5
+    assert last["load"] == keys[2]["load"]
+    assert 300 < last["offered_per_s"] < 1100  # 0.7 of the 1000 that were written there
 
 
 def test_a_second_run_keeps_what_there_is(work: Path) -> None:
