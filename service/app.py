@@ -245,6 +245,7 @@ def _http_config(rest: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         rest,
         log_config=None,
+        proxy_headers=False,  # nobody asks for the caller's address
         access_log=False,  # one line per request comes from telemetry
         lifespan="off",
         ws="none",

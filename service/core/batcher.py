@@ -33,6 +33,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from service.core.cores import DEVICE_NICE, yield_to_event_loop
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
 from service.core.types import Clock, Observer, Priority, Run, ScoredRun
@@ -49,6 +50,10 @@ Called on the device's thread, though that delays the next batch a little: logit
 squeezed elsewhere would take a dozen times the memory of the pictures.
 """
 
+Finish = Callable[[UInt8Array], Any]
+"""A label map uint8 [H,W] -> what the reply needs of it. Called on the device's thread, so it must
+be quick: it saves handing the label map to another thread, which costs more than packing it."""
+
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary picture: see `service.core.queue`."""
 
@@ -64,7 +69,8 @@ _log = logging.getLogger(__name__)
 class Labelled:
     """`label_map` uint8 [H,W]; seconds waited, and seconds on the device with the whole batch.
 
-    scores: what `squeeze` made of the logits, [...,H,W]; None without it.
+    scores: what `squeeze` made of the logits, [...,H,W]; None without it. finished: what `finish`
+    made of the label map.
     """
 
     label_map: UInt8Array
@@ -72,12 +78,14 @@ class Labelled:
     infer_s: float
     batch_size: int
     scores: Scores | None = None
+    finished: Any = None
 
 
 @dataclass(eq=False, slots=True)
 class _Item(Queued):
     future: asyncio.Future[Labelled]
     squeeze: Squeeze | None
+    finish: Finish | None
     timer: asyncio.TimerHandle | None = field(default=None)
 
     @property
@@ -103,7 +111,7 @@ class _Batch:
     alone: bool
 
 
-_Answer = tuple[UInt8Array, Scores | None]
+_Answer = tuple[UInt8Array, Scores | None, Any]
 
 
 class Place:
@@ -135,7 +143,12 @@ class Place:
 
 
 def one_thread(name: str) -> Executor:
-    return ThreadPoolExecutor(1, thread_name_prefix=name)
+    return ThreadPoolExecutor(
+        1,
+        thread_name_prefix=name,
+        initializer=yield_to_event_loop,
+        initargs=(DEVICE_NICE,),
+    )
 
 
 class Batcher:
@@ -233,12 +246,13 @@ class Batcher:
         place: Place | None = None,
         priority: Priority = Priority.NORMAL,
         squeeze: Squeeze | None = None,
+        finish: Finish | None = None,
     ) -> Labelled:
         """image: uint8 RGB [H,W,3]. deadline: a moment of `clock`, or None.
 
         place: as reserved for this image, whose priority then counts; without one it is reserved
-        now. squeeze: for `scores`; the network must have `scored`. Cancelling the awaiting task
-        takes the image out of the queue, or drops its result.
+        now. squeeze: for `scores`; the network must have `scored`. finish: for `finished`.
+        Cancelling the awaiting task takes the image out of the queue, or drops its result.
 
         Raises: Overloaded, DeadlineExceeded, InferenceFailed, ShuttingDown.
         """
@@ -252,7 +266,7 @@ class Batcher:
         now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded(_LATE)
-        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze)
+        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze, finish)
         if deadline is not None:
             item.timer = self._loop.call_later(deadline - now, _expire, item)
         with self._lock:
@@ -388,7 +402,10 @@ class Batcher:
         """Not in the lock: should the run be over already, `_ended` is called from here."""
         items = batch.items
         work = batch.lane.thread.submit(
-            _run, batch.lane, [item.image for item in items], [item.squeeze for item in items]
+            _run,
+            batch.lane,
+            [item.image for item in items],
+            [(item.squeeze, item.finish) for item in items],
         )
         work.add_done_callback(partial(self._ended, batch))
 
@@ -432,10 +449,10 @@ class Batcher:
             pace = self._pace_alone if batch.alone else self._pace
             pace.saw(batch.pixels, len(items), infer_s)
             self._observer.batch(self._model, len(items))
-            for item, (label_map, scores) in zip(items, work.result(), strict=True):
+            for item, (label_map, scores, finished) in zip(items, work.result(), strict=True):
                 if not item.future.done():  # its caller may have left, or its time run out
                     queue_s = batch.started_s - item.enqueued_s
-                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores)
+                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores, finished)
                     item.future.set_result(labelled)
         elif len(items) > 1:
             _log.warning(
@@ -499,22 +516,24 @@ def _fail(item: _Item, error: Exception) -> None:
         item.future.set_exception(error)
 
 
-def _run(lane: _Lane, images: list[UInt8Array], squeezes: list[Squeeze | None]) -> list[_Answer]:
+def _run(
+    lane: _Lane, images: list[UInt8Array], makers: list[tuple[Squeeze | None, Finish | None]]
+) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
     batch = images[0][None] if len(images) == 1 else np.stack(images)
-    if squeezes[0] is None:
-        label_maps, logits = lane.run(batch), None
+    logits: Float32Array | None = None
+    if makers[0][0] is None:
+        label_maps = lane.run(batch)
     elif lane.scored is None:
         raise ValueError("a network without logits was asked for them")
     else:
         label_maps, logits = lane.scored(batch)
     if label_maps.shape != batch.shape[:3]:
         raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
-    if logits is None:
-        return [(label_map, None) for label_map in label_maps]
-    if logits.shape[2:] != batch.shape[1:3]:
+    if logits is not None and logits.shape[2:] != batch.shape[1:3]:
         raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
-    return [
-        (label_map, None if squeeze is None else squeeze(logits[n], label_map))
-        for n, (label_map, squeeze) in enumerate(zip(label_maps, squeezes, strict=True))
-    ]
+    answers = []
+    for n, (label_map, (squeeze, finish)) in enumerate(zip(label_maps, makers, strict=True)):
+        scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
+        answers.append((label_map, scores, None if finish is None else finish(label_map)))
+    return answers

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from service.core.cores import PIXELS_NICE, yield_to_event_loop
 from service.core.types import Clock
 from service.errors import DeadlineExceeded, ShuttingDown
 
@@ -77,6 +78,7 @@ class Pool:
 
 def _work(tasks: SimpleQueue[_Task | None]) -> None:
     """A thread of the pool."""
+    yield_to_event_loop(PIXELS_NICE)
     while (task := tasks.get()) is not None:
         if task.future.done():  # nobody waits for it any more
             continue

@@ -73,15 +73,50 @@ def test_confidence_is_the_probability_of_the_label(spread: float) -> None:
     assert (kept == np.where(label_map == 2, got, 0)).all()
 
 
+def halves(values: scores.Float32Array) -> npt.NDArray[np.float16]:
+    bits = np.empty(values.shape, np.uint16)
+    scores._halve(values.copy(), bits)
+    return bits.view(np.float16)
+
+
 def test_float16_is_rounded_to_the_nearest() -> None:
     values = np.linspace(2.0**-14, 1, 5001, dtype=np.float32)
-    assert np.abs(scores._halves(values.copy()) - values).max() <= 2.0**-12
-    assert scores._halves(np.array([0, 1e-9, 6e-5, 1], np.float32)).tolist() == [0, 0, 0, 1]
+    assert np.abs(halves(values) - values).max() <= 2.0**-12
+    tiny = np.float32(2.0) ** -np.arange(15, 149, dtype=np.float32)
+    assert not halves(tiny).any()
+    assert halves(np.array([0, 1e-9, 6e-5, 1], np.float32)).tolist() == [0, 0, 0, 1]
 
 
-def test_the_file_is_numpys() -> None:
-    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    assert (np.load(io.BytesIO(npy(array[:, :2, 1:]))) == array[:, :2, 1:]).all()
+@pytest.mark.parametrize("offset", [-1e4, -80, -40, 40, 80, 1e4])
+def test_logits_far_from_zero_count_by_their_differences(offset: float) -> None:
+    logits = drawn(2, 5, 2.0)
+    logits[:, 1] += np.float32(offset)  # one row only: the others are ordinary
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    expected = softmax(logits)
+    got = probabilities(logits, label_map, Dtype.FLOAT16, None)
+    assert np.abs(got - expected).max() <= 2**-10
+    assert np.abs(confidence(logits, label_map, None) - 255 * expected.max(axis=0)).max() <= 0.501
+
+
+def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = drawn(3, 5, 2.0)
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    whole = [probabilities(logits, label_map, dtype, None) for dtype in Dtype]
+    sure = confidence(logits, label_map, None)
+    monkeypatch.setattr(scores, "_BLOCK", 5 * 7 * 2)  # two rows of the nine
+    assert len(list(scores._blocks(logits))) == 5
+    for dtype, expected in zip(Dtype, whole, strict=True):
+        assert (probabilities(logits, label_map, dtype, None) == expected).all()
+    assert (confidence(logits, label_map, None) == sure).all()
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_the_file_is_numpys(dtype: Dtype) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    for part in (array, array[:, :2, 1:], array[:0]):
+        plain = io.BytesIO()
+        np.save(plain, part)
+        assert npy(part) == plain.getvalue()
 
 
 def test_what_would_not_fit_is_refused_with_what_would() -> None:
