@@ -113,13 +113,18 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
 
     if asked is not None:
         return asked, opened(asked)
+    on_gpu = half if half.is_file() else path
     on_cpu = small if small.is_file() and multiplies_int8() else path
-    if provider != "cpu":  # whether there is a GPU shows in the attempt
-        on_gpu = half if half.is_file() else path
-        session = opened(on_gpu)
-        if session.provider != "cpu" or on_gpu == on_cpu:
-            return on_gpu, session
-    return on_cpu, opened(on_cpu)
+    if provider == "cpu":
+        return on_cpu, opened(on_cpu)
+    if provider != "auto":
+        return on_gpu, opened(on_gpu)
+    session = opened(path)  # whether there is a GPU shows in the attempt
+    chosen = on_cpu if session.provider == "cpu" else on_gpu
+    if chosen == path:
+        return path, session
+    del session  # before the other takes its memory
+    return chosen, opened(chosen)
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

@@ -126,7 +126,7 @@ def test_a_network_learns_what_its_teacher_says(make_config: MakeConfig, tmp_pat
     """A run whose teacher weighs much ends nearer to it than one without."""
     teacher = tmp_path / "teacher" / "last.pt"
     train(make_config(schedule__epochs=1), teacher.parent)
-    distances = []
+    distances: list[float] = []
     for distill in ({}, {"distill": {"teacher": str(teacher), "weight": 20.0}}):
         config = make_config(seed=7, schedule__epochs=3, **distill)
         trainer = Trainer(config, tmp_path / f"run{len(distances)}", resume=False)

@@ -15,9 +15,12 @@ from PIL import Image
 import model.build
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import VGG16
+from model.fcn import FCN
 from tests.drawing import street
 from training import train as train_module
 from training.config import TrainConfig, load_config
+from training.datasets import DatasetInfo
+from training.teacher import load_teacher
 from training.train import Trainer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,16 +60,15 @@ def test_two_steps(
     # Traced, but not made into machine code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     config = narrow_config(name, camvid)
-    taught = []
+    taught: list[FCN] = []
 
-    def teacher(*args: object) -> object:
+    def teacher(path: Path, info: DatasetInfo) -> FCN:
         """The whole net, before the narrow ones are in place."""
         with monkeypatch.context() as whole:
             whole.setattr(model.build, "MobileNetV1", MobileNetV1)
-            taught.append(load(*args))
+            taught.append(load_teacher(path, info))
         return taught[0]
 
-    load = train_module.load_teacher
     monkeypatch.setattr(train_module, "load_teacher", teacher)
     monkeypatch.setattr(model.build, "VGG16", partial(VGG16, channels=(3, 4, 4, 6, 8)))
 
