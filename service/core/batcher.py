@@ -36,7 +36,7 @@ import numpy.typing as npt
 from service.core.cores import DEVICE_NICE, yield_to_event_loop
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
-from service.core.types import Clock, Observer, Priority, Run, ScoredRun
+from service.core.types import Clock, DeviceRun, Observer, Priority, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -520,7 +520,10 @@ def _run(
     lane: _Lane, images: list[UInt8Array], makers: list[tuple[Squeeze | None, Finish | None]]
 ) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
-    batch = images[0][None] if len(images) == 1 else np.stack(images)
+    if len(images) == 1:
+        batch = images[0][None]
+    else:
+        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else np.stack(images)
     logits: Float32Array | None = None
     if makers[0][0] is None:
         label_maps = lane.run(batch)

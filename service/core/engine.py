@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.core.cores import Plan, multiplies_int8
+from service.core.gpus import GpuOptions
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.prepare import prepare
 from service.core.runtime import Session
@@ -42,11 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 def open_network(
-    path: Path, *, provider: str, engine: str, plan: Plan, precision: str = "auto"
+    path: Path,
+    *,
+    provider: str,
+    engine: str,
+    plan: Plan,
+    precision: str = "auto",
+    gpu: GpuOptions | None = None,
 ) -> Network:
     """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
 
-    provider: see `runtime.Session`. On CUDA there is ONNX Runtime only. precision: one of
+    provider, gpu: see `runtime.Session`. On a GPU there is ONNX Runtime only. precision: one of
     `PRECISIONS`; "fp32" is the file at `path`, "int8" and "fp16" those beside it, and "auto" takes
     fp16 where it exists and the network runs on a GPU, int8 on a CPU made for it.
 
@@ -55,13 +62,13 @@ def open_network(
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    path, session = _open_session(path, provider, precision, plan)
+    path, session = _open_session(path, provider, precision, plan, gpu)
     if engine == "onnxruntime":
         return session
     if session.provider != "cpu":
         if engine == "openvino":
             raise ModelLoadError(
-                "OpenVINO runs on the CPU and this model would run on CUDA: set FCN_PROVIDER=cpu, "
+                "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, "
                 "or FCN_ENGINE=onnxruntime"
             )
         return session
@@ -90,7 +97,9 @@ def open_network(
     return candidate
 
 
-def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tuple[Path, Session]:
+def _open_session(
+    path: Path, provider: str, precision: str, plan: Plan, gpu: GpuOptions | None
+) -> tuple[Path, Session]:
     """The file of that precision, and ONNX Runtime with it."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -102,13 +111,14 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
             "FCN_PRECISION=auto"
         )
 
-    def opened(file: Path) -> Session:
+    def opened(file: Path, provider: str = provider) -> Session:
         return Session(
             file,
             provider=provider,
             threads=plan.threads,
             instances=plan.instances,
             alone_threads=plan.alone_threads,
+            gpu=gpu,
         )
 
     if asked is not None:
@@ -124,7 +134,7 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
     if chosen == path:
         return path, session
     del session  # before the other takes its memory
-    return chosen, opened(chosen)
+    return chosen, opened(chosen, "cpu" if chosen == on_cpu else "auto")
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

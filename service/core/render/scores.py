@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.types import Dtype
+from service.core.types import Dtype, Score
 from service.errors import ImageTooLarge
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -37,6 +37,37 @@ def check_size(height: int, width: int, classes: int, dtype: Dtype) -> None:
             f"width) are {n_bytes} bytes as {dtype} and this server answers with up to "
             f"{MAX_BYTES}: scale it down, name fewer classes, or ask for dtype={Dtype.UINT8}"
         )
+
+
+def check_arrays(
+    height: int, width: int, classes: int, wanted: Sequence[Score], max_bytes: int
+) -> None:
+    """Raises: ImageTooLarge when `arrays` would have more than `max_bytes`."""
+    n_bytes = len(wanted) * classes * height * width * np.dtype(np.float32).itemsize
+    if n_bytes > max_bytes:
+        raise ImageTooLarge(
+            f"the {' and '.join(wanted)} of {classes} classes in a picture of {height}x{width} "
+            f"(height x width) are {n_bytes} bytes as float32, and here a picture is answered with "
+            f"up to {max_bytes}: scale it down, send fewer pictures in one request, or ask for "
+            "bytes rather than numbers"
+        )
+
+
+def arrays(logits: Float32Array, label_map: UInt8Array, wanted: Sequence[Score]) -> Float32Array:
+    """[K,C,H,W]: a copy of the logits, or soft max over all classes, for each of `wanted`.
+
+    The first of the largest is always the label, as in `probabilities`.
+    """
+    found = np.empty((len(wanted), *logits.shape), np.float32)
+    for score, array in zip(wanted, found, strict=True):
+        if score is Score.LOGITS:
+            array[...] = logits
+            continue
+        for rows, exponentials, sums in _blocks(logits):
+            exponentials *= np.divide(np.float32(1), sums, out=sums)
+            _settle(exponentials, label_map[rows])
+            array[:, rows] = exponentials
+    return found
 
 
 def probabilities(
@@ -139,7 +170,9 @@ def _halve(values: Float32Array, halves: npt.NDArray[np.uint16]) -> None:
 
 
 def _settle(scores: ScoreArray, labels: UInt8Array) -> None:
-    """Makes `scores` [C,h,w], unsigned integers, have their first maximum at `labels` [h,w]."""
+    """Makes `scores` [C,h,w] have their first maximum at `labels` [h,w]."""
+    # As integers, floats from 0 to 1 are in the same order, and halves compared in no time.
+    scores = scores.view(np.dtype(f"u{scores.dtype.itemsize}"))
     largest = np.maximum.reduce(scores, axis=0)
     ids = np.arange(len(scores), dtype=np.uint8)[:, None, None]
     # Where the label is not the largest, or not the only one.

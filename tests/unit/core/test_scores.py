@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.render import check_size, confidence, npy, probabilities, scores
-from service.core.types import Dtype
+from service.core.render import (
+    arrays,
+    check_arrays,
+    check_size,
+    confidence,
+    npy,
+    probabilities,
+    scores,
+)
+from service.core.types import Dtype, Score
 from service.errors import ImageTooLarge
 
 
@@ -53,6 +61,44 @@ def test_the_label_of_the_graph_counts_where_scores_tie() -> None:
         [63, 63, 64, 64],
         [63, 63, 63, 64],
     ]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    classes=st.sampled_from([1, 2, 3, 21, 255]),
+    # With the small ones exp() rounds to 1 what is not the largest.
+    spread=st.sampled_from([0.0, 1e-8, 0.001, 1.0, 30.0]),
+    wanted=st.sampled_from([tuple(Score), tuple(reversed(Score)), (Score.PROBABILITIES,)]),
+)
+def test_arrays_are_the_logits_and_the_soft_max_and_their_largest_is_the_label(
+    seed: int, classes: int, spread: float, wanted: tuple[Score, ...]
+) -> None:
+    logits = drawn(seed, classes, spread)
+    label_map = logits.argmax(axis=0).astype(np.uint8)
+    got = arrays(logits, label_map, wanted)
+    assert (got.dtype, got.shape) == (np.dtype(np.float32), (len(wanted), *logits.shape))
+    assert not np.shares_memory(got, logits)
+    assert (got.argmax(axis=1) == label_map).all()
+    for score, array in zip(wanted, got, strict=True):
+        if score is Score.LOGITS:
+            assert (array == logits).all()
+        else:
+            assert np.abs(array - softmax(logits)).max() <= 2**-20
+            assert np.abs(array.sum(axis=0) - 1).max() <= 2**-18
+
+
+def test_arrays_take_the_label_of_the_graph_where_scores_tie() -> None:
+    label_map = np.array([[0, 2, 3]], np.uint8)
+    (got,) = arrays(np.zeros((4, 1, 3), np.float32), label_map, (Score.PROBABILITIES,))
+    assert (got.argmax(axis=0) == label_map).all()
+    assert np.abs(got - 0.25).max() < 1e-7
+
+
+def test_arrays_that_are_too_large_are_refused_by_their_size() -> None:
+    check_arrays(100, 50, 3, (), 0)
+    check_arrays(100, 50, 3, (Score.LOGITS,), 60_000)
+    with pytest.raises(ImageTooLarge, match=r"logits and probabilities .*120000 bytes.*119999"):
+        check_arrays(100, 50, 3, tuple(Score), 119_999)
 
 
 def test_only_the_classes_kept_are_there_by_id() -> None:
