@@ -172,7 +172,7 @@ def _look(
     largest = np.zeros(len(names))
     count = 0
     for image in images:
-        values = session.run(names, {model.contract.input.name: image[None]})
+        values = session.run(names, model.contract.feeds(image[None]))
         largest = np.maximum(largest, [max(v.max(), -v.min()) for v in values])
         count += 1
     if not count:

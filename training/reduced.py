@@ -47,7 +47,7 @@ def labels_of(
     session: Any, contract: Contract, images: Iterable[Callable[[], UInt8Array]]
 ) -> Iterator[UInt8Array]:
     for read in images:
-        feeds = {contract.input.name: read()[None]}
+        feeds = contract.feeds(read()[None])
         yield session.run([contract.outputs.label_map], feeds)[0][0]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import bench.ragged
 from bench.gpu import device, end_to_end, generators, kernels, networks, rpc_load, sessions
 from bench.gpu.__main__ import SHARES, main
 from bench.gpu.latency import Scale
@@ -42,16 +41,8 @@ def run(work: Path, *words: str) -> tuple[int, dict[str, Any]]:
 def test_everything_once(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Any] = []
-
-    def measured(provider: str, files: dict[str, Path], seconds: float) -> dict[str, Any]:
-        asked.append((provider, files, seconds))
-        return {"grouped": 1.0, "ragged": 2.0}
-
-    ragged = ModuleType("bench.ragged")
-    ragged.measure = measured  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bench.ragged", ragged)
-    code, result = run(work)
+    monkeypatch.setattr(bench.ragged, "_SLOTS", 1)
+    code, result = run(work, "--minutes", "1")
     parts = result["parts"]
     assert code == 0
     assert {"date", "revision", "machine", "versions", "device_name"} <= set(result)
@@ -92,9 +83,9 @@ def test_everything_once(
         assert row["device_busy"] is None
     (row,) = parts["kernels"]["rows"]
     assert 0.5 < sum(row["shares"].values()) <= 1.001
-    assert parts["ragged"]["result"] == {"grouped": 1.0, "ragged": 2.0}
-    ((provider, files, seconds),) = asked
-    assert (provider, list(files)) == ("cpu", [MOBILE]) and files[MOBILE].is_file() and seconds > 0
+    policies = {row["policy"] for row in parts["ragged"]["rows"]}
+    assert {"alone", "grouped", "ragged, 0.25"} <= policies
+    assert {row["network"] for row in parts["ragged"]["rows"]} == {MOBILE}
     assert f"| {MOBILE} | rest | 2 connections |" in capsys.readouterr().out
 
 
@@ -119,15 +110,20 @@ def test_what_there_was_no_time_for_is_measured_by_the_next_run(
     assert 300 < last["offered_per_s"] < 1100  # 0.7 of the 1000 that were written there
 
 
-def test_a_second_run_keeps_what_there_is(work: Path) -> None:
+def test_a_second_run_keeps_what_there_is(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And says what a part lacks, without stopping the others. (Runs after the one above, or makes
     its network itself.)"""
     code, before = run(work, "--only", "peak", "latency")
     assert code == 0
+
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(name="httptools")
+
+    monkeypatch.setattr("importlib.import_module", missing)
     code, after = run(work, "--only", "latency", "ragged")
     assert code == 0
     assert after["parts"]["latency"]["rows"] == before["parts"]["latency"]["rows"]
-    assert after["parts"]["ragged"]["left_out"] == "there is no module bench.ragged here"
+    assert after["parts"]["ragged"]["left_out"] == "there is no module httptools here"
     code, fresh = run(work, "--only", "peak", "--fresh")
     assert "latency" not in fresh["parts"]
     code, stopped = run(work, "--only", "latency", "--minutes", "0")
