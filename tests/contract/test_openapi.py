@@ -19,6 +19,8 @@ from tests.drawing import png, street
 from tests.serving import Server, environment
 
 GOOD = png(street())
+LARGE = png(np.zeros((1000, 1000, 3), np.uint8))
+"""Takes longer than a millisecond."""
 NOT_SEEN = {
     *("cancelled", "model-load-error", "internal-error"),
     *("not-authenticated", "not-allowed"),
@@ -74,7 +76,7 @@ def test_every_error_has_an_example(page: dict[str, Any]) -> None:
         ("?model=nope", GOOD, "unknown-model"),
         ("?version=99", GOOD, "unknown-version"),
         ("", b"text" * 9, "unsupported-image-format"),
-        ("?deadline_ms=1", GOOD, "deadline-exceeded"),
+        ("?deadline_ms=1", LARGE, "deadline-exceeded"),
     ],
 )
 def test_real_errors_are_those_of_the_examples(
