@@ -30,6 +30,8 @@ from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
 from model.graph import merge_slices, tidy
+from model.ragged import ragged
+from model.ragged.file import check_mates
 from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
@@ -94,12 +96,18 @@ class ServedNetwork(nn.Module):
 
 
 def export(
-    network: FCN, contract: Contract, path: Path, lowering: Lowering = "phases"
+    network: FCN,
+    contract: Contract,
+    path: Path,
+    lowering: Lowering = "phases",
+    *,
+    mixed_sizes: bool = False,
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
     `lowering`: how the fixed upsamplings are computed. The contract decides whether the graph has
-    a `logits` output. Raises: ExportError.
+    a `logits` output. `mixed_sizes`: images of several sizes may share a batch, see `model.ragged`.
+    Raises: ExportError, NotRagged.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
@@ -114,9 +122,13 @@ def export(
     try:
         proto = _to_onnx(folded, contract)
         contract = with_context(proto, contract)
+        if mixed_sizes:
+            proto, contract = ragged(proto, contract)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
+        if mixed_sizes:
+            check_mates(temporary, contract, temporary, contract)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -212,7 +224,7 @@ def check_parity(
     for size in checked:
         images = _picture(size, random)
         wanted = reference(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-        got = session.run(names, {contract.input.name: images})
+        got = session.run(names, contract.feeds(images))
         if got[0].shape != size or got[0].dtype != np.uint8:
             raise ExportError(
                 f"for uint8 {images.shape} the file gives {got[0].dtype} {got[0].shape}"

@@ -66,6 +66,8 @@ def open_float_model(path: Path) -> FloatModel:
         raise QuantizeError(
             f"{path} is {contract.precision} and quantised already: give the fp32 file"
         )
+    if contract.input.sizes is not None:
+        raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     tail = _tail(proto.graph, contract)
@@ -229,7 +231,7 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
     histograms = HistogramCollector(method, False, 2048, 128, PERCENTILE, "same")
     count = 0
     for image in images:
-        values = session.run(names, {model.contract.input.name: image[None]})
+        values = session.run(names, model.contract.feeds(image[None]))
         lowest = np.minimum(lowest, [v.min() for v in values])
         highest = np.maximum(highest, [v.max() for v in values])
         if method != "minmax":

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api import oip_rpc
+from service.api.keys import KeyFileError, Keys
 from service.api.oip_admin import Admin
 from service.api.oip_models import Statistics
 from service.api.oip_rest import OipOptions, OipRest
@@ -101,6 +102,7 @@ class _Server:
                 max_wait_s=s.max_wait_ms / 1000,
                 max_batch=s.max_batch,
                 max_batch_pixels=s.max_batch_pixels,
+                max_padding=s.max_padding,
                 max_whole_pixels=s.max_whole_pixels,
             ),
             provider=s.provider,
@@ -109,6 +111,7 @@ class _Server:
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,
+            gpu=s.gpu_options(),
             warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
@@ -116,6 +119,7 @@ class _Server:
             changed=telemetry.loaded,
             observer=telemetry,
         )
+        keys = _read_keys(s, telemetry)
         deadline_s = s.deadline_ms / 1000
         uploads = Uploads(
             max_count=s.max_uploads,
@@ -135,6 +139,7 @@ class _Server:
             RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
             uploads,
             ready,
+            keys,
         )
         rpc = RpcServer(
             segmenter,
@@ -148,6 +153,7 @@ class _Server:
             ),
             uploads,
             max_tensor_bytes,
+            keys,
         )
         oip = (
             segmenter,
@@ -176,6 +182,7 @@ class _Server:
         await rpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
+        watching = None if keys is None else asyncio.create_task(keys.watch())
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -189,6 +196,8 @@ class _Server:
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
             stop.cancel()
+            if watching is not None:
+                watching.cancel()
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving, rpc, segmenter) and idle
@@ -239,6 +248,20 @@ class _Server:
         if self._stopping.is_set():
             _log.info("stopped")
         return on_time
+
+
+def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
+    """None without a file. Raises: StartError."""
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return Keys(
+            settings.api_keys_file,
+            admin_key=settings.read_admin_key(),
+            rejected=telemetry.rejected,
+        )
+    except KeyFileError as error:
+        raise StartError(str(error)) from error
 
 
 def _http_config(rest: FastAPI, settings: Settings) -> uvicorn.Config:

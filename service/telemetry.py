@@ -42,14 +42,16 @@ class RequestRecord:
     """One request as the log and the metrics see it; the transport fills it in as it goes.
 
     method: the operation's name, e.g. "Segment"; the same for REST and gRPC. code: the HTTP status
-    or the gRPC code's name. model: "" until a known model is chosen. timed: the duration counts in
-    the latency histogram. probe: not worth a log line.
+    or the gRPC code's name. model: "" until a known model is chosen. caller: the name that
+    goes with the API key, "" where none is asked for. timed: the duration counts in the latency
+    histogram. probe: not worth a log line.
     """
 
     transport: str
     method: str
     request_id: str
     model: str = ""
+    caller: str = ""
     code: str = ""
     error: str = ""
     timed: bool = False
@@ -107,6 +109,12 @@ class Telemetry:
         self._rejected = Counter(
             "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry=registry
         )
+        self._callers = Counter(
+            "fcn_caller_requests_total",
+            "Requests let in by an API key, by the name that goes with it.",
+            ("caller",),
+            registry=registry,
+        )
         self._inflight = Gauge(
             "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
         )
@@ -141,6 +149,8 @@ class Telemetry:
         """Counts and logs an answered request."""
         duration_s = time.perf_counter() - record.began_s
         self._requests_of(record.transport, record.method, record.model, record.code).inc()
+        if record.caller:
+            self._callers.labels(record.caller).inc()
         if record.timed:
             self._request_s_of(record.transport, record.model).observe(duration_s)
         level = logging.DEBUG if record.probe else logging.INFO
@@ -191,6 +201,8 @@ def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
     }
     if record.model:
         fields["model"] = record.model
+    if record.caller:
+        fields["caller"] = record.caller
     if record.height:
         fields["height"], fields["width"] = record.height, record.width
     if record.timings is not None:

@@ -171,7 +171,7 @@ def _labels(
 ) -> Iterator[UInt8Array]:
     session = simulate(proto)
     for read in images:
-        feeds = {contract.input.name: read()[None]}
+        feeds = contract.feeds(read()[None])
         yield session.run([contract.outputs.label_map], feeds)[0][0]
 
 

@@ -12,10 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import openapi
 from service.api.exchange import Exchange
+from service.api.gate import Gate, with_keys
+from service.api.keys import Keys
 from service.api.listing import known_name, model_json, models_json
 from service.api.oip_error import OIP_PREFIX, oip_error
 from service.api.page import add_pages, page, wants_page
@@ -52,17 +54,27 @@ def create_app(
     options: RestOptions,
     uploads: Uploads,
     ready: Callable[[], bool],
+    keys: Keys | None = None,
 ) -> FastAPI:
-    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    """`ready` says whether new requests are wanted: models loaded and not draining. keys: None lets
+    everybody in."""
     app = _App(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
         version=openapi.VERSION,
+        openapi_url=openapi.OPENAPI_PATH,
         docs_url=None,  # its own come from a CDN; see service.api.page
         redoc_url=None,
     )
     rest = _Rest(segmenter, telemetry, options, uploads, ready)
+    direct: ASGIApp = _Direct(rest)
+    # On both ways in. The last added is the outermost.
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys)
+        direct = Gate(direct, keys)
     app.add_middleware(Exchange, telemetry=telemetry)
+    describe = app.openapi
+    app.openapi = lambda: with_keys(describe(), asked=keys is not None)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, rest.service_error)
     app.add_exception_handler(HTTPException, rest.framework_error)
     app.add_exception_handler(RequestValidationError, rest.validation_error)
@@ -76,7 +88,7 @@ def create_app(
     route("/metrics", rest.metrics, methods=["GET"], **openapi.METRICS)
     route("/", rest.index, methods=["GET"], include_in_schema=False)
     add_pages(app)
-    app.direct = Exchange(_Direct(rest), telemetry)
+    app.direct = Exchange(direct, telemetry)
     return app
 
 

@@ -25,6 +25,7 @@ from service.core.cores import available_cores, plan
 from service.core.decode import DecodedImage, decode, undecoded
 from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
+from service.core.gpus import GpuOptions
 from service.core.loader import Loader, Served
 from service.core.memory import available_memory_bytes, whole_pixels
 from service.core.pool import Pool
@@ -42,6 +43,7 @@ from service.core.types import (
     Observer,
     Output,
     Priority,
+    Score,
     SegmentReply,
     SegmentRequest,
     Timings,
@@ -66,6 +68,7 @@ __all__ = [
     "Observer",
     "Output",
     "Priority",
+    "Score",
     "SegmentReply",
     "SegmentRequest",
     "Segmenter",
@@ -91,6 +94,7 @@ class Segmenter:
         instances: int | None = None,
         threads: int | None = None,
         alone_threads: int | None = None,
+        gpu: GpuOptions | None = None,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         pool_workers: int | None = None,
         default_model: str | None = None,
@@ -102,9 +106,9 @@ class Segmenter:
     ) -> None:
         """repository: see `service.core.repository`. default_model: used when none is asked for.
 
-        provider, engine, precision: see `engine.open_network`. instances, threads,
-        alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
-        request, as far as the model takes them, besides an ordinary one.
+        provider, engine, precision, gpu: see `engine.open_network`. instances, threads,
+        alone_threads: of the CPU, see `cores.plan`. warm_up_sizes: (height, width) that run before
+        the first request, as far as the model takes them, besides an ordinary one.
         pool_workers: threads that decode and render, None for as many as cores.
         poll_s: seconds between looks for new, changed and removed models; 0: never.
         changed: told of the models that serve whenever they are others.
@@ -121,6 +125,7 @@ class Segmenter:
             provider=provider,
             engine=engine,
             precision=precision,
+            gpu=gpu,
             plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
         )
         self._pool = Pool(pool_workers or cores, clock)
@@ -283,13 +288,17 @@ class Segmenter:
         permit.correct(pixels)
         self._observer.image_pixels(pixels)
 
+        height, width = prepared.tensor.shape[:2]
         if request.output is Output.PROBABILITIES:
-            height, width = prepared.tensor.shape[:2]
             classes = len(contract.classes) if kept is None else len(kept)
             render.check_size(height, width, classes, request.dtype)
+        render.check_arrays(
+            height, width, len(contract.classes), request.scores, request.max_scores_bytes
+        )
         squeeze = _squeeze(request, kept)
         finish: Finish | None = None
-        if request.output is Output.LABEL_MAP and served.provider == "cpu":
+        packed = request.output is Output.LABEL_MAP and not request.scores
+        if packed and served.provider == "cpu":
             # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
             # thread that ran the network does it, for giving it to another costs more.
             palette, geometry = served.contract.palette(), prepared.geometry
@@ -303,13 +312,18 @@ class Segmenter:
             timings.infer_s -= timings.render_s
         self._observer.stage(name, "queue", timings.queue_s)
         self._observer.stage(name, "infer", timings.infer_s)
+        scores: tuple[npt.NDArray[np.float32], ...] = ()
         if labelled.finished is None:
             began = self._clock()
             write: Callable[[], tuple[bytes, str]] = partial(
                 _write, request, served, timings, image.rgb, label_map, kept
             )
             if labelled.scores is not None:
-                write = partial(_write_scores, request, restore(labelled.scores, prepared.geometry))
+                restored = restore(labelled.scores, prepared.geometry)
+                if request.scores:
+                    scores = tuple(restored)
+                else:
+                    write = partial(_write_scores, request, restored)
             body, media_type = await self._pool.run(write, deadline)
             timings.render_s = self._clock() - began
         self._observer.stage(name, "render", timings.render_s)
@@ -323,6 +337,7 @@ class Segmenter:
             label_map=label_map,
             timings=timings,
             batch_size=labelled.batch_size,
+            scores=scores,
         )
 
     async def _label(
@@ -415,16 +430,24 @@ def _read(
 
 def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    if request.output is not None and request.output.needs_logits and not served.network.scored:
+    output = request.output
+    wanted = [*request.scores, *([output] if output and output.needs_logits else [])]
+    if wanted and not served.network.scored:
         raise InvalidParameter(
-            f"output {request.output} needs the logits, and model {served.name} version "
+            f"output {wanted[0]} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "
             "another output"
+        )
+    if request.scores and len(wanted) > len(request.scores):
+        raise InvalidParameter(
+            f"output {output} and arrays of scores are asked for at once: ask for one of them"
         )
     return render.kept_ids(served.contract, request.classes)
 
 
 def _squeeze(request: SegmentRequest, kept: frozenset[int] | None) -> Squeeze | None:
+    if request.scores:
+        return partial(render.arrays, wanted=request.scores)
     match request.output:
         case Output.PROBABILITIES:
             return partial(render.probabilities, dtype=request.dtype, kept=kept)

@@ -68,6 +68,21 @@ async def queued_behind_a_busy_device(
     return first, waiting
 
 
+async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
+    given: list[UInt8Array] = []
+    answer = np.zeros((1, 4, 5), np.uint8)
+
+    def run(batch: UInt8Array) -> UInt8Array:
+        given.append(batch)
+        return answer
+
+    image = picture(7)
+    async with started(run) as batcher:
+        result = await batcher.submit(image)
+    assert np.shares_memory(given[0], image)
+    assert np.shares_memory(result.label_map, answer)
+
+
 async def test_an_idle_device_starts_at_once() -> None:
     device = Device()
     async with started(device) as batcher:

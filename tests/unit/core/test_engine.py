@@ -17,12 +17,13 @@ import onnx
 import pytest
 
 from model.contract import METADATA_KEY, InputSpec
+from model.ragged.file import make_ragged
 from service.core import engine, openvino_runtime
 from service.core.cores import Plan
 from service.core.engine import check_agreement, open_network, samples
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.runtime import Session
-from service.core.types import Network, Run, ScoredRun
+from service.core.types import Network, RaggedRun, Run, ScoredRun
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -121,6 +122,10 @@ class Wrong:
 
     @property
     def scored(self) -> Sequence[ScoredRun]:
+        return ()
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
         return ()
 
     @property
@@ -349,3 +354,12 @@ def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
     if find_spec("openvino") is not None:
         plan = Plan(instances=1, threads=1, alone_threads=0)
         assert OpenVinoNetwork(path, session.contract, plan).scored == ()
+
+
+def test_a_ragged_file_is_for_onnx_runtime(tmp_path: Path, openvino: None) -> None:
+    path = tmp_path / "ragged.onnx"
+    make_ragged(tiny_models.write_blur(tmp_path), path)
+    assert opened(path, "onnxruntime").ragged
+    assert opened(path, "auto").ragged, "which makes do"
+    with pytest.raises(ModelLoadError, match="not for OpenVINO: set FCN_ENGINE=onnxruntime"):
+        opened(path, "openvino")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
+from model.ragged.file import make_ragged, padded
 from service.core.runtime import Session
 from service.errors import ModelLoadError
 from tests import tiny_models
@@ -113,55 +115,14 @@ def test_warm_up_refuses_a_network_that_fails(
     def fail(self: Session, session: object, batch: object) -> None:
         raise RuntimeError("no memory\nand a long trace")
 
-    session = open_cpu(tiny_models.write_model(tmp_path))
     monkeypatch.setattr(Session, "_run", fail)
+    session = open_cpu(tiny_models.write_model(tmp_path))
     with pytest.raises(ModelLoadError, match="fails on a black 8x9 image: no memory$"):
         session.warm_up([(8, 9)])
 
 
 def test_warm_up_of_a_good_network_passes(tmp_path: Path) -> None:
     open_cpu(tiny_models.write_model(tmp_path)).warm_up([(8, 8), (16, 9)])
-
-
-def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
-    path = tiny_models.write_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="provider 'tpu': choose one of auto, cpu, cuda"):
-        Session(path, provider="tpu", threads=1)
-
-
-def test_cuda_on_a_build_without_it_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    path = tiny_models.write_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="this build of ONNX Runtime has none"):
-        Session(path, provider="cuda", threads=1)
-    assert Session(path, provider="auto", threads=1).provider == "cpu"
-
-
-def test_cuda_that_silently_falls_back_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a GPU build does without a driver: the session opens, on the CPU."""
-    asked: list[list[str]] = []
-    real = ort.InferenceSession
-
-    def fallen_back(path: str, options: object, providers: list[tuple[str, object]]) -> object:
-        asked.append([name for name, _ in providers])
-        return real(path, options, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(
-        ort,
-        "get_available_providers",
-        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    )
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    monkeypatch.setattr(ort, "InferenceSession", fallen_back)
-    path = tiny_models.write_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="CUDA was asked for but does not start"):
-        Session(path, provider="cuda", threads=1)
-    assert Session(path, provider="auto", threads=1).provider == "cpu"
-    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]] * 2
 
 
 def test_an_input_of_fixed_size_is_still_an_image(tmp_path: Path) -> None:
@@ -223,7 +184,6 @@ def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
 def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lone picture's session that fails must not be found out by a request."""
     path = tiny_models.write_model(tmp_path)
-    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     real = Session._run
     used: list[object] = []
 
@@ -232,6 +192,7 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
         return real(self, opened, batch)
 
     monkeypatch.setattr(Session, "_run", watched)
+    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     session.warm_up([(8, 8)])
     assert len(used) == 3
     assert len({id(opened) for opened in used}) == 2
@@ -275,3 +236,71 @@ def test_only_a_lone_picture_spins_and_only_briefly(
     assert [o.get_session_config_entry(entry) for o in opened] == ["0", spins]
     if spins == "1":
         assert opened[1].get_session_config_entry("session.intra_op.spin_duration_us") == "100"
+
+
+SIZES_PX = [(9, 14), (20, 5), (1, 1)]
+
+
+def ragged_blur(tmp_path: Path, **changes: object) -> tuple[Path, Path]:
+    """A model with windows, and the same for images of several sizes, with a changed contract."""
+    plain = tiny_models.write_blur(tmp_path)
+    path = tmp_path / "ragged" / "1" / "model.onnx"
+    make_ragged(plain, path)
+    if changes:
+        proto = onnx.load(path)
+        raw = json.loads(proto.metadata_props[0].value)
+        raw["input"] |= changes
+        raw["input"] = {name: value for name, value in raw["input"].items() if value is not None}
+        onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(raw)})
+        onnx.save(proto, path)
+    return plain, path
+
+
+def test_images_of_several_sizes_share_a_run(tmp_path: Path) -> None:
+    plain, path = (open_cpu(file) for file in ragged_blur(tmp_path))
+    assert plain.ragged == ()
+    pictures = [street(*size, seed=n) for n, size in enumerate(SIZES_PX)]
+    batch = padded(pictures)
+    label_maps = path.ragged[0](batch, SIZES_PX)
+    differs = False
+    for index, (picture, (height, width)) in enumerate(zip(pictures, SIZES_PX, strict=True)):
+        wanted = plain.run(picture[None])[0]
+        assert (label_maps[index, :height, :width] == wanted).all()
+        differs |= bool((plain.run(batch)[index, :height, :width] != wanted).any())
+    assert differs, "padding alone would not do"
+    whole = street(12, 17)[None]
+    assert (path.run(whole) == plain.run(whole)).all()
+
+
+def test_every_instance_takes_them(tmp_path: Path) -> None:
+    _, path = ragged_blur(tmp_path)
+    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    assert len(session.ragged) == len(session.instances) == 2
+    session.warm_up([(12, 8)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sizes": None}, r"inputs are \['image'\] and the graph's are \['image', 'image_sizes'\]"),
+        ({"sizes": "extents"}, r"inputs are \['extents', 'image'\] and the graph's are"),
+        (
+            {"sizes": "image", "name": "image_sizes"},
+            r"'image' is tensor\(uint8\).*must be tensor\(int64\) \[N, 2\]",
+        ),
+    ],
+)
+def test_sizes_that_break_the_contract_are_refused(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    _, path = ragged_blur(tmp_path, **changes)
+    with pytest.raises(ModelLoadError, match=says):
+        open_cpu(path)
+
+
+def test_a_contract_that_names_sizes_the_graph_lacks_is_refused(tmp_path: Path) -> None:
+    contract = replace(
+        tiny_models.contract(), input=InputSpec(stride=1, sizes="image_sizes"), format_version=2
+    )
+    with pytest.raises(ModelLoadError, match=r"and the graph's are \['image'\]"):
+        open_cpu(tiny_models.write_model(tmp_path, model_contract=contract))

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
+from model.ragged.file import make_ragged
 from service.core.render import scores as scores_module
+from service.core.runtime import Session
 from service.core.segmenter import (
     Limits,
     ModelState,
@@ -28,7 +31,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
-from service.core.types import Dtype, Run, ScoredRun
+from service.core.types import Dtype, RaggedRun, Run, Score, ScoredRun
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -47,7 +50,7 @@ from service.errors import (
 from tests import drawing, tiny_models
 from tests.conftest import need
 from tests.drawing import read_png, street
-from tests.tiny_models import expected_label_map, write_model
+from tests.tiny_models import expected_label_map, expected_logits, write_model
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
 
 RGB = street(23, 31)
@@ -75,6 +78,7 @@ class FakeNetwork:
 
     alone: Run | None = None
     scored: Sequence[ScoredRun] = ()
+    ragged: Sequence[RaggedRun] = ()
 
     @property
     def instances(self) -> Sequence[Run]:
@@ -238,6 +242,54 @@ async def test_without_logits_the_caller_is_told_how_to_get_them(
             segmenter.check(request)
         with pytest.raises(InvalidParameter, match="--logits"):
             await segmenter.segment(request)
+
+
+async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
+    """Padded by the model's contract, whole and in parts."""
+    contract = tiny_models.contract(
+        logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
+    )
+    write_model(tmp_path, logits=True, model_contract=contract)
+    request = replace(REQUEST, scores=(Score.PROBABILITIES, Score.LOGITS))
+    for limits in (Limits(), Limits(max_whole_pixels=300)):
+        async with serving(tmp_path, limits=limits) as segmenter:
+            reply = await segmenter.segment(request)
+            alone = await segmenter.segment(replace(request, scores=(Score.LOGITS,), output=None))
+            plain = await segmenter.segment(REQUEST)
+        probabilities, logits = reply.scores
+        assert (logits == expected_logits(RGB[None])[0]).all()
+        assert (alone.scores[0] == logits).all() and not alone.body
+        for array in reply.scores:
+            assert (array.dtype, array.shape) == (np.dtype(np.float32), (3, *RGB.shape[:2]))
+            assert (array.argmax(axis=0) == expected_label_map(RGB)).all()
+        assert np.abs(probabilities.sum(axis=0) - 1).max() < 1e-6
+        assert (read_png(reply.body) == expected_label_map(RGB)).all()
+        assert plain.scores == ()
+
+
+async def test_arrays_of_scores_that_are_too_large_are_refused_before_the_network_runs(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path, logits=True)
+    request = replace(REQUEST, scores=tuple(Score), max_scores_bytes=2 * 3 * 4 * 23 * 31)
+    watched = Recorder()
+    async with serving(tmp_path, observer=watched) as segmenter:
+        await segmenter.segment(request)
+        runs = len(watched.batches)
+        with pytest.raises(ImageTooLarge, match="3 classes.*23x31.*send fewer pictures"):
+            await segmenter.segment(replace(request, max_scores_bytes=2 * 3 * 4 * 23 * 31 - 1))
+        assert len(watched.batches) == runs == 1
+
+
+async def test_arrays_of_scores_need_logits_and_an_output_without(tmp_path: Path) -> None:
+    write_model(tmp_path, "with", logits=True)
+    write_model(tmp_path, "without")
+    request = replace(REQUEST, scores=(Score.LOGITS,))
+    async with serving(tmp_path) as segmenter:
+        with pytest.raises(InvalidParameter, match="output logits needs .*without.*--logits"):
+            await segmenter.segment(replace(request, model="without"))
+        with pytest.raises(InvalidParameter, match="confidence and arrays of scores.*one of them"):
+            await segmenter.segment(replace(request, model="with", output=Output.CONFIDENCE))
 
 
 async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
@@ -635,3 +687,63 @@ async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_pa
     async with serving(tmp_path, **options) as segmenter:
         with pytest.raises(ImageTooLarge, match="needs the picture whole"):
             await segmenter.segment(REQUEST)
+
+
+@dataclass
+class HeldOnce:
+    """A network whose first run waits: meanwhile a queue builds up."""
+
+    session: Session
+    free: threading.Event = field(default_factory=threading.Event)
+    provider: str = "cpu"
+    alone: Run | None = None
+    scored: Sequence[ScoredRun] = ()
+
+    @property
+    def contract(self) -> Contract:
+        return self.session.contract
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return (self._run,)
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        return self.session.ragged
+
+    def _run(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if not self.free.wait(WAIT_S):
+            raise TimeoutError("the test never released the device")
+        return self.session.run(batch)
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("max_padding", "most"), [(0.0, 1), (0.3, 2), (0.9, 4)])
+async def test_uploads_of_several_sizes_share_a_batch_and_have_their_own_answers(
+    tmp_path: Path, max_padding: float, most: int
+) -> None:
+    plain = tiny_models.write_blur(tmp_path / "plain")
+    path = tmp_path / "models" / "blur" / "1" / "model.onnx"
+    make_ragged(plain, path)
+    network = HeldOnce(Session(path, provider="cpu", threads=1))
+    sizes = [(23, 31), (31, 23), (22, 30), (5, 40), (23, 30)]
+    pictures = [street(*size, seed=n) for n, size in enumerate(sizes)]
+    async with serving(
+        tmp_path / "models",
+        open_network=lambda path: network,
+        limits=Limits(max_batch=4, max_padding=max_padding),
+    ) as segmenter:
+        asked = [send(segmenter, SegmentRequest(drawing.png(pictures[0])))]
+        await asyncio.sleep(0.05)
+        asked += [send(segmenter, SegmentRequest(drawing.png(p))) for p in pictures[1:]]
+        await asyncio.sleep(0.2)
+        network.free.set()
+        replies = await asyncio.gather(*asked)
+    alone = Session(plain, provider="cpu", threads=1)
+    for reply, picture in zip(replies, pictures, strict=True):
+        wanted = alone.run(picture[None])[0]
+        assert np.array_equal(read_png(reply.body), wanted)
+        assert (reply.label_map == wanted).all()
+    assert max(reply.batch_size for reply in replies) == most
