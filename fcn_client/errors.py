@@ -250,7 +250,7 @@ def from_status(
     if kind is None and code == "DEADLINE_EXCEEDED":
         return TimedOut("the time allowed ran out before the answer came: allow more")
     if kind is None and code == "UNAVAILABLE":
-        return Unreachable(f"cannot reach the server: {details}")
+        return Unreachable(f"cannot reach the server: {_reason(details)}")
     if kind is None and code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         # gRPC itself, before the server's code: the message will not shrink by waiting.
         kind, detail = "image-too-large", f"{details}: compress it more or scale it down"
@@ -267,6 +267,12 @@ def from_status(
     if no_retry:
         error.retryable = False
     return error
+
+
+def _reason(details: str) -> str:
+    """`failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Connection refused`: what
+    is behind UNKNOWN says it all."""
+    return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
 
 
 def from_item(

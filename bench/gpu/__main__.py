@@ -88,7 +88,8 @@ def _parts(
             if result.has("ragged", {"network": network.name}) or not own.left_s:
                 continue
             # Each of its rows takes twice the seconds: a start does not count.
-            measured = module.measure(provider, [str(network.fp16)], own.left_s / 24)
+            seconds = min(scale.ragged_s, own.left_s / 24)
+            measured = module.measure(provider, [str(network.fp16)], seconds)
             for row in measured["rows"]:
                 result.add("ragged", row)
 

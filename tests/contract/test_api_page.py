@@ -50,7 +50,7 @@ SAID = [
     ("python", (f"415 {PROBLEM} Unsupported image format", "job-7")),
     ("python", ("NOT_FOUND Unknown model: ", "job-7")),
     ("sh", ('"name":"tiny"',)),
-    ("python", ("tiny 2 ready", "(1, 'green', ")),
+    ("python", ("tiny 2 ready", "1 green [")),
     ("python", ("tiny 2 True ['red', 'green', 'blue']",)),
     ("python", ("tiny (1, 30, 50)",)),
     ("python", ("tiny (1, 30, 50)",)),

@@ -42,7 +42,7 @@ def test_everything_once(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.ragged, "_SLOTS", 1)
-    code, result = run(work, "--minutes", "1")
+    code, result = run(work)
     parts = result["parts"]
     assert code == 0
     assert {"date", "revision", "machine", "versions", "device_name"} <= set(result)

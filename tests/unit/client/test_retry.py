@@ -144,6 +144,7 @@ def test_nobody_there(transport: str) -> None:
         with pytest.raises(Unreachable, match="cannot reach") as raised:
             client.segment(PICTURE)
         assert raised.value.attempts == 2
+        assert f"127.0.0.1:{port}" in str(raised.value) and "UNKNOWN" not in str(raised.value)
         assert not client.ready()
 
 
