@@ -26,6 +26,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
+from model.backbones.vgg16 import VGG16
 from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
@@ -151,7 +152,9 @@ def fold_norms(network: FCN) -> FCN:
     """A copy in eval mode whose batch norms are folded into the convolutions before them."""
     folded = copy.deepcopy(network).cpu().float().eval()
     for module in list(folded.modules()):
-        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+        if isinstance(module, VGG16) and module.batch_norm:
+            module.fold_norms()
+        elif isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()  # type: ignore[assignment]
         elif isinstance(module, nn.Sequential):

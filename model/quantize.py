@@ -45,7 +45,6 @@ class FloatModel:
     proto: onnx.ModelProto
     contract: Contract
     layers: dict[str, str]
-    tail: tuple[str, ...]
 
 
 def open_float_model(path: Path) -> FloatModel:
@@ -70,7 +69,7 @@ def open_float_model(path: Path) -> FloatModel:
         raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
-    tail = _tail(proto.graph, contract)
+    tail = tail_of(proto.graph)
     layers = {
         _layer(node): node.name
         for node in proto.graph.node
@@ -78,7 +77,7 @@ def open_float_model(path: Path) -> FloatModel:
     }
     if not layers:
         raise QuantizeError(f"{path} has no convolution before its scores: nothing to quantise")
-    return FloatModel(proto, contract, layers, tuple(tail))
+    return FloatModel(proto, contract, layers)
 
 
 class Quantizer:
@@ -106,7 +105,7 @@ class Quantizer:
         chosen = {self.model.layers[layer] for layer in layers}
         if not chosen:
             raise QuantizeError("every layer is left in float: nothing to quantise")
-        proto = _copy(self.model.proto)
+        proto = copied(self.model.proto)
         inert = [n.name for n in proto.graph.node if n.op_type == "Conv" and n.name not in chosen]
         quantizer = QDQQuantizer(
             proto,
@@ -132,17 +131,20 @@ class Quantizer:
         return quantized
 
 
-def simulate(proto: onnx.ModelProto, threads: int = 0) -> Any:
+def simulate(proto: onnx.ModelProto, threads: int = 0, *, optimized: bool = False) -> Any:
     """A session that computes what an exact integer convolution would, in float.
 
     Without the runtime's fusions every DequantizeLinear gives the float value of its integers, and
     sums of their products are exact far beyond 8 bits, as they are with VNNI. Fused, a CPU with
     AVX2 alone adds pairs of products in 16 bits, which overflow.
+
+    optimized: with the fusions all the same, for a graph without such nodes.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
@@ -207,7 +209,7 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
         TensorsData,
     )
 
-    proto = _copy(model.proto)
+    proto = copied(model.proto)
     held = {tensor.name for tensor in proto.graph.initializer}
     names = sorted(
         {
@@ -249,8 +251,8 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
     return TensorsData(CalibrationMethod.MinMax, ranges)
 
 
-def _tail(graph: onnx.GraphProto, contract: Contract) -> list[str]:
-    """Names of the convolutions between the last activations and the outputs."""
+def tail_of(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes between the last activations and the outputs."""
     producers = {name: node for node in graph.node for name in node.output}
     waiting = [value.name for value in graph.output]
     seen: set[str] = set()
@@ -260,7 +262,7 @@ def _tail(graph: onnx.GraphProto, contract: Contract) -> list[str]:
             continue
         seen.add(node.name)
         waiting += node.input
-    return [node.name for node in graph.node if node.op_type == "Conv" and node.name in seen]
+    return seen
 
 
 def _layer(node: onnx.NodeProto) -> str:
@@ -269,7 +271,7 @@ def _layer(node: onnx.NodeProto) -> str:
     return name if node.input[1].endswith(".weight") else node.name
 
 
-def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    return copied
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(proto)
+    return fresh

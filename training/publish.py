@@ -171,11 +171,16 @@ def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
         ("init", "imagenet"),
         ("init", "checkpoint"),
         ("init", "hha_checkpoint"),
+        ("distill", "teacher"),
     ):
+        if section not in recipe:  # of before there were teachers
+            continue
         if recipe[section].get(field):
             recipe[section][field] = Path(recipe[section][field]).name
         else:
             recipe[section].pop(field, None)
+    if "teacher" not in recipe.get("distill", {}):
+        recipe.pop("distill", None)
     return recipe
 
 

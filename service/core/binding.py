@@ -157,8 +157,8 @@ class BoundSession:
         # they are bound, and would not see them change. Where they are taken as they are it costs
         # nothing.
         bound.binding.bind_ortvalue_input(self._contract.input.name, bound.feed)
-        if bound.sizes is not None:
-            name = self._contract.input.sizes
+        name = self._contract.input.sizes
+        if name is not None:
             bound.sizes.update_inplace(self._contract.feeds(batch, sizes)[name])
             bound.binding.bind_ortvalue_input(name, bound.sizes)
         self._session.run_with_iobinding(bound.binding, bound.options)

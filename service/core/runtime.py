@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 COPIES_BYTES: Final = 256 * 1024 * 1024
 """Of weights, that instances of one thread may have for themselves. Callers of one session share
-its pool of memory: in 8 bits on a Zen 4 they did 0.76 to 0.93 of the images per second that two
+its pool of memory: in 8 bits on a Zen 4 they did 0.80 to 0.93 of the images per second that two
 sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
 
 

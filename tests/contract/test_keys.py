@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from fcn_client import FcnClient, NotAuthenticated
 from proto.inference import inference_pb2 as oip
 from proto.inference import inference_pb2_grpc as oip_grpc
 from proto.segmentation.v1 import segmentation_pb2 as pb
@@ -28,7 +29,7 @@ from tests.contract.conftest import ADMIN_KEY
 from tests.contract.oip import Request
 from tests.drawing import png, street
 from tests.serving import Server, environment, fail_to_start, running
-from tests.tiny_models import write_model
+from tests.tiny_models import expected_label_map, write_model
 
 ALICE, BOB = "alice-has-this-key", "bob+has/another=1"
 GOOD = png(street())
@@ -286,6 +287,21 @@ def test_the_admin_key_opens_what_it_did_and_nothing_else_does(keyed: Server) ->
             assert isinstance(caught.value, grpc.Call)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert "admin key" in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_our_own_client(keyed: Server, transport: str) -> None:
+    url = keyed.url if transport == "rest" else f"grpc://{keyed.target}"
+    rgb = street()
+    with FcnClient(url, api_key=ALICE) as client:
+        assert (client.segment(rgb).value == expected_label_map(rgb)).all()
+        assert [model.name for model in client.models()] == ["tiny"]
+    for wrong in (None, "a-key-of-nobody-here"):
+        with FcnClient(url, api_key=wrong) as client:
+            with pytest.raises(NotAuthenticated, match="X-API-Key: KEY"):
+                client.segment(rgb)
+            with pytest.raises(NotAuthenticated, match="X-API-Key: KEY"):
+                client.models()
 
 
 def test_the_page_says_what_needs_a_key(keyed: Server, server: Server) -> None:

@@ -338,5 +338,4 @@ def test_images_of_several_sizes_in_buffers_that_are_used_again(tmp_path: Path) 
         label_maps = run(stacked) if pictures is whole else run.ragged(stacked, sizes)
         for label_map, picture, (height, width) in zip(label_maps, pictures, sizes, strict=True):
             assert (label_map[:height, :width] == wanted(picture)).all()
-    # And those whose logits are wanted, which are of one size.
     assert run.warm_up(batch(1, 8, 8)).shape == (1, 8, 8)

@@ -116,6 +116,24 @@ def test_a_larger_picture_fills_to_the_pixel() -> None:
         assert ((label_map == class_id) == inside).all()
 
 
+def test_a_comb_is_one_long_ring() -> None:
+    comb = np.zeros((9, 301), np.uint8)
+    comb[1:, 1::2] = 1
+    found = geometries(comb)
+    assert [len(region) for region in found[0]] == [1]
+    assert len(found[0][0][0]) == 4 * 150 + 5
+    assert (filled(found[0][0], comb.shape) == (comb == 0)).all()
+    assert len(found[1]) == 150
+
+
+def test_a_side_beyond_16_bits() -> None:
+    wide = (np.arange(70_000) // 999 % 3).astype(np.uint8)[None]
+    for label_map in (wide, wide.T):
+        for class_id, regions in geometries(label_map).items():
+            inside = sum(filled(region, label_map.shape).astype(int) for region in regions)
+            assert ((label_map == class_id) == inside).all()
+
+
 def test_nothing_but_void_has_no_features() -> None:
     assert geometries(np.full((3, 4), 255, np.uint8)) == {}
 

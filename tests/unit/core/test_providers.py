@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from model.contract import InputSpec
 from service.core.gpus import GpuOptions
 from service.core.providers import Profile, cuda, misplaced, tensorrt
 from tests import tiny_models
@@ -79,3 +80,11 @@ def test_a_profile_holds_what_lies_between_its_sizes(
 def test_arithmetic_of_sizes_belongs_on_the_cpu_and_nothing_else() -> None:
     assert misplaced(["Shape", "Gather", "Mul", "Reshape"]) == {}
     assert misplaced(["Shape", "Resize", "Conv", "Resize"]) == {"Conv": 1, "Resize": 2}
+
+
+def test_tensorrt_is_told_the_range_of_sizes_too_where_a_network_takes_them() -> None:
+    spec = InputSpec(stride=1, sizes="image_sizes")
+    contract = dataclasses.replace(tiny_models.contract(), input=spec, format_version=2)
+    told = tensorrt(0, contract, PROFILE, None)[1]
+    assert told["trt_profile_min_shapes"] == "image:1x320x360x3,image_sizes:1x2"
+    assert told["trt_profile_max_shapes"] == "image:8x500x500x3,image_sizes:8x2"

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
 from model.ragged.file import make_ragged, padded
+from service.core import runtime
 from service.core.runtime import Session
 from service.errors import ModelLoadError
 from tests import tiny_models
@@ -148,11 +149,19 @@ def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
     assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
 
 
-@pytest.mark.parametrize(("threads", "sessions"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("threads", "copies_bytes", "sessions"), [(1, 1 << 20, 3), (1, 1000, 1), (2, 1000, 3)]
+)
 def test_instances_run_at_once_and_answer_alike(
-    tmp_path: Path, threads: int, sessions: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    threads: int,
+    copies_bytes: int,
+    sessions: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Instances of one thread share a session, and so the weights; others would share threads."""
+    """Each has a session, unless the copies of the weights are too large; those of several threads
+    would share the threads, too."""
+    monkeypatch.setattr(runtime, "COPIES_BYTES", copies_bytes)
     opened: list[int] = []
     real = ort.InferenceSession
 
@@ -195,7 +204,7 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
     session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     session.warm_up([(8, 8)])
     assert len(used) == 3
-    assert len({id(opened) for opened in used}) == 2
+    assert len({id(opened) for opened in used}) == 3
 
 
 def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
@@ -233,9 +242,9 @@ def test_only_a_lone_picture_spins_and_only_briefly(
     path = tiny_models.write_model(tmp_path)
     Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     entry = "session.intra_op.allow_spinning"
-    assert [o.get_session_config_entry(entry) for o in opened] == ["0", spins]
+    assert [o.get_session_config_entry(entry) for o in opened] == ["0", "0", spins]
     if spins == "1":
-        assert opened[1].get_session_config_entry("session.intra_op.spin_duration_us") == "100"
+        assert opened[2].get_session_config_entry("session.intra_op.spin_duration_us") == "100"
 
 
 SIZES_PX = [(9, 14), (20, 5), (1, 1)]

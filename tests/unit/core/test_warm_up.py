@@ -50,6 +50,7 @@ class Net:
     contract = tiny_models.contract()
     alone = None
     scored = ()
+    ragged = ()
 
     def __init__(self, *runs: Run) -> None:
         self.instances = runs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx
 import pytest
@@ -108,13 +107,3 @@ def test_masks_are_few(pairs: Callable[[str], Pair]) -> None:
     assert len(convolutions) > 2 * len(pair.masked) - 8
     assert len(pair.masked) == 1 + 13 + 1 + 3  # pixels, dw1 to dw13, fc6's input, scores
     assert sum(n.op_type == "And" for n in pair.proto.graph.node) == 6  # strides 1 to 32
-
-
-def test_an_export_can_be_ragged_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    report = export(_network("alexnet-32s"), make_contract(), path, mixed_sizes=True)
-    assert report.label_agreement >= 0.999
-    proto = onnx.load(path)
-    contract = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, "it")
-    assert contract.input.sizes == proto.graph.input[1].name
-    assert contract.input.context_px is not None
