@@ -63,6 +63,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--keep-float", nargs="+", default=[], metavar="LAYER", help="left in float in any case"
     )
     parser.add_argument(
+        "--winograd",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="computed with half the multiplications: for 3x3 and 7x7 layers of 512 channels or "
+        "more, in OpenVINO; the file grows",
+    )
+    parser.add_argument(
         "--reduce-range",
         action="store_true",
         help="7-bit weights: for CPUs with AVX2 but no VNNI, where 8-bit sums overflow",
@@ -99,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         min_agreement=args.min_agreement,
         keep_float=args.keep_float,
+        winograd=args.winograd,
         reduce_range=args.reduce_range,
         scored=scored,
         overwrite=args.overwrite,

@@ -26,6 +26,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
+from model.border import trim_border
 from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
@@ -114,6 +115,7 @@ def export(
     try:
         proto = _to_onnx(folded, contract)
         contract = with_context(proto, contract)
+        trim_border(proto.graph)  # after the context, which is read off plain layers
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
