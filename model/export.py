@@ -95,11 +95,17 @@ class ServedNetwork(nn.Module):
 
 
 def export(
-    network: FCN, contract: Contract, path: Path, lowering: Lowering = "phases"
+    network: FCN,
+    contract: Contract,
+    path: Path,
+    lowering: Lowering = "phases",
+    *,
+    trim: bool = True,
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
-    `lowering`: how the fixed upsamplings are computed. The contract decides whether the graph has
+    `lowering`: how the fixed upsamplings are computed. `trim`: of what a wide padding makes alike,
+    only one row and column is computed; see `model.border`. The contract decides whether the graph has
     a `logits` output. Raises: ExportError.
     """
     if network.num_classes != len(contract.classes):
@@ -115,7 +121,8 @@ def export(
     try:
         proto = _to_onnx(folded, contract)
         contract = with_context(proto, contract)
-        trim_border(proto.graph)  # after the context, which is read off plain layers
+        if trim:  # after the context, which is read off plain layers
+            trim_border(proto.graph)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
