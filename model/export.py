@@ -105,8 +105,8 @@ def export(
     """Write `path`; an existing file is replaced only after the new one has passed.
 
     `lowering`: how the fixed upsamplings are computed. `trim`: of what a wide padding makes alike,
-    only one row and column is computed; see `model.border`. The contract decides whether the graph has
-    a `logits` output. Raises: ExportError.
+    only one row and column is computed; see `model.border`. The contract decides whether the graph
+    has a `logits` output. Raises: ExportError.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
