@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from service.core.engine import INT8_FILE
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).parent / "peers"
 CACHE = ROOT / "build" / "peers"
@@ -266,9 +268,11 @@ def _is_free(port: int) -> bool:
 def _command(contender: Contender, port: int, model: Path) -> list[str]:
     if contender is OURS:
         repository = model.parents[2]
+        # Named, for on a CPU made for it the 8-bit file would be served by default.
+        precision = "int8" if model.name == INT8_FILE else "fp32"
         return [sys.executable, "-m", "cli.main", "serve", f"--http-port={port}", "--grpc-port=0",
                 f"--model-repository={repository}", f"--default-model={model.parents[1].name}",
-                "--log-level=warning"]  # fmt: skip
+                f"--precision={precision}", "--log-level=warning"]  # fmt: skip
     return [str(contender.python), *contender.module]
 
 

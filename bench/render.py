@@ -54,7 +54,7 @@ def main() -> None:
         "replies_smooth": replies(smooth, scores, photo, scored=False),
         "label_map_png": label_map_pngs(label_map),
         "rgb_png_of_overlay": rgb_pngs(photo),
-        "rgb_png_of_color": rgb_pngs(_contract().palette()[label_map]),
+        "rgb_png_of_color": rgb_pngs(drawn_contract().palette()[label_map]),
         "masks": masks(label_map),
         "counts": counts(label_map),
         "jpeg_decode": decoders(photo),
@@ -91,7 +91,7 @@ def replies(
     *,
     scored: bool = True,
 ) -> dict[str, Make]:
-    contract = _contract()
+    contract = drawn_contract()
     palette = contract.palette()
     names = {"model": "bench", "version": "1"}
     made: dict[str, Make] = {
@@ -121,7 +121,7 @@ def replies(
 
 def label_map_pngs(label_map: UInt8Array) -> dict[str, Make]:
     """Ways to pack a label map, as files (Pillow) or the compressed part alone."""
-    palette = _contract().palette()
+    palette = drawn_contract().palette()
     rows = _differences(label_map)
     plain = rows.copy()
     plain[:, 0], plain[:, 1:] = 0, label_map
@@ -162,7 +162,7 @@ def rgb_pngs(rgb: UInt8Array) -> dict[str, Make]:
 def masks(label_map: UInt8Array) -> dict[str, Make]:
     mask = importlib.import_module("pycocotools.mask")
     made: dict[str, Make] = {
-        "rle, ours": lambda: render.rle_json(label_map, _contract(), model="a", version="1"),
+        "rle, ours": lambda: render.rle_json(label_map, drawn_contract(), model="a", version="1"),
         "rle, pycocotools, class by class": lambda: [
             mask.encode(np.asfortranarray(label_map == n)) for n in range(CLASSES)
         ],
@@ -231,7 +231,7 @@ def draw_photo(height: int, width: int) -> UInt8Array:
     return np.asarray(Image.open(buffer))
 
 
-def _contract() -> Contract:
+def drawn_contract() -> Contract:
     return Contract(
         model_name="bench",
         architecture="bench",

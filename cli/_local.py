@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
 from service.api.listing import default_name, model_named
 from service.core.segmenter import SegmentRequest
@@ -41,13 +42,14 @@ class LocalLabeller:
             if not found:
                 there = ", ".join(v.version for v in status.versions)
                 raise UnusableInput(f"model {name} has no version {version!r}: it has {there}")
+            self._keep = tuple(keep)
+            self.classes = tuple(
+                ClassInfo(c.id, c.name, c.color, c.description) for c in found[0].contract.classes
+            )
+            check_keep(self._keep, self.classes)
         except BaseException:
             self.close()
             raise
-        self._keep = tuple(keep)
-        self.classes = tuple(
-            ClassInfo(c.id, c.name, c.color, c.description) for c in found[0].contract.classes
-        )
         # A file that was exported again under the same name is another network.
         file = source if source.is_file() else source / self.name / self.version / "model.onnx"
         stat = file.stat() if file.is_file() else None

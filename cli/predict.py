@@ -29,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="model file or model repository to run in this process, where no --url is given "
         "[FCN_MODEL_REPOSITORY, default: model_repository]",
     )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the key that the server of --url wants",
+    )
     parser.add_argument("--model", metavar="NAME", help="of several (default: the default one)")
     parser.add_argument("--model-version", metavar="N", help="of the model (default: the newest)")
     parser.add_argument(
@@ -45,6 +51,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alpha", type=float, default=0.5, help="opacity of overlays, 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument(
+        "--annotations",
+        default="",
+        metavar="KINDS",
+        help="of coco and label-studio, separated by commas: the label maps for annotation tools, "
+        "too (default: none)",
+    )
+    parser.add_argument(
+        "--image-url",
+        metavar="PREFIX",
+        help="where Label Studio finds the pictures: what stands before their paths in the source "
+        "folder (default: its local files)",
     )
     parser.add_argument("--recursive", action="store_true", help="folders in the folder, too")
     parser.add_argument(
@@ -73,18 +92,32 @@ def run(args: argparse.Namespace) -> int:
 
     from fcn_client.errors import UnusableInput
     from fcn_client.predict import PICTURES, Folder, Labeller, RemoteLabeller, find, predict
+    from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(PICTURES):
         raise UnusableInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
+    annotations = [kind for kind in args.annotations.split(",") if kind]
+    if not set(annotations) <= set(FORMATS):
+        raise UnusableInput(f"--annotations {args.annotations}: use {', '.join(FORMATS)}, or both")
+    if annotations and "label_map" not in write:
+        raise UnusableInput("--annotations is made from label maps: let --write have label_map")
+    if args.image_url is not None and "label-studio" not in annotations:
+        raise UnusableInput("--image-url is for --annotations label-studio: give both")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
     found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
+    if args.api_key_file and not args.url:
+        raise UnusableInput("--api-key-file is for a server: give its --url, too")
     if args.url:
         from fcn_client import FcnClient
 
-        labeller = RemoteLabeller(FcnClient(args.url), args.model, args.model_version, keep)
+        # From a file: what is in a command line, everybody on the machine can read.
+        key = _key(args.api_key_file) if args.api_key_file else None
+        labeller = RemoteLabeller(
+            FcnClient(args.url, api_key=key), args.model, args.model_version, keep
+        )
     else:
         from cli._local import LocalLabeller
         from service.settings import load_settings
@@ -105,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
             progress=shown,
             total=found.count() if shown and args.every == 1 else None,
         )
+        if annotations:
+            annotate(folder, annotations, args.image_url or LOCAL_FILES)
     if args.json:
         report = {
             "out": str(args.out),
@@ -130,3 +165,14 @@ def run(args: argparse.Namespace) -> int:
             f"{len(summary.failures)} failed, by {labeller.name} version {labeller.version}"
         )
     return 1 if summary.failures else 0
+
+
+def _key(path: Path) -> str:
+    """Raises: UnusableInput."""
+    from fcn_client.errors import UnusableInput
+
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UnusableInput(f"--api-key-file {path} cannot be read: {why}") from error

@@ -8,12 +8,21 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
 
-from fcn_client.client import PROBE_S
+from fcn_client import stream
+from fcn_client.base import PROBE_S, BaseClient
 from fcn_client.errors import FcnError
+from fcn_client.flow import Flow
 from fcn_client.picture import file_bytes
 from fcn_client.progress import length, progress_bar
-from fcn_client.request import call_of, is_grpc, result_of, total_s, within
-from fcn_client.retry import Patience, RetryPolicy
+from fcn_client.request import (
+    call_of,
+    result_of,
+    stream_outcome,
+    total_s,
+    within,
+)
+from fcn_client.retry import Patience
+from fcn_client.stream import OpenStream
 from fcn_client.types import (
     Call,
     ImageLike,
@@ -36,6 +45,16 @@ class AsyncTransport(Protocol):
 
     async def segment(self, call: Call) -> RawReply: ...
 
+    def stream(
+        self,
+        request_id: str,
+        window: int,
+        answered: Callable[[str, RawReply | FcnError], None],
+        ended: Callable[[FcnError], None],
+    ) -> OpenStream:
+        """A call of `SegmentStream`. Raises: UnusableInput over REST."""
+        ...
+
     async def models(self, timeout_s: float) -> tuple[Model, ...]: ...
 
     async def ready(self, timeout_s: float) -> bool: ...
@@ -43,27 +62,24 @@ class AsyncTransport(Protocol):
     async def close(self) -> None: ...
 
 
-class AsyncFcnClient:
+class AsyncFcnClient(BaseClient[AsyncTransport]):
     """`FcnClient` for the tasks of one event loop, in which it must be made.
 
     Files are read, and pictures encoded and decoded, on threads: the loop is never blocked. A
     cancelled call is cancelled on the server, too.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout_s: float = 60.0,
-        retry: RetryPolicy | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """As FcnClient's."""
-        self.url = url
-        self._timeout_s = timeout_s
-        self._retry = retry or RetryPolicy()
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-        self._transport = _transport(url, headers or {})
+    _sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
+
+    def _rest(self) -> Callable[[str, Mapping[str, str]], AsyncTransport]:
+        from fcn_client.rest import AsyncRestTransport
+
+        return AsyncRestTransport
+
+    def _grpc(self) -> Callable[[str, Mapping[str, str]], AsyncTransport]:
+        from fcn_client.rpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport
 
     @overload
     async def segment(
@@ -119,6 +135,26 @@ class AsyncFcnClient:
                     bar.update()
                     yield outcome
 
+    async def segment_stream(
+        self,
+        images: Iterable[I] | AsyncIterable[I],
+        output: str = "label_map",
+        *,
+        window: int = 16,
+        ordered: bool = False,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, Any], None]:
+        """As FcnClient's, but `images`, which may be asynchronous, is read in this event loop."""
+        flow: Flow[I] = self._flow(output, options, ordered)
+        with progress_bar(progress, length(images)) as bar:
+            async with aclosing(
+                stream.in_tasks(self._transport.stream, images, flow, window)
+            ) as ends:
+                async for settled in ends:
+                    bar.update()
+                    yield await asyncio.to_thread(stream_outcome, output, settled)
+
     async def models(self) -> tuple[Model, ...]:
         """As FcnClient's."""
         return (await self._patiently(self._timeout_s, self._transport.models))[0]
@@ -156,13 +192,3 @@ class AsyncFcnClient:
             except FcnError as error:
                 wait_s = patience.wait_s(error)
             await self._sleep(wait_s)
-
-
-def _transport(url: str, headers: Mapping[str, str]) -> AsyncTransport:
-    if is_grpc(url):
-        from fcn_client.rpc import AsyncGrpcTransport
-
-        return AsyncGrpcTransport(url, headers)
-    from fcn_client.rest import AsyncRestTransport
-
-    return AsyncRestTransport(url, headers)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
 
+from fcn_client import stream
+from fcn_client.base import PROBE_S, BaseClient
 from fcn_client.errors import FcnError
+from fcn_client.flow import Flow
 from fcn_client.picture import file_bytes
 from fcn_client.progress import length, progress_bar
-from fcn_client.request import call_of, is_grpc, result_of, total_s, within
-from fcn_client.retry import Patience, RetryPolicy
+from fcn_client.request import (
+    call_of,
+    result_of,
+    stream_outcome,
+    total_s,
+    within,
+)
+from fcn_client.retry import Patience
+from fcn_client.stream import OpenStream
 from fcn_client.types import (
     Call,
     ImageLike,
@@ -28,13 +39,21 @@ from fcn_client.window import on_threads
 T = TypeVar("T")
 I = TypeVar("I", bound=ImageLike)  # noqa: E741
 
-PROBE_S = 5.0
-
 
 class Transport(Protocol):
     """REST or gRPC. Each call raises FcnError."""
 
     def segment(self, call: Call) -> RawReply: ...
+
+    def stream(
+        self,
+        request_id: str,
+        window: int,
+        answered: Callable[[str, RawReply | FcnError], None],
+        ended: Callable[[FcnError], None],
+    ) -> OpenStream:
+        """A call of `SegmentStream`. Raises: UnusableInput over REST."""
+        ...
 
     def models(self, timeout_s: float) -> tuple[Model, ...]: ...
 
@@ -43,31 +62,23 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-class FcnClient:
+class FcnClient(BaseClient[Transport]):
     """A server behind one address. Threads may share it, and with it its connections.
 
     `with FcnClient(url) as client:` or `close()` gives the connections back.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout_s: float = 60.0,
-        retry: RetryPolicy | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """url: http://, https://, grpc:// or grpcs://host:port, for REST behind a prefix with a
-        path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
-        headers: sent with every request, for a proxy that wants a key.
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
 
-        Raises: UnusableInput. The server is not asked yet.
-        """
-        self.url = url
-        self._timeout_s = timeout_s
-        self._retry = retry or RetryPolicy()
-        self._sleep: Callable[[float], None] = time.sleep
-        self._transport = _transport(url, headers or {})
+    def _rest(self) -> Callable[[str, Mapping[str, str]], Transport]:
+        from fcn_client.rest import RestTransport
+
+        return RestTransport
+
+    def _grpc(self) -> Callable[[str, Mapping[str, str]], Transport]:
+        from fcn_client.rpc import GrpcTransport
+
+        return GrpcTransport
 
     @overload
     def segment(
@@ -166,6 +177,36 @@ class FcnClient:
                 bar.update()
                 yield outcome
 
+    def segment_stream(
+        self,
+        images: Iterable[I],
+        output: str = "label_map",
+        *,
+        window: int = 16,
+        ordered: bool = False,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Iterator[Outcome[I, Any]]:
+        """Many pictures over one gRPC call (`SegmentStream`), for a camera's or a video's frames.
+
+        `images` is read on a thread of its own, never further than `window` pictures ahead of what
+        was yielded; a picture without its answer goes over a new call when one breaks. Yields
+        them as they finish, or (`ordered`) in their order. One that fails is an outcome with its
+        `error`. options: of every picture; `deadline_ms` and `timeout_s` count from when it was
+        read, `request_id` is the call's: a picture's is `<request_id>/<index>`.
+
+        Raises: UnusableInput over REST; NotAuthenticated, NotAllowed or ServerError (501) where no
+        picture could be served; what `images` raises.
+        """
+        flow: Flow[I] = self._flow(output, options, ordered)
+        with (
+            progress_bar(progress, length(images)) as bar,
+            closing(stream.on_threads(self._transport.stream, images, flow, window)) as ends,
+        ):
+            for settled in ends:
+                bar.update()
+                yield stream_outcome(output, settled)
+
     def models(self) -> tuple[Model, ...]:
         """What the server holds, by name. Raises: FcnError."""
         return self._patiently(self._timeout_s, self._transport.models)[0]
@@ -201,14 +242,3 @@ class FcnClient:
             except FcnError as error:
                 wait_s = patience.wait_s(error)
             self._sleep(wait_s)
-
-
-def _transport(url: str, headers: Mapping[str, str]) -> Transport:
-    """Imported as needed: REST works without grpcio, gRPC without httpx."""
-    if is_grpc(url):
-        from fcn_client.rpc import GrpcTransport
-
-        return GrpcTransport(url, headers)
-    from fcn_client.rest import RestTransport
-
-    return RestTransport(url, headers)

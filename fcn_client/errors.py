@@ -202,6 +202,8 @@ KINDS: Final = {
 }
 """The last part of a problem's `type`; a kind that is not here is a plain ServerError."""
 
+# A proxy's refusal has no kind; these two are told from their status alone.
+_ERROR_OF_STATUS: Final = {401: NotAuthenticated, 403: NotAllowed}
 _KIND_OF_TITLE: Final = {kind.title: name for name, kind in KINDS.items()}
 # What gRPC's codes are over HTTP, for errors that did not come from our server's code.
 _STATUS_OF_CODE: Final = {
@@ -267,6 +269,22 @@ def from_status(
     return error
 
 
+def from_item(
+    code: str, message: str, kind: str, *, retry_after_s: float | None, request_id: str
+) -> ServerError:
+    """The exception of a picture of a stream. `kind`: the problem's type. Without `retry_after_s`
+    nothing is to be gained by sending it again."""
+    title, colon, detail = message.partition(": ")
+    known = KINDS.get(kind.removeprefix(TYPE_PREFIX))
+    status = known.status if known else _STATUS_OF_CODE.get(code, 500)
+    instance = f"urn:fcn:request:{request_id}"
+    problem = Problem(kind, title, status, detail if colon else "", instance, request_id, code)
+    error = _error(problem, retry_after_s)
+    error.retryable = error.retryable and retry_after_s is not None
+    return error
+
+
 def _error(problem: Problem, retry_after_s: float | None) -> ServerError:
     kind = KINDS.get(problem.type.removeprefix(TYPE_PREFIX))
-    return (kind.error if kind else ServerError)(problem, retry_after_s)
+    error = kind.error if kind else _ERROR_OF_STATUS.get(problem.status, ServerError)
+    return error(problem, retry_after_s)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from fcn_client.errors import UnusableInput
+from fcn_client.errors import FcnError, UnusableInput
 from fcn_client.picture import read_answer
-from fcn_client.types import Call, RawReply, SegmentOptions, SegmentResult
+from fcn_client.types import (
+    Call,
+    Outcome,
+    RawReply,
+    SegmentOptions,
+    SegmentResult,
+    Settled,
+)
+
+I = TypeVar("I")  # noqa: E741
 
 REST_SCHEMES: Final = ("http", "https")
 GRPC_SCHEMES: Final = ("grpc", "grpcs")
 _OPTIONS: Final = frozenset(SegmentOptions.__annotations__)
+_KEY: Final = re.compile(r"[!-~]+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -31,6 +41,19 @@ def is_grpc(url: str) -> bool:
             f"{url!r} is no server's address: use http://host:8000 or grpc://host:8001"
         )
     return parts.scheme in GRPC_SCHEMES
+
+
+def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
+    """What is sent with every request. Raises: UnusableInput, which does not repeat the key."""
+    sent = dict(headers or {})
+    if api_key is not None:
+        if not _KEY.fullmatch(api_key):
+            raise UnusableInput(
+                "the API key is empty or has characters that cannot be sent: give it "
+                "without spaces and line ends"
+            )
+        sent["Authorization"] = f"Bearer {api_key}"
+    return sent
 
 
 def total_s(options: SegmentOptions, timeout_s: float) -> float:
@@ -62,6 +85,8 @@ def call_of(picture: bytes, output: str, options: SegmentOptions) -> Call:
         version=options.get("version"),
         classes=_classes(options.get("classes", ())),
         alpha=options.get("alpha"),
+        outlines=options.get("outlines"),
+        dtype=options.get("dtype"),
         priority=options.get("priority"),
         request_id=request_id,
         deadline_s=0.0 if options.get("deadline_ms") is not None else None,
@@ -88,6 +113,17 @@ def result_of(output: str, reply: RawReply, attempts: int) -> SegmentResult[Any]
         timings=reply.timings,
         attempts=attempts,
     )
+
+
+def stream_outcome(output: str, settled: Settled[I]) -> Outcome[I, Any]:
+    """Reads the answer of a picture of a stream."""
+    if isinstance(settled.end, FcnError):
+        return Outcome(settled.index, settled.image, error=settled.end)
+    try:
+        result = result_of(output, settled.end, settled.attempts)
+    except FcnError as error:
+        return Outcome(settled.index, settled.image, error=error)
+    return Outcome(settled.index, settled.image, result)
 
 
 def _classes(classes: Sequence[str | int]) -> tuple[str, ...]:

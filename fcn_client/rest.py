@@ -7,16 +7,22 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx
 
-from fcn_client.errors import FcnError, TimedOut, Unreachable, UnreadableAnswer, from_document
+from fcn_client.errors import (
+    FcnError,
+    TimedOut,
+    Unreachable,
+    UnreadableAnswer,
+    UnusableInput,
+    from_document,
+)
+from fcn_client.retry import GRACE_S
 from fcn_client.types import Call, Model, ModelVersion, RawReply, Timings, classes_of
 
 CONNECT_S: Final = 5.0
-# The server's own "deadline exceeded" says more than a timeout here: it gets this long to arrive.
-GRACE_S: Final = 0.5
 # Just below the 65 s after which the server closes an idle connection.
 KEEP_ALIVE_S: Final = 55.0
 _LIMITS: Final = httpx.Limits(
@@ -33,6 +39,9 @@ class RestTransport:
 
     def segment(self, call: Call) -> RawReply:
         return _reply(self._send(_segment(self._client, call)), call.request_id)
+
+    def stream(self, request_id: str, *_: object) -> NoReturn:
+        raise _no_streams(self._url)
 
     def models(self, timeout_s: float) -> tuple[Model, ...]:
         return _models(
@@ -63,6 +72,9 @@ class AsyncRestTransport:
     async def segment(self, call: Call) -> RawReply:
         return _reply(await self._send(_segment(self._client, call)), call.request_id)
 
+    def stream(self, request_id: str, *_: object) -> NoReturn:
+        raise _no_streams(self._url)
+
     async def models(self, timeout_s: float) -> tuple[Model, ...]:
         request = self._client.build_request("GET", "v1/models", timeout=timeout_s)
         return _models(await self._send(request))
@@ -81,6 +93,13 @@ class AsyncRestTransport:
             raise _failure(error, self._url) from error
 
 
+def _no_streams(url: str) -> UnusableInput:
+    return UnusableInput(
+        f"{url} is REST, which has no streams: give the gRPC address, grpc://host:8001, or use "
+        "segment_many"
+    )
+
+
 def _segment(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     query: list[tuple[str, str | int | float | bool | None]] = [("output", call.output)]
     query += [("classes", name) for name in call.classes]
@@ -88,6 +107,8 @@ def _segment(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Requ
         ("model", call.model),
         ("version", call.version),
         ("alpha", call.alpha),
+        ("outlines", None if call.outlines is None else str(bool(call.outlines)).lower()),
+        ("dtype", call.dtype),
         ("priority", call.priority),
     ):
         if value is not None:

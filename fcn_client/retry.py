@@ -6,8 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from fcn_client.errors import FcnError, TimedOut
+
+# The server's own "deadline exceeded" says more than a timeout here: it gets this long to arrive.
+GRACE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class Patience:
             raise TimedOut("the time allowed is over: allow more than that")
         self.attempts += 1
         return left_s
+
+    def uncount(self) -> None:
+        """The last attempt was not the request's own: another one spoiled it."""
+        self.attempts -= 1
 
     def wait_s(self, error: FcnError) -> float:
         """How long to wait before asking again. Raises: `error` when that would be in vain."""

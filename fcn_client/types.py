@@ -28,7 +28,8 @@ class SegmentOptions(TypedDict, total=False):
     """What `segment` and `segment_many` take by name; all may be left out.
 
     model, version: the server's default, and its newest. classes: keep only these, by name or id.
-    alpha: opacity of the classes in an overlay, 0 to 1. priority: who goes first on a busy device.
+    alpha: opacity of the classes in an overlay, 0 to 1. outlines: draw their borders in it. dtype:
+    of the numbers of `probabilities`. priority: who goes first on a busy device.
     deadline_ms: time from the call until the answer, retries and waits included; the server drops
     work that cannot make it. Without it, the client's `timeout_s`. request_id: to find the request
     in the server's log; one is made for every request that brings none.
@@ -38,6 +39,8 @@ class SegmentOptions(TypedDict, total=False):
     version: str | None
     classes: Sequence[str | int]
     alpha: float
+    outlines: bool
+    dtype: Literal["uint8", "float16"]
     priority: Literal["high", "normal", "low"]
     deadline_ms: float | None
     request_id: str | None
@@ -153,6 +156,8 @@ class Call:
     version: str | None
     classes: tuple[str, ...]
     alpha: float | None
+    outlines: bool | None
+    dtype: str | None
     priority: str | None
     request_id: str
     deadline_s: float | None
@@ -169,3 +174,13 @@ class RawReply:
     version: str
     request_id: str
     timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[V]):
+    """A picture of a stream that is through. `end`: its answer, or why there is none."""
+
+    index: int
+    image: V = field(repr=False)
+    end: RawReply | FcnError
+    attempts: int = 1

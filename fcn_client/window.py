@@ -86,7 +86,7 @@ async def in_tasks(
     waiting: dict[asyncio.Task[T], None] = {}
     index = 0
     try:
-        async for item in _each(source):
+        async for item in each(source):
             waiting[asyncio.create_task(take_turn(index, item))] = None
             index += 1
             while len(waiting) >= _SPARE * in_flight:
@@ -99,7 +99,7 @@ async def in_tasks(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _each(source: Iterable[S] | AsyncIterable[S]) -> AsyncIterator[S]:
+async def each(source: Iterable[S] | AsyncIterable[S]) -> AsyncIterator[S]:
     if isinstance(source, AsyncIterable):
         async for item in source:
             yield item

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api import oip_rpc
+from service.api.keys import KeyFileError, Keys
 from service.api.oip_admin import Admin
 from service.api.oip_models import Statistics
 from service.api.oip_rest import OipOptions, OipRest
@@ -24,6 +25,7 @@ from service.api.oip_rpc import OipRpc
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
 from service.api.upload import Uploads
+from service.core.memory import keep_freed_memory
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
 from service.settings import Settings, parse_sizes
@@ -49,6 +51,7 @@ def serve(settings: Settings) -> int:
     A start that fails is one line on stderr and exit code 1.
     """
     configure_logging(settings.log_level, settings.log_format)
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_Server(settings).run())
@@ -107,6 +110,7 @@ class _Server:
             instances=s.instances,
             threads=s.intra_op_threads,
             alone_threads=s.alone_threads,
+            gpu=s.gpu_options(),
             warm_up_sizes=parse_sizes(s.warm_up_sizes),
             pool_workers=s.pool_workers,
             default_model=s.default_model,
@@ -114,6 +118,7 @@ class _Server:
             changed=telemetry.loaded,
             observer=telemetry,
         )
+        keys = _read_keys(s, telemetry)
         deadline_s = s.deadline_ms / 1000
         uploads = Uploads(
             max_count=s.max_uploads,
@@ -133,6 +138,7 @@ class _Server:
             RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
             uploads,
             ready,
+            keys,
         )
         rpc = RpcServer(
             segmenter,
@@ -146,6 +152,7 @@ class _Server:
             ),
             uploads,
             max_tensor_bytes,
+            keys,
         )
         oip = (
             segmenter,
@@ -174,6 +181,7 @@ class _Server:
         await rpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
+        watching = None if keys is None else asyncio.create_task(keys.watch())
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -187,6 +195,8 @@ class _Server:
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
             stop.cancel()
+            if watching is not None:
+                watching.cancel()
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving, rpc, segmenter) and idle
@@ -239,10 +249,25 @@ class _Server:
         return on_time
 
 
+def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
+    """None without a file. Raises: StartError."""
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return Keys(
+            settings.api_keys_file,
+            admin_key=settings.read_admin_key(),
+            rejected=telemetry.rejected,
+        )
+    except KeyFileError as error:
+        raise StartError(str(error)) from error
+
+
 def _http_config(rest: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         rest,
         log_config=None,
+        proxy_headers=False,  # nobody asks for the caller's address
         access_log=False,  # one line per request comes from telemetry
         lifespan="off",
         ws="none",

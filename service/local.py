@@ -110,6 +110,7 @@ async def _started(repository: Path, s: Settings) -> Segmenter:
         instances=s.instances,
         threads=s.intra_op_threads,
         alone_threads=s.alone_threads,
+        gpu=s.gpu_options(),
         pool_workers=s.pool_workers,
         default_model=s.default_model,
     )

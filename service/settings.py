@@ -17,6 +17,8 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.core.gpus import INSTANCES, MAX_BATCH, GpuOptions
+
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
@@ -57,8 +59,22 @@ class Settings(BaseSettings):
     and unloaded; 0 looks at the start only."""
     default_model: str | None = None
     """Model that answers requests that name none. Needed only with more than one model."""
-    provider: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; `auto` takes CUDA when it works, else the CPU."""
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Where the network runs; `auto` takes CUDA when it works, else the CPU. The others do not
+    start where they cannot have what they are named after."""
+    devices: str = Field("", pattern=r"^(\d+(,\d+)*)?$")
+    """GPUs to use, by number among those this process sees, separated by commas; by default all of
+    them. Each has the model, and all serve one queue."""
+    gpu_mem_limit_bytes: int | None = Field(None, ge=1)
+    """Memory of each GPU that one model's tensors may take; by default all of it."""
+    tf32: bool = True
+    """Whether GPUs may round the factors of float32 products to 10 bits, which is several times as
+    fast."""
+    cuda_graphs: bool = False
+    """Whether the runs of warmed-up shapes are replayed as CUDA graphs; not with TensorRT."""
+    tensorrt_cache: Path | None = None
+    """Folder where TensorRT's engines and timings are kept; without one they are built at every
+    start."""
     engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
     Runtime; `auto` takes the faster of the two at every start."""
@@ -67,7 +83,8 @@ class Settings(BaseSettings):
     it; `auto` takes int8 where it exists and the CPU has instructions for it (VNNI, AMX, Arm's dot
     product)."""
     instances: int | None = Field(None, ge=1)
-    """Inferences at once on the CPU; by default one per core, 8 at most."""
+    """Inferences at once: on the CPU by default one per core, 8 at most; on each GPU 2, each with a
+    copy of the model."""
     intra_op_threads: int | None = Field(None, ge=1)
     """Threads of each inference on the CPU; by default the cores divided by the instances."""
     alone_threads: int | None = Field(None, ge=1)
@@ -75,7 +92,8 @@ class Settings(BaseSettings):
     those of the others costs a second copy of the model; 1 saves it."""
     warm_up_sizes: str = Field("", pattern=r"^(\d+x\d+(,\d+x\d+)*)?$")
     """Sizes of pictures, `heightxwidth` separated by commas, that every model runs before it is
-    ready, besides an ordinary one."""
+    ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds for those from the
+    smallest to the largest, and the first is the usual one."""
     pool_workers: int | None = Field(None, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
 
@@ -127,6 +145,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get to finish at SIGTERM."""
 
+    api_keys_file: Path | None = None
+    """File of the API keys, a line `NAME KEY` for each caller, read again when it changes. Without
+    one, everybody is let in."""
     admin_key: SecretStr | None = None
     """Key of whoever may list, load and unload models while the server runs. Without one, nobody
     may."""
@@ -153,6 +174,26 @@ class Settings(BaseSettings):
                 f"the admin key has {len(key)} characters: give it {MIN_ADMIN_KEY} or more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _graphs_of_cuda(self) -> Self:
+        if self.cuda_graphs and self.provider == "tensorrt":
+            raise ValueError(
+                "FCN_CUDA_GRAPHS goes with FCN_PROVIDER=cuda, not with tensorrt: unset one of them"
+            )
+        return self
+
+    def gpu_options(self) -> GpuOptions:
+        return GpuOptions(
+            devices=tuple(int(index) for index in self.devices.split(",") if index),
+            instances=self.instances or INSTANCES,
+            memory_limit_bytes=self.gpu_mem_limit_bytes,
+            tf32=self.tf32,
+            graphs=self.cuda_graphs,
+            tensorrt_cache=self.tensorrt_cache,
+            sizes=parse_sizes(self.warm_up_sizes),
+            max_batch=self.max_batch or MAX_BATCH,
+        )
 
     def read_admin_key(self) -> str | None:
         """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,14 +42,16 @@ class RequestRecord:
     """One request as the log and the metrics see it; the transport fills it in as it goes.
 
     method: the operation's name, e.g. "Segment"; the same for REST and gRPC. code: the HTTP status
-    or the gRPC code's name. model: "" until a known model is chosen. timed: the duration counts in
-    the latency histogram. probe: not worth a log line.
+    or the gRPC code's name. model: "" until a known model is chosen. caller: the name that
+    goes with the API key, "" where none is asked for. timed: the duration counts in the latency
+    histogram. probe: not worth a log line.
     """
 
     transport: str
     method: str
     request_id: str
     model: str = ""
+    caller: str = ""
     code: str = ""
     error: str = ""
     timed: bool = False
@@ -106,6 +109,12 @@ class Telemetry:
         self._rejected = Counter(
             "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry=registry
         )
+        self._callers = Counter(
+            "fcn_caller_requests_total",
+            "Requests let in by an API key, by the name that goes with it.",
+            ("caller",),
+            registry=registry,
+        )
         self._inflight = Gauge(
             "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
         )
@@ -121,6 +130,12 @@ class Telemetry:
             ("model", "version", "precision", "provider"),
             registry=registry,
         )
+        # Finding a labelled series by its labels costs more than counting in it.
+        self._stage_of = cache(self._stage_s.labels)
+        self._batch_size_of = cache(self._batch_size.labels)
+        self._queue_depth_of = cache(self._queue_depth.labels)
+        self._requests_of = cache(self._requests.labels)
+        self._request_s_of = cache(self._request_s.labels)
         target = Gauge(
             "fcn_latency_target_seconds", "Time a request should take.", registry=registry
         )
@@ -133,9 +148,11 @@ class Telemetry:
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
         duration_s = time.perf_counter() - record.began_s
-        self._requests.labels(record.transport, record.method, record.model, record.code).inc()
+        self._requests_of(record.transport, record.method, record.model, record.code).inc()
+        if record.caller:
+            self._callers.labels(record.caller).inc()
         if record.timed:
-            self._request_s.labels(record.transport, record.model).observe(duration_s)
+            self._request_s_of(record.transport, record.model).observe(duration_s)
         level = logging.DEBUG if record.probe else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(
@@ -155,13 +172,13 @@ class Telemetry:
                 self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        self._stage_s.labels(stage, model).observe(seconds)
+        self._stage_of(stage, model).observe(seconds)
 
     def batch(self, model: str, size: int) -> None:
-        self._batch_size.labels(model).observe(size)
+        self._batch_size_of(model).observe(size)
 
     def queue_depth(self, model: str, n: int) -> None:
-        self._queue_depth.labels(model).set(n)
+        self._queue_depth_of(model).set(n)
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)
@@ -184,6 +201,8 @@ def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
     }
     if record.model:
         fields["model"] = record.model
+    if record.caller:
+        fields["caller"] = record.caller
     if record.height:
         fields["height"], fields["width"] = record.height, record.width
     if record.timings is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from fcn_client.errors import FcnError, Unreachable
+from fcn_client.errors import FcnError, NotAllowed, NotAuthenticated, Unreachable
 from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
 from fcn_client.predict.outputs import Folder, Record
@@ -34,8 +34,8 @@ def predict(
 ) -> Summary:
     """Writes what is missing. The CSV is written in any case, also when this is interrupted.
 
-    Raises: Unreachable when the server is gone: a second call goes on from there. OSError when
-    the outputs cannot be written.
+    Raises: Unreachable when the server is gone, NotAuthenticated or NotAllowed when it wants
+    another key: a second call goes on from there. OSError when the outputs cannot be written.
     """
     summary = Summary()
 
@@ -51,7 +51,7 @@ def predict(
         try:
             picture = item.load()
             return item, folder.write(item, picture, labeller(picture))
-        except Unreachable:
+        except (Unreachable, NotAuthenticated, NotAllowed):
             raise
         except FcnError as error:
             return item, error

@@ -48,6 +48,7 @@ class RemoteLabeller:
             self.name = chosen.name
             self.version = version or chosen.default_version
             self.classes = _version(chosen, self.version).classes
+            check_keep(self._keep, self.classes)
         except BaseException:
             client.close()
             raise
@@ -64,6 +65,15 @@ class RemoteLabeller:
 
     def close(self) -> None:
         self._client.close()
+
+
+def check_keep(keep: Sequence[str], classes: Sequence[ClassInfo]) -> None:
+    """Before the first picture: what is wrong for one is for all. Raises: UnusableInput."""
+    known = {c.name for c in classes} | {str(c.id) for c in classes}
+    for name in keep:
+        if name not in known:
+            there = ", ".join(c.name for c in classes)
+            raise UnusableInput(f"--classes: {name!r} is not one of this model's: {there}")
 
 
 def _model(models: Sequence[Model], name: str | None, url: str) -> Model:

@@ -16,10 +16,11 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, TextIO
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,7 @@ from fcn_client.errors import UnreadableAnswer, UnusableInput
 from fcn_client.picture import VOID, encode, overlay, read_rgb
 from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
+from fcn_client.types import UInt8Array
 
 PICTURES: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
 JOURNAL: Final = "predict.jsonl"
@@ -68,8 +70,8 @@ class Folder:
         """
         if not 0.0 <= alpha <= 1.0:
             raise UnusableInput(f"alpha is {alpha:g}: give a number from 0 to 1")
-        self._root = root
-        self._classes = labeller.classes
+        self.root = root
+        self.classes = labeller.classes
         self._write = tuple(write)
         self._alpha = alpha
         self._settings = {
@@ -78,6 +80,7 @@ class Folder:
             "alpha": alpha if "overlay" in write else None,
         }
         self._model, self._version = labeller.name, labeller.version
+        self.model = f"{labeller.name} {labeller.version}"
         root.mkdir(parents=True, exist_ok=True)
         journal = root / JOURNAL
         if afresh:
@@ -117,7 +120,7 @@ class Folder:
                 body = encode(overlay(read_rgb(picture), label_map, palette, self._alpha))
             _replace(self._path(kind, item.name), body)
         pixels = np.bincount(label_map.ravel(), minlength=256)
-        shares = {c.name: int(pixels[c.id]) / label_map.size for c in self._classes}
+        shares = {c.name: int(pixels[c.id]) / label_map.size for c in self.classes}
         shares["void"] = int(pixels[VOID]) / label_map.size
         height, width = label_map.shape
         return Record(
@@ -143,17 +146,34 @@ class Folder:
         self._journal.close()
         text = io.StringIO(newline="")
         rows = csv.writer(text, lineterminator="\n")
-        names = [*(c.name for c in self._classes), "void"]
+        names = [*(c.name for c in self.classes), "void"]
         rows.writerow(["source", "frame", "height", "width", "model", "version", *names])
-        done = (r for r in self._records.values() if r.settings == self._settings)
-        for r in sorted(done, key=lambda r: (r.source, r.frame or 0)):
+        for r in self._done():
             frame = "" if r.frame is None else r.frame
             shares = (f"{r.shares.get(name, 0.0):.6f}" for name in names)
             rows.writerow([r.source, frame, r.height, r.width, self._model, self._version, *shares])
-        _replace(self._root / SHARES, text.getvalue().encode())
+        _replace(self.root / SHARES, text.getvalue().encode())
+
+    def label_maps(self) -> Iterator[tuple[Record, UInt8Array]]:
+        """Those that the CSV has a row for, in its order, read from their files.
+
+        Raises: UnusableInput.
+        """
+        for record in self._done():
+            path = self._path("label_map", record.name)
+            try:
+                with Image.open(path, formats=("PNG",)) as image:
+                    label_map = np.array(image)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise UnusableInput(f"{path} cannot be read: run again with --afresh") from error
+            yield record, label_map
+
+    def _done(self) -> list[Record]:
+        done = (r for r in self._records.values() if r.settings == self._settings)
+        return sorted(done, key=lambda r: (r.source, r.frame or 0))
 
     def _path(self, kind: str, name: str) -> Path:
-        return self._root / PICTURES[kind] / f"{name}.png"
+        return self.root / PICTURES[kind] / f"{name}.png"
 
 
 def _read(journal: Path) -> dict[str, Record]:
@@ -178,12 +198,25 @@ def _read(journal: Path) -> dict[str, Record]:
 
 
 def _replace(path: Path, body: bytes) -> None:
+    with _part_of(path) as file:
+        file.write(body)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes its place when the block ends well."""
+    with _part_of(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        yield text
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[BinaryIO]:
     """The whole file at once, so that a job that is killed leaves no half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(body)
+            yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

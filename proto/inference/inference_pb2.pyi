@@ -12,9 +12,11 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TYPE_INVALID: _ClassVar[DataType]
     TYPE_UINT8: _ClassVar[DataType]
+    TYPE_FP32: _ClassVar[DataType]
     TYPE_STRING: _ClassVar[DataType]
 TYPE_INVALID: DataType
 TYPE_UINT8: DataType
+TYPE_FP32: DataType
 TYPE_STRING: DataType
 
 class ServerLiveRequest(_message.Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -12,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
+from service.api.keys import Caller, Keys
 from service.api.request_id import HEADER, request_id
 from service.api.status import TYPE_PREFIX, counts_as_latency, retry_after_s, status_of
 from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
@@ -26,6 +28,17 @@ Source: gRPC proposal A6, client retries.
 _log = logging.getLogger("fcn.grpc")
 Context = aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who made the call being served, where that takes an API key."""
+
+    keys: Keys
+    caller: Caller
+
+
+ADMITTED: Final[ContextVar[Admitted | None]] = ContextVar("admitted", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +67,21 @@ def begin(method: str, context: Context) -> RequestRecord:
         "grpc", method, request_id(offered if isinstance(offered, str) else None)
     )
     record.code = grpc.StatusCode.OK.name
+    record.caller = caller_name()
     context.set_trailing_metadata(((HEADER, record.request_id),))
     return record
+
+
+def caller_name() -> str:
+    """Of the call being served; "" where no key is asked for."""
+    admitted = ADMITTED.get()
+    return admitted.caller.name if admitted else ""
+
+
+def check_key() -> None:
+    """For every message of a stream, which may outlive its key. Raises: NotAuthenticated."""
+    if (admitted := ADMITTED.get()) is not None:
+        admitted.keys.check(admitted.caller)
 
 
 def outcome(error: BaseException, record: RequestRecord, context: Context) -> Outcome | None:

@@ -17,6 +17,10 @@ REQUEST_ID: Final = "5b0c1f3e9a7d4c2e8f6a1b2c3d4e5f60"
 
 ERRORS: Final[tuple[errors.ServiceError, ...]] = (
     errors.InvalidImage("the picture cannot be read: the file is cut short or damaged"),
+    errors.NotAuthenticated(
+        "the API key is missing or wrong: send it in the header Authorization: Bearer KEY, or "
+        "X-API-Key: KEY"
+    ),
     errors.InvalidParameter("alpha is 1.5: give a number from 0 to 1"),
     errors.UnsupportedImageFormat(
         "the body is not a picture this server knows: send JPEG, PNG, WebP, BMP or TIFF"

@@ -6,6 +6,8 @@ from typing import Final
 
 from fastapi.responses import JSONResponse
 
+from service.api.status import headers_of, status_of
+from service.errors import ServiceError
 from service.telemetry import RequestRecord
 
 OIP_PREFIX: Final = "/v2"
@@ -17,3 +19,8 @@ def oip_error(
     """The answer, and the error noted for the log."""
     record.error = message
     return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+def oip_service_error(error: ServiceError, record: RequestRecord) -> JSONResponse:
+    """A domain error by its row of the table."""
+    return oip_error(status_of(error).http, str(error), record, headers_of(error))

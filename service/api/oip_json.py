@@ -16,9 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
+import orjson
 
-from service.api.oip_tensors import INPUT, Answer, Input, Picture, outputs_asked, pictures
+from service.api.oip_tensors import (
+    INPUT,
+    SCORES,
+    Answer,
+    Input,
+    Picture,
+    outputs_asked,
+    pictures,
+)
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 LENGTH_HEADER: Final = "inference-header-content-length"
@@ -35,6 +43,11 @@ class InferRequest:
     outputs: tuple[str, ...]
     binary: frozenset[str]
     parameters: dict[str, Any]
+
+    @property
+    def scores_as_numbers(self) -> bool:
+        """Whether some are to be in the JSON."""
+        return any(name in SCORES and name not in self.binary for name in self.outputs)
 
 
 def json_length(header: str | None, body_length: int) -> int | None:
@@ -88,7 +101,7 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
             f"{len(behind)} bytes follow the tensors: the binary_data_size of the inputs must add "
             "up to what follows the JSON"
         )
-    default = _flag(parameters, "binary_data_output", False)
+    default = flag(parameters, "binary_data_output", False)
     wanted = [_object(item, "an output") for item in _list(top.get("outputs", []), "outputs")]
     names = outputs_asked([_text(item.get("name"), "an output's name") for item in wanted])
     binary = {name for name in names if default and not wanted}
@@ -97,7 +110,7 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
         refuse_shared_memory(own)
         if own.get("classification"):
             raise InvalidParameter("classification is not offered: ask for the label map as it is")
-        if _flag(own, "binary_data", default):
+        if flag(own, "binary_data", default):
             binary.add(item["name"])
     return InferRequest(request_id, pictures(inputs), names, frozenset(binary), parameters)
 
@@ -116,16 +129,17 @@ def write(
         if answer.name in request.binary:
             behind.append(answer.to_bytes())
             item["parameters"] = {"binary_data_size": len(behind[-1])}
-        elif isinstance(answer.data, np.ndarray):
-            item["data"] = answer.data.ravel().tolist()
-        else:
+        elif answer.datatype == "BYTES":
             item["parameters"] = {"content_type": "base64"}
-            item["data"] = [base64.b64encode(data).decode() for data in answer.data]
+            item["data"] = [base64.b64encode(data).decode() for data in answer.files()]
+        else:
+            item["data"] = orjson.Fragment(_numbers(answer))
         outputs.append(item)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if request.id:
-        document["id"] = request.id
-    head = json.dumps(document, separators=(",", ":")).encode()
+        # By `json`, as it was read: orjson refuses half a surrogate pair.
+        document["id"] = orjson.Fragment(json.dumps(request.id))
+    head = orjson.dumps(document)
     if not behind:
         return head, {"Content-Type": JSON_TYPE}
     headers = {"Content-Type": BINARY_TYPE, "Inference-Header-Content-Length": str(len(head))}
@@ -136,6 +150,14 @@ def refuse_shared_memory(parameters: Any) -> None:
     """Raises: InvalidParameter."""
     if "shared_memory_region" in parameters:
         raise InvalidParameter("shared memory is not offered: send the tensor in the request")
+
+
+def _numbers(answer: Answer) -> bytes:
+    """A JSON array. What is no number, of a network gone wrong, is null: JSON has no NaN."""
+    parts = (
+        orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for some in answer.numbers()
+    )
+    return b"".join((b"[", b",".join(parts), b"]"))
 
 
 def _input(item: dict[str, Any], behind: memoryview) -> tuple[Input, memoryview]:
@@ -197,7 +219,7 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+def flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise InvalidParameter(f"{name} is {quoted(str(value))}: send true or false")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service.api.listing import model_named
-from service.api.oip_tensors import INPUT, LABEL_MAP, MAX_PICTURES
+from service.api.oip_tensors import INPUT, LABEL_MAP, MAX_PICTURES, OUTPUTS, SCORES
 from service.core.segmenter import (
     IndexEntry,
     ModelState,
@@ -56,17 +56,20 @@ def version_named(
     )
 
 
-def metadata(model: ModelStatus) -> dict[str, Any]:
+def metadata(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [status.version for status in model.versions],
         "platform": "onnx",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
-        "outputs": [{"name": LABEL_MAP, "datatype": "UINT8", "shape": [-1, -1, -1]}],
+        "outputs": [
+            {"name": name, "datatype": OUTPUTS[name], "shape": [-1, *dims]}
+            for name, dims in _outputs(version)
+        ],
     }
 
 
-def config(model: ModelStatus) -> dict[str, Any]:
+def config(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
     """In Triton's terms: dims without the first."""
     return {
         "name": model.name,
@@ -74,9 +77,21 @@ def config(model: ModelStatus) -> dict[str, Any]:
         "backend": "fcn-serve",
         "max_batch_size": MAX_PICTURES,
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}],
-        "output": [{"name": LABEL_MAP, "data_type": "TYPE_UINT8", "dims": [-1, -1]}],
+        "output": [
+            {"name": name, "data_type": f"TYPE_{OUTPUTS[name]}", "dims": dims}
+            for name, dims in _outputs(version)
+        ],
         "dynamic_batching": {},
     }
+
+
+def _outputs(version: VersionStatus) -> list[tuple[str, list[int]]]:
+    """Name and dims of each, without the first. Not the overlay, which is for people: clients such
+    as perf_analyzer ask for all that is listed."""
+    found = [(LABEL_MAP, [-1, -1])]
+    if version.contract.outputs.logits is not None:
+        found += [(name, [len(version.contract.classes), -1, -1]) for name in SCORES]
+    return found
 
 
 def index(entries: Sequence[IndexEntry], *, only_ready: bool) -> list[dict[str, str]]:

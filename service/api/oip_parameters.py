@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from service.api.oip_tensors import rendering
+from service.api.oip_tensors import rendering, scores_asked
 from service.api.parameters import MAX_DEADLINE_MS
 from service.core.segmenter import Priority, SegmentRequest
 from service.errors import InvalidParameter, quoted
@@ -48,6 +48,7 @@ def segment_request(
         version=version or None,
         output=rendering(outputs),
         alpha=_number(parameters, "alpha", 0.5),
+        scores=scores_asked(outputs),
         deadline_s=min(deadline_s, timeout_us / 1e6) if timeout_us else deadline_s,
         priority=PRIORITIES[int(priority)],
     )

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from service.api.oip_tensors import Picture
+from service.api.oip_tensors import (
+    MAX_SCORES_AS_NUMBERS_BYTES,
+    MAX_SCORES_BYTES,
+    OVERLAY,
+    Picture,
+)
 from service.core.segmenter import Segmenter, SegmentReply, SegmentRequest
 from service.errors import DeadlineExceeded, ImageTooLarge, InvalidParameter, Overloaded
 
@@ -21,17 +26,22 @@ async def segment_all(
     segmenter: Segmenter,
     pictures: Sequence[Picture],
     draft: SegmentRequest,
+    outputs: Sequence[str],
     *,
     max_pixels: int,
-    equal_sizes: bool,
+    as_numbers: bool,
 ) -> list[SegmentReply]:
     """In the order of `pictures`; the first that fails fails them all.
 
     draft: the request without its body; its deadline is that of all. max_pixels: of all the
-    pictures together. equal_sizes: whether the label maps have to fit one tensor.
+    pictures together. as_numbers: whether scores are to be written out, number by number.
 
     Raises: as `Segmenter.segment`.
     """
+    max_bytes = MAX_SCORES_AS_NUMBERS_BYTES if as_numbers else MAX_SCORES_BYTES
+    # Each has its share: what all of them would take is known before the first is run.
+    draft = replace(draft, max_scores_bytes=max_bytes // len(pictures))
+    equal_sizes = any(name != OVERLAY for name in outputs)
     run = _Run(segmenter, pictures, draft, max_pixels, equal_sizes)
     try:
         async with asyncio.TaskGroup() as group:
@@ -110,6 +120,6 @@ class _Run:
         if self._equal_sizes and (reply.height, reply.width) != (first.height, first.width):
             raise InvalidParameter(
                 f"the pictures are {first.height}x{first.width} and {reply.height}x{reply.width} "
-                "(height x width), and one tensor of label maps holds one size: send them one by "
-                "one"
+                "(height x width), and one tensor of label maps or scores holds one size: send "
+                "them one by one"
             )

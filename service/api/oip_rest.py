@@ -20,14 +20,14 @@ from starlette.requests import ClientDisconnect
 
 from service.api import oip_json
 from service.api.oip_admin import Admin
-from service.api.oip_error import OIP_PREFIX, oip_error
+from service.api.oip_error import OIP_PREFIX, oip_error, oip_service_error
 from service.api.oip_models import SERVER, Statistics, config, metadata, version_named
 from service.api.oip_parameters import segment_request
 from service.api.oip_pictures import segment_all
-from service.api.oip_tensors import LABEL_MAP, answers
+from service.api.oip_tensors import answers
 from service.api.problem import record_of
 from service.api.rest import server_timing, unless_disconnected
-from service.api.status import counts_as_latency, retry_after_s, status_of
+from service.api.status import counts_as_latency, status_of
 from service.api.upload import Uploads, read_raw
 from service.core.segmenter import ModelState, Segmenter, SegmentRequest
 from service.errors import (
@@ -71,11 +71,8 @@ def _guarded(method: str, *, probe: bool = False) -> Callable[[Endpoint], Endpoi
             try:
                 return await endpoint(self, request, **path)
             except ServiceError as error:
-                row = status_of(error)
-                record.timed = record.timed and counts_as_latency(row.http)
-                wait_s = retry_after_s(error)
-                headers = None if wait_s is None else {"Retry-After": str(wait_s)}
-                return oip_error(row.http, str(error), record, headers)
+                record.timed = record.timed and counts_as_latency(status_of(error).http)
+                return oip_service_error(error, record)
             except ClientDisconnect:
                 raise
             except Exception:
@@ -146,8 +143,7 @@ class OipRest:
 
     @_guarded("ModelMetadata")
     async def model(self, request: Request, model: str, version: str = "") -> Response:
-        found, _ = version_named(self._segmenter.models(), model, version)
-        return JSONResponse(metadata(found))
+        return JSONResponse(metadata(*version_named(self._segmenter.models(), model, version)))
 
     @_guarded("ModelReady", probe=True)
     async def model_ready(self, request: Request, model: str, version: str = "") -> Response:
@@ -158,8 +154,7 @@ class OipRest:
 
     @_guarded("ModelConfig")
     async def model_config(self, request: Request, model: str, version: str = "") -> Response:
-        found, _ = version_named(self._segmenter.models(), model, version)
-        return JSONResponse(config(found))
+        return JSONResponse(config(*version_named(self._segmenter.models(), model, version)))
 
     @_guarded("ModelStatistics")
     async def statistics(self, request: Request, model: str = "", version: str = "") -> Response:
@@ -222,8 +217,9 @@ class OipRest:
             self._segmenter,
             asked.pictures,
             draft,
+            asked.outputs,
             max_pixels=self._options.max_pixels,
-            equal_sizes=LABEL_MAP in asked.outputs,
+            as_numbers=asked.scores_as_numbers,
         )
         first = replies[0]
         content, headers = await asyncio.to_thread(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -12,16 +12,16 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from proto.inference import inference_pb2 as pb
-from service.api.call import Context, begin, fail, only, outcome, seconds_left
+from service.api.call import Context, begin, check_key, fail, only, outcome, seconds_left
 from service.api.oip_admin import Admin
-from service.api.oip_json import refuse_shared_memory
+from service.api.oip_json import flag, refuse_shared_memory
 from service.api.oip_models import SERVER, Statistics, config, metadata, version_named
 from service.api.oip_parameters import segment_request
 from service.api.oip_pictures import segment_all
 from service.api.oip_rest import OipOptions
-from service.api.oip_tensors import LABEL_MAP, Input, answers, outputs_asked, pictures
+from service.api.oip_tensors import Answer, Input, answers, outputs_asked, pictures
 from service.api.upload import Uploads
-from service.core.segmenter import ModelState, Segmenter
+from service.core.segmenter import ModelState, Segmenter, SegmentReply
 from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
@@ -124,14 +124,14 @@ class OipRpc:
     async def _model_metadata(
         self, request: pb.ModelMetadataRequest, context: Context, record: RequestRecord
     ) -> Message:
-        found, _ = version_named(self._segmenter.models(), request.name, request.version)
-        return ParseDict(metadata(found), pb.ModelMetadataResponse())
+        found = version_named(self._segmenter.models(), request.name, request.version)
+        return ParseDict(metadata(*found), pb.ModelMetadataResponse())
 
     async def _model_config(
         self, request: pb.ModelConfigRequest, context: Context, record: RequestRecord
     ) -> Message:
-        found, _ = version_named(self._segmenter.models(), request.name, request.version)
-        return ParseDict({"config": config(found)}, pb.ModelConfigResponse())
+        found = version_named(self._segmenter.models(), request.name, request.version)
+        return ParseDict({"config": config(*found)}, pb.ModelConfigResponse())
 
     async def _model_statistics(
         self, request: pb.ModelStatisticsRequest, context: Context, record: RequestRecord
@@ -183,6 +183,7 @@ class OipRpc:
             async for request in requests:
                 record = begin("ModelInfer", context)
                 try:
+                    check_key()
                     with self._uploads.begin() as upload:
                         upload.received(request.ByteSize())
                         answer = await self._answer(request, context, record)
@@ -212,19 +213,22 @@ class OipRpc:
         record.model = found.name
         try:
             outputs = _outputs(request)
+            parameters = _parameters(request.parameters)
+            raw = flag(parameters, "binary_data_output", True)
             draft = segment_request(
                 request.model_name,
                 request.model_version,
                 outputs,
-                _parameters(request.parameters),
+                parameters,
                 seconds_left(context, self._options.deadline_s),
             )
             replies = await segment_all(
                 self._segmenter,
                 pictures(_inputs(request)),
                 draft,
+                outputs,
                 max_pixels=self._options.max_pixels,
-                equal_sizes=LABEL_MAP in outputs,
+                as_numbers=not raw,
             )
         except BaseException:
             self._statistics.failed(found.name, status.version, time.perf_counter() - began)
@@ -232,22 +236,33 @@ class OipRpc:
         first = replies[0]
         record.timings, record.height, record.width = first.timings, first.height, first.width
         tensors = answers(outputs, replies)
-        response = pb.ModelInferResponse(
-            model_name=first.model,
-            model_version=first.version,
-            id=request.id,
-            outputs=[
-                pb.ModelInferResponse.InferOutputTensor(
-                    name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-                )
-                for tensor in tensors
-            ],
-            raw_output_contents=await asyncio.to_thread(
-                lambda: [tensor.to_bytes() for tensor in tensors]
-            ),
-        )
+        response = await asyncio.to_thread(_response, request, first, tensors, raw)
         self._statistics.answered(replies, time.perf_counter() - began)
         return response
+
+
+def _response(
+    request: pb.ModelInferRequest, first: SegmentReply, tensors: Sequence[Answer], raw: bool
+) -> pb.ModelInferResponse:
+    """raw: the elements as bytes; else in the typed contents of each tensor."""
+    response = pb.ModelInferResponse(
+        model_name=first.model, model_version=first.version, id=request.id
+    )
+    for tensor in tensors:
+        output = response.outputs.add(
+            name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+        )
+        if raw:
+            response.raw_output_contents.append(tensor.to_bytes())
+        elif tensor.datatype == "BYTES":
+            output.contents.bytes_contents.extend(tensor.files())
+        else:
+            contents: Any = output.contents
+            is_float = tensor.datatype == "FP32"
+            field = contents.fp32_contents if is_float else contents.uint_contents
+            for some in tensor.numbers():
+                field.extend(some.tolist())
+    return response
 
 
 def _authorization(context: Context) -> str | None:

@@ -1,7 +1,8 @@
 """The tensors of the Open Inference Protocol, of which neither HTTP nor gRPC is known here.
 
 In comes one tensor, `image`: pixels (UINT8 [N,H,W,3]) or picture files (BYTES [N]). Out go
-`label_map` (UINT8 [N,H,W]) and, when asked for, `overlay` (BYTES [N], PNG files).
+`label_map` (UINT8 [N,H,W]) and, when asked for, `overlay` (BYTES [N], PNG files) and, of a model
+with logits, `logits` and `probabilities` (FP32 [N,C,H,W]).
 
 Source: Open Inference Protocol, inference_rest.md; Triton's binary tensor data extension.
 """
@@ -10,14 +11,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.segmenter import Output, SegmentReply
+from service.core.segmenter import Output, Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -27,12 +28,20 @@ Picture = bytes | UInt8Array
 INPUT: Final = "image"
 LABEL_MAP: Final = "label_map"
 OVERLAY: Final = "overlay"
-OUTPUTS: Final = {LABEL_MAP: "UINT8", OVERLAY: "BYTES"}
+SCORES: Final = tuple(str(score) for score in Score)
+"""Of models with logits only."""
+OUTPUTS: Final = {LABEL_MAP: "UINT8", OVERLAY: "BYTES", **dict.fromkeys(SCORES, "FP32")}
 """What may be asked for, with its datatype."""
+
+MAX_SCORES_BYTES: Final = 512 * 1024 * 1024
+"""Of the logits and probabilities in one answer."""
+MAX_SCORES_AS_NUMBERS_BYTES: Final = 64 * 1024 * 1024
+"""The same, as float32, where each number is written out: that takes several times the memory."""
 
 MAX_PICTURES: Final = 64
 """In one request."""
 
+_AT_A_TIME: Final = 1 << 16
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -49,18 +58,28 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One tensor to send. data: uint8 of `shape` for UINT8, one item for each element of BYTES."""
+    """One tensor to send. data: an array for each picture, or, of BYTES, an element."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: UInt8Array | list[bytes]
+    data: Sequence[npt.NDArray[Any] | bytes]
 
     def to_bytes(self) -> bytes:
         """Row by row; elements of BYTES each after its length."""
-        if isinstance(self.data, np.ndarray):
-            return self.data.tobytes()
-        return b"".join(_LENGTH.pack(len(item)) + item for item in self.data)
+        return b"".join(map(_raw, self.data))
+
+    def files(self) -> list[bytes]:
+        """Of BYTES."""
+        return [bytes(item) for item in self.data]
+
+    def numbers(self) -> Iterator[npt.NDArray[Any]]:
+        """Of anything else, row by row, some at a time: whoever writes them out holds up the other
+        threads for no longer than that takes."""
+        for item in self.data:
+            flat = np.ravel(item)
+            for at in range(0, len(flat), _AT_A_TIME):
+                yield flat[at : at + _AT_A_TIME]
 
 
 def pictures(inputs: Sequence[Input]) -> list[Picture]:
@@ -86,7 +105,10 @@ def outputs_asked(names: Sequence[str]) -> tuple[str, ...]:
     """The outputs to answer with; the label map when none is named. Raises: InvalidParameter."""
     for name in names:
         if name not in OUTPUTS:
-            raise InvalidParameter(f"there is no output {quoted(name)}: use {' or '.join(OUTPUTS)}")
+            *most, last = OUTPUTS
+            raise InvalidParameter(
+                f"there is no output {quoted(name)}: use {', '.join(most)} or {last}"
+            )
     if len(set(names)) != len(names):
         raise InvalidParameter("an output is asked for twice: ask once")
     return tuple(names) or (LABEL_MAP,)
@@ -97,18 +119,32 @@ def rendering(outputs: Sequence[str]) -> Output | None:
     return Output.OVERLAY if OVERLAY in outputs else None
 
 
+def scores_asked(outputs: Sequence[str]) -> tuple[Score, ...]:
+    """The arrays of scores among them."""
+    return tuple(Score(name) for name in outputs if name in SCORES)
+
+
 def answers(outputs: Sequence[str], replies: Sequence[SegmentReply]) -> list[Answer]:
-    """In the order of `outputs`. The label maps must be of one size if they are among them."""
+    """In the order of `outputs`. All but overlays need pictures of one size."""
+    scores = scores_asked(outputs)
     found = []
     for name in outputs:
-        data: UInt8Array | list[bytes]
-        if name == LABEL_MAP:
-            data = np.stack([reply.label_map for reply in replies])
-            found.append(Answer(name, OUTPUTS[name], data.shape, data))
-        else:
-            data = [reply.body for reply in replies]
-            found.append(Answer(name, OUTPUTS[name], (len(data),), data))
+        if name == OVERLAY:
+            files = [reply.body for reply in replies]
+            found.append(Answer(name, OUTPUTS[name], (len(files),), files))
+            continue
+        arrays: list[npt.NDArray[Any]] = [
+            reply.label_map if name == LABEL_MAP else reply.scores[scores.index(Score(name))]
+            for reply in replies
+        ]
+        found.append(Answer(name, OUTPUTS[name], (len(arrays), *arrays[0].shape), arrays))
     return found
+
+
+def _raw(item: npt.NDArray[Any] | bytes) -> bytes | memoryview:
+    if isinstance(item, bytes):
+        return _LENGTH.pack(len(item)) + item
+    return np.ascontiguousarray(item).data
 
 
 def _from_pixels(tensor: Input) -> list[Picture]:

@@ -10,6 +10,7 @@ from service.api import examples
 from service.api.examples import problem_examples
 from service.api.parameters import MAX_DEADLINE_MS, PRIORITIES
 from service.api.problem import MEDIA_TYPE as PROBLEM_TYPE
+from service.api.status import CHALLENGE
 from service.api.upload import FIELD, RAW_TYPES
 from service.core.segmenter import Dtype, Output
 from service.errors import ModelNotReady, ServiceError, UnknownModel
@@ -21,6 +22,7 @@ DESCRIPTION: Final = (
     "Errors are application/problem+json (RFC 9457)."
 )
 DOCS_PATH: Final = "/docs"
+OPENAPI_PATH: Final = "/openapi.json"
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _PROBLEM_SCHEMA: Final = {
@@ -33,6 +35,19 @@ _PROBLEM_SCHEMA: Final = {
         "detail": {"type": "string", "description": "What is wrong and what to do about it."},
         "instance": {"type": "string"},
         "request_id": {"type": "string", "description": "Also in the X-Request-ID header."},
+    },
+}
+KEY_SCHEMES: Final = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, where the server has a file of them (FCN_API_KEYS_FILE).",
+    },
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same key in a header of its own.",
     },
 }
 _RETRY_AFTER: Final = {
@@ -226,3 +241,10 @@ METRICS: Final[dict[str, Any]] = {
         **_problems(),
     },
 }
+
+NO_KEY: Final = {
+    status: {**response, "headers": {"WWW-Authenticate": _header("How to send it.", CHALLENGE)}}
+    for status, response in _problems(_401="The API key is missing or wrong.").items()
+    if status == 401
+}
+"""The answer that operations have besides, where the server asks for keys."""

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.status import TYPE_PREFIX, retry_after_s, status_of
+from service.api.status import TYPE_PREFIX, headers_of, status_of
 from service.errors import ServiceError
 from service.telemetry import RequestRecord
 
@@ -50,10 +50,14 @@ def problem_body(
 def service_problem(error: ServiceError, record: RequestRecord) -> Response:
     """A domain error by its row of the table."""
     row = status_of(error)
-    wait_s = retry_after_s(error)
-    headers = None if wait_s is None else {"Retry-After": str(wait_s)}
-    detail = str(error)
-    return problem(row.http, error.title, detail, kind=row.kind, record=record, headers=headers)
+    return problem(
+        row.http,
+        error.title,
+        str(error),
+        kind=row.kind,
+        record=record,
+        headers=headers_of(error),
+    )
 
 
 def framework_problem(

@@ -14,7 +14,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.api.call import Context, begin, fail, only, outcome, seconds_left
+from service.api.call import (
+    Context,
+    begin,
+    caller_name,
+    check_key,
+    fail,
+    only,
+    outcome,
+    seconds_left,
+)
+from service.api.gate_rpc import RpcGate
+from service.api.keys import Keys
 from service.api.listing import default_name, known_name, models_message
 from service.api.stream import NOT_THE_PROTOCOL, Stream
 from service.api.upload import Uploads
@@ -81,10 +92,12 @@ class RpcServer:
         options: RpcOptions,
         uploads: Uploads,
         max_message_bytes: int = 0,
+        keys: Keys | None = None,
     ) -> None:
         """Must be made inside the event loop that runs it. max_message_bytes: if some service needs
-        more than the largest upload."""
+        more than the largest upload. keys: None lets everybody in."""
         self._server = aio.server(
+            interceptors=() if keys is None else (RpcGate(keys, telemetry),),
             options=[
                 (
                     "grpc.max_receive_message_length",
@@ -241,7 +254,9 @@ class Segmentation:
         """One picture of a stream: to the log and the metrics a Segment like any other."""
         record = RequestRecord("grpc", "Segment", f"{stream_id}/{message.id}")
         record.code, record.timed = grpc.StatusCode.OK.name, True
+        record.caller = caller_name()
         try:
+            check_key()
             if fault is not None:
                 raise fault
             own_s = message.deadline_ms / 1000 or self._options.deadline_s

@@ -52,6 +52,8 @@ TABLE: Final[dict[type[errors.ServiceError], Status]] = {
 }
 
 TYPE_PREFIX: Final = "urn:fcn:problem:"
+CHALLENGE: Final = 'Bearer realm="fcn-serve"'
+"""Goes with every 401. Source: RFC 6750, section 3."""
 RETRY_AFTER_S: Final = 1.0
 """Told with a retryable error that has no estimate of its own."""
 
@@ -66,6 +68,14 @@ def retry_after_s(error: errors.ServiceError) -> int | None:
     if not status_of(error).retry:
         return None
     return max(1, math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S)))
+
+
+def headers_of(error: errors.ServiceError) -> dict[str, str] | None:
+    """What goes with the error over HTTP, besides its body."""
+    if isinstance(error, errors.NotAuthenticated):
+        return {"WWW-Authenticate": CHALLENGE}
+    wait_s = retry_after_s(error)
+    return None if wait_s is None else {"Retry-After": str(wait_s)}
 
 
 def counts_as_latency(http: int) -> bool:

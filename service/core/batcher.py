@@ -9,14 +9,19 @@ Time runs out, and callers leave, while queued and while the device is busy: eac
 alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
 one bad image costs its mates a little time and nothing else.
 
-All state is touched on the event loop only; the device threads see arrays and nothing else.
+A device thread that has finished takes the next batch itself: over the event loop, which may have a
+picture's bytes in hand, the device would be idle meanwhile though work waits. So the queue and what
+runs are touched under a lock, by a thread for as long as it takes to choose a batch. All else, and
+above all every future, is the event loop's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -28,9 +33,10 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from service.core.cores import DEVICE_NICE, yield_to_event_loop
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
-from service.core.types import Clock, Observer, Priority, Run, ScoredRun
+from service.core.types import Clock, DeviceRun, Observer, Priority, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -43,6 +49,10 @@ Squeeze = Callable[[Float32Array, UInt8Array], Scores]
 Called on the device's thread, though that delays the next batch a little: logits that waited to be
 squeezed elsewhere would take a dozen times the memory of the pictures.
 """
+
+Finish = Callable[[UInt8Array], Any]
+"""A label map uint8 [H,W] -> what the reply needs of it. Called on the device's thread, so it must
+be quick: it saves handing the label map to another thread, which costs more than packing it."""
 
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary picture: see `service.core.queue`."""
@@ -59,7 +69,8 @@ _log = logging.getLogger(__name__)
 class Labelled:
     """`label_map` uint8 [H,W]; seconds waited, and seconds on the device with the whole batch.
 
-    scores: what `squeeze` made of the logits, [...,H,W]; None without it.
+    scores: what `squeeze` made of the logits, [...,H,W]; None without it. finished: what `finish`
+    made of the label map.
     """
 
     label_map: UInt8Array
@@ -67,12 +78,14 @@ class Labelled:
     infer_s: float
     batch_size: int
     scores: Scores | None = None
+    finished: Any = None
 
 
 @dataclass(eq=False, slots=True)
 class _Item(Queued):
     future: asyncio.Future[Labelled]
     squeeze: Squeeze | None
+    finish: Finish | None
     timer: asyncio.TimerHandle | None = field(default=None)
 
     @property
@@ -98,7 +111,7 @@ class _Batch:
     alone: bool
 
 
-_Answer = tuple[UInt8Array, Scores | None]
+_Answer = tuple[UInt8Array, Scores | None, Any]
 
 
 class Place:
@@ -130,7 +143,12 @@ class Place:
 
 
 def one_thread(name: str) -> Executor:
-    return ThreadPoolExecutor(1, thread_name_prefix=name)
+    return ThreadPoolExecutor(
+        1,
+        thread_name_prefix=name,
+        initializer=yield_to_event_loop,
+        initargs=(DEVICE_NICE,),
+    )
 
 
 class Batcher:
@@ -176,6 +194,7 @@ class Batcher:
         self._reserved_pixels = dict.fromkeys(Priority, 0)
         self._idle = list(self._lanes)
         self._running: dict[_Lane, _Batch] = {}
+        self._lock = threading.Lock()  # of the five above
         self._pace = Pace()
         self._pace_alone = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -227,12 +246,13 @@ class Batcher:
         place: Place | None = None,
         priority: Priority = Priority.NORMAL,
         squeeze: Squeeze | None = None,
+        finish: Finish | None = None,
     ) -> Labelled:
         """image: uint8 RGB [H,W,3]. deadline: a moment of `clock`, or None.
 
         place: as reserved for this image, whose priority then counts; without one it is reserved
-        now. squeeze: for `scores`; the network must have `scored`. Cancelling the awaiting task
-        takes the image out of the queue, or drops its result.
+        now. squeeze: for `scores`; the network must have `scored`. finish: for `finished`.
+        Cancelling the awaiting task takes the image out of the queue, or drops its result.
 
         Raises: Overloaded, DeadlineExceeded, InferenceFailed, ShuttingDown.
         """
@@ -246,17 +266,20 @@ class Batcher:
         now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded(_LATE)
-        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze)
+        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze, finish)
         if deadline is not None:
             item.timer = self._loop.call_later(deadline - now, _expire, item)
-        self._queue.add(item)
+        with self._lock:
+            self._queue.add(item)
         self._guarded(self._dispatch)
         try:
             return await item.future
         finally:
             if item.timer is not None:
                 item.timer.cancel()
-            if self._queue.remove(item):  # cancelled or expired
+            with self._lock:
+                waited = self._queue.remove(item)  # cancelled or expired
+            if waited:
                 self._observe_depth()
 
     def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
@@ -328,65 +351,108 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Gives every free instance a batch, while there are any."""
-        alone = self._alone
-        if (
-            alone is not None
-            and not self._running
-            and len(self._queue) == 1
-            and not self._again
-            and not any(self._reserved.values())
-            and next(iter(self._queue)).squeeze is None
-            and (items := self._take())
-        ):
-            self._start(alone, items)
-        # A run of `alone` counts as an instance: it has its cores.
-        while len(self._running) < len(self._lanes) and (items := self._take()):
-            self._start(self._idle.pop(), items)
+        begun = []
+        with self._lock:
+            alone = self._alone
+            if (
+                alone is not None
+                and not self._running
+                and len(self._queue) == 1
+                and not self._again
+                and not any(self._reserved.values())
+                and next(iter(self._queue)).squeeze is None
+                and (items := self._take())
+            ):
+                begun.append(self._begin(alone, items))
+            # A run of `alone` counts as an instance: it has its cores.
+            while len(self._running) < len(self._lanes) and (items := self._take()):
+                begun.append(self._begin(self._idle.pop(), items))
+        for batch in begun:
+            self._start(batch)
         self._observe_depth()
 
     def _take(self) -> list[_Item]:
-        """The next batch, less those who left or whose time is over; empty when nothing waits."""
+        """The next batch, less those who left or whose time is over; empty when nothing waits.
+
+        In the lock.
+        """
         while self._again:
             item = self._again.popleft()
             if not item.future.done():
                 return [item]
         while items := self._queue.take(now := self._clock(), self._pace.seconds):
+            left = []
             for item in items:
                 if item.deadline is not None and now >= item.deadline:
-                    _expire(item)  # its timer is late
-            if left := [item for item in items if not item.future.done()]:
+                    self._call_soon(_expire, item)  # its timer is late
+                elif not item.future.done():
+                    left.append(item)
+            if left:
                 return left
         return []
 
-    def _start(self, lane: _Lane, items: list[_Item]) -> None:
+    def _begin(self, lane: _Lane, items: list[_Item]) -> _Batch:
+        """In the lock."""
         pixels = sum(item.pixels for item in items)
         batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
-        work = lane.thread.submit(
-            _run, lane, [item.image for item in items], [item.squeeze for item in items]
+        return batch
+
+    def _start(self, batch: _Batch) -> None:
+        """Not in the lock: should the run be over already, `_ended` is called from here."""
+        items = batch.items
+        work = batch.lane.thread.submit(
+            _run,
+            batch.lane,
+            [item.image for item in items],
+            [(item.squeeze, item.finish) for item in items],
         )
-        work.add_done_callback(partial(self._from_thread, batch))
+        work.add_done_callback(partial(self._ended, batch))
 
-    def _from_thread(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
+    def _ended(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
         """On the device thread, or wherever the executor was shut down."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._guarded, self._finished, batch, work)
-
-    def _finished(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
-        if self._running.pop(batch.lane, None) is None:  # closed meanwhile
+        ended_s = self._clock()
+        try:
+            following = None if batch.alone else self._follow(batch, work)
+        except BaseException as error:
+            self._call_soon(self._guarded, self._died, batch, error)
             return
-        if not batch.alone:
-            self._idle.append(batch.lane)
-        items, infer_s = batch.items, self._clock() - batch.started_s
+        self._call_soon(self._guarded, self._finished, batch, work, ended_s, following is not None)
+        if following is not None:
+            try:
+                self._start(following)
+            except RuntimeError as error:  # the executor was shut down meanwhile
+                self._call_soon(self._guarded, self._died, following, error)
+
+    def _follow(self, batch: _Batch, work: Future[list[_Answer]]) -> _Batch | None:
+        """What this instance does next."""
+        with self._lock:
+            if self._end is not None:
+                return None
+            if len(batch.items) > 1 and not work.cancelled() and work.exception() is not None:
+                self._again.extend(batch.items)
+            items = self._take()
+            return self._begin(batch.lane, items) if items else None
+
+    def _finished(
+        self, batch: _Batch, work: Future[list[_Answer]], ended_s: float, goes_on: bool
+    ) -> None:
+        """goes_on: the instance has its next batch already."""
+        if not goes_on:
+            with self._lock:
+                del self._running[batch.lane]
+                if not batch.alone:
+                    self._idle.append(batch.lane)
+        items, infer_s = batch.items, ended_s - batch.started_s
         error = work.exception()
         if error is None:
             pace = self._pace_alone if batch.alone else self._pace
             pace.saw(batch.pixels, len(items), infer_s)
             self._observer.batch(self._model, len(items))
-            for item, (label_map, scores) in zip(items, work.result(), strict=True):
+            for item, (label_map, scores, finished) in zip(items, work.result(), strict=True):
                 if not item.future.done():  # its caller may have left, or its time run out
                     queue_s = batch.started_s - item.enqueued_s
-                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores)
+                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores, finished)
                     item.future.set_result(labelled)
         elif len(items) > 1:
             _log.warning(
@@ -395,11 +461,20 @@ class Batcher:
                 len(items),
                 exc_info=error,
             )
-            self._again.extend(items)
         else:
             _log.error("%s: inference failed", self._model, exc_info=error)
             _fail(items[0], InferenceFailed())
         self._dispatch()
+
+    def _died(self, batch: _Batch, error: BaseException) -> None:
+        """Raises: `error`, of a device thread, to be seen to by `_guarded`."""
+        raise error
+
+    def _call_soon(self, step: Callable[..., None], *args: object) -> None:
+        """On the event loop, from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+                self._loop.call_soon_threadsafe(step, *args)
 
     def _guarded(self, step: Callable[..., None], *args: object) -> None:
         """Nobody waits for ever on a batcher that has failed: a fault of its own ends it."""
@@ -409,21 +484,22 @@ class Batcher:
             step(*args)
         except BaseException as error:
             _log.critical("%s: the batcher died", self._model, exc_info=error)
-            if args and isinstance(batch := args[0], _Batch):
-                self._running[batch.lane] = batch
-            self._finish(InferenceFailed())
+            batch = args[0] if args and isinstance(args[0], _Batch) else None
+            self._finish(InferenceFailed(), batch.items if batch else ())
 
-    def _finish(self, error: Exception) -> None:
-        """Answers everybody, and takes nothing more."""
+    def _finish(self, error: Exception, lost: Sequence[_Item] = ()) -> None:
+        """Answers everybody, `lost` included, and takes nothing more."""
         if self._end is not None:
             return
-        self._end = error
-        running = [item for batch in self._running.values() for item in batch.items]
-        for item in (*running, *self._again, *self._queue):
+        with self._lock:
+            self._end = error
+            running = [item for batch in self._running.values() for item in batch.items]
+            items = (*lost, *running, *self._again, *self._queue)
+            self._running.clear()
+            self._again.clear()
+            self._queue.clear()
+        for item in items:
             _fail(item, type(error)())
-        self._running.clear()
-        self._again.clear()
-        self._queue.clear()
         self._observe_depth()
 
     def _observe_depth(self) -> None:
@@ -440,22 +516,27 @@ def _fail(item: _Item, error: Exception) -> None:
         item.future.set_exception(error)
 
 
-def _run(lane: _Lane, images: list[UInt8Array], squeezes: list[Squeeze | None]) -> list[_Answer]:
+def _run(
+    lane: _Lane, images: list[UInt8Array], makers: list[tuple[Squeeze | None, Finish | None]]
+) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
-    batch = images[0][None] if len(images) == 1 else np.stack(images)
-    if squeezes[0] is None:
-        label_maps, logits = lane.run(batch), None
+    if len(images) == 1:
+        batch = images[0][None]
+    else:
+        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else np.stack(images)
+    logits: Float32Array | None = None
+    if makers[0][0] is None:
+        label_maps = lane.run(batch)
     elif lane.scored is None:
         raise ValueError("a network without logits was asked for them")
     else:
         label_maps, logits = lane.scored(batch)
     if label_maps.shape != batch.shape[:3]:
         raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
-    if logits is None:
-        return [(label_map, None) for label_map in label_maps]
-    if logits.shape[2:] != batch.shape[1:3]:
+    if logits is not None and logits.shape[2:] != batch.shape[1:3]:
         raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
-    return [
-        (label_map, None if squeeze is None else squeeze(logits[n], label_map))
-        for n, (label_map, squeeze) in enumerate(zip(label_maps, squeezes, strict=True))
-    ]
+    answers = []
+    for n, (label_map, (squeeze, finish)) in enumerate(zip(label_maps, makers, strict=True)):
+        scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
+        answers.append((label_map, scores, None if finish is None else finish(label_map)))
+    return answers

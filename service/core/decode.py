@@ -58,7 +58,9 @@ Image.preinit()
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`rgb`: uint8 RGB [H,W,3], C-contiguous, upright. `format`: "JPEG", "PNG", ..., "RGB"."""
+    """`rgb`: uint8 RGB [H,W,3], C-contiguous, upright; read-only, as it is the network's input and
+    the overlay's background without a copy. `format`: "JPEG", "PNG", ..., "RGB".
+    """
 
     rgb: npt.NDArray[np.uint8]
     format: str
@@ -158,7 +160,9 @@ def _to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
             f"the {name} file has pixels of kind {image.mode!r}: send 8 or 16 bits per channel, "
             "grey, RGB or CMYK"
         )
-    # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
-    image.info.pop("transparency", None)
-    # A copy: frombuffer views are read-only and borrow Pillow's memory.
-    return np.array(image.convert("RGB"), dtype=np.uint8, order="C")
+    if image.mode != "RGB":
+        # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    # Pillow packs its four bytes a pixel into three, a copy of its own that nobody else holds.
+    return np.asarray(image)

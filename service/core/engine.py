@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.core.cores import Plan, multiplies_int8
+from service.core.gpus import GpuOptions
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.prepare import prepare
 from service.core.runtime import Session
@@ -40,11 +41,17 @@ _log = logging.getLogger(__name__)
 
 
 def open_network(
-    path: Path, *, provider: str, engine: str, plan: Plan, precision: str = "auto"
+    path: Path,
+    *,
+    provider: str,
+    engine: str,
+    plan: Plan,
+    precision: str = "auto",
+    gpu: GpuOptions | None = None,
 ) -> Network:
     """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
 
-    provider: see `runtime.Session`. On CUDA there is ONNX Runtime only. precision: one of
+    provider, gpu: see `runtime.Session`. On a GPU there is ONNX Runtime only. precision: one of
     `PRECISIONS`; "fp32" is the file at `path`, "int8" the one beside it, and "auto" that one where
     it exists and the network runs on a CPU made for it.
 
@@ -53,13 +60,13 @@ def open_network(
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    path, session = _open_session(path, provider, precision, plan)
+    path, session = _open_session(path, provider, precision, plan, gpu)
     if engine == "onnxruntime":
         return session
     if session.provider != "cpu":
         if engine == "openvino":
             raise ModelLoadError(
-                "OpenVINO runs on the CPU and this model would run on CUDA: set FCN_PROVIDER=cpu, "
+                "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, "
                 "or FCN_ENGINE=onnxruntime"
             )
         return session
@@ -88,7 +95,9 @@ def open_network(
     return candidate
 
 
-def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tuple[Path, Session]:
+def _open_session(
+    path: Path, provider: str, precision: str, plan: Plan, gpu: GpuOptions | None
+) -> tuple[Path, Session]:
     """The file of that precision, and ONNX Runtime with it."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -98,24 +107,26 @@ def _open_session(path: Path, provider: str, precision: str, plan: Plan) -> tupl
             f"{small} is missing: make it with `fcn quantize {path}`, or set FCN_PRECISION=auto"
         )
 
-    def opened(file: Path) -> Session:
+    def opened(file: Path, provider: str = provider) -> Session:
         return Session(
             file,
             provider=provider,
             threads=plan.threads,
             instances=plan.instances,
             alone_threads=plan.alone_threads,
+            gpu=gpu,
         )
 
     if precision == "int8":
         return small, opened(small)
-    if precision == "fp32" or provider == "cuda" or not (small.is_file() and multiplies_int8()):
+    on_gpu = provider in ("cuda", "tensorrt")
+    if precision == "fp32" or on_gpu or not (small.is_file() and multiplies_int8()):
         return path, opened(path)
-    if provider != "cpu":  # whether there is CUDA shows in the attempt
+    if provider != "cpu":  # whether there is a GPU shows in the attempt
         session = opened(path)
         if session.provider != "cpu":
             return path, session
-    return small, opened(small)
+    return small, opened(small, "cpu")
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

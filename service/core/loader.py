@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from model.contract import Contract
-from service.core.batcher import Batcher
+from service.core.batcher import Batcher, one_thread
+from service.core.gpus import MAX_BATCH
 from service.core.model_settings import ModelSettings
 from service.core.prepare import accepted_sizes, ordinary_size
 from service.core.repository import ModelFile, check_present
 from service.core.types import Clock, Limits, ModelState, Network, Observer
+from service.core.warm_up import batch_shapes, warm_up_batches
 from service.errors import ModelLoadError
 
+BATCHES_S: Final = 60.0
+"""Longest time for the batches of one version: readiness must not wait for rare ones."""
 _log = logging.getLogger(__name__)
 
 
@@ -116,19 +122,20 @@ class Loader:
     def serve(self, loaded: Loaded) -> Served:
         """Takes requests from now on."""
         file, network, limits = loaded.file, loaded.network, self._limits
-        # On a CPU a batch takes as long as its images one by one: it would delay the first.
-        usual = 8 if network.provider == "cuda" else 1
         batcher = Batcher(
             network.instances,
             alone=network.alone,
             scored=network.scored,
             model=file.name,
-            max_batch=loaded.settings.max_batch or limits.max_batch or usual,
+            max_batch=self._max_batch(network, loaded.settings),
             max_batch_pixels=limits.max_batch_pixels,
             max_queue=limits.max_queue,
             max_wait_s=limits.max_wait_s,
             observer=self._observer,
             clock=self._clock,
+            # A GPU waits for whoever launches its kernels, and that takes little: such a thread
+            # does not stand back.
+            thread=one_thread if network.provider == "cpu" else partial(ThreadPoolExecutor, 1),
         )
         batcher.start()
         batcher.expect(loaded.pixels, loaded.seconds)
@@ -153,13 +160,46 @@ class Loader:
                 f"{file.path}: the contract allows no size at all: no multiple of "
                 f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
             )
-        sizes = (*self._warm_up_sizes, *settings.warm_up_sizes)
-        network.warm_up([*accepted_sizes(sizes, contract.input), size])
+        wanted = (*self._warm_up_sizes, *settings.warm_up_sizes)
+        sizes = [*accepted_sizes(wanted, contract.input), size]
+        network.warm_up(sizes)
+        if network.provider != "cpu":
+            self._warm_up_batches(file, network, sizes, self._max_batch(network, settings))
         began = self._clock()
         network.warm_up([size])
         runs = len(network.instances) + (network.alone is not None)
         seconds = (self._clock() - began) / runs
         return Loaded(file, settings, network, size[0] * size[1], seconds)
+
+    def _max_batch(self, network: Network, settings: ModelSettings) -> int:
+        # On a CPU a batch takes as long as its images one by one: it would delay the first.
+        usual = 1 if network.provider == "cpu" else MAX_BATCH
+        return settings.max_batch or self._limits.max_batch or usual
+
+    def _warm_up_batches(
+        self, file: ModelFile, network: Network, sizes: Sequence[tuple[int, int]], max_batch: int
+    ) -> None:
+        """On a GPU, where each number of images is a shape of its own. Raises: ModelLoadError."""
+        shapes = batch_shapes(sizes, max_batch, self._limits.max_batch_pixels)
+        began = self._clock()
+        left = warm_up_batches(network, shapes, BATCHES_S, self._clock)
+        _log.info(
+            "%s version %s: warmed up %d of %d batches in %.1f s",
+            file.name,
+            file.version,
+            len(shapes) - len(left),
+            len(shapes),
+            self._clock() - began,
+        )
+        if left:
+            _log.warning(
+                "%s version %s: %d batches are not warmed up after %g s, and will be slow when "
+                "they first come: give fewer FCN_WARM_UP_SIZES or a smaller FCN_MAX_BATCH",
+                file.name,
+                file.version,
+                len(left),
+                BATCHES_S,
+            )
 
 
 def source_of(file: ModelFile, settings: ModelSettings) -> object:

@@ -16,6 +16,13 @@ uploads, answers and other models need their share."""
 FEWEST, MOST = 1024 * 1024, 16 * 1024 * 1024
 """Bounds of `whole_pixels`: smaller parts would be mostly overlap, larger ones gain nothing."""
 
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+"""Of glibc's malloc.h."""
+_KEPT_BUFFER_BYTES: Final = 8 * 1024 * 1024
+"""A larger buffer, such as the pixels of a picture above 2.7 megapixels, goes back when freed."""
+_KEPT_BYTES: Final = 64 * 1024 * 1024
+
 
 def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     """The container's limit (cgroup v2 or v1), at most the machine's memory."""
@@ -42,3 +49,20 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep what pictures' buffers leave instead of returning it to the system, which
+    would have to hand out and clear the same pages again for the next picture: 270 page faults and
+    a quarter of what the server itself needs for a request that is alone (bench/LOG.md).
+
+    For the whole process, so only whoever owns it calls this. False where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    # Both, for setting one stops glibc from adapting the other.
+    return bool(mallopt(_M_MMAP_THRESHOLD, _KEPT_BUFFER_BYTES)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    )

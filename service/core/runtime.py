@@ -1,10 +1,11 @@
-"""One ONNX file in ONNX Runtime: the only module that knows it.
+"""One ONNX file in ONNX Runtime, on GPUs (`gpu_sessions`) or on the CPU.
 
 Session options follow what users of the runtime reported, by issue number of microsoft/onnxruntime.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
+from service.core.gpu_sessions import Instance, built_for, open_on_gpus, usable_gpus
+from service.core.gpus import Gpu, GpuOptions, NoGpu
+from service.core.providers import CPU, PROVIDERS
 from service.core.types import Run, ScoredRun
 from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
@@ -22,18 +26,22 @@ from service.errors import ModelLoadError
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
-PROVIDERS: Final = ("auto", "cpu", "cuda")
-_CPU: Final = "CPUExecutionProvider"
-_CUDA: Final = "CUDAExecutionProvider"
 _BRIEF_SPINNING: Final = (1, 31)
 """The version tried. Those without the option would spin for many milliseconds, and not say so."""
-_NAMES: Final = {_CPU: "cpu", _CUDA: "cuda"}
+_CALLED: Final = {"cuda": "CUDA", "tensorrt": "TensorRT"}
+_log = logging.getLogger(__name__)
+
+
+COPIES_BYTES: Final = 256 * 1024 * 1024
+"""Of weights, that instances of one thread may have for themselves. Callers of one session share
+its pool of memory: in 8 bits on a Zen 4 they did 0.76 to 0.93 of the images per second that two
+sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
 
 
 class Session:
     """A network ready to run, a `Network`.
 
-    provider: where it runs, "cpu" or "cuda".
+    provider: where it runs, "cpu", "cuda" or "tensorrt".
     """
 
     def __init__(
@@ -44,46 +52,48 @@ class Session:
         threads: int,
         instances: int = 1,
         alone_threads: int = 0,
+        gpu: GpuOptions | None = None,
     ) -> None:
         """Loads the file and holds it to its contract.
 
-        provider: "cpu", "cuda", or "auto" for CUDA where this build and machine have it.
-        threads, instances, alone_threads: see `cores.Plan`. They are the CPU's: CUDA has one
-        instance, which uses all of the device.
+        provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the
+        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: of GPUs.
 
         Raises: ModelLoadError in one line that names the file and what is wrong with it.
         """
-        wanted = _wanted(provider)
-        self._sessions = [_open(path, wanted, threads)]
-        self.provider = _NAMES.get(self._sessions[0].get_providers()[0], "cpu")
-        if provider == "cuda" and self.provider != "cuda":
-            # ONNX Runtime falls back to the CPU with no more than a line in its log.
-            raise ModelLoadError(
-                f"CUDA was asked for but does not start on this machine, so {path} would run on "
-                "the CPU: check the driver and the CUDA libraries, or set FCN_PROVIDER=cpu"
-            )
+        gpu = gpu or GpuOptions()
+        gpus = _gpus(provider, gpu)
+        # On a GPU it only reads the contract, by which the options of the others are chosen.
+        session = _open(path, threads, optimise=not gpus)
         try:
-            metadata = self._sessions[0].get_modelmeta().custom_metadata_map
+            metadata = session.get_modelmeta().custom_metadata_map
             self.contract = Contract.from_metadata(metadata, str(path))
         except ContractError as error:
             raise ModelLoadError(str(error)) from error
-        _check_signature(self._sessions[0], self.contract, path)
+        _check_signature(session, self.contract, path)
+        self.provider = "cpu"
+        self._sessions: list[ort.InferenceSession] = []
         self._alone: ort.InferenceSession | None = None
-        if self.provider == "cuda":
-            return
-        if threads == 1:
-            # Such a session has no thread of its own: it runs on the callers', at once, and with
-            # one copy of the weights. Two callers got as much from it as from two sessions.
-            self._sessions *= instances
+        self._on_gpus: list[Instance] = []
+        if gpus:
+            if self._take_gpus(path, provider, gpu, gpus):
+                return
+            session = _open(path, threads)
+        self._sessions = [session]
+        if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
+            self._sessions += [_open(path, threads) for _ in range(instances - 1)]
         else:
-            # Callers of one session would share its threads, and lost 16 % to it.
-            self._sessions += [_open(path, wanted, threads) for _ in range(instances - 1)]
+            # A session of one thread has none of its own: it runs on its callers', at once.
+            self._sessions *= instances
         if alone_threads > threads:
-            self._alone = _open(path, wanted, alone_threads, spin=True)
+            self._alone = _open(path, alone_threads, spin=True)
+
+    # Made for each caller: kept, they would hold the session that holds them, and the memory of a
+    # model that is replaced would wait for the collector.
 
     @property
     def instances(self) -> Sequence[Run]:
-        return [partial(self._run, session) for session in self._sessions]
+        return self._on_gpus or [partial(self._run, session) for session in self._sessions]
 
     @property
     def alone(self) -> Run | None:
@@ -93,15 +103,36 @@ class Session:
     def scored(self) -> Sequence[ScoredRun]:
         if self.contract.outputs.logits is None:
             return ()
+        if self._on_gpus:
+            return [instance.scored for instance in self._on_gpus]
         return [partial(self._run_scored, session) for session in self._sessions]
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
-        return self._run(self._sessions[0], batch)
+        return self.instances[0](batch)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
+
+    def _take_gpus(
+        self, path: Path, provider: str, options: GpuOptions, gpus: Sequence[Gpu]
+    ) -> bool:
+        """False when "auto" is to make do with the CPU. Raises: ModelLoadError when no other is."""
+        wanted = "cuda" if provider == "auto" else provider
+        try:
+            self._on_gpus = open_on_gpus(path, self.contract, wanted, options, gpus)
+        except NoGpu as error:
+            if provider != "auto":
+                raise ModelLoadError(
+                    f"{_CALLED[wanted]} was asked for but does not start on this machine, so "
+                    f"{path} would run elsewhere: {error}: check the driver and the CUDA "
+                    "libraries, or set FCN_PROVIDER=cpu"
+                ) from error
+            _log.warning("%s runs on the CPU, not on a GPU: %s", path, error)
+            return False
+        self.provider = wanted
+        return True
 
     def _run(self, session: ort.InferenceSession, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
@@ -119,39 +150,38 @@ class Session:
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
 
-def _wanted(provider: str) -> list[tuple[str, dict[str, str]]]:
-    """ONNX Runtime's provider list, best first."""
+def _gpus(provider: str, options: GpuOptions) -> Sequence[Gpu]:
+    """To run on; none for the CPU.
+
+    Raises: ModelLoadError when a GPU is asked for and there is none.
+    """
     if provider not in PROVIDERS:
         raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
-    cpu: tuple[str, dict[str, str]] = (_CPU, {})
-    if provider == "cpu":
-        return [cpu]
-    if _CUDA not in ort.get_available_providers():
-        if provider == "cuda":
+    wanted = "cuda" if provider == "auto" else provider
+    if provider == "cpu" or (provider == "auto" and not built_for(wanted)):
+        return ()
+    if not built_for(wanted):
+        raise ModelLoadError(
+            f"{_CALLED[wanted]} was asked for but this build of ONNX Runtime has none: install the "
+            "gpu extra in place of cpu, or set FCN_PROVIDER=cpu"
+        )
+    try:
+        return usable_gpus(options)
+    except NoGpu as error:
+        if provider != "auto":
             raise ModelLoadError(
-                "CUDA was asked for but this build of ONNX Runtime has none: install the gpu extra "
-                "in place of cpu, or set FCN_PROVIDER=cpu"
-            )
-        return [cpu]
-    # Finds the CUDA libraries that pip installed next to the wheel (#23744).
-    ort.preload_dlls()
-    cuda = (
-        _CUDA,
-        {
-            # The default, EXHAUSTIVE, searches anew for every new shape: 634 ms against 1.9 ms
-            # (PaddlePaddle/PaddleX#5057), with no steady loss.
-            "cudnn_conv_algo_search": "HEURISTIC",
-            # Growing by doubling keeps memory that variable shapes never use (#14474).
-            "arena_extend_strategy": "kSameAsRequested",
-        },
-    )
-    return [cuda, cpu]
+                f"{_CALLED[wanted]} was asked for but no GPU can be used: {error}: mend that, or "
+                "set FCN_PROVIDER=cpu"
+            ) from error
+        _log.warning("models run on the CPU, not on a GPU: %s", error)
+        return ()
 
 
 def _open(
-    path: Path, providers: list[tuple[str, dict[str, str]]], threads: int, *, spin: bool = False
+    path: Path, threads: int, *, spin: bool = False, optimise: bool = True
 ) -> ort.InferenceSession:
     """spin: threads wait for the next part of a run without sleeping, where that can be kept brief.
+    optimise: False opens faster and runs slowly.
 
     Raises: ModelLoadError.
     """
@@ -168,8 +198,10 @@ def _open(
     if spin:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     options.log_severity_level = 3  # errors: warnings of its graph passes are not for operators
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=[CPU])
     except Exception as error:  # its exceptions share no base class below Exception
         raise ModelLoadError(
             f"{path} cannot be loaded as an ONNX model: {first_line(error)}"

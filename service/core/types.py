@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,25 @@ Clock = Callable[[], float]
 
 Run = Callable[[UInt8Array], UInt8Array]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+
+
+@runtime_checkable
+class DeviceRun(Protocol):
+    """A `Run` on a device with memory of its own."""
+
+    def __call__(self, batch: UInt8Array, /) -> UInt8Array: ...
+
+    def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
+        """uint8 RGB [H,W,3], of one size -> [N,H,W,3] in memory of which the device copies fast.
+
+        It is for the next call, on the same thread, and will be written to again.
+        """
+        ...
+
+    def warm_up(self, batch: UInt8Array) -> UInt8Array:
+        """As a call, and prepares for more of this shape, at whatever cost."""
+        ...
+
 
 ScoredRun = Callable[[UInt8Array], tuple[UInt8Array, Float32Array]]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
@@ -49,6 +68,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Score(StrEnum):
+    """What the network says of every class at every pixel, float32 [C,H,W]."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
 class Priority(IntEnum):
     """Who goes first when the device is busy, for a while: nobody waits for ever."""
 
@@ -67,6 +93,8 @@ class SegmentRequest:
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
+    scores: arrays to answer with besides the body, in this order; not with an output that needs
+    logits itself. max_scores_bytes: of all of them; what would have more is refused.
     deadline_s: time allowed from now; None means no limit.
     """
 
@@ -78,6 +106,8 @@ class SegmentRequest:
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8
     classes: tuple[str, ...] = ()
+    scores: tuple[Score, ...] = ()
+    max_scores_bytes: int = 512 * 1024 * 1024
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
 
@@ -96,7 +126,8 @@ class Timings:
 class SegmentReply:
     """`height` and `width` are those of the upload, upright.
 
-    label_map: uint8 [H,W], of all classes, whatever the body shows.
+    label_map: uint8 [H,W], of all classes, whatever the body shows. scores: float32 [C,H,W] each,
+    as they were asked for.
     """
 
     body: bytes
@@ -108,6 +139,7 @@ class SegmentReply:
     label_map: UInt8Array
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
+    scores: tuple[Float32Array, ...] = ()
 
 
 class ModelState(StrEnum):
@@ -122,7 +154,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """provider: where it runs, "cpu" or "cuda"."""
+    """provider: where it runs, "cpu", "cuda" or "tensorrt"."""
 
     version: str
     state: ModelState
@@ -172,7 +204,7 @@ class Limits:
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; one request always fits. max_queue: images admitted and waiting for one model.
     max_wait_s: longest predicted wait for the device at which a request is taken.
-    max_batch: images in one inference; None for 8 on CUDA and 1 elsewhere.
+    max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
     max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
     """
@@ -224,7 +256,7 @@ class Observer(Protocol):
 
     stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
-    "deadline", "cancelled", "shutting_down".
+    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one).
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...

@@ -1,4 +1,4 @@
-"""The first run of each size, before anybody waits for it."""
+"""The first run of each shape, before anybody waits for it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core.types import Network
+from service.core.types import Clock, DeviceRun, Network, Run
 from service.errors import ModelLoadError
+
+Shape = tuple[int, int, int]
+"""Of a batch: N, height, width."""
 
 
 def warm_up(network: Network, sizes: Sequence[tuple[int, int]]) -> None:
@@ -19,23 +22,65 @@ def warm_up(network: Network, sizes: Sequence[tuple[int, int]]) -> None:
     Raises: ModelLoadError when the network fails or answers in another shape.
     """
     runs = [*network.instances, *([network.alone] if network.alone else [])]
-    for height, width in sizes:
+    for size in sizes:
         for run in runs:
-            try:
-                label_maps = run(np.zeros((1, height, width, 3), np.uint8))
-            except Exception as error:
-                raise ModelLoadError(
-                    f"model {network.contract.model_name} fails on a black {height}x{width} "
-                    f"image: {first_line(error)}"
-                ) from error
-            if label_maps.shape != (1, height, width):
-                raise ModelLoadError(
-                    f"model {network.contract.model_name} answers a {height}x{width} image with "
-                    f"shape {list(label_maps.shape)}, not [1, {height}, {width}]: export it with "
-                    "its upsampling to input pixels"
-                )
+            _try(network, run, (1, *size))
+
+
+def warm_up_batches(
+    network: Network, shapes: Sequence[Shape], seconds: float, clock: Clock
+) -> list[Shape]:
+    """As `warm_up`, of batches, until the time is over. Returns the shapes it did not come to.
+
+    Raises: ModelLoadError.
+    """
+    ends = clock() + seconds
+    for number, shape in enumerate(shapes):
+        if clock() >= ends:
+            return list(shapes[number:])
+        for run in network.instances:
+            _try(network, run, shape)
+    return []
+
+
+def batch_shapes(
+    sizes: Sequence[tuple[int, int]], max_batch: int, max_batch_pixels: int
+) -> list[Shape]:
+    """Every batch that can come of pictures of these sizes; of all sizes first the full ones, in
+    which pictures come when there is most to do."""
+    found = [
+        (count, height, width)
+        for count in range(max_batch, 1, -1)
+        for height, width in dict.fromkeys(sizes)
+        if count * height * width <= max_batch_pixels
+    ]
+    full: dict[tuple[int, int], Shape] = {}
+    for shape in found:
+        full.setdefault(shape[1:], shape)
+    return list(dict.fromkeys([*full.values(), *found]))
 
 
 def first_line(error: Exception) -> str:
     """Of a runtime's message, which may go on for pages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _try(network: Network, run: Run, shape: Shape) -> None:
+    """Raises: ModelLoadError."""
+    count, height, width = shape
+    images = (
+        f"{height}x{width} image" if count == 1 else f"batch of {count} {height}x{width} images"
+    )
+    black = np.zeros((*shape, 3), np.uint8)
+    try:
+        label_maps = run.warm_up(black) if isinstance(run, DeviceRun) else run(black)
+    except Exception as error:
+        raise ModelLoadError(
+            f"model {network.contract.model_name} fails on a black {images}: {first_line(error)}"
+        ) from error
+    if label_maps.shape != shape:
+        raise ModelLoadError(
+            f"model {network.contract.model_name} answers a {images} with shape "
+            f"{list(label_maps.shape)}, not [{count}, {height}, {width}]: export it with its "
+            "upsampling to input pixels"
+        )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve.protocol.infer_type import RequestedOutput
 
 MODEL, VERSION = "tiny", "1"
 URL, TARGET, FOLDER = sys.argv[1:]
@@ -29,10 +30,16 @@ def check(label_maps: Any, what: str) -> None:
 
 
 async def main() -> None:
-    def request(array: Any, datatype: str, binary: bool) -> InferRequest:
+    def request(array: Any, datatype: str, binary: bool, *outputs: str) -> InferRequest:
         tensor = InferInput("image", list(array.shape), datatype)
         tensor.set_data_from_numpy(array, binary_data=binary)
-        return InferRequest(MODEL, [tensor], request_id="k1", model_version=VERSION)
+        return InferRequest(
+            MODEL,
+            [tensor],
+            request_id="k1",
+            model_version=VERSION,
+            request_outputs=[RequestedOutput(name) for name in outputs],
+        )
 
     rest = InferenceRESTClient(RESTConfig(protocol="v2"))
     if not (await rest.is_server_live(URL) and await rest.is_server_ready(URL)):
@@ -47,6 +54,9 @@ async def main() -> None:
     for array, datatype in ((PICTURES, "UINT8"), (FILES, "BYTES")):
         reply = await grpc.infer(request(array, datatype, True))
         check(reply.outputs[0].as_numpy(), f"kserve gRPC {datatype}")
+    reply = await grpc.infer(request(PICTURES, "UINT8", True, "logits", "probabilities"))
+    for output in reply.outputs:
+        check(output.as_numpy().argmax(axis=1), f"kserve gRPC {output.name}")
     await rest.close()
     await grpc.close()
 

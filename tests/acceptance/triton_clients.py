@@ -22,6 +22,7 @@ import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 MODEL, VERSION = "tiny", "1"
+SCORES = ("logits", "probabilities")
 URL, TARGET, FOLDER, KEY = sys.argv[1:]
 ADDRESS = URL.removeprefix("http://")
 PICTURES = np.load(Path(FOLDER) / "pictures.npy")
@@ -37,6 +38,18 @@ def check(label_maps: Any, what: str) -> None:
     if np.asarray(label_maps).dtype != np.uint8:
         raise TypeError(f"{what}: {np.asarray(label_maps).dtype}")
     print(what, "ok")
+
+
+def check_scores(reply: Any, what: str) -> None:
+    """The largest is at the label."""
+    for name in SCORES:
+        scores = reply.as_numpy(name)
+        if scores.dtype != np.float32:
+            raise TypeError(f"{what} {name}: {scores.dtype}")
+        np.testing.assert_array_equal(scores.argmax(axis=1), LABEL_MAPS, f"{what} {name}")
+        if name == "probabilities":
+            np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    print(what, *SCORES, "ok")
 
 
 def triton_input(kind: Any, array: Any, datatype: str, **options: Any) -> Any:
@@ -74,6 +87,10 @@ def triton_http() -> None:
         overlays = client.infer(MODEL, inputs, VERSION, outputs).as_numpy("overlay")
         if not all(overlay.startswith(b"\x89PNG") for overlay in overlays):
             raise RuntimeError("an overlay is no PNG")
+        for binary in (True, False):
+            outputs = [kind.InferRequestedOutput(name, binary_data=binary) for name in SCORES]
+            reply = client.infer(MODEL, inputs, VERSION, outputs)
+            check_scores(reply, f"tritonclient.http binary_out={binary}")
         handle = client.async_infer(MODEL, inputs, VERSION)
         check(handle.get_result().as_numpy("label_map"), "tritonclient.http async_infer")
         stats = client.get_inference_statistics(MODEL, VERSION)["model_stats"][0]
@@ -103,6 +120,8 @@ def triton_grpc() -> None:
         check(reply.as_numpy("label_map"), "tritonclient.grpc")
         files = [triton_input(kind, FILES, "BYTES")]
         check(client.infer(MODEL, files, VERSION).as_numpy("label_map"), "tritonclient.grpc BYTES")
+        outputs = [kind.InferRequestedOutput(name) for name in SCORES]
+        check_scores(client.infer(MODEL, files, VERSION, outputs), "tritonclient.grpc")
         answers: list[Any] = []
         client.start_stream(lambda result, error: answers.append(error or result))
         client.async_stream_infer(MODEL, inputs, VERSION, request_id="s1")

@@ -136,6 +136,7 @@ def test_a_phone_scrolls_one_way(phone: Visit) -> None:
         return int(page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
     assert overflow() <= 0
+    expect(page.locator(".with-mouse")).to_be_hidden()
     give(page, b"no", "a-very-long-name-of-a-picture-that-does-not-break.png")
     expect(page.get_by_role("alert")).to_be_visible()
     assert overflow() <= 0

@@ -92,6 +92,7 @@ def test_hover_tells_the_class(done: Page) -> None:
         expect(done.locator("#legend .under-cursor .name")).to_have_text(name)
     done.mouse.move(1, 1)
     expect(done.locator("#tag")).to_be_hidden()
+    expect(done.locator("#readout")).to_contain_text(f"{WIDTH} × {HEIGHT} pixels, 3 classes")
 
 
 def test_a_class_is_hidden_and_shown(done: Page) -> None:
@@ -198,6 +199,31 @@ def test_the_command_runs(done: Page, server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "street.overlay.png").read_bytes() == expected
 
 
+def test_the_command_follows_what_is_shown(done: Page, tmp_path: Path) -> None:
+    """It gives what a click on the download would give now, not what it would have given."""
+    need(shutil.which("curl") is not None, "curl")
+    expect(done.locator("#curl")).not_to_contain_text("?")
+    saved(done, "overlay", "street.overlay.png")
+    done.get_by_role("button", name="blue").click()
+    set_slider(done, "opacity", 25)
+    command = done.inner_text("#curl")
+    assert "output=overlay&alpha=0.25&classes=" in command and "blue" not in command
+    done.click("#hide-all")  # nothing can be asked for: the last command stays
+    assert done.inner_text("#curl") == command
+    done.get_by_role("button", name="red").click()
+    done.get_by_role("button", name="green").click()
+    (tmp_path / "street.png").write_bytes(png(PICTURE))
+    subprocess.run(["sh", "-ec", done.inner_text("#curl")], cwd=tmp_path, check=True, timeout=30)
+    expected = saved(done, "overlay", "street.overlay.png")
+    assert (tmp_path / "street.overlay.png").read_bytes() == expected
+    give(done, png(PICTURE), "it's another.png")
+    expect(done.locator("#curl")).to_contain_text("another.label_map.png")
+    assert "output=" not in done.inner_text("#curl")
+    (tmp_path / "it's another.png").write_bytes(png(PICTURE))
+    subprocess.run(["sh", "-ec", done.inner_text("#curl")], cwd=tmp_path, check=True, timeout=30)
+    assert (tmp_path / "it's another.label_map.png").exists()
+
+
 def test_time_is_told_against_the_servers_target(done: Page) -> None:
     total = done.locator("#timing-total").inner_text()
     assert total.endswith(f" of {1000 * TARGET_S:.0f} ms")
@@ -270,12 +296,14 @@ def test_a_picture_on_its_side_is_shown_upright(desk: Visit) -> None:
 
 def test_what_is_no_picture(desk: Visit) -> None:
     page = desk.page
+    expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
     give(page, b"not a picture", "notes.png")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Unsupported image format")
     expect(alert).to_contain_text("send JPEG, PNG, WebP, BMP or TIFF")
     expect(alert).to_contain_text("Request ")
     assert page.get_attribute("body", "data-state") == "empty"
+    expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
     assert desk.refused == ["/segment"]
     give(page, png(PICTURE))
     segmented(page)
@@ -302,3 +330,16 @@ def test_no_answer(desk: Visit) -> None:
     page.route("**/segment*", lambda route: route.fulfill(status=502, body="<h1>Bad gateway"))
     page.click("[data-output=color]")
     expect(page.get_by_role("alert")).to_contain_text("Error 502")
+
+
+def test_there_are_no_empty_panels_while_the_first_answer_is_waited_for(desk: Visit) -> None:
+    page = desk.page
+    page.route("**/segment*", lambda route: None)  # no answer
+    give(page, png(PICTURE))
+    page.wait_for_selector("body[data-state=busy]")
+    expect(page.locator("#readout")).to_have_text("Segmenting …")
+    expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
+    page.unroute_all()
+    give(page, png(PICTURE))
+    segmented(page)
+    assert page.locator(".answered:visible").count() == 3

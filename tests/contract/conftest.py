@@ -38,7 +38,7 @@ MAX_PIXELS = 40_000
 def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As `server`, with an admin key, `first` for version 1, and a queue of six pictures."""
     repository: Path = tmp_path_factory.mktemp("oip")
-    write_model(repository, "tiny", 1)
+    write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))
     write_model(repository, "other", 1, bias=(0, 0, 300))
     (repository / "aliases.toml").write_text('first = "tiny/1"\n')

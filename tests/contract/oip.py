@@ -95,18 +95,18 @@ class Request:
         )
 
 
-def tensors(reply: httpx.Response) -> dict[str, npt.NDArray[np.uint8] | bytes]:
-    """The binary outputs of a reply by name: arrays of UINT8, BYTES as they are."""
+def tensors(reply: httpx.Response) -> dict[str, npt.NDArray[Any] | bytes]:
+    """The binary outputs of a reply by name: arrays of UINT8 and FP32, BYTES as they are."""
     assert reply.status_code == 200, reply.text
     length = int(reply.headers["inference-header-content-length"])
-    found: dict[str, npt.NDArray[np.uint8] | bytes] = {}
+    found: dict[str, npt.NDArray[Any] | bytes] = {}
     behind = reply.content[length:]
     for output in json.loads(reply.content[:length])["outputs"]:
         size = output["parameters"]["binary_data_size"]
         data, behind = behind[:size], behind[size:]
-        is_bytes = output["datatype"] == "BYTES"
+        dtype = {"UINT8": np.uint8, "FP32": np.float32}.get(output["datatype"])
         found[output["name"]] = (
-            data if is_bytes else np.frombuffer(data, np.uint8).reshape(output["shape"])
+            data if dtype is None else np.frombuffer(data, dtype).reshape(output["shape"])
         )
     assert not behind
     return found
@@ -166,7 +166,21 @@ CASES = {
         ("24x32", "30x50", "send them one by one"),
     ),
     "input": Case(Request(name="picture"), ("'picture'", "'image'")),
-    "output": Case(Request(outputs=["masks"]), ("'masks'", "label_map or overlay")),
+    "output": Case(
+        Request(outputs=["masks"]), ("'masks'", "label_map, overlay, logits or probabilities")
+    ),
+    "logits elsewhere": Case(
+        Request(version="2", outputs=["label_map", "logits"]), ("version 2", "--logits")
+    ),
+    "probabilities elsewhere": Case(
+        Request(model="other", outputs=["probabilities"]), ("other version 1", "--logits")
+    ),
+    "scores of two sizes": Case(
+        Request(
+            "BYTES", (2,), elements([png(street(24, 32)), png(street(30, 50))]), outputs=["logits"]
+        ),
+        ("24x32", "30x50", "scores", "send them one by one"),
+    ),
     "output twice": Case(Request(outputs=["overlay", "overlay"]), ("twice",)),
     "model": Case(Request(model="nope"), ("'nope'", "other, tiny"), 404, "NOT_FOUND"),
     "version": Case(Request(version="9"), ("'9'", "1, 2"), 404, "NOT_FOUND"),

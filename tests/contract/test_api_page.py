@@ -32,18 +32,37 @@ def rows(start: str) -> list[list[str]]:
     ]
 
 
+PROBLEM = "urn:fcn:problem:unsupported-image-format"
+SAID = [
+    ("sh", ()),
+    ("sh", ()),
+    ("sh", ('"model": "tiny"',)),
+    ("python", ("(30, 50) tiny",)),
+    ("python", ("image/png 30 50 tiny",)),
+    ("python", ()),
+    ("sh", ("answer.label_map", "answer.polygons")),
+    (
+        "python",
+        ("overlay (30, 50, 3)", "color (30, 50, 3)", "1 green ", "regions", "(3, 30, 50) (30, 50)"),
+    ),
+    ("python", ("OUTPUT_RLE application/json", "tiny 2", "application/x-npy\nimage/png")),
+    ("sh", (PROBLEM, "exit code 22")),
+    ("python", (f"415 {PROBLEM} Unsupported image format", "job-7")),
+    ("python", ("NOT_FOUND Unknown model: ", "job-7")),
+    ("sh", ('"name":"tiny"',)),
+    ("python", ("tiny 2 ready", "(1, 'green', ")),
+    ("python", ("tiny 2 True ['red', 'green', 'blue']",)),
+    ("python", ("tiny (1, 30, 50)",)),
+    ("python", ("tiny (1, 30, 50)",)),
+    ("sh", ("tiny",)),
+    ("sh", ('fcn_model_info{model="tiny"',)),
+    ("python", ("SERVING",)),
+]
+"""Of each snippet its language, and what it prints, beside the pictures that it writes."""
+
+
 def test_there_are_snippets() -> None:
-    assert [language for language, _ in SNIPPETS] == [
-        "sh",
-        "sh",
-        "sh",
-        "python",
-        "python",
-        "python",
-        "sh",
-        "python",
-        "sh",
-    ]
+    assert [language for language, _ in SNIPPETS] == [language for language, _ in SAID]
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
@@ -66,8 +85,10 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    words = SAID[number][1]
+    assert all(word in done.stdout for word in words), done.stdout
     pictures = list(tmp_path.glob("*.png"))
-    assert pictures or "tiny" in done.stdout
+    assert pictures or words
     for picture in pictures:
         assert read_png(picture.read_bytes()).shape[:2] == (30, 50)
 

@@ -22,6 +22,7 @@ from fcn_client import (
     SegmentOptions,
     ServerError,
     UnknownVersion,
+    UnsupportedImageFormat,
     UnusableInput,
 )
 from fcn_client.types import ImageLike
@@ -142,8 +143,55 @@ def test_many_at_a_time_are_each_their_own(client: FcnClient) -> None:
     assert seen == set(range(12))
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_stream_is_the_same(server: Server, ordered: bool) -> None:
+    pictures = [street(20 + n, 30, seed=n) for n in range(40)]
+    sent: list[ImageLike] = [*pictures, b"?"]
+    with FcnClient(address(server, "grpc")) as client:
+        outcomes = list(
+            client.segment_stream(sent, window=64, ordered=ordered, version="1", request_id="film")
+        )
+    order = [outcome.index for outcome in outcomes]
+    assert sorted(order) == list(range(41)) and (not ordered or order == sorted(order))
+    for outcome in outcomes:
+        if outcome.index == 40:
+            assert isinstance(outcome.error, UnsupportedImageFormat)
+            assert outcome.error.request_id == "film/40"
+            continue
+        result = outcome.unwrap()
+        np.testing.assert_array_equal(result.value, expected_label_map(pictures[outcome.index]))
+        assert (result.request_id, result.attempts) == (f"film/{outcome.index}", 1)
+        assert (result.model, result.version) == ("tiny", "1") and result.timings.infer_s > 0
+
+
+async def test_an_async_stream_is_the_same(server: Server) -> None:
+    pictures = [street(20, 30, seed=n) for n in range(6)]
+    async with AsyncFcnClient(address(server, "grpc")) as client:
+        outcomes = [
+            o async for o in client.segment_stream(pictures, ordered=True, version="1", window=2)
+        ]
+        with pytest.raises(UnusableInput, match="no output 'labels'"):
+            [o async for o in client.segment_stream(pictures, "labels")]
+        unknown = [o.error async for o in client.segment_stream(pictures, version="9")]
+    for outcome, picture in zip(outcomes, pictures, strict=True):
+        np.testing.assert_array_equal(outcome.unwrap().value, expected_label_map(picture))
+    assert [type(error) for error in unknown] == [UnknownVersion] * 6
+
+
+def test_every_option_of_the_api(server: Server, client: FcnClient) -> None:
+    """Those that `test_outputs_...` leaves out."""
+    drawn = client.segment(png(RGB), "overlay", version="1", outlines=True)
+    plain = client.segment(png(RGB), "overlay", version="1", outlines=False)
+    query = "/segment?version=1&output=overlay"
+    for result, more in ((drawn, "&outlines=true"), (plain, "")):
+        assert result.body == server.rest.post(query + more, content=png(RGB)).content
+    half: Any = client.segment(png(RGB), "probabilities", version="1", dtype="float16").value
+    assert (half.dtype, half.shape) == ("float16", (3, 40, 56))
+    np.testing.assert_array_equal(half.argmax(0), expected_label_map(RGB))
+
+
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 7
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
@@ -162,8 +210,10 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
     expected = (
         "(30, 50) tiny 2",
         "True (240, 320, 3)",
+        "tiny",
         "1 no such file.jpg cannot be read",
         "(30, 50)",
+        "1 Unsupported image format: the body is not a picture",
     )
     assert (*expected, "404 urn:fcn:problem:unknown-model")[number] in done.stdout
 

@@ -16,7 +16,7 @@ from tests.serving import ROOT, Server, environment
 
 @pytest.mark.parametrize(
     ("script", "arguments", "ways"),
-    [("triton_clients", (ADMIN_KEY,), 15), ("kserve_client", (), 4)],
+    [("triton_clients", (ADMIN_KEY,), 18), ("kserve_client", (), 6)],
 )
 def test_client(
     oip_server: Server, tmp_path: Path, script: str, arguments: tuple[str, ...], ways: int

@@ -64,7 +64,10 @@ def test_server_and_models(oip_server: Server) -> None:
     assert about["versions"] == ["1", "2"]
     assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     assert about["outputs"] == [{"name": "label_map", "datatype": "UINT8", "shape": [-1, -1, -1]}]
-    assert get("/v2/models/first/versions/1").json() == about
+    assert get("/v2/models/tiny/versions/2").json() == about
+    first = get("/v2/models/first").json()
+    assert first == get("/v2/models/first/versions/1").json()
+    assert first["versions"] == about["versions"]
     assert get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
     assert get("/v2/models/tiny/config").json()["max_batch_size"] == 64
 

@@ -5,7 +5,14 @@ from service.core.render.overlay import overlay_png
 from service.core.render.png import color_png, gray_png, label_map_png
 from service.core.render.polygons import polygons_json
 from service.core.render.rle import rle_json
-from service.core.render.scores import check_size, confidence, npy, probabilities
+from service.core.render.scores import (
+    arrays,
+    check_arrays,
+    check_size,
+    confidence,
+    npy,
+    probabilities,
+)
 from service.core.render.summary import summary_json
 
 __all__ = [
@@ -14,6 +21,8 @@ __all__ = [
     "NPY",
     "PNG",
     "VOID",
+    "arrays",
+    "check_arrays",
     "check_size",
     "class_table",
     "color_png",

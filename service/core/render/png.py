@@ -8,6 +8,7 @@ bytes (bench/LOG.md). Source: PNG specification, third edition, sections 5, 9 an
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -35,10 +36,17 @@ def gray_png(values: UInt8Array) -> bytes:
     return _png(values.shape, _GRAY, _differences(values))
 
 
-def rgb_png(rgb: UInt8Array) -> bytes:
-    """RGB PNG of uint8 [H,W,3]."""
-    height, width = rgb.shape[:2]
-    return _png((height, width), _RGB, _differences(rgb.reshape(height, 3 * width)))
+def rgb_png(size: tuple[int, int], blocks: Iterable[UInt8Array]) -> bytes:
+    """RGB PNG of `size`, (height, width), from its rows, some at a time: uint8 [h,W,3]."""
+    packer = isal_zlib.compressobj(_LEVEL)
+    packed = []
+    above = np.zeros(3 * size[1], np.uint8)
+    for block in blocks:
+        rows = block.reshape(len(block), -1)
+        packed.append(packer.compress(_differences(rows, above)))
+        above = rows[-1]
+    packed.append(packer.flush())
+    return _file(size, _RGB, packed)
 
 
 def color_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
@@ -59,31 +67,40 @@ def color_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
     return _png((height, width), _RGB, rows)
 
 
-def _differences(values: UInt8Array) -> UInt8Array:
-    """uint8 [H,B] -> uint8 [H,1+B]: the filter type, then the row less the row above."""
+def _differences(values: UInt8Array, above: UInt8Array | None = None) -> UInt8Array:
+    """uint8 [H,B] -> uint8 [H,1+B]: the filter type, then the row less the row above.
+
+    above: uint8 [B], the row above the first; None for zeros, as the format has it.
+    """
     height, row_bytes = values.shape
     rows = np.empty((height, 1 + row_bytes), np.uint8)
     rows[:, 0] = _UP
-    rows[0, 1:] = values[0]
+    np.subtract(values[0], 0 if above is None else above, out=rows[0, 1:])
     np.subtract(values[1:], values[:-1], out=rows[1:, 1:])
     return rows
 
 
 def _png(size: tuple[int, ...], kind: int, rows: UInt8Array, palette: bytes = b"") -> bytes:
+    return _file(size, kind, [isal_zlib.compress(rows, _LEVEL)], palette)
+
+
+def _file(size: tuple[int, ...], kind: int, packed: Sequence[bytes], palette: bytes = b"") -> bytes:
     height, width = size
     header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    data = isal_zlib.compress(rows, _LEVEL)
     return b"".join(
         (
             _SIGNATURE,
             *_chunk(b"IHDR", header),
             *(_chunk(b"PLTE", palette) if palette else ()),
-            *_chunk(b"IDAT", data),
-            *_chunk(b"IEND", b""),
+            *_chunk(b"IDAT", *packed),
+            *_chunk(b"IEND"),
         )
     )
 
 
-def _chunk(name: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    check = isal_zlib.crc32(data, isal_zlib.crc32(name))
-    return struct.pack(">I", len(data)), name, data, struct.pack(">I", check)
+def _chunk(name: bytes, *pieces: bytes) -> tuple[bytes, ...]:
+    check = isal_zlib.crc32(name)
+    for piece in pieces:
+        check = isal_zlib.crc32(piece, check)
+    n_bytes = sum(map(len, pieces))
+    return struct.pack(">I", n_bytes), name, *pieces, struct.pack(">I", check)

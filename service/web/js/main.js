@@ -7,7 +7,7 @@ import { Intake } from "./intake.js";
 import { Legend } from "./legend.js";
 import { Models } from "./models.js";
 import { readIds } from "./png.js";
-import { Problem, segment, service } from "./server.js";
+import { key, Problem, segment, service } from "./server.js";
 import { Timing } from "./timing.js";
 import { View } from "./view.js";
 
@@ -23,6 +23,8 @@ let facts; // what holds at this server
 let file; // the picture, as it came
 let classes; // of the answer; of the model before there is one
 let labels; // {width, height, ids}
+let shown = { output: "label_map", type: "image/png" }; // what the command is for
+let summary = $("readout").textContent; // of the answer, where no pixel is pointed at
 let labelBlob; // the label map as the server sent it
 let running = new AbortController();
 
@@ -46,8 +48,13 @@ function requestFor(output) {
   return { version: models.chosen, output, alpha, classes: classes.kept };
 }
 
-function showCurl(output, type) {
-  $("curl").textContent = curlCommand(file, requestFor(output), fileName(file.name, output, type));
+/** For what was done last, as it would be done now. */
+function showCurl() {
+  if (!file || classes.kept?.length === 0) return; // nothing can be asked for
+  const { output, type } = shown;
+  const saved = fileName(file.name, output, type);
+  $("curl").textContent = curlCommand(file, requestFor(output), saved, Boolean(key.value));
+  $("curl-key").hidden = !key.value;
 }
 
 /** The buttons stand in the empty box until there is a picture, then under it. */
@@ -80,6 +87,7 @@ async function run(picture) {
   hideProblem();
   const before = document.body.dataset.state;
   try {
+    if (!models.chosen) throw new Problem("Not ready", "this page knows no model: reload it.");
     if (picture.size > facts.max_image_bytes) {
       const limit = (facts.max_image_bytes / 2 ** 20).toPrecision(3);
       throw new Problem("Image too large", `this server takes up to ${limit} MiB: send a smaller one`);
@@ -97,21 +105,24 @@ async function run(picture) {
     classes = Object.assign(new Classes(version.contract.classes), { hidden, version });
     classes.count(read.ids);
     document.body.dataset.state = "done";
+    document.body.dataset.answered = "";
     makeRoom();
     view.show(bitmap, read.width, read.height);
     bitmap.close();
     paint();
     legend.show(classes);
     timing.show(answer.stages, 1000 * facts.latency_target_s, answer.tripMs);
-    showCurl("label_map", "image/png");
+    shown = { output: "label_map", type: "image/png" };
+    showCurl();
     const names = classes.present.slice(0, 3).map(({ name }) => spoken(name));
-    $("readout").textContent =
+    summary =
       `${read.width} × ${read.height} pixels, ${classes.present.length} classes: ` +
       `mostly ${names.join(", ")}.`;
+    $("readout").textContent = summary;
   } catch (error) {
     if (signal.aborted) return;
     document.body.dataset.state = before === "busy" ? (labels ? "done" : "empty") : before;
-    $("readout").textContent = "";
+    $("readout").textContent = summary;
     showProblem(error);
   } finally {
     if (!signal.aborted) $("picture").removeAttribute("aria-busy");
@@ -124,7 +135,8 @@ async function save(output) {
     const whole = output === "label_map" && !classes.kept;
     const blob = whole ? labelBlob : (await segment(file, requestFor(output))).blob;
     downloads.save(blob, file.name, output);
-    showCurl(output, blob.type);
+    shown = { output, type: blob.type };
+    showCurl();
   } catch (error) {
     showProblem(error);
   }
@@ -143,6 +155,7 @@ function slide(id, show) {
 view.addEventListener("point", ({ detail: at }) => {
   if (!at || !labels) {
     legend.mark(null);
+    if (document.body.dataset.state !== "busy") $("readout").textContent = summary;
     return;
   }
   const id = labels.ids[at.y * labels.width + at.x];
@@ -156,9 +169,16 @@ view.addEventListener("wipe", ({ detail }) => {
   $("wipe").value = detail;
   $("wipe").dispatchEvent(new Event("input"));
 });
-slide("opacity", (percent) => (view.opacity = percent));
+slide("opacity", (percent) => {
+  view.opacity = percent;
+  showCurl();
+});
 slide("wipe", (percent) => (view.wipe = percent));
-legend.addEventListener("change", paint);
+legend.addEventListener("change", () => {
+  paint();
+  showCurl();
+});
+key.addEventListener("change", showCurl);
 downloads.addEventListener("wanted", ({ detail }) => save(detail));
 intake.addEventListener("picture", ({ detail }) => run(detail));
 intake.addEventListener("problem", ({ detail }) => showProblem(detail));

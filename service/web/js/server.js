@@ -1,5 +1,7 @@
 // What this page asks of the server. Addresses are relative: a proxy may put it under a prefix.
 
+import { Key } from "./key.js";
+
 /** An answer that is an error, as problem+json tells it (RFC 9457), or one of the page's own. */
 export class Problem extends Error {
   constructor(title, detail, requestId = "") {
@@ -10,11 +12,12 @@ export class Problem extends Error {
   }
 }
 
-/** The response; throws Problem for every answer but 2xx, and when there is none. */
-async function ask(address, options = {}) {
-  let response;
+/** The API key, where the server wants one: see key.js. */
+export const key = new Key(document);
+
+async function reach(address, options) {
   try {
-    response = await fetch(address, options);
+    return await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(
@@ -22,7 +25,23 @@ async function ask(address, options = {}) {
       "The server could not be reached, or hung up. Check that it runs, and try again.",
     );
   }
+}
+
+/** The response; throws Problem for every answer but 2xx, and when there is none. */
+async function ask(address, options = {}) {
+  let response;
+  let sent;
+  do {
+    sent = key.value;
+    response = await reach(address, { ...options, headers: { ...options.headers, ...key.headers } });
+  } while (response.status === 401 && (await key.wanted(sent)));
   if (response.ok) return response;
+  if (response.status === 401) {
+    throw new Problem(
+      "No API key",
+      "This server answers those who have a key: try again to give it, or reload the page.",
+    );
+  }
   const text = await response.text();
   try {
     const { title, detail, request_id } = JSON.parse(text);

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import serve as command
+from service.core.gpus import GpuOptions
 from service.core.segmenter import Limits
 from service.settings import (
     Settings,
@@ -58,6 +59,11 @@ def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"log_format": "xml"}, "FCN_LOG_FORMAT='xml'"),
         ({"http_port": "1", "grpc_port": "1"}, "FCN_HTTP_PORT and FCN_GRPC_PORT are both 1"),
         ({"http_port": "x", "max_queue": "y"}, "FCN_HTTP_PORT.*; FCN_MAX_QUEUE"),
+        ({"devices": "0,"}, "FCN_DEVICES='0,'"),
+        ({"devices": "GPU-1"}, "FCN_DEVICES='GPU-1'"),
+        ({"gpu_mem_limit_bytes": "0"}, "FCN_GPU_MEM_LIMIT_BYTES='0'"),
+        ({"provider": "rocm"}, "FCN_PROVIDER='rocm'"),
+        ({"provider": "tensorrt", "cuda_graphs": "1"}, "FCN_CUDA_GRAPHS goes with .*cuda, not"),
     ],
 )
 def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:
@@ -110,6 +116,30 @@ def test_sizes_are_checked(text: str) -> None:
 def test_sizes_are_height_and_width() -> None:
     assert parse_sizes("") == ()
     assert parse_sizes("360x480,37x41") == ((360, 480), (37, 41))
+
+
+def test_settings_of_gpus_become_options(tmp_path: Path) -> None:
+    assert load_settings().gpu_options() == GpuOptions()
+    flags = {
+        "devices": "1,0",
+        "instances": "3",
+        "gpu_mem_limit_bytes": "1000",
+        "tf32": "0",
+        "cuda_graphs": "1",
+        "tensorrt_cache": str(tmp_path),
+        "warm_up_sizes": "360x480,500x500",
+        "max_batch": "16",
+    }
+    assert load_settings(flags).gpu_options() == GpuOptions(
+        devices=(1, 0),
+        instances=3,
+        memory_limit_bytes=1000,
+        tf32=False,
+        graphs=True,
+        tensorrt_cache=tmp_path,
+        sizes=((360, 480), (500, 500)),
+        max_batch=16,
+    )
 
 
 def test_limits_have_the_cores_defaults() -> None:

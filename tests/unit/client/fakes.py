@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NoReturn
 
 import grpc
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.status import TABLE, TYPE_PREFIX, Status
-from service.errors import ServiceError
+from service.errors import NotAuthenticated, ServiceError
 from tests.drawing import encode
 
 
@@ -38,6 +39,31 @@ def refusal(error: type[ServiceError], wait: str | None = None) -> Refusal:
 LABELS = np.arange(6, dtype=np.uint8).reshape(2, 3)
 
 
+# `fake`, which knows the classes of LABELS.
+LISTING = json.dumps(
+    {
+        "models": [
+            {
+                "name": "fake",
+                "is_default": True,
+                "default_version": "1",
+                "versions": [
+                    {
+                        "version": "1",
+                        "state": "ready",
+                        "contract": {
+                            "classes": [
+                                {"id": n, "name": f"c{n}", "color": [n, n, n]} for n in range(6)
+                            ]
+                        },
+                    }
+                ],
+            }
+        ]
+    }
+).encode()
+
+
 def label_map_png() -> bytes:
     image = Image.fromarray(LABELS)
     image.putpalette(bytes(range(256)) * 3)
@@ -46,10 +72,18 @@ def label_map_png() -> bytes:
 
 @dataclass
 class Script:
-    """refusals: the first answers; after them, label maps. delay_s: before each answer."""
+    """refusals: the first answers; after them, label maps. delay_s: before each answer.
 
-    refusals: Sequence[Refusal] = ()
+    key: what has to be sent as `Authorization: Bearer`. max_bytes: of a picture in a stream; a
+    larger one ends it, as gRPC's own limit does. silent: ids in a stream that get no answer.
+    """
+
+    refusals: Sequence[Refusal | None] = ()
     delay_s: float = 0.0
+    key: str | None = None
+    max_bytes: int = 1 << 20
+    silent: frozenset[str] = frozenset()
+    body: bytes = field(default_factory=label_map_png)
     asked: list[dict[str, str]] = field(default_factory=list)
     """Of each request, its query (or fields), id, and the connection it came by."""
     connections: set[object] = field(default_factory=set)
@@ -59,6 +93,13 @@ class Script:
         time.sleep(self.delay_s)
         number = len(self.asked) - 1
         return self.refusals[number] if number < len(self.refusals) else None
+
+    def barred(self, authorization: str | None) -> Refusal | None:
+        """What somebody without the key is told."""
+        if self.key is None or authorization == f"Bearer {self.key}":
+            return None
+        self.asked.append({"path": "barred"})
+        return refusal(NotAuthenticated)
 
 
 @contextmanager
@@ -71,10 +112,20 @@ def http_server(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             script.connections.add(self.client_address)
-            refused = script.next(path=self.path, id=self.headers["X-Request-ID"])
+            refused = script.barred(self.headers["Authorization"]) or script.next(
+                path=self.path, id=self.headers["X-Request-ID"]
+            )
+            self.answer(refused)
+
+        def do_GET(self) -> None:
+            refused = script.barred(self.headers["Authorization"])
+            self.answer(refused, LISTING, "application/json")
+
+        def answer(
+            self, refused: Refusal | None, body: bytes = script.body, kind: str = "image/png"
+        ) -> None:
             if refused is None:
                 self.send_response(200)
-                body, kind = label_map_png(), "image/png"
             elif refused.row is None:
                 self.send_response(503)
                 body, kind = b"<h1>no healthy upstream</h1>", "text/html"
@@ -117,12 +168,57 @@ def http_server(script: Script) -> Iterator[str]:
 def grpc_server(script: Script) -> Iterator[str]:
     """Its address."""
 
+    answer = pb.SegmentResponse(body=script.body, media_type="image/png")
+
     def segment(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
         sent = {key: str(value) for key, value in context.invocation_metadata()}
         script.connections.add(context.peer())
-        refused = script.next(path="Segment", id=sent["x-request-id"])
+        refused = script.barred(sent.get("authorization")) or script.next(
+            path="Segment", id=sent["x-request-id"]
+        )
         if refused is None:
-            return pb.SegmentResponse(body=label_map_png(), media_type="image/png")
+            return answer
+        abort(refused, context)
+
+    def segment_stream(
+        requests: Iterator[pb.SegmentStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.SegmentStreamResponse]:
+        sent = {key: str(value) for key, value in context.invocation_metadata()}
+        script.connections.add(context.peer())
+        if barred := script.barred(sent.get("authorization")):
+            abort(barred, context)
+        for message in requests:
+            if not message.HasField("request") or message.id in script.silent:
+                continue
+            if len(message.request.image) > script.max_bytes:
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max"
+                )
+            refused = script.next(
+                path="SegmentStream", id=message.id, deadline_ms=str(message.deadline_ms)
+            )
+            if refused is None:
+                yield pb.SegmentStreamResponse(id=message.id, response=answer)
+            elif refused.row is None:
+                abort(refused, context)
+            else:
+                error = pb.ItemError(
+                    code=refused.row.code.value[0],
+                    message=f"{refused.title}: do this",
+                    type=TYPE_PREFIX + refused.row.kind,
+                    retry_after_ms=int(refused.wait) if refused.wait else None,
+                )
+                yield pb.SegmentStreamResponse(id=message.id, error=error)
+
+    def models(_: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        sent = {key: str(value) for key, value in context.invocation_metadata()}
+        if barred := script.barred(sent.get("authorization")):
+            abort(barred, context)
+        classes = [pb.ClassInfo(id=n, name=f"c{n}", color_rgb=(n, n, n)) for n in range(6)]
+        model = pb.Model(name="fake", version="1", state="ready", is_default=True, classes=classes)
+        return pb.ListModelsResponse(models=[model])
+
+    def abort(refused: Refusal, context: grpc.ServicerContext) -> NoReturn:
         if refused.wait:
             context.set_trailing_metadata(
                 (("x-request-id", "7"), ("grpc-retry-pushback-ms", refused.wait))
@@ -132,20 +228,29 @@ def grpc_server(script: Script) -> Iterator[str]:
         if refused.row is None:
             context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
         context.abort(refused.row.code, f"{refused.title}: do this")
+        raise AssertionError("abort raises")
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        segment,
-        request_deserializer=pb.SegmentRequest.FromString,
-        response_serializer=pb.SegmentResponse.SerializeToString,
-    )
+    handlers = {
+        "Segment": grpc.unary_unary_rpc_method_handler(
+            segment,
+            request_deserializer=pb.SegmentRequest.FromString,
+            response_serializer=pb.SegmentResponse.SerializeToString,
+        ),
+        "SegmentStream": grpc.stream_stream_rpc_method_handler(
+            segment_stream,
+            request_deserializer=pb.SegmentStreamRequest.FromString,
+            response_serializer=pb.SegmentStreamResponse.SerializeToString,
+        ),
+        "ListModels": grpc.unary_unary_rpc_method_handler(
+            models,
+            request_deserializer=pb.ListModelsRequest.FromString,
+            response_serializer=pb.ListModelsResponse.SerializeToString,
+        ),
+    }
     with ThreadPoolExecutor(8) as threads:
         server = grpc.server(threads)
         server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(
-                    "segmentation.v1.Segmentation", {"Segment": handler}
-                ),
-            )
+            (grpc.method_handlers_generic_handler("segmentation.v1.Segmentation", handlers),)
         )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()

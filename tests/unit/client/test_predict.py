@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from fcn_client.errors import Unreachable, UnusableInput
+from fcn_client.errors import NotAuthenticated, Problem, Unreachable, UnusableInput
 from fcn_client.picture import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
@@ -169,8 +169,9 @@ def test_classes_that_are_not_kept_are_void(
     np.testing.assert_array_equal(read_png(files(photos / "out")["label_maps/a.png"]), kept)
     (row,) = rows(photos / "out")
     assert float(row["void"]) == pytest.approx((labels == 1).mean(), abs=1e-6)
-    code, report = run(capsys, *words, "--out", photos / "x", "--classes", "tree")
-    assert code == 1 and "class 'tree' is not one" in report["failed"][0]["error"]
+    before = "--classes: 'tree' is not one of this model's: red, green, blue"
+    assert main(["predict", *map(str, words), "--out", str(photos / "x"), "--classes", "tree"]) == 1
+    assert before in capsys.readouterr().err and not (photos / "x").exists()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF"])
@@ -275,7 +276,12 @@ class Drawn:
         pass
 
 
-@pytest.mark.parametrize("end", [Unreachable("the server is gone"), KeyboardInterrupt()], ids=str)
+WITHDRAWN = NotAuthenticated(Problem("", "Not authenticated", 401, "the key was taken away"))
+
+
+@pytest.mark.parametrize(
+    "end", [Unreachable("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
+)
 def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
     film.write_bytes(animated_gif(5))
@@ -372,6 +378,7 @@ def test_models_of_a_server_are_chosen_by_name(
     for more, why in (
         (("--model", "x"), "has no model 'x': it has other, tiny"),
         (("--model-version", "9"), "model tiny has no version '9': it has 1, 2"),
+        (("--classes", "1,tree"), "'tree' is not one of this model's: red, green, blue"),
     ):
         assert main(["predict", *map(str, words), *more]) == 1
         assert why in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -65,6 +66,21 @@ async def queued_behind_a_busy_device(
     waiting = [submit(batcher, image) for image in images]
     await settle()
     return first, waiting
+
+
+async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
+    given: list[UInt8Array] = []
+    answer = np.zeros((1, 4, 5), np.uint8)
+
+    def run(batch: UInt8Array) -> UInt8Array:
+        given.append(batch)
+        return answer
+
+    image = picture(7)
+    async with started(run) as batcher:
+        result = await batcher.submit(image)
+    assert np.shares_memory(given[0], image)
+    assert np.shares_memory(result.label_map, answer)
 
 
 async def test_an_idle_device_starts_at_once() -> None:
@@ -396,3 +412,42 @@ async def test_logits_of_another_size_or_none_at_all_fail_the_image() -> None:
             with pytest.raises(InferenceFailed):
                 await batcher.submit(picture(1), squeeze=squeeze)
             assert (await batcher.submit(picture(1))).scores is None
+
+
+async def test_what_a_reply_needs_is_made_on_the_devices_thread() -> None:
+    device = Device()
+    threads = []
+
+    def finish(label_map: UInt8Array) -> int:
+        threads.append(threading.get_ident())
+        return int(label_map[0, 0]) * 2
+
+    async with started(device) as batcher:
+        result = await batcher.submit(picture(7), finish=finish)
+        plain = await batcher.submit(picture(8))
+    assert (result.finished, plain.finished) == (14, None)
+    assert set(threads) <= device.threads
+
+
+async def test_what_cannot_be_finished_fails_alone() -> None:
+    device = Device()
+
+    def refuse(label_map: UInt8Array) -> None:
+        raise ValueError("secret of the reply")
+
+    async with started(device) as batcher:
+        first, (bad, good) = await queued_behind_a_busy_device(
+            batcher, device, [picture(2), picture(3)]
+        )
+        good.cancel()
+        bad.cancel()
+        tasks = [
+            asyncio.get_running_loop().create_task(batcher.submit(picture(n), finish=how))
+            for n, how in ((4, refuse), (5, None))
+        ]
+        await settle()
+        device.release()
+        await first
+        with pytest.raises(InferenceFailed):
+            await tasks[0]
+        assert (await tasks[1]).label_map[0, 0] == 5

@@ -46,7 +46,7 @@ def test_lossless_formats_come_back_exactly(kind: str, options: dict[str, Any]) 
     assert image.format == kind
     assert image.rgb.dtype == np.uint8
     assert image.rgb.flags.c_contiguous
-    assert image.rgb.flags.writeable
+    assert not image.rgb.flags.writeable, "shared between the network and the overlay"
     assert (image.rgb == RGB).all()
 
 
@@ -118,6 +118,21 @@ def test_an_orientation_outside_1_to_8_counts_as_upright(orientation: int) -> No
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     body = encode(RGB, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert (read(body).rgb == RGB).all()
+
+
+def test_pixels_are_copied_once_out_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[bytes] = []
+    pack = Image.Image.tobytes
+
+    def tobytes(self: Image.Image, *args: Any) -> bytes:
+        packed.append(pack(self, *args))
+        return packed[-1]
+
+    monkeypatch.setattr(Image.Image, "tobytes", tobytes)
+    monkeypatch.setattr(Image.Image, "copy", None)
+    rgb = read(encode(RGB, "JPEG")).rgb
+    assert len(packed) == 1
+    assert np.shares_memory(rgb, np.frombuffer(packed[0], np.uint8))
 
 
 def test_greyscale() -> None:

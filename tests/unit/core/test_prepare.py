@@ -27,6 +27,7 @@ def test_padding_reaches_an_accepted_size_and_restore_undoes_it(
     assert not prepared.tensor[:, width:].any()
     label_map = prepared.tensor[:, :, 0]
     assert (restore(label_map, prepared.geometry) == rgb[:, :, 0]).all()
+    assert np.shares_memory(restore(label_map, prepared.geometry), label_map)
 
 
 def test_a_size_that_fits_is_not_copied() -> None:

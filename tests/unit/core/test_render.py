@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core import render
+from service.core.render import overlay
 from service.core.types import Timings
 from service.errors import InvalidParameter
 from tests.drawing import UInt8Array, read_png, street
-from tests.tiny_models import CLASSES, contract
+from tests.tiny_models import CLASSES, contract, expected_label_map
 
 CONTRACT = contract()
 PALETTE = CONTRACT.palette()
@@ -90,6 +91,24 @@ def test_outlines_are_drawn_in_the_classes_colours() -> None:
     changed[5] = True
     assert (lined[changed] == PALETTE[label_map[changed]]).all()
     assert (lined[~changed] == plain[~changed]).all()
+
+
+@pytest.mark.parametrize("outlines", [False, True])
+def test_an_overlay_is_made_in_blocks_that_join_without_a_seam(
+    outlines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = street(23, 17)
+    label_map = expected_label_map(rgb)
+    label_map[5:9] = 255
+
+    def drawn() -> UInt8Array:
+        return read_png(render.overlay_png(rgb, label_map, PALETTE, 0.3, outlines=outlines))
+
+    whole = drawn()
+    monkeypatch.setattr(overlay, "_BLOCK_PX", 4 * 17)
+    assert (drawn() == whole).all()
+    monkeypatch.setattr(overlay, "_BLOCK_PX", 1)
+    assert (drawn() == whole).all()
 
 
 @given(seed=st.integers(0, 1000), height=st.integers(1, 9), width=st.integers(1, 9))

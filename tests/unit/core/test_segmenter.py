@@ -28,7 +28,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
-from service.core.types import Dtype, Run, ScoredRun
+from service.core.types import Dtype, Run, Score, ScoredRun
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -47,7 +47,7 @@ from service.errors import (
 from tests import drawing, tiny_models
 from tests.conftest import need
 from tests.drawing import read_png, street
-from tests.tiny_models import expected_label_map, write_model
+from tests.tiny_models import expected_label_map, expected_logits, write_model
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
 
 RGB = street(23, 31)
@@ -238,6 +238,54 @@ async def test_without_logits_the_caller_is_told_how_to_get_them(
             segmenter.check(request)
         with pytest.raises(InvalidParameter, match="--logits"):
             await segmenter.segment(request)
+
+
+async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
+    """Padded by the model's contract, whole and in parts."""
+    contract = tiny_models.contract(
+        logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
+    )
+    write_model(tmp_path, logits=True, model_contract=contract)
+    request = replace(REQUEST, scores=(Score.PROBABILITIES, Score.LOGITS))
+    for limits in (Limits(), Limits(max_whole_pixels=300)):
+        async with serving(tmp_path, limits=limits) as segmenter:
+            reply = await segmenter.segment(request)
+            alone = await segmenter.segment(replace(request, scores=(Score.LOGITS,), output=None))
+            plain = await segmenter.segment(REQUEST)
+        probabilities, logits = reply.scores
+        assert (logits == expected_logits(RGB[None])[0]).all()
+        assert (alone.scores[0] == logits).all() and not alone.body
+        for array in reply.scores:
+            assert (array.dtype, array.shape) == (np.dtype(np.float32), (3, *RGB.shape[:2]))
+            assert (array.argmax(axis=0) == expected_label_map(RGB)).all()
+        assert np.abs(probabilities.sum(axis=0) - 1).max() < 1e-6
+        assert (read_png(reply.body) == expected_label_map(RGB)).all()
+        assert plain.scores == ()
+
+
+async def test_arrays_of_scores_that_are_too_large_are_refused_before_the_network_runs(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path, logits=True)
+    request = replace(REQUEST, scores=tuple(Score), max_scores_bytes=2 * 3 * 4 * 23 * 31)
+    watched = Recorder()
+    async with serving(tmp_path, observer=watched) as segmenter:
+        await segmenter.segment(request)
+        runs = len(watched.batches)
+        with pytest.raises(ImageTooLarge, match="3 classes.*23x31.*send fewer pictures"):
+            await segmenter.segment(replace(request, max_scores_bytes=2 * 3 * 4 * 23 * 31 - 1))
+        assert len(watched.batches) == runs == 1
+
+
+async def test_arrays_of_scores_need_logits_and_an_output_without(tmp_path: Path) -> None:
+    write_model(tmp_path, "with", logits=True)
+    write_model(tmp_path, "without")
+    request = replace(REQUEST, scores=(Score.LOGITS,))
+    async with serving(tmp_path) as segmenter:
+        with pytest.raises(InvalidParameter, match="output logits needs .*without.*--logits"):
+            await segmenter.segment(replace(request, model="without"))
+        with pytest.raises(InvalidParameter, match="confidence and arrays of scores.*one of them"):
+            await segmenter.segment(replace(request, model="with", output=Output.CONFIDENCE))
 
 
 async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:

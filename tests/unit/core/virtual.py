@@ -80,7 +80,7 @@ class Machine:
 
 class _Thread(Executor):
     """Takes a run's arguments as `service.core.batcher` gives them: the lane, the images, what to
-    make of their scores."""
+    make of the answers."""
 
     def __init__(self, machine: Machine, name: str) -> None:
         self._machine = machine
@@ -88,7 +88,7 @@ class _Thread(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-        _lane, images, _squeezes = args
+        _lane, images, _makers = args
         seconds = self._machine.begin(self._name, images)  # type: ignore[arg-type]
 
         def end() -> None:

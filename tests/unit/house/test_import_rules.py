@@ -15,6 +15,8 @@ from tests.unit.house.pages import ROOT
 
 VIOLATIONS = (
     ("service/core/decode.py", "import onnxruntime", "onnxruntime only in core.runtime"),
+    ("service/core/providers.py", "import onnxruntime", "onnxruntime only in core.runtime"),
+    ("service/core/binding.py", "import service.core.runtime", "Core modules never import"),
     ("service/core/runtime.py", "import openvino", "openvino only in core.openvino_runtime"),
     ("service/core/prepare.py", "import PIL.Image", "Pillow only in core.decode"),
     ("service/telemetry.py", "import fastapi", "fastapi only in api and app"),

@@ -1,0 +1,402 @@
+"""API keys: who is let in, over REST and gRPC, and what stays open to everybody."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import jsonschema_rs
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from proto.inference import inference_pb2 as oip
+from proto.inference import inference_pb2_grpc as oip_grpc
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from tests.contract.conftest import ADMIN_KEY
+from tests.contract.oip import Request
+from tests.drawing import png, street
+from tests.serving import Server, environment, fail_to_start, running
+from tests.tiny_models import write_model
+
+ALICE, BOB = "alice-has-this-key", "bob+has/another=1"
+GOOD = png(street())
+REFUSED = 'fcn_rejected_total{reason="unauthenticated"}'
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+REPOSITORY = ("index", "models/tiny/load")
+CLOSED = (
+    ("POST", "/segment"),
+    ("GET", "/segment"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
+    ("GET", "/v2"),
+    ("GET", "/v2/models/stats"),
+    ("GET", "/v2/models/tiny"),
+    ("GET", "/v2/models/tiny/ready"),
+    ("GET", "/v2/models/tiny/config"),
+    ("GET", "/v2/models/tiny/versions/1/stats"),
+    ("POST", "/v2/models/tiny/infer"),
+    ("GET", "/v2/health"),
+    ("GET", "/nope"),
+    ("GET", "/livez/"),
+)
+OPEN = (
+    *("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"),
+    *("/", "/docs", "/openapi.json", "/web/index.html", "/web/swagger/swagger-ui.css"),
+)
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(f"# who may\nalice {ALICE}\nbob {BOB}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory, key_file: Path) -> Iterator[Server]:
+    repository: Path = tmp_path_factory.mktemp("models")
+    write_model(repository, logits=True)
+    with running(repository, api_keys_file=key_file, admin_key=ADMIN_KEY) as server:
+        yield server
+        for key in (ALICE, BOB, ADMIN_KEY):
+            assert key not in server.log()
+
+
+def assert_refused(reply: httpx.Response, path: str, words: str = "X-API-Key: KEY") -> None:
+    assert reply.status_code == 401, reply.text
+    assert reply.headers["www-authenticate"] == 'Bearer realm="fcn-serve"'
+    body = reply.json()
+    if path.startswith("/v2"):
+        assert list(body) == ["error"]
+        assert words in body["error"]
+    else:
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert body["type"] == "urn:fcn:problem:not-authenticated"
+        assert words in body["detail"]
+        assert body["request_id"] == reply.headers["x-request-id"]
+
+
+def assert_unauthenticated(error: pytest.ExceptionInfo[grpc.RpcError]) -> None:
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "API key" in (error.value.details() or "")
+    assert dict(error.value.trailing_metadata() or ())["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {ALICE}"},
+        {"Authorization": ALICE},
+        {"Authorization": "Bearer"},
+        {"X-API-Key": ADMIN_KEY},
+        ADMIN,
+    ],
+)
+def test_without_a_key_nothing_is_answered(keyed: Server, headers: dict[str, str]) -> None:
+    """Nor with the admin key, which is for other things."""
+    before = keyed.metric(REFUSED)
+    for method, path in CLOSED:
+        content = GOOD if method == "POST" else None
+        reply = keyed.rest.request(method, path, headers=headers, content=content)
+        assert_refused(reply, path)
+    assert keyed.metric(REFUSED) == before + len(CLOSED)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_with_a_key(keyed: Server, scheme: str) -> None:
+    both = {"Authorization": "Basic of-a-proxy", "X-API-Key": BOB}
+    for headers in ({"Authorization": f"{scheme} {ALICE}"}, {"X-API-Key": BOB}, both):
+        reply = keyed.rest.post("/segment", content=GOOD, headers=headers)
+        assert reply.status_code == 200
+        for path in ("/v1/models", "/v2", "/v2/models/tiny/config"):
+            assert keyed.rest.get(path, headers=headers).status_code == 200
+        with httpx.Client(base_url=keyed.url, headers=headers) as client:
+            assert Request().post(client).status_code == 200
+        assert keyed.rest.get("/nope", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_what_is_open(keyed: Server, path: str) -> None:
+    accept = {"Accept": "text/html"} if path == "/" else {}
+    for headers in ({}, {"X-API-Key": "wrong"}):
+        assert keyed.rest.get(path, headers={**headers, **accept}).status_code == 200
+
+
+def test_every_address_is_either(keyed: Server, server: Server) -> None:
+    """None is forgotten: those of the page, and the ones above."""
+    paths = set(server.rest.get("/openapi.json").json()["paths"])
+    closed = {path.replace("/tiny", "/{model}") for _, path in CLOSED}
+    assert paths <= closed | set(OPEN)
+
+
+def test_refused_before_the_upload_is_read(keyed: Server) -> None:
+    for path in (b"/segment", b"/v2/models/tiny/infer"):
+        with socket.create_connection(keyed.http_address, timeout=10) as link:
+            link.sendall(
+                b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: wrong\r\n"
+                b"Expect: 100-continue\r\nContent-Length: 20000000\r\n\r\n"
+            )
+            assert link.recv(65536).startswith(b"HTTP/1.1 401 "), "and not 100 Continue"
+
+
+def test_the_callers_name_is_logged_and_counted(keyed: Server) -> None:
+    series = 'fcn_caller_requests_total{caller="alice"}'
+    before = keyed.metric(series)
+    headers = {"X-API-Key": ALICE, "X-Request-ID": "rest-by-alice"}
+    keyed.rest.post("/segment", content=GOOD, headers=headers)
+    metadata = (("x-api-key", ALICE), ("x-request-id", "grpc-by-alice"))
+    keyed.stub.Segment(pb.SegmentRequest(image=GOOD), metadata=metadata, timeout=30)
+    item = pb.SegmentStreamRequest(id="1", request=pb.SegmentRequest(image=GOOD))
+    list(keyed.stub.SegmentStream(iter([item]), metadata=metadata, timeout=30))
+    keyed.rest.get("/v1/models", headers={"X-Request-ID": "by-nobody"})
+    # Of the stream, the picture and the call.
+    assert keyed.metric(series) == before + 4
+    lines = keyed.log().splitlines()
+    for request_id in ("rest-by-alice", "grpc-by-alice", "grpc-by-alice/1"):
+        assert any(f"request_id={request_id} " in x and "caller=alice" in x for x in lines)
+    (line,) = (line for line in lines if "request_id=by-nobody" in line)
+    assert " 401 " in line and "caller" not in line
+
+
+def calls(server: Server) -> list[tuple[Any, Any]]:
+    """Every call of both services that takes an API key, and something to send."""
+    stub = oip_grpc.GRPCInferenceServiceStub(server.channel)
+    infer = Request().message()
+    item = pb.SegmentStreamRequest(id="1", request=pb.SegmentRequest(image=GOOD))
+    return [
+        (server.stub.Segment, pb.SegmentRequest(image=GOOD)),
+        (server.stub.ListModels, pb.ListModelsRequest()),
+        (lambda m, **o: list(server.stub.SegmentStream(iter([m]), **o)), item),
+        (stub.ServerLive, oip.ServerLiveRequest()),
+        (stub.ServerReady, oip.ServerReadyRequest()),
+        (stub.ServerMetadata, oip.ServerMetadataRequest()),
+        (stub.ModelReady, oip.ModelReadyRequest(name="tiny")),
+        (stub.ModelMetadata, oip.ModelMetadataRequest(name="tiny")),
+        (stub.ModelConfig, oip.ModelConfigRequest(name="tiny")),
+        (stub.ModelStatistics, oip.ModelStatisticsRequest(name="tiny")),
+        (stub.ModelInfer, infer),
+        (lambda m, **o: list(stub.ModelStreamInfer(iter([m]), **o)), infer),
+    ]
+
+
+def test_grpc(keyed: Server) -> None:
+    before = keyed.metric(REFUSED)
+    wrong = (
+        (),
+        (("x-api-key", "wrong"),),
+        (("authorization", f"Bearer {ADMIN_KEY}"),),
+        (("authorization", f"Basic {ALICE}"),),
+    )
+    for metadata in wrong:
+        for call, message in calls(keyed):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(message, metadata=metadata, timeout=30)
+            assert_unauthenticated(caught)
+    assert keyed.metric(REFUSED) == before + len(wrong) * len(calls(keyed))
+    refused = (
+        'fcn_requests_total{code="UNAUTHENTICATED",method="Segment",model="",transport="grpc"}'
+    )
+    assert keyed.metric(refused) >= len(wrong)
+    for metadata in ((("x-api-key", BOB),), (("authorization", f"bearer {ALICE}"),)):
+        for call, message in calls(keyed):
+            assert call(message, metadata=metadata, timeout=30)
+
+
+def test_no_call_is_forgotten(keyed: Server) -> None:
+    ours = [*pb.DESCRIPTOR.services_by_name.values(), *oip.DESCRIPTOR.services_by_name.values()]
+    methods = sum(len(service.methods) for service in ours)
+    assert len(calls(keyed)) + len(("index", "load", "unload")) == methods
+
+
+def test_grpc_is_refused_before_a_message_is_read(keyed: Server) -> None:
+    """The caller's side never sends one."""
+    call = keyed.channel.stream_unary(
+        "/segmentation.v1.Segmentation/Segment",
+        request_serializer=pb.SegmentRequest.SerializeToString,
+        response_deserializer=pb.SegmentResponse.FromString,
+    )
+
+    def nothing() -> Iterator[pb.SegmentRequest]:
+        time.sleep(20)
+        yield pb.SegmentRequest()
+
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(nothing(), timeout=10)
+    assert_unauthenticated(caught)
+    assert time.monotonic() - began < 9
+
+
+def test_health_and_reflection_are_open(keyed: Server) -> None:
+    health = health_pb2_grpc.HealthStub(keyed.channel)
+    for service in ("", "segmentation.v1.Segmentation", "inference.GRPCInferenceService"):
+        reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    services = ProtoReflectionDescriptorDatabase(keyed.channel).get_services()
+    assert "segmentation.v1.Segmentation" in services
+
+
+def test_an_unknown_call_is_gRPCs_to_answer(keyed: Server) -> None:
+    call = keyed.channel.unary_unary("/segmentation.v1.Segmentation/Nope", None, None)
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=30)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_admin_key_opens_what_it_did_and_nothing_else_does(keyed: Server) -> None:
+    both = {**ADMIN, "X-API-Key": ALICE}
+    for headers in (ADMIN, both):
+        for path in REPOSITORY:
+            reply = keyed.rest.post(f"/v2/repository/{path}", headers=headers)
+            assert reply.status_code == 200
+    assert keyed.rest.post("/segment", content=GOOD, headers=both).status_code == 200
+    for headers in ({}, {"X-API-Key": ALICE}, {"Authorization": f"Bearer {ALICE}"}):
+        for path in REPOSITORY:
+            reply = keyed.rest.post(f"/v2/repository/{path}", headers=headers)
+            assert_refused(reply, "/v2", "the admin key is missing or wrong")
+    stub = oip_grpc.GRPCInferenceServiceStub(keyed.channel)
+    load = oip.RepositoryModelLoadRequest(model_name="tiny")
+    index = oip.RepositoryIndexRequest()
+    admin = (("authorization", f"Bearer {ADMIN_KEY}"),)
+    for metadata in (admin, (*admin, ("x-api-key", ALICE))):
+        assert stub.RepositoryIndex(index, metadata=metadata, timeout=30).models
+        stub.RepositoryModelLoad(load, metadata=metadata, timeout=30)
+    for wrong in ((), (("x-api-key", ALICE),), (("authorization", f"Bearer {ALICE}"),)):
+        for call, message in ((stub.RepositoryIndex, index), (stub.RepositoryModelLoad, load)):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(message, metadata=wrong, timeout=30)
+            assert isinstance(caught.value, grpc.Call)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert "admin key" in (caught.value.details() or "")
+
+
+def test_the_page_says_what_needs_a_key(keyed: Server, server: Server) -> None:
+    page, without = (s.rest.get("/openapi.json").json() for s in (keyed, server))
+    schemes = page["components"]["securitySchemes"]
+    assert (schemes["bearer"]["scheme"], schemes["apiKey"]["name"]) == ("bearer", "X-API-Key")
+    assert without["components"]["securitySchemes"] == schemes
+    secured = {
+        path
+        for path, operations in page["paths"].items()
+        for operation in operations.values()
+        if operation.get("security") == [{"bearer": []}, {"apiKey": []}]
+    }
+    assert secured == {"/segment", "/v1/models", "/v1/models/{model}"}
+    for path in page["paths"]:
+        for operation in page["paths"][path].values():
+            assert ("401" in operation["responses"]) == (path in secured)
+    for operations in without["paths"].values():
+        for operation in operations.values():
+            assert "security" not in operation and "401" not in operation["responses"]
+    answer = page["paths"]["/segment"]["post"]["responses"]["401"]
+    assert "WWW-Authenticate" in answer["headers"]
+    content = answer["content"]["application/problem+json"]
+    found = keyed.rest.post("/segment").json()
+    example = content["examples"]["not-authenticated"]["value"]
+    jsonschema_rs.validate(content["schema"], found)
+    for field in ("type", "title", "status", "detail"):
+        assert found[field] == example[field]
+
+
+def test_schemathesis(keyed: Server, tmp_path: Path) -> None:
+    """It sends the key, and, in a check of its own, leaves it out and sends a wrong one."""
+    series = (REFUSED, 'fcn_caller_requests_total{caller="alice"}')
+    before = [keyed.metric(name) for name in series]
+    config = tmp_path / "schemathesis.toml"
+    plain = Path(__file__).with_name("schemathesis.toml").read_text()
+    config.write_text(f'{plain}\n[auth.openapi.apiKey]\napi_key = "{ALICE}"\n')
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("st"),
+            "--no-color",
+            f"--config-file={config}",
+            "run",
+            f"{keyed.url}/openapi.json",
+            "--max-examples=1",
+            "--generation-deterministic",
+        ],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Tested: (\d+)", done.stdout)
+    assert all(keyed.metric(name) > n for name, n in zip(series, before, strict=True))
+
+
+def test_a_key_is_revoked_and_another_comes_while_the_server_runs(tmp_path: Path) -> None:
+    path, carol = tmp_path / "keys", "carol.came~later"
+    path.write_text(f"alice {ALICE}\nbob {BOB}\n")
+    write_model(tmp_path / "models")
+    with running(tmp_path / "models", api_keys_file=path) as server:
+
+        def status(key: str) -> int:
+            return server.rest.get("/v1/models", headers={"X-API-Key": key}).status_code
+
+        def write(text: str) -> None:
+            path.with_name("new").write_text(text)
+            path.with_name("new").replace(path)
+
+        def until_logged(words: str) -> None:
+            ends = time.monotonic() + 20
+            while words not in server.log():
+                assert time.monotonic() < ends, server.log()
+                time.sleep(0.05)
+
+        go, options = threading.Event(), {"metadata": (("x-api-key", BOB),), "timeout": 60}
+        item = pb.SegmentStreamRequest(id="1", request=pb.SegmentRequest(image=GOOD))
+        stream = server.stub.SegmentStream(sent_again(item, go), **options)
+        assert next(stream).HasField("response")
+        stub = oip_grpc.GRPCInferenceServiceStub(server.channel)
+        infer = stub.ModelStreamInfer(sent_again(Request().message(), go), **options)
+        assert next(infer).infer_response.outputs
+
+        write(f"alice {ALICE}\nbob short\n")
+        until_logged("the API keys stay as they are")
+        assert [status(key) for key in (ALICE, BOB, carol)] == [200, 200, 401]
+        write(f"alice {ALICE}\ncarol {carol}\n")
+        until_logged("gone are 1, new are 1")
+        assert [status(key) for key in (ALICE, BOB, carol)] == [200, 401, 200]
+        # What has begun with a key ends with it.
+        go.set()
+        assert next(stream).error.type == "urn:fcn:problem:not-authenticated"
+        assert "no longer valid" in next(infer).error_message
+
+
+def sent_again(message: Any, go: threading.Event) -> Iterator[Any]:
+    """Once, and once more at `go`."""
+    yield message
+    go.wait(60)
+    yield message
+
+
+def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write_model(tmp_path / "models")
+    path.write_text("# x\nalice a-rather-long-secret\nbob tooshort\n")
+    code, out, err = fail_to_start(model_repository=tmp_path / "models", api_keys_file=path)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith(
+        f"fcn serve: FCN_API_KEYS_FILE '{path}': the key on line 3"
+    )
+    assert "secret" not in err and "tooshort" not in err

@@ -1,0 +1,223 @@
+"""The file of API keys: what is in it, what is wrong with it, and when it is read again."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.api import keys as module
+from service.api.keys import KeyFileError, Keys, offered, parse
+from service.errors import NotAuthenticated
+
+ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
+TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
+
+
+def keys(path: Path, text: str = TEXT, admin_key: str | None = None) -> tuple[Keys, list[str]]:
+    """And what the observer is told."""
+    path.write_text(text)
+    told: list[str] = []
+    return Keys(path, admin_key=admin_key, rejected=told.append), told
+
+
+def write(path: Path, text: str) -> None:
+    """By a file beside it: a moment at which it is half written would be another test."""
+    path.with_name("new").write_text(text)
+    path.with_name("new").replace(path)
+
+
+def look_twice(found: Keys) -> None:
+    found.look()
+    found.look()
+
+
+def lets_in(found: Keys, key: str) -> bool:
+    try:
+        found.admit([key])
+    except NotAuthenticated:
+        return False
+    return True
+
+
+def test_names_and_keys() -> None:
+    assert [caller.name for caller in parse(TEXT)] == ["alice", "bob"]
+    assert [caller.name for caller in parse(f"a {ALICE}\na {BOB}")] == ["a", "a"], "to change keys"
+    assert parse("\n# nobody\n") == ()
+    assert parse(f"a {'k' * 16}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"\n{ALICE}\n", "line 2 has 1 words: write NAME KEY"),
+        (f"alice {ALICE} # since May", "line 1 has 5 words.*lines of their own"),
+        (f"{BOB} bob", "line 1 does not begin with a name"),
+        (f"{'n' * 65} {ALICE}", "line 1 does not begin with a name"),
+        (f"# x\nalice {'k' * 15}", "key on line 2 has 15 characters: give it 16 or more"),
+        ("alice schlüssel-zum-garten", "key on line 1 has characters that a header cannot"),
+        ("alice key-with-\x00-in-the-middle", "characters that a header cannot"),
+        (f"alice {ALICE}\n\nbob {ALICE}", "lines 1 and 3 have the same key"),
+        ("alice the-admin-key-itself", "line 1 is the admin key, which opens more"),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_line_and_without_the_key(text: str, says: str) -> None:
+    with pytest.raises(KeyFileError, match=says) as caught:
+        parse(text, admin_key="the-admin-key-itself")
+    for word in text.split():
+        assert len(word) < 10 or word not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe\x00", "cannot be read: it is not text"),
+        (b"# nobody yet\n", "has no key: write a line NAME KEY"),
+        (b"alice short\n", "the key on line 1 has 5 characters"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(KeyFileError, match=f"FCN_API_KEYS_FILE '{path}'.*{says}") as caught:
+        Keys(path, admin_key=None, rejected=lambda reason: None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "api_key", "wanted"),
+    [
+        (None, None, []),
+        ("Bearer abc", None, ["abc"]),
+        ("bEARER   abc ", None, ["abc"]),
+        ("Basic abc", "def", ["def"]),
+        ("abc", None, []),
+        ("Bearer", None, [""]),
+        (None, " abc ", ["abc"]),
+        ("Bearer abc", "def", ["abc", "def"]),
+    ],
+)
+def test_where_keys_are_sent(
+    authorization: str | None, api_key: str | None, wanted: list[str]
+) -> None:
+    assert offered(authorization, api_key) == wanted
+
+
+def test_who_is_let_in(tmp_path: Path) -> None:
+    found, told = keys(tmp_path / "keys")
+    assert found.admit([ALICE]).name == "alice"
+    assert found.admit(["wrong", BOB]).name == "bob"
+    assert not told
+    for wrong in ([], [""], ["wrong"], [ALICE[:-1]], [ALICE + "x"], [ALICE.upper()], ["\udc80"]):
+        with pytest.raises(NotAuthenticated, match="Bearer KEY, or X-API-Key: KEY"):
+            found.admit(wrong)
+    assert told == ["unauthenticated"] * 7
+
+
+def test_every_key_is_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = keys(tmp_path / "keys", f"a {ALICE}\nb {BOB}\nc {CAROL}\n")
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr(module, "hmac", type("", (), {"compare_digest": staticmethod(compare)}))
+    found.admit([ALICE])
+    assert not lets_in(found, "x")
+    assert compared == [(32, 32)] * 6
+
+
+def test_the_file_is_read_again_when_it_has_changed_and_stays_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+    alice, bob = found.admit([ALICE]), found.admit([BOB])
+    write(path, f"alice {ALICE}\ncarol {CAROL}\n")
+    found.look()
+    assert lets_in(found, BOB), "it may still be being written"
+    with caplog.at_level(logging.INFO, "fcn.keys"):
+        found.look()
+    assert [lets_in(found, key) for key in (ALICE, BOB, CAROL)] == [True, False, True]
+    assert "now of alice, carol; gone are 1, new are 1" in caplog.text
+    found.check(alice)
+    with pytest.raises(NotAuthenticated, match="no longer valid"):
+        found.check(bob)
+    caplog.clear()
+    look_twice(found)
+    assert not caplog.text, "nothing has changed"
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path, f"alice {ALICE}\n")
+    status = path.stat()
+    write(path, f"alice {ALICE[::-1]}\n")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    look_twice(found)
+    assert not lets_in(found, ALICE)
+
+
+@pytest.mark.parametrize("wrong", ["alice short\n", "", None])
+def test_a_file_that_is_broken_keeps_the_keys_and_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str | None
+) -> None:
+    """An empty one is not broken: nobody is to be let in any more."""
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+    path.unlink() if wrong is None else write(path, wrong)
+    for _ in range(4):
+        found.look()
+    assert lets_in(found, ALICE) == (wrong != "")
+    (line,) = caplog.records
+    if wrong == "":
+        assert "nobody is let in" in line.message and line.levelno == logging.WARNING
+    else:
+        assert "the API keys stay as they are" in line.message and line.levelno == logging.ERROR
+    write(path, f"bob {BOB}\n")
+    look_twice(found)
+    assert [lets_in(found, key) for key in (ALICE, BOB)] == [False, True]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
+async def test_it_is_watched_and_a_fault_does_not_end_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    failing = True
+    stamp = found._stamp
+
+    def sometimes() -> Any:
+        if failing:
+            raise ValueError("a fault of ours")
+        return stamp()
+
+    monkeypatch.setattr(found, "_stamp", sometimes)
+    watching = asyncio.create_task(found.watch())
+    await eventually(lambda: "looking at the API keys failed" in caplog.text)
+    failing = False
+    write(path, f"carol {CAROL}\n")
+    await eventually(lambda: lets_in(found, CAROL))
+    watching.cancel()

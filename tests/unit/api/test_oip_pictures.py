@@ -1,0 +1,48 @@
+"""What a request of several pictures may be answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.api import oip_pictures
+from service.api.oip_pictures import segment_all
+from service.core.segmenter import Score, Segmenter, SegmentReply, SegmentRequest
+from service.errors import ImageTooLarge
+from tests.drawing import street
+from tests.tiny_models import expected_logits, write_model
+
+PICTURES = [street(10, 20, seed=n) for n in range(3)]
+BYTES = 3 * 3 * 10 * 20 * 4
+"""Of the logits of all of them."""
+
+
+@pytest.mark.parametrize("as_numbers", [False, True])
+async def test_scores_of_all_pictures_together_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_numbers: bool
+) -> None:
+    """As bytes, or as numbers, which take several times the room."""
+    write_model(tmp_path, logits=True)
+    limit = "MAX_SCORES_AS_NUMBERS_BYTES" if as_numbers else "MAX_SCORES_BYTES"
+    other = "MAX_SCORES_BYTES" if as_numbers else "MAX_SCORES_AS_NUMBERS_BYTES"
+    monkeypatch.setattr(oip_pictures, other, 1)
+    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    await segmenter.start()
+    draft = SegmentRequest(b"", output=None, scores=(Score.LOGITS,), deadline_s=30)
+
+    async def ask() -> list[SegmentReply]:
+        return await segment_all(
+            segmenter, PICTURES, draft, ["logits"], max_pixels=10_000, as_numbers=as_numbers
+        )
+
+    try:
+        monkeypatch.setattr(oip_pictures, limit, BYTES)
+        found = np.stack([reply.scores[0] for reply in await ask()])
+        np.testing.assert_array_equal(found, expected_logits(np.stack(PICTURES)))
+        monkeypatch.setattr(oip_pictures, limit, BYTES - 1)
+        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer pictures"):
+            await ask()
+    finally:
+        await segmenter.aclose()
