@@ -101,12 +101,12 @@ def _chain(graph: onnx.GraphProto, first: onnx.NodeProto) -> Iterator[onnx.NodeP
     Side branches may leave the chain after a pooling.
     """
     users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    node: onnx.NodeProto | None = first
+    for user in graph.node:
+        for name in user.input:
+            users.setdefault(name, []).append(user)
+    node = first
     results = {value.name for value in graph.output}
-    while node is not None:
+    while True:
         if node.op_type in ("Conv", "MaxPool"):
             if not _is_plain(node):
                 return

@@ -86,7 +86,9 @@ def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
         raise QuantizeError(
             f"there is no layer {unknown[0]!r}: choose from {', '.join(convolutions)}"
         )
-    layers = {layer: (node.name,) for layer, node in convolutions.items()}
+    layers: dict[str, tuple[str, ...]] = {
+        layer: (node.name,) for layer, node in convolutions.items()
+    }
     for layer in winograd:
         try:
             layers[layer] = tuple(use_winograd(proto.graph, convolutions[layer]))

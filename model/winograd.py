@@ -47,9 +47,7 @@ def use_winograd(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[str]:
     """
     given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     held = {tensor.name: tensor for tensor in graph.initializer}
-    weight = held.get(node.input[1])
-    _check(node, given, weight)
-    taps = numpy_helper.to_array(weight)
+    taps = _taps(node, given, held.get(node.input[1]))
     kernel, inputs = taps.shape[2], taps.shape[1]
     pads = list(given.get("pads", [0, 0, 0, 0]))
     stem = node.input[1].removesuffix(".weight") + ".winograd"
@@ -142,7 +140,7 @@ def _input_sum(
             before.append(pads[axis])
         # A row more, which an odd number of rows needs to fill its last tile.
         after.append(pads[2 + axis] + 1 - (3 - last))
-    return np.float32(np.outer(*along)), steps, [*before, *after]
+    return np.outer(*along).astype(np.float32), steps, [*before, *after]
 
 
 def _filters(taps: Float32Array, rows: int, columns: int) -> tuple[Float32Array, list[int]]:
@@ -175,7 +173,10 @@ def _signed_sum(add: Any, name: str, parts: list[str], which: int) -> str:
     return total
 
 
-def _check(node: onnx.NodeProto, given: dict[str, Any], weight: onnx.TensorProto | None) -> None:
+def _taps(
+    node: onnx.NodeProto, given: dict[str, Any], weight: onnx.TensorProto | None
+) -> Float32Array:
+    """The layer's weights [outputs,inputs,k,k]. Raises: WinogradError if it is none for us."""
     if node.op_type != "Conv" or weight is None or len(weight.dims) != 4:
         raise WinogradError(
             f"{node.name} is no two-dimensional convolution with weights in the file"
@@ -192,3 +193,4 @@ def _check(node: onnx.NodeProto, given: dict[str, Any], weight: onnx.TensorProto
             f"{node.name} has a kernel of {sides[0]}x{sides[1]}: Winograd's form is for square "
             "kernels of 3, 7 or 11 taps, with stride 1, no dilation and one group"
         )
+    return numpy_helper.to_array(weight).astype(np.float32)

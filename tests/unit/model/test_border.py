@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,11 @@ def chain(layers: Sequence[Layer], dilated: int | None = None) -> onnx.ModelProt
     nodes, held, x, channels = [], [], "image", 3
     for index, (kind, kernel, stride, pad) in enumerate(layers):
         step = 2 if index == dilated else 1
-        given = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+        given: dict[str, Any] = {
+            "kernel_shape": [kernel] * 2,
+            "strides": [stride] * 2,
+            "pads": [pad] * 4,
+        }
         inputs, y = [x], f"x{index}"
         if kind == "Conv":
             weight = random.normal(size=(8, channels, kernel, kernel)) / kernel / channels
