@@ -15,10 +15,10 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto bench lock clean
+.PHONY: help serve test clients check format proto bench bench-gpu lock clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC on 8001 (CPU)
 	$(BIN)/fcn serve
@@ -43,6 +43,9 @@ proto: $(VENV)/.dev ## generate the gRPC stubs again from proto/
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
+
+bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU (eight minutes)
+	$(BIN)/python -m bench.gpu
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
 lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites constraints.txt

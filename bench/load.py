@@ -16,13 +16,14 @@ import asyncio
 import gc
 import json
 import random
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self.open = False
         self.used = False
         self.body = b""
+        self.timing = b""
         self._chunks: list[bytes] = []
         self._retry_after = False
         self._reply: asyncio.Future[tuple[int, bool]] | None = None
@@ -99,6 +101,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._retry_after |= name.lower() == b"retry-after"
+        if name.lower() == b"server-timing":
+            self.timing = value
 
     def on_body(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
@@ -116,7 +120,7 @@ class Connection(asyncio.Protocol):
         if not self.open:
             raise ConnectionError("the connection is closed")
         self._parser = httptools.HttpResponseParser(self)
-        self._chunks, self._retry_after = [], False
+        self._chunks, self._retry_after, self.timing = [], False, b""
         self._reply = asyncio.get_running_loop().create_future()
         self._transport.write(message)  # type: ignore[attr-defined]
         found = await self._reply
@@ -132,6 +136,19 @@ class Connection(asyncio.Protocol):
             self._reply.set_exception(error)
 
 
+class Asker(Protocol):
+    """Who asks: `Client`, or another for another protocol. `stages`: of each answer that says so,
+    the server's own milliseconds by stage."""
+
+    stages: list[dict[str, float]]
+
+    def begin(self) -> None: ...
+
+    def now(self) -> float: ...
+
+    async def ask(self, due_s: float) -> Answer: ...
+
+
 class Client:
     """Connections to one address, taken in turn so that each of a server's workers gets its share.
 
@@ -145,6 +162,7 @@ class Client:
         self._patience_s = patience_s
         self._idle: deque[Connection] = deque()
         self._began = 0.0
+        self.stages: list[dict[str, float]] = []
 
     def begin(self) -> None:
         """Now is second 0."""
@@ -174,6 +192,8 @@ class Client:
         done = self.now()
         if connection is not None and connection.open:
             self._idle.append(connection)
+            if connection.timing:
+                self.stages.append(stages_of(connection.timing))
         return Answer(due_s, sent, done, status, retry_after)
 
     async def _connection(self, *, fresh: bool = False) -> Connection:
@@ -190,7 +210,7 @@ class Client:
             connection.close()
 
 
-async def open_loop(client: Client, due: Sequence[float]) -> list[Answer]:
+async def open_loop(client: Asker, due: Sequence[float]) -> list[Answer]:
     """An answer for every time in `due` (ascending, seconds), in that order."""
     client.begin()
     asked = []
@@ -201,7 +221,7 @@ async def open_loop(client: Client, due: Sequence[float]) -> list[Answer]:
     return await asyncio.gather(*asked)
 
 
-async def closed_loop(client: Client, connections: int, seconds: float) -> list[Answer]:
+async def closed_loop(client: Asker, connections: int, seconds: float) -> list[Answer]:
     """As many clients as `connections`, each asking again as soon as it has its answer."""
     client.begin()
 
@@ -246,6 +266,12 @@ def summary(
     }
 
 
+def stages_of(timing: bytes) -> dict[str, float]:
+    """Milliseconds by stage, of a Server-Timing header."""
+    found = re.findall(r"(\w+);dur=([\d.]+)", timing.decode("latin-1"))
+    return {name: float(value) for name, value in found}
+
+
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     """p50, p95, p99 in milliseconds; None of nothing."""
     if not seconds:
@@ -254,25 +280,25 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     return {f"p{p}_ms": round(float(v), 2) for p, v in zip((50, 95, 99), values, strict=True)}
 
 
-async def offer(args: argparse.Namespace) -> dict[str, Any]:
-    message = request(args.url, args.body.read_bytes(), args.content_type, args.header)
-    client = Client(args.url, message, args.patience)
+async def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
     seconds = args.warm + args.seconds
     gc.disable()
-    try:
-        if args.rate is not None:
-            answers = await open_loop(client, poisson(args.rate, seconds, args.seed))
-        else:
-            answers = await closed_loop(client, args.connections, seconds)
-    finally:
-        client.close()
+    if args.rate is not None:
+        answers = await open_loop(client, poisson(args.rate, seconds, args.seed))
+    else:
+        answers = await closed_loop(client, args.connections, seconds)
     found = summary(answers, since_s=args.warm, until_s=seconds, deadline_s=args.deadline)
     counted = [a for a in answers if a.status == OK and a.due_s >= args.warm]
+    if args.stages:
+        found["stages_ms"] = {
+            stage: [round(each[stage], 3) for each in client.stages if stage in each]
+            for stage in (client.stages[0] if client.stages else ())
+        }
     return found | {"latencies_ms": [round(a.latency_s * 1e3, 1) for a in counted]}
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
+def arguments(description: str | None, program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("url")
     parser.add_argument("body", type=Path)
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -283,9 +309,25 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float, default=0.5, help="seconds; later is no goodput")
     parser.add_argument("--patience", type=float, default=5.0, help="seconds, then hang up")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    parser.add_argument("--stages", action="store_true", help="every answer's time by stage, too")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__, "python -m bench.load")
     parser.add_argument("--content-type", default="image/jpeg")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    print(json.dumps(uvloop.run(offer(parser.parse_args(words)))))
+    args = parser.parse_args(words)
+
+    async def run() -> dict[str, Any]:
+        message = request(args.url, args.body.read_bytes(), args.content_type, args.header)
+        client = Client(args.url, message, args.patience)
+        try:
+            return await offer(args, client)
+        finally:
+            client.close()
+
+    print(json.dumps(uvloop.run(run())))
     return 0
 
 

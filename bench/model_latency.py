@@ -79,7 +79,9 @@ def measure(backbone: str, folder: Path, rounds: int, threads: int) -> list[dict
 def make_network(backbone: str) -> FCN:
     skip_channels = 64 if backbone == "mobilenet_v1" else 0
     torch.manual_seed(0)
-    network = build(NetworkSpec(backbone, skip_channels=skip_channels), CLASSES)  # type: ignore[arg-type]
+    variant = "32s" if backbone == "alexnet" else "8s"
+    spec = NetworkSpec(backbone, variant, skip_channels=skip_channels)  # type: ignore[arg-type]
+    network = build(spec, CLASSES)
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight)

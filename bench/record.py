@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pi
              "uvicorn", "grpcio")  # fmt: skip
 
 
-def write(path: Path, measured: dict[str, Any]) -> None:
+def write(path: Path, measured: dict[str, Any], *, announce: bool = True) -> None:
     """As JSON, with where and when; an older result is replaced (git keeps it)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
@@ -30,7 +30,8 @@ def write(path: Path, measured: dict[str, Any]) -> None:
         **measured,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path)
+    if announce:
+        print(path)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

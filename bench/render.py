@@ -27,6 +27,7 @@ from bench import record
 from model.contract import ClassInfo, Contract, TrainingData
 from service.core import render
 from service.core.decode import decode
+from service.core.memory import keep_freed_memory
 from service.core.render.png import _differences
 from service.core.types import Dtype, Timings
 
@@ -45,19 +46,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=record.RESULTS / "render.json")
     args = parser.parse_args()
+    keep_freed_memory()  # as the server does
     scores = draw_scores(args.height, args.width)
     label_map = scores.argmax(axis=0).astype(np.uint8)
     smooth = draw_scores(args.height, args.width, detail=0.0).argmax(axis=0).astype(np.uint8)
     photo = draw_photo(args.height, args.width)
-    parts = {
+    parts: dict[str, dict[str, Make]] = {
         "replies": replies(label_map, scores, photo),
         "replies_smooth": replies(smooth, scores, photo, scored=False),
         "label_map_png": label_map_pngs(label_map),
         "rgb_png_of_overlay": rgb_pngs(photo),
         "rgb_png_of_color": rgb_pngs(drawn_contract().palette()[label_map]),
+        "exponentials": exponentials(scores),
         "masks": masks(label_map),
         "counts": counts(label_map),
-        "jpeg_decode": decoders(photo),
+        **{
+            f"jpeg_decode_{height}x{width}": decoders(draw_photo(height, width))
+            for height, width in ((360, 480), (375, 500), photo.shape[:2])
+        },
     }
     measured = {name: take_turns(part, args.rounds) for name, part in parts.items()}
     print_tables(measured)
@@ -148,11 +154,16 @@ def rgb_pngs(rgb: UInt8Array) -> dict[str, Make]:
     made: dict[str, Make] = {
         "Pillow, level 1": partial(_pillow, rgb, None, 1),
         "zlib 1, differences, run lengths": partial(_zlib, rows, zlib.Z_RLE),
+        "zlib, differences, Huffman codes alone": partial(_zlib, rows, zlib.Z_HUFFMAN_ONLY),
+        "ISA-L 0, differences": partial(isal_zlib.compress, rows, 0),
         "ISA-L 1, differences": partial(isal_zlib.compress, rows, 1),
         "not compressed": lambda: zlib.compress(rows.data, 0),
     }
     if (zlib_ng := _optional("zlib_ng.zlib_ng")) is not None:
         made["zlib-ng 1, differences"] = lambda: zlib_ng.compress(rows, 1)
+        made["zlib-ng, differences, Huffman codes alone"] = partial(
+            _zlib, rows, zlib.Z_HUFFMAN_ONLY, zlib_ng
+        )
     if (cv2 := _optional("cv2")) is not None:
         level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
         made["OpenCV, level 1"] = lambda: cv2.imencode(".png", rgb, level)[1].tobytes()
@@ -207,6 +218,22 @@ def decoders(photo: UInt8Array) -> dict[str, Make]:
     return made
 
 
+def exponentials(scores: npt.NDArray[np.float32]) -> dict[str, Make]:
+    """What is in every probability, however it is made."""
+    part = np.ascontiguousarray(scores[:, : max(1, (1 << 17) // scores[:, 0].size)])
+    room, sums = np.empty_like(part), np.empty(part.shape[1:], np.float32)
+    times = scores.size // part.size
+
+    def again(step: Callable[[], Any]) -> Make:
+        return lambda: [step() for _ in range(times)] and None
+
+    return {
+        "reading the logits": scores.max,
+        "exp of all, in the cache": again(lambda: np.exp(part, out=room)),
+        "their sums, in the cache": again(lambda: np.add.reduce(room, axis=0, out=sums)),
+    }
+
+
 def draw_scores(height: int, width: int, detail: float = 0.15) -> npt.NDArray[np.float32]:
     """float32 [C,H,W]: smooth fields with some detail, whose largest makes blobs."""
     rng = np.random.default_rng(0)
@@ -249,9 +276,12 @@ def _pillow(pixels: UInt8Array, palette: UInt8Array | None, level: int, **option
     return buffer.getvalue()
 
 
-def _zlib(rows: UInt8Array, strategy: int) -> bytes:
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
-    return packer.compress(rows.tobytes()) + packer.flush()
+def _zlib(rows: UInt8Array, strategy: int, library: Any = zlib) -> bytes:
+    packer: Any = library.compressobj(
+        1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy
+    )
+    packed: bytes = packer.compress(rows) + packer.flush()
+    return packed
 
 
 def _optional(name: str) -> Any:

@@ -79,6 +79,8 @@ class Server:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
+        if self.process.stdout:
+            self.process.stdout.close()
 
 
 def measure(

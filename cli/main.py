@@ -64,8 +64,7 @@ def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
         prog="fcn",
         description="Train fully convolutional networks for semantic segmentation and serve them.",
     )
-    version = importlib.metadata.version("fcn-serve")
-    parser.add_argument("--version", action="version", version=f"fcn {version}")
+    parser.add_argument("--version", action="version", version=f"fcn {_version()}")
     parser.add_argument(
         "--traceback", action="store_true", help="show where an error arose, for a bug report"
     )
@@ -76,6 +75,13 @@ def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
         command.configure(subparser)
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fcn-serve")
+    except importlib.metadata.PackageNotFoundError:  # run from its folder, not installed
+        return "(not installed)"
 
 
 def load_command(name: str) -> Command:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "write the int8 form of an exported model, for CPUs with 8-bit arithmetic"
+HELP = "write the int8 form of an exported model, for CPUs, or its fp16 form, for GPUs"
+
+_MIN_AGREEMENT = {"int8": 0.98, "fp16": 0.99}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an fp32 model.onnx that `fcn export` wrote")
+    parser.add_argument(
+        "--to",
+        choices=("int8", "fp16"),
+        default="int8",
+        help="int8 for CPUs with 8-bit arithmetic, fp16 for GPUs (default: int8)",
+    )
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument(
         "--calibrate", type=Path, metavar="FOLDER", help="pictures like those to be served"
@@ -33,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="with --data-root: splits whose scores are measured and go into the contract",
     )
-    parser.add_argument("--out", type=Path, help="(model.int8.onnx beside the model)")
+    parser.add_argument(
+        "--out", type=Path, help="(model.int8.onnx or model.fp16.onnx beside the model)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument(
         "--images", type=_positive, default=32, metavar="N", help="to calibrate with (default: 32)"
@@ -48,16 +58,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=("minmax", "percentile", "entropy"),
-        default="minmax",
-        help="how ranges are chosen (default: minmax)",
+        help="how ranges are chosen (int8 only; default: minmax)",
     )
     parser.add_argument(
         "--min-agreement",
         type=_share,
-        default=0.98,
         metavar="X",
-        help="layers are left in float, the most sensitive first, until this share of the labels "
-        "is the fp32 model's (default: 0.98)",
+        help="of the labels this share is the fp32 model's: for it, layers are left in float, the "
+        "most sensitive first (int8), or nothing is written (fp16) (default: 0.98, fp16 0.99)",
     )
     parser.add_argument(
         "--keep-float", nargs="+", default=[], metavar="LAYER", help="left in float in any case"
@@ -68,12 +76,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="LAYER",
         help="computed with half the multiplications: for 3x3 and 7x7 layers of 512 channels or "
-        "more, in OpenVINO; the file grows",
+        "more, in OpenVINO; the file grows (int8 only)",
     )
     parser.add_argument(
         "--reduce-range",
         action="store_true",
-        help="7-bit weights: for CPUs with AVX2 but no VNNI, where 8-bit sums overflow",
+        help="7-bit weights: for CPUs with AVX2 but no VNNI, where 8-bit sums overflow (int8 only)",
+    )
+    parser.add_argument(
+        "--headroom",
+        type=_factor,
+        metavar="X",
+        help="layers whose values, so many times as large, would leave fp16's range stay in fp32 "
+        "(fp16 only; default: 4)",
     )
     parser.add_argument("--json", action="store_true", help="the report as JSON")
 
@@ -83,8 +98,11 @@ def run(args: argparse.Namespace) -> int:
 
     from model.quantize import QuantizeError
     from training.datasets import open_dataset
-    from training.quantize import dataset_images, folder_images, quantize_file, spread
+    from training.half import HalfReport, halve_file
+    from training.quantize import QuantizeReport, quantize_file
+    from training.reduced import dataset_images, folder_images, spread
 
+    _check_options(args, QuantizeError)
     scored = []
     if args.calibrate:
         if args.score:
@@ -99,27 +117,64 @@ def run(args: argparse.Namespace) -> int:
         calibration = spread(dataset_images(train), args.images)
         comparison = spread(dataset_images(val), args.compare)
         scored = [open_dataset(name, args.data_root, split) for split in args.score]
-    report = quantize_file(
-        args.model,
-        args.out or args.model.with_name("model.int8.onnx"),
-        calibration,
-        comparison,
-        method=args.method,
-        min_agreement=args.min_agreement,
-        keep_float=args.keep_float,
-        winograd=args.winograd,
-        reduce_range=args.reduce_range,
-        scored=scored,
-        overwrite=args.overwrite,
-    )
+    target = args.out or args.model.with_name(f"model.{args.to}.onnx")
+    if args.min_agreement is None:
+        args.min_agreement = _MIN_AGREEMENT[args.to]
+    report: QuantizeReport | HalfReport
+    if args.to == "fp16":
+        report = halve_file(
+            args.model,
+            target,
+            calibration,
+            comparison,
+            min_agreement=args.min_agreement,
+            headroom=args.headroom or 4.0,
+            keep_float=args.keep_float,
+            scored=scored,
+            overwrite=args.overwrite,
+        )
+    else:
+        report = quantize_file(
+            args.model,
+            target,
+            calibration,
+            comparison,
+            method=args.method or "minmax",
+            min_agreement=args.min_agreement,
+            keep_float=args.keep_float,
+            winograd=args.winograd,
+            reduce_range=args.reduce_range,
+            scored=scored,
+            overwrite=args.overwrite,
+        )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     return 0
+
+
+def _check_options(args: argparse.Namespace, error: type[ValueError]) -> None:
+    """Raises: `error` for an option of the other precision."""
+    given = {
+        "--method": (args.method is not None, "int8"),
+        "--reduce-range": (args.reduce_range, "int8"),
+        "--winograd": (bool(args.winograd), "int8"),
+        "--headroom": (args.headroom is not None, "fp16"),
+    }
+    for option, (is_given, precision) in given.items():
+        if is_given and args.to != precision:
+            raise error(f"{option} is for --to {precision}: leave it out")
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
+    return value
+
+
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: want 1 to 1000")
     return value
 
 

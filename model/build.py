@@ -31,7 +31,8 @@ class NetworkSpec:
     three nets of the paper, `normalisation` of VGG16, see there. AlexNet is 32s only; `pool5`,
     `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`. `modality`:
     what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer, `rgb-hha` late fusion of
-    two nets. How many classes and heads: `build` takes those from the data.
+    two nets. `batch_norm` is a choice of VGG16 that sees RGB, `width`, a factor of the channels, of
+    MobileNetV1. How many classes and heads: `build` takes those from the data.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -46,6 +47,8 @@ class NetworkSpec:
     pool4_scale: float = 1.0
     pool3_scale: float = 1.0
     modality: Modality = RGB
+    batch_norm: bool = False
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
@@ -62,6 +65,14 @@ class NetworkSpec:
             raise ValueError(f"normalisation is for vgg16, not {self.backbone}")
         if self.backbone == "mobilenet_v1" and self.padding != "same":
             raise ValueError("padding is for the nets of the paper, not mobilenet_v1")
+        if self.batch_norm and (self.backbone != "vgg16" or self.modality != RGB):
+            raise ValueError(
+                "batch_norm is for vgg16 with modality rgb; mobilenet_v1 always has it"
+            )
+        if self.width != 1 and self.backbone != "mobilenet_v1":
+            raise ValueError(f"width is for mobilenet_v1, not {self.backbone}")
+        if not 0.125 <= self.width <= 4:
+            raise ValueError(f"width {self.width}: want 0.125 to 4")
         self._check_variant()
         self._check_modality()
 
@@ -98,11 +109,12 @@ class NetworkSpec:
     @property
     def architecture(self) -> str:
         """As written in the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`,
-        `fcn-pool4-vgg16`."""
+        `fcn-pool4-vgg16`, `fcn8s-vgg16_bn`, `fcn8s-mobilenet_v1_1.5`."""
         padded = "-pad100" if self.padding == "pad100" else ""
         dash = "-" if self.variant in TRUNCATIONS else ""
         seen = "" if self.modality == RGB else f"-{self.modality}"
-        return f"fcn{dash}{self.variant}-{self.backbone}{padded}{seen}"
+        kind = "_bn" if self.batch_norm else "" if self.width == 1 else f"_{self.width:g}"
+        return f"fcn{dash}{self.variant}-{self.backbone}{kind}{padded}{seen}"
 
 
 def build(spec: NetworkSpec, classes: Classes) -> FCN:
@@ -131,6 +143,7 @@ def _backbone(spec: NetworkSpec) -> Backbone:
             dropout=0.5 if spec.dropout is None else spec.dropout,
             cut_after=_cut(spec.variant),
             modality=spec.modality,
+            batch_norm=spec.batch_norm,
         )
     if spec.backbone == "alexnet":
         return AlexNet(
@@ -146,6 +159,7 @@ def _backbone(spec: NetworkSpec) -> Backbone:
     return MobileNetV1(
         fc6_channels=256 if spec.fc6_channels is None else spec.fc6_channels,
         dropout=0.1 if spec.dropout is None else spec.dropout,
+        width=spec.width,
     )
 
 

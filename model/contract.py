@@ -21,7 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 METADATA_KEY = "fcn_contract"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format understood: 2 added `input.sizes`. A file has the lowest that says what it
+says, so that a server of before reads every file but a ragged one, and says why it does not."""
+PLAIN_FORMAT_VERSION = 1
 MAX_CLASSES = 255
 """Class ids are 0..254 in a uint8 label map; 255 is void."""
 
@@ -62,6 +65,10 @@ class InputSpec:
     A pixel's label depends on no pixel farther than `context_px` from it along either axis, so
     parts of a picture that start at multiples of the stride and overlap by that much have the
     labels of the whole. None: it may depend on every pixel, or nobody knows.
+
+    `sizes` names a second input, int64 [N,2]: height and width of each image, which lies in the
+    top left corner of its [H,W,3] and is followed by zeros. Within them its answer is the one it
+    has alone, whatever its batch mates' sizes: see `model.ragged`. None: a batch is of one size.
     """
 
     name: str = "image"
@@ -73,6 +80,7 @@ class InputSpec:
     max_side_px: int | None = None
     multiple_of_px: int = 1
     context_px: int | None = None
+    sizes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +114,12 @@ class Contract:
     scores: Mapping[str, float] = field(default_factory=dict)
     git_revision: str = "unknown"
     precision: str = "fp32"
-    format_version: int = FORMAT_VERSION
+    format_version: int = PLAIN_FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Raises ContractError when fields contradict one another."""
-        if self.format_version != FORMAT_VERSION:
-            raise ContractError(
-                f"contract format {self.format_version} is not understood (this is format "
-                f"{FORMAT_VERSION}): export the model again with this version of fcn"
-            )
+        if not PLAIN_FORMAT_VERSION <= self.format_version <= FORMAT_VERSION:
+            raise _unknown_format(self.format_version)
         if not _NAME.fullmatch(self.model_name):
             raise ContractError(
                 f"model_name {self.model_name!r}: use letters, digits, '.', '_' and '-', "
@@ -144,6 +149,11 @@ class Contract:
             raise ContractError("input: max_side_px is below min_side_px")
         if spec.context_px is not None and (spec.context_px < 0 or spec.context_px % spec.stride):
             raise ContractError("input: context_px must be a multiple of stride, 0 or more")
+        if spec.sizes is not None and (self.format_version < 2 or spec.sizes == spec.name):
+            raise ContractError(
+                f"input.sizes {spec.sizes!r}: want the name of another input than the image's, in "
+                "a contract of format 2"
+            )
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
         for name, score in self.scores.items():
@@ -175,7 +185,26 @@ class Contract:
         return result
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        if self.input.sizes is None:
+            del fields["input"]["sizes"]  # unknown to readers of format 1
+        return json.dumps(fields, sort_keys=True)
+
+    def feeds(
+        self, batch: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The graph's inputs by name. batch: uint8 RGB [N,H,W,3].
+
+        sizes: height and width of each image in it; None, the only choice without `input.sizes`:
+        they fill it.
+        """
+        feeds: dict[str, npt.NDArray[Any]] = {self.input.name: batch}
+        if self.input.sizes is not None:
+            whole = [batch.shape[1:3]] * len(batch)
+            feeds[self.input.sizes] = np.asarray(sizes or whole, np.int64).reshape(-1, 2)
+        elif sizes is not None:
+            raise ValueError(f"{self.model_name} takes batches of one size only")
+        return feeds
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -184,12 +213,10 @@ class Contract:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise ContractError(f"the contract is not JSON: {error}") from error
-        if isinstance(raw, dict) and raw.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
             # Said first: a newer format may have fields that would read as unknown below.
-            raise ContractError(
-                f"contract format {raw['format_version']} is not understood (this is format "
-                f"{FORMAT_VERSION}): export the model again with this version of fcn"
-            )
+            raise _unknown_format(version)
         fields = _fields_of(Contract, raw, "contract")
         classes = fields["classes"]
         if not isinstance(classes, Sequence) or isinstance(classes, str):
@@ -222,6 +249,13 @@ class Contract:
             return cls.from_json(text)
         except ContractError as error:
             raise ContractError(f"{source}: {error}") from error
+
+
+def _unknown_format(version: int) -> ContractError:
+    return ContractError(
+        f"contract format {version} is not understood (this is format {FORMAT_VERSION}): export "
+        "the model again with this version of fcn"
+    )
 
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {

@@ -26,11 +26,14 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
+from model.backbones.vgg16 import VGG16
 from model.border import trim_border
 from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
 from model.graph import merge_slices, tidy
+from model.ragged import ragged
+from model.ragged.file import check_mates
 from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
@@ -101,12 +104,14 @@ def export(
     lowering: Lowering = "phases",
     *,
     trim: bool = True,
+    mixed_sizes: bool = False,
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
     `lowering`: how the fixed upsamplings are computed. `trim`: of what a wide padding makes alike,
     only one row and column is computed; see `model.border`. The contract decides whether the graph
-    has a `logits` output. Raises: ExportError.
+    has a `logits` output. `mixed_sizes`: images of several sizes may share a batch, see
+    `model.ragged`; nothing is trimmed then. Raises: ExportError, NotRagged.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
@@ -121,11 +126,15 @@ def export(
     try:
         proto = _to_onnx(folded, contract)
         contract = with_context(proto, contract)
-        if trim:  # after the context, which is read off plain layers
+        if mixed_sizes:
+            proto, contract = ragged(proto, contract)
+        elif trim:  # after the context, which is read off plain layers
             trim_border(proto.graph)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
+        if mixed_sizes:
+            check_mates(temporary, contract, temporary, contract)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -148,7 +157,9 @@ def fold_norms(network: FCN) -> FCN:
     """A copy in eval mode whose batch norms are folded into the convolutions before them."""
     folded = copy.deepcopy(network).cpu().float().eval()
     for module in list(folded.modules()):
-        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+        if isinstance(module, VGG16) and module.batch_norm:
+            module.fold_norms()
+        elif isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()  # type: ignore[assignment]
         elif isinstance(module, nn.Sequential):
@@ -221,7 +232,7 @@ def check_parity(
     for size in checked:
         images = _picture(size, random)
         wanted = reference(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-        got = session.run(names, {contract.input.name: images})
+        got = session.run(names, contract.feeds(images))
         if got[0].shape != size or got[0].dtype != np.uint8:
             raise ExportError(
                 f"for uint8 {images.shape} the file gives {got[0].dtype} {got[0].shape}"

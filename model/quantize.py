@@ -47,7 +47,6 @@ class FloatModel:
     proto: onnx.ModelProto
     contract: Contract
     layers: dict[str, tuple[str, ...]]
-    tail: tuple[str, ...]
 
 
 def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
@@ -72,9 +71,11 @@ def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
         raise QuantizeError(
             f"{path} is {contract.precision} and quantised already: give the fp32 file"
         )
+    if contract.input.sizes is not None:
+        raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
-    tail = _tail(proto.graph, contract)
+    tail = tail_of(proto.graph)
     convolutions = {
         _layer(node): node
         for node in proto.graph.node
@@ -94,7 +95,7 @@ def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
             layers[layer] = tuple(use_winograd(proto.graph, convolutions[layer]))
         except WinogradError as error:
             raise QuantizeError(f"layer {layer}: {error}") from error
-    return FloatModel(proto, contract, layers, tuple(tail))
+    return FloatModel(proto, contract, layers)
 
 
 class Quantizer:
@@ -122,7 +123,7 @@ class Quantizer:
         chosen = {name for layer in layers for name in self.model.layers[layer]}
         if not chosen:
             raise QuantizeError("every layer is left in float: nothing to quantise")
-        proto = _copy(self.model.proto)
+        proto = copied(self.model.proto)
         inert = [n.name for n in proto.graph.node if n.op_type == "Conv" and n.name not in chosen]
         quantizer = QDQQuantizer(
             proto,
@@ -148,17 +149,20 @@ class Quantizer:
         return quantized
 
 
-def simulate(proto: onnx.ModelProto, threads: int = 0) -> Any:
+def simulate(proto: onnx.ModelProto, threads: int = 0, *, optimized: bool = False) -> Any:
     """A session that computes what an exact integer convolution would, in float.
 
     Without the runtime's fusions every DequantizeLinear gives the float value of its integers, and
     sums of their products are exact far beyond 8 bits, as they are with VNNI. Fused, a CPU with
     AVX2 alone adds pairs of products in 16 bits, which overflow.
+
+    optimized: with the fusions all the same, for a graph without such nodes.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
@@ -223,7 +227,7 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
         TensorsData,
     )
 
-    proto = _copy(model.proto)
+    proto = copied(model.proto)
     held = {tensor.name for tensor in proto.graph.initializer}
     names = sorted(
         {
@@ -247,7 +251,7 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
     histograms = HistogramCollector(method, False, 2048, 128, PERCENTILE, "same")
     count = 0
     for image in images:
-        values = session.run(names, {model.contract.input.name: image[None]})
+        values = session.run(names, model.contract.feeds(image[None]))
         lowest = np.minimum(lowest, [v.min() for v in values])
         highest = np.maximum(highest, [v.max() for v in values])
         if method != "minmax":
@@ -265,8 +269,8 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
     return TensorsData(CalibrationMethod.MinMax, ranges)
 
 
-def _tail(graph: onnx.GraphProto, contract: Contract) -> list[str]:
-    """Names of the convolutions between the last activations and the outputs."""
+def tail_of(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes between the last activations and the outputs."""
     producers = {name: node for node in graph.node for name in node.output}
     waiting = [value.name for value in graph.output]
     seen: set[str] = set()
@@ -276,7 +280,7 @@ def _tail(graph: onnx.GraphProto, contract: Contract) -> list[str]:
             continue
         seen.add(node.name)
         waiting += node.input
-    return [node.name for node in graph.node if node.op_type == "Conv" and node.name in seen]
+    return seen
 
 
 def _layer(node: onnx.NodeProto) -> str:
@@ -285,7 +289,7 @@ def _layer(node: onnx.NodeProto) -> str:
     return name if node.input[1].endswith(".weight") else node.name
 
 
-def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    return copied
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(proto)
+    return fresh

@@ -78,10 +78,10 @@ class Settings(BaseSettings):
     engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
     Runtime; `auto` takes the faster of the two at every start."""
-    precision: Literal["auto", "fp32", "int8"] = "auto"
-    """Which file of a model is served: `fp32` is `model.onnx`, `int8` the `model.int8.onnx` beside
-    it; `auto` takes int8 where it exists and the CPU has instructions for it (VNNI, AMX, Arm's dot
-    product)."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """Which file of a model is served: `fp32` is `model.onnx`, `fp16` and `int8` the
+    `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
+    with instructions for it (VNNI, AMX, Arm's dot product), where there is such a file."""
     instances: int | None = Field(None, ge=1)
     """Inferences at once: on the CPU by default one per core, 8 at most; on each GPU 2, each with a
     copy of the model."""
@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
     """Pixels in one inference, over all its pictures; a single picture always fits."""
+    max_padding: float = Field(0.125, ge=0, lt=1)
+    """Share of those pixels that may be padding, where pictures of several sizes share an
+    inference: only with models made by `fcn ragged`, and where `FCN_MAX_BATCH` is above 1. 0 for
+    batches of one size."""
     max_whole_pixels: int | None = Field(None, ge=1)
     """Largest picture that is run in one piece, height times width; a larger one is run in
     overlapping parts, with the same labels. By default chosen from the memory this process may

@@ -17,8 +17,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     time. Torch is left on one thread."""
     narrowed = tuple(channels // 8 for channels in mobilenet_v1._CHANNELS)
     monkeypatch.setattr(mobilenet_v1, "_CHANNELS", narrowed)
-    monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool3_channels", narrowed[4])
-    monkeypatch.setattr(mobilenet_v1.MobileNetV1, "pool4_channels", narrowed[10])
     torch.set_num_threads(1)
 
 

@@ -129,3 +129,53 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(path))
     return path
+
+
+def write_blur(
+    repository: Path,
+    name: str = "blur",
+    version: int = 1,
+    *,
+    logits: bool = False,
+    input_spec: InputSpec | None = None,
+) -> Path:
+    """As `write_model`, with windows: logits are the mean over 5x5 pixels, of which those beyond
+    the image count as zero, of colours lessened by unequal numbers. So what a picture's edge is
+    labelled depends on what lies beyond it."""
+    model_contract = contract(name, logits=logits, input_spec=input_spec)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "less"], ["lower"]),
+        helper.make_node("Transpose", ["lower"], ["colours"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool",
+            ["colours"],
+            ["near"],
+            name="near",
+            kernel_shape=[5, 5],
+            pads=[2] * 4,
+            count_include_pad=1,
+        ),
+        helper.make_node("Add", ["near", "more"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["label_map"], to=TensorProto.UINT8),
+    ]
+    less = np.array([90, 120, 150], np.float32)
+    outputs = [helper.make_tensor_value_info("label_map", TensorProto.UINT8, ["N", "H", "W"])]
+    if logits:
+        outputs.append(
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3, "H", "W"])
+        )
+    graph = helper.make_graph(
+        nodes,
+        "blur",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        outputs,
+        [
+            numpy_helper.from_array(less, "less"),
+            numpy_helper.from_array(less.reshape(3, 1, 1), "more"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, {METADATA_KEY: model_contract.to_json()})
+    return write_file(model, repository, name, version)

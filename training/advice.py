@@ -21,6 +21,8 @@ def advice(error: Exception, config: TrainConfig) -> str | None:
             f"out of memory with {batch_size} crops of {augment.crop_height}x{augment.crop_width}: "
             "lower schedule.batch_size, augment.crop_height or augment.crop_width"
         )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile fails here ({text.splitlines()[0]}): set compile=false"
     if "DataLoader worker" in text:
         return (
             f"a process that reads images died ({text.splitlines()[0]}): lower data.workers, or "

@@ -107,6 +107,16 @@ class InitConfig(_Section):
         return self
 
 
+class DistillConfig(_Section):
+    teacher: Path | None = None
+    """Checkpoint or exported fp32 file of a network of the same classes, which is learned from
+    beside the labels; None: there is none."""
+    weight: float = Field(1.0, gt=0)
+    """Of what the teacher says, beside the cross entropy."""
+    temperature: float = Field(1.0, gt=0)
+    """Both networks' scores are divided by it, see `losses.distillation`."""
+
+
 class TrainConfig(_Section):
     name: str
     network: NetworkSpec
@@ -116,7 +126,10 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     init: InitConfig = InitConfig()
+    distill: DistillConfig = DistillConfig()
     precision: Precision = "auto"
+    compile: bool = False
+    """The network's passes are compiled by torch.compile; the first steps take a minute or so."""
     activation_checkpointing: bool = False
     """Inner maps of the backbone are computed again for the gradient instead of kept."""
     seed: int = 1337
@@ -137,6 +150,25 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _teacher_beside_the_mean(self) -> Self:
+        if self.distill.teacher is None:
+            return self
+        if self.loss.reduction == "sum":
+            raise ValueError("distill.teacher is for loss.reduction=mean, not sum")
+        if self.loss.sample < 1:
+            raise ValueError("the teacher speaks of every pixel, loss.sample not: set it to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_as_it_is(self) -> Self:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError(
+                "torch.compile decides itself what it computes twice: set compile or "
+                "activation_checkpointing to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _streams_are_of_late_fusion(self) -> Self:
         if self.init.hha_checkpoint is not None and self.network.modality != "rgb-hha":
             raise ValueError(
@@ -146,10 +178,11 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _norms_always_learn(self) -> Self:
-        if self.optimizer.learned == "score" and self.network.backbone == "mobilenet_v1":
+        has_norms = self.network.backbone == "mobilenet_v1" or self.network.batch_norm
+        if self.optimizer.learned == "score" and has_norms:
             raise ValueError(
-                "optimizer.learned=score: the norms of mobilenet_v1 would still take on the "
-                "statistics of the data; it is for the nets of the paper"
+                "optimizer.learned=score: the norms of mobilenet_v1 and of batch_norm would still "
+                "take on the statistics of the data; it is for the nets of the paper"
             )
         return self
 

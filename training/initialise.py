@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.backbones.mobilenet_v1 import MobileNetV1
 from model.build import NetworkSpec
 from model.fcn import FCN
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -194,8 +193,8 @@ def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) 
         ) from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ConfigError(f"init.imagenet: cannot use {path}: {error}") from error
-    if not isinstance(backbone, MobileNetV1):
-        return  # has no norms
+    if not backbone.norm_pairs():
+        return
     augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
     count = min(config.init.calibration_images, len(data))
     batches = training_batches(

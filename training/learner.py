@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -15,16 +15,26 @@ from model.heads import HeadSizes, split
 from training.checkpoint import Checkpoint
 from training.config import ConfigError, LossConfig, TrainConfig
 from training.loader import Batch
-from training.losses import cross_entropy, labelled_mass, sample_cells, soft_dice
+from training.losses import (
+    cross_entropy,
+    distillation,
+    labelled_mass,
+    sample_cells,
+    soft_dice,
+)
 from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
 from training.precision import uses_bf16
 from training.ranks import ALONE, Ranks
+
+Forward = Callable[[Tensor], Tensor]
+"""float [N,3,H,W] images in 0..255 -> float [N,C,H,W] logits."""
 
 
 class Learner:
     """A network on its device, and everything that trains it.
 
     `iteration` is how many of `total` are done. `class_weights`: float [C] on that device, or None.
+    `teacher`: a network that gives the same classes, or None.
     Every process of `ranks` ends each step with the same weights, averages and norm statistics,
     and returns the same loss.
     """
@@ -36,6 +46,7 @@ class Learner:
         total: int,
         class_weights: Tensor | None = None,
         ranks: Ranks = ALONE,
+        teacher: FCN | None = None,
     ) -> None:
         self.config, self.total, self.ranks = config, total, ranks
         self.class_weights = class_weights
@@ -51,6 +62,14 @@ class Learner:
         self.network = network
         self.optimizer = make_optimizer(network, config.optimizer)
         self.parallel = _parallel(network, ranks)
+        self.forward: Forward = self.parallel
+        self.teacher: Forward | None = None
+        if teacher is not None:
+            self.teacher = teacher.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        if config.compile:
+            # The weights stay the network's own: validation and checkpoints know nothing of it.
+            self.forward = torch.compile(self.parallel)
+            self.teacher = torch.compile(self.teacher) if self.teacher else None
         decay = config.schedule.ema_decay
         self.average = WeightAverage(network, decay) if decay else None
 
@@ -64,16 +83,20 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         targets = [target.to(self.device, non_blocking=True) for _images, target in batches]
         mass = self.ranks.sum_number(sum(labelled_mass(t, self.class_weights) for t in targets))
+        pixels = self._labelled_pixels(targets)
         value = 0.0
         for index, ((images, _target), target) in enumerate(zip(batches, targets, strict=True), 1):
             with self._exchange(last=index == len(batches)):
                 images = images.to(self.device, non_blocking=True).float()
+                images = images.contiguous(memory_format=self.memory_format)
                 with self._autocast():
-                    logits = self.parallel(images.contiguous(memory_format=self.memory_format))
+                    logits = self.forward(images)
                 loss = heads_loss(
                     logits, target, self.network.heads,
                     self.config.loss, self.class_weights, mass, self.ranks,
                 )  # fmt: skip
+                if self.teacher is not None:
+                    loss = loss + self._taught(self.teacher, images, logits, target) / pixels
                 # The processes' gradients are averaged, but it is their sum that is wanted.
                 (loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
             value += loss.item()
@@ -88,6 +111,19 @@ class Learner:
                 f"the loss is {value} at iteration {self.iteration}: lower the learning rates"
             )
         return value
+
+    def _labelled_pixels(self, targets: Sequence[Tensor]) -> float:
+        """Of the whole step; only a teacher's part of the loss asks for them."""
+        if self.teacher is None:
+            return 1.0
+        return self.ranks.sum_number(sum(labelled_mass(target) for target in targets))
+
+    def _taught(self, teacher: Forward, images: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        """Times its weight, and not yet divided by the pixels."""
+        config = self.config.distill
+        with torch.no_grad(), self._autocast():
+            wanted = teacher(images)
+        return config.weight * distillation(logits, wanted, target, config.temperature)
 
     def rate_factor(self, iteration: int) -> float:
         """What the base rates are multiplied by at `iteration`, 0-based."""

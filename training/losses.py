@@ -116,6 +116,23 @@ def soft_dice(
     return 1 - dice[present].mean()
 
 
+def distillation(
+    logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float
+) -> Tensor:
+    """Divergence of the network's classes from its teacher's, summed over the labelled pixels;
+    scalar, float32, 0 where both say the same.
+
+    Shapes as in `cross_entropy`. Both logits are divided by `temperature`, and the sum multiplied
+    by its square, so that gradients keep their size. Void pixels count nothing here either: of
+    those beyond a picture's edge no teacher knows anything.
+    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
+    """
+    own = (logits.float() / temperature).log_softmax(dim=1)
+    wanted = (teacher_logits.float() / temperature).log_softmax(dim=1)
+    by_pixel = (wanted.exp() * (wanted - own)).sum(dim=1)
+    return temperature**2 * by_pixel.masked_fill(target == VOID, 0).sum()
+
+
 def inverse_log_weights(frequencies: npt.NDArray[np.float64], offset: float) -> Tensor:
     """float32 [C], 1 / ln(offset + share of the class), scaled to mean 1.
 

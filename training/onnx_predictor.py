@@ -47,7 +47,7 @@ class OnnxPredictor:
         padded = np.pad(image, ((0, below - height), (0, right - width), (0, 0)))
         try:
             (label_maps,) = self._session.run(
-                [self.contract.outputs.label_map], {self.contract.input.name: padded[None]}
+                [self.contract.outputs.label_map], self.contract.feeds(padded[None])
             )
         except Exception as error:  # as above
             raise EvaluationError(

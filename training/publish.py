@@ -30,6 +30,7 @@ def publish(
     name: str | None = None,
     version: int | None = None,
     logits: bool = False,
+    ragged: bool = False,
     scores: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ParityReport]:
@@ -37,8 +38,8 @@ def publish(
 
     `name` defaults to the recipe's, `version` to the one after the highest there is. `scores` is
     what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
-    val scores that training measured.
-    Raises: PublishError, CheckpointError, ContractError, ExportError.
+    val scores that training measured. `ragged`: see `model.ragged`.
+    Raises: PublishError, CheckpointError, ContractError, ExportError, NotRagged.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     measured = _read_scores(scores) if scores else None
@@ -49,7 +50,7 @@ def publish(
     if path.exists() and not overwrite:
         raise PublishError(f"{path} exists: choose another --version or say --overwrite")
     contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
-    report = export(network, contract, path)
+    report = export(network, contract, path, mixed_sizes=ragged)
     card = folder / "README.md"
     card.write_text(model_card(checkpoint, contract, measured))
     return path, report
@@ -170,11 +171,16 @@ def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
         ("init", "imagenet"),
         ("init", "checkpoint"),
         ("init", "hha_checkpoint"),
+        ("distill", "teacher"),
     ):
+        if section not in recipe:  # of before there were teachers
+            continue
         if recipe[section].get(field):
             recipe[section][field] = Path(recipe[section][field]).name
         else:
             recipe[section].pop(field, None)
+    if "teacher" not in recipe.get("distill", {}):
+        recipe.pop("distill", None)
     return recipe
 
 

@@ -12,9 +12,11 @@ from training.datasets import DatasetInfo
 FREE = frozenset(
     {
         "activation_checkpointing",
+        "compile",
         "data.root",
         "data.classes",
         "data.workers",
+        "distill.teacher",
         "init.imagenet",
         "init.calibration_images",
         "init.checkpoint",
@@ -25,7 +27,8 @@ FREE = frozenset(
     }
 )
 """Fields that change nothing in what the remaining iterations compute (up to the rounding of sums
-that run on another number of threads)."""
+that run on another number of threads, or compiled). Of a file only the place is free: the teacher
+must be the same one."""
 
 
 def check_resumable(

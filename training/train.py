@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.build import build
+from model.fcn import FCN
 from training.advice import advice
 from training.analysis.masking import show
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -27,6 +28,7 @@ from training.ranks import ALONE, Ranks
 from training.record import Record
 from training.resume import check_resumable
 from training.revision import git_revision
+from training.teacher import load_teacher
 from training.validation import validate
 
 
@@ -90,7 +92,9 @@ class Trainer:
         if not ranks.first:
             # The same weights, but other dropout: the images are others, too.
             torch.manual_seed(config.seed + ranks.rank)
-        self.learner = Learner(self.network, config, self.total, self._class_weights(), ranks)
+        self.learner = Learner(
+            self.network, config, self.total, self._class_weights(), ranks, self._teacher()
+        )
         if checkpoint is not None:
             self._restore(checkpoint)
         self.record = self._open_record() if ranks.first else None
@@ -210,6 +214,10 @@ class Trainer:
             return None
         frequencies = self.train_data.class_frequencies(progress=self.ranks.first)
         return inverse_log_weights(frequencies, offset).to(self.ranks.device())
+
+    def _teacher(self) -> FCN | None:
+        path = self.config.distill.teacher
+        return None if path is None else load_teacher(path, self.train_data.info)
 
     def _checkpoint(self) -> Checkpoint:
         """Every process must ask for it: its random state is part of it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.backbones.norms import Pair, restore
 from model.backbones.recompute import recomputed
 from model.coordinates import CropOffsets, fcn_crops, tile
 from model.surgery import convolutions, transplant
@@ -64,6 +65,19 @@ class Backbone(nn.Module, ABC):
     def pretrained_modules(self) -> list[nn.Module]:
         """Parts that start from ImageNet weights and so train at the backbone's rate."""
         return [self]
+
+    def norm_pairs(self) -> list[Pair]:
+        """The batch norms of the layers that `load_imagenet` fills, with their convolutions."""
+        return []
+
+    def restore_norms(self, batches: Iterable[Tensor]) -> None:
+        """Give each norm the mean and variance its convolution has on `batches`.
+
+        Folded weights leave the norms trivial, and training them in that state starts with a
+        jump. Scale and shift are set so that the layer's function stays what it was.
+        `batches`: float [N,3,H,W] RGB in 0..255. Raises: ValueError if there are none.
+        """
+        restore(self, self.norm_pairs(), batches)
 
     @property
     def weights_pixels(self) -> str:

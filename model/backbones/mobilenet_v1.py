@@ -7,7 +7,6 @@ at even sizes, for which the ImageNet weights were trained).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbones.base import SAME_CROPS, Backbone, Features
+from model.backbones.norms import Pair
 from model.surgery import Shapes
 from model.weights.read import read_npz
 
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Output channels of blocks 1..13 at width 1.0. Source: arXiv 1704.04861 table 1."""
+
+_FIRST_CHANNELS = 32
 
 _EPS = 1e-3
 """Batch norm epsilon of the TensorFlow reference implementation."""
@@ -84,37 +86,27 @@ class ConvNorm(nn.Module):
         self.norm.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
         self.norm.weight.fill_((1 + self.norm.eps) ** 0.5)  # running variance is 1
 
-    @torch.no_grad()
-    def restate(self, mean: Tensor, variance: Tensor) -> None:
-        """Give the norm these statistics, float32 [C], and the scale and shift that undo them."""
-        norm = self.norm
-        old_mean, old_variance = norm.running_mean, norm.running_var
-        if old_mean is None or old_variance is None:
-            raise ValueError("the norm keeps no running statistics")
-        scale = norm.weight / (old_variance + norm.eps).sqrt()
-        norm.bias.add_(scale * (mean - old_mean))
-        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
-        old_mean.copy_(mean)
-        old_variance.copy_(variance)
-
 
 class MobileNetV1(Backbone):
     """Taps: pw5 (stride 8, 256 channels), pw11 (16, 512), then fc6 and fc7 on pw13 (32, 1024).
 
     `fc6_channels` > 0 adds fc6, a 3x3 convolution, as VGG's fc6 is one, before the score layer:
     it sees the neighbourhood that a 1x1 score layer alone cannot.
+
+    `width`: of all channels but those of fc6, as a factor, to the nearest multiple of 8.
+    ImageNet weights fit the width that they were learned at.
     """
 
     name = "mobilenet_v1"
-    pool3_channels = 256
-    pool4_channels = 512
     crops = SAME_CROPS
 
-    def __init__(self, fc6_channels: int = 256, dropout: float = 0.1) -> None:
+    def __init__(self, fc6_channels: int = 256, dropout: float = 0.1, width: float = 1.0) -> None:
         super().__init__()
-        self.conv0 = ConvNorm(3, 32, stride=2)
-        inputs = 32
-        for index, (stride, outputs) in enumerate(zip(_STRIDES, _CHANNELS, strict=True), start=1):
+        inputs = _widened(_FIRST_CHANNELS, width)
+        self.conv0 = ConvNorm(3, inputs, stride=2)
+        channels = [_widened(count, width) for count in _CHANNELS]
+        self.pool3_channels, self.pool4_channels = channels[4], channels[10]
+        for index, (stride, outputs) in enumerate(zip(_STRIDES, channels, strict=True), start=1):
             self.add_module(f"dw{index}", ConvNorm(inputs, inputs, stride=stride, groups=inputs))
             self.add_module(f"pw{index}", ConvNorm(inputs, outputs, kernel=1))
             inputs = outputs
@@ -158,33 +150,8 @@ class MobileNetV1(Backbone):
         for name, layer in self._layers():
             layer.load_folded(name, arrays)
 
-    @torch.no_grad()
-    def restore_norms(self, batches: Iterable[Tensor]) -> None:
-        """Give each norm the mean and variance its convolution has on `batches`.
-
-        Folded weights leave the norms trivial, and training them in that state starts with a
-        jump. Scale and shift are set so that the layer's function stays what it was.
-        `batches`: float [N,3,H,W] RGB in 0..255. Raises: ValueError if there are none.
-        """
-        moments = {name: _Moments(layer.conv.out_channels) for name, layer in self._layers()}
-        hooks = [
-            layer.conv.register_forward_hook(
-                lambda _module, _inputs, output, name=name: moments[name].add(output)
-            )
-            for name, layer in self._layers()
-        ]
-        was_training = self.training
-        self.eval()
-        try:
-            for images in batches:
-                self(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.train(was_training)
-        for name, layer in self._layers():
-            mean, variance = moments[name].finish()
-            layer.restate(mean, variance)
+    def norm_pairs(self) -> list[Pair]:
+        return [(layer.conv, layer.norm) for _, layer in self._layers()]
 
     def _layers(self) -> list[tuple[str, ConvNorm]]:
         return [
@@ -194,24 +161,5 @@ class MobileNetV1(Backbone):
         ]
 
 
-class _Moments:
-    """Running per-channel mean and variance of [N,C,h,w] maps, in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.total = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)
-
-    def add(self, x: Tensor) -> None:
-        x = x.double()
-        self.count += x.numel() // x.shape[1]
-        self.total += x.sum(dim=(0, 2, 3))
-        self.squares += x.square().sum(dim=(0, 2, 3))
-
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """float32 [C] mean and variance. Raises ValueError if nothing was added."""
-        if not self.count:
-            raise ValueError("restore_norms needs at least one batch of images")
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        return mean.float(), variance.float()
+def _widened(channels: int, width: float) -> int:
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.base import Backbone, Features
 from model.backbones.caffe import (
@@ -28,6 +30,7 @@ from model.backbones.caffe import (
     caffe_normalised,
     initialise,
 )
+from model.backbones.norms import Pair, make_identity
 from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 from model.modality import CHANNEL_COUNTS, HHA_MEAN, LOG_DEPTH_MEAN, RGB, Modality
 from model.weights.layers import Layer, LayerWeights
@@ -84,6 +87,8 @@ class VGG16(Backbone):
     `normalisation`: must fit the weights, see there. `modality`: of `rgb`, `rgbd` and `hha`. Depth
     is a fourth channel of the first layer, then named conv1_1_bgrd; HHA is less its own mean, in
     the place of BGR, and takes no torchvision weights (see `NetworkSpec`).
+    `batch_norm`: one after each convolution of the five blocks, as torchvision's `vgg16_bn` has it;
+    a net that is not trained from ImageNet weights learns little without.
     `channels`: of the five blocks. `cut_after`: a net that ends with that pool, which takes the
     place of fc7; it has no other tap.
 
@@ -104,9 +109,10 @@ class VGG16(Backbone):
         channels: Sequence[int] = CHANNELS,
         cut_after: Truncation | None = None,
         modality: Modality = RGB,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.cut_after, self.modality = cut_after, modality
+        self.cut_after, self.modality, self.batch_norm = cut_after, modality, batch_norm
         self.blocks = int(cut_after[-1]) if cut_after else len(CONVS_PER_BLOCK)
         inputs = CHANNEL_COUNTS[modality]
         for block, (convs, outputs) in enumerate(
@@ -116,6 +122,8 @@ class VGG16(Backbone):
                 pad = _conv_padding(padding) if block == index == 1 else 1
                 layer = nn.Conv2d(inputs, outputs, 3, padding=pad)
                 self.add_module(self._conv(block, index), layer)
+                if batch_norm:
+                    self.add_module(_norm(block, index), nn.BatchNorm2d(outputs))
                 inputs = outputs
         if cut_after is None:
             self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
@@ -158,7 +166,10 @@ class VGG16(Backbone):
 
     def _block(self, block: int, x: Tensor) -> Tensor:
         for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
-            x = functional.relu(self.get_submodule(self._conv(block, index))(x), inplace=True)
+            x = self.get_submodule(self._conv(block, index))(x)
+            if self.batch_norm:
+                x = self.get_submodule(_norm(block, index))(x)
+            x = functional.relu(x, inplace=True)
         return functional.max_pool2d(x, 2, 2, ceil_mode=True)
 
     def _fully_connected(self, x: Tensor) -> Tensor:
@@ -186,10 +197,40 @@ class VGG16(Backbone):
         rest = {name: layer for name, layer in layers.items() if name != "conv1_1"}
         return {_CONV1_1_BGRD: Layer(np.concatenate([weight, depth], axis=1), bias), **rest}
 
+    def load_imagenet(self, path: Path) -> None:
+        """The norms become the identity; see `restore_norms`."""
+        super().load_imagenet(path)
+        for _, norm in self.norm_pairs():
+            make_identity(norm)
+
+    def norm_pairs(self) -> list[Pair]:
+        if not self.batch_norm:
+            return []
+        found: list[Pair] = []
+        for block in range(1, self.blocks + 1):
+            for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
+                conv = self.get_submodule(self._conv(block, index))
+                norm = self.get_submodule(_norm(block, index))
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    found.append((conv, norm))
+        return found
+
+    def fold_norms(self) -> None:
+        """Into the convolutions before them; the net is for inference from then on."""
+        names = {module: name for name, module in self.named_children()}
+        for conv, norm in self.norm_pairs():
+            self.add_module(names[conv], fuse_conv_bn_eval(conv, norm))
+            del self._modules[names[norm]]
+        self.batch_norm = False
+
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are VGG's only at its own width."""
         new = () if self.fc7_channels == FC_CHANNELS else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
+
+
+def _norm(block: int, index: int) -> str:
+    return f"norm{block}_{index}"
 
 
 def _conv_padding(padding: Padding) -> int:

@@ -7,7 +7,8 @@ late: those who are refused know at once, and those who are not are answered in 
 
 Time runs out, and callers leave, while queued and while the device is busy: each future is settled
 alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
-one bad image costs its mates a little time and nothing else.
+one bad image costs its mates a little time and nothing else. Images of several sizes share a batch
+where the network can do that: padded, and each answered as if alone.
 
 A device thread that has finished takes the next batch itself: over the event loop, which may have a
 picture's bytes in hand, the device would be idle meanwhile though work waits. So the queue and what
@@ -34,9 +35,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.core.cores import DEVICE_NICE, yield_to_event_loop
+from service.core.frames import padded_pixels, stack
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
-from service.core.types import Clock, DeviceRun, Observer, Priority, Run, ScoredRun
+from service.core.types import Clock, DeviceRun, Observer, Priority, RaggedRun, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -92,6 +94,10 @@ class _Item(Queued):
     def kind(self) -> Hashable:
         return self.image.shape, self.squeeze is None
 
+    @property
+    def mixes(self) -> bool:
+        return self.squeeze is None
+
 
 @dataclass(eq=False, slots=True)
 class _Lane:
@@ -100,6 +106,7 @@ class _Lane:
     run: Run
     scored: ScoredRun | None
     thread: Executor
+    ragged: RaggedRun | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -160,9 +167,11 @@ class Batcher:
         *,
         alone: Run | None = None,
         scored: Sequence[ScoredRun] = (),
+        ragged: Sequence[RaggedRun] = (),
         model: str,
         max_batch: int,
         max_batch_pixels: int,
+        max_padding: float = 0.0,
         max_queue: int,
         max_wait_s: float = math.inf,
         age_cap_s: float = AGE_CAP_S,
@@ -170,14 +179,20 @@ class Batcher:
         clock: Clock,
         thread: Callable[[str], Executor] = one_thread,
     ) -> None:
-        """instances, alone, scored: see `Network`; each instance has a thread of its own.
+        """instances, alone, scored, ragged: see `Network`; each instance has a thread of its own.
 
-        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`. max_queue:
-        images reserved or waiting. max_wait_s: longest predicted wait for the device at which an
-        image is still taken. thread: an executor of one thread, by its name.
+        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`, and so
+        max_padding, for networks with `ragged`. max_queue: images reserved or waiting. max_wait_s:
+        longest predicted wait for the device at which an image is still taken. thread: an executor
+        of one thread, by its name.
         """
         self._lanes = [
-            _Lane(run, scored[n] if scored else None, thread(f"infer-{model}-{n}"))
+            _Lane(
+                run,
+                scored[n] if scored else None,
+                thread(f"infer-{model}-{n}"),
+                ragged[n] if ragged else None,
+            )
             for n, run in enumerate(instances)
         ]
         self._alone = None if alone is None else _Lane(alone, None, thread(f"infer-{model}-alone"))
@@ -187,7 +202,10 @@ class Batcher:
         self._observer = observer
         self._clock = clock
         self._queue: Queue[_Item] = Queue(
-            max_batch=max_batch, max_batch_pixels=max_batch_pixels, age_cap_s=age_cap_s
+            max_batch=max_batch,
+            max_batch_pixels=max_batch_pixels,
+            age_cap_s=age_cap_s,
+            max_padding=max_padding if ragged else 0.0,
         )
         self._again: deque[_Item] = deque()  # of batches that failed, to be run one by one
         self._reserved = dict.fromkeys(Priority, 0)
@@ -393,7 +411,7 @@ class Batcher:
 
     def _begin(self, lane: _Lane, items: list[_Item]) -> _Batch:
         """In the lock."""
-        pixels = sum(item.pixels for item in items)
+        pixels = padded_pixels([item.image for item in items])
         batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
         return batch
@@ -523,9 +541,14 @@ def _run(
     if len(images) == 1:
         batch = images[0][None]
     else:
-        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else np.stack(images)
+        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else stack(images)
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
     logits: Float32Array | None = None
-    if makers[0][0] is None:
+    if len(set(sizes)) > 1:
+        if lane.ragged is None:
+            raise ValueError("a network for batches of one size was given several")
+        label_maps = lane.ragged(batch, sizes)
+    elif makers[0][0] is None:
         label_maps = lane.run(batch)
     elif lane.scored is None:
         raise ValueError("a network without logits was asked for them")
@@ -536,7 +559,10 @@ def _run(
     if logits is not None and logits.shape[2:] != batch.shape[1:3]:
         raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
     answers = []
-    for n, (label_map, (squeeze, finish)) in enumerate(zip(label_maps, makers, strict=True)):
+    for n, (whole, (height, width), (squeeze, finish)) in enumerate(
+        zip(label_maps, sizes, makers, strict=True)
+    ):
+        label_map = whole[:height, :width]
         scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
         answers.append((label_map, scores, None if finish is None else finish(label_map)))
     return answers

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,7 @@ import onnxruntime as ort
 
 from model.contract import Contract
 from service.core.capture import Captures
+from service.core.frames import frame, stack
 from service.core.pinned import Place
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -48,9 +50,11 @@ _NO_GRAPH: Final = -1
 @dataclass(eq=False, slots=True)
 class _Shape:
     """What is bound for one shape. answer: a view of `_Host` memory, or None where the label maps
-    stay on the device (`labels`) because a CUDA graph writes them."""
+    stay on the device (`labels`) because a CUDA graph writes them. sizes: None where a
+    network takes none."""
 
     feed: Any
+    sizes: Any
     labels: Any
     answer: UInt8Array | None
     binding: Any
@@ -82,14 +86,17 @@ class BoundSession:
         return self._alone(self._run, batch)
 
     def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        """uint8 RGB [H,W,3] of one size -> [N,H,W,3], where the next call need not copy them.
+        """uint8 RGB [H,W,3] -> [N,H,W,3], where the next call need not copy them; see `frames`.
 
         Of the call after that it is no more than memory to write to.
         """
         with self._undisturbed():
-            view = self._pixels.view((len(images), *images[0].shape))
-        np.stack(images, out=view)
-        return view
+            view = self._pixels.view((len(images), *frame(images), 3))
+        return stack(images, out=view)
+
+    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
+        """See `RaggedRun`."""
+        return self._alone(partial(self._run, sizes=sizes), batch)
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
         """As a call, and where CUDA graphs are on, every later call of this shape is a replay."""
@@ -110,10 +117,10 @@ class BoundSession:
     def _undisturbed(self) -> AbstractContextManager[None]:
         return nullcontext() if self._captures is None else self._captures.none()
 
-    def _run(self, batch: UInt8Array) -> UInt8Array:
+    def _run(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]] | None = None) -> UInt8Array:
         with self._undisturbed():
             found = self._graphs.get(_shape(batch)) or self._bound(_shape(batch))
-            return self._answer(found, batch)
+            return self._answer(found, batch, sizes)
 
     def _capture(self, batch: UInt8Array) -> UInt8Array:
         shape = _shape(batch)
@@ -134,7 +141,12 @@ class BoundSession:
         self._graphs[shape] = graph
         return label_maps
 
-    def _answer(self, bound: _Shape, batch: UInt8Array) -> UInt8Array:
+    def _answer(
+        self,
+        bound: _Shape,
+        batch: UInt8Array,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> UInt8Array:
         self._place.use()
         pixels = self._pixels.view(batch.shape)
         if batch.ctypes.data != pixels.ctypes.data:  # not out of `stack`
@@ -145,6 +157,10 @@ class BoundSession:
         # they are bound, and would not see them change. Where they are taken as they are it costs
         # nothing.
         bound.binding.bind_ortvalue_input(self._contract.input.name, bound.feed)
+        if bound.sizes is not None:
+            name = self._contract.input.sizes
+            bound.sizes.update_inplace(self._contract.feeds(batch, sizes)[name])
+            bound.binding.bind_ortvalue_input(name, bound.sizes)
         self._session.run_with_iobinding(bound.binding, bound.options)
         if bound.answer is not None:
             return bound.answer.copy()
@@ -156,7 +172,7 @@ class BoundSession:
     def _scored(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         outputs = self._contract.outputs
         names = [outputs.label_map, outputs.logits]
-        feeds = {self._contract.input.name: batch}
+        feeds = self._contract.feeds(batch)
         with self._undisturbed():
             label_maps, logits = self._session.run(names, feeds, self._options(_NO_GRAPH))
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
@@ -180,6 +196,10 @@ class BoundSession:
         self._place.use()
         device = self._place.device, self._place.index
         feed = ort.OrtValue.ortvalue_from_shape_and_type([*shape, 3], np.uint8, *device)
+        sizes = None
+        if self._contract.input.sizes is not None:
+            shape_of_sizes = [shape[0], 2]
+            sizes = ort.OrtValue.ortvalue_from_shape_and_type(shape_of_sizes, np.int64, *device)
         answer: UInt8Array | None = None
         if graph is None:
             answer = self._labels.view(shape)
@@ -189,7 +209,7 @@ class BoundSession:
             labels = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, *device)
         binding = self._session.io_binding()
         binding.bind_ortvalue_output(self._contract.outputs.label_map, labels)
-        return _Shape(feed, labels, answer, binding, self._options(graph or _NO_GRAPH))
+        return _Shape(feed, sizes, labels, answer, binding, self._options(graph or _NO_GRAPH))
 
     def _options(self, graph: int) -> Any:
         """None where the session has no CUDA graphs."""

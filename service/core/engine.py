@@ -26,9 +26,11 @@ from service.errors import ImageTooLarge, ModelLoadError
 UInt8Array = npt.NDArray[np.uint8]
 
 ENGINES: Final = ("onnxruntime", "openvino", "auto")
-PRECISIONS: Final = ("auto", "fp32", "int8")
+PRECISIONS: Final = ("auto", "fp32", "fp16", "int8")
 INT8_FILE: Final = "model.int8.onnx"
 """Beside `model.onnx`: the same network in 8 bits, as `fcn quantize` writes it."""
+FP16_FILE: Final = "model.fp16.onnx"
+"""Beside it, too: on numbers of 16 bits, as `fcn quantize --to fp16` writes it."""
 SAMPLE_SIZES: Final = ((97, 131), (256, 256), (240, 320))
 """(height, width): odd, square and wide."""
 LEAST_AGREEMENT: Final = 0.999
@@ -52,11 +54,11 @@ def open_network(
     """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
 
     provider, gpu: see `runtime.Session`. On a GPU there is ONNX Runtime only. precision: one of
-    `PRECISIONS`; "fp32" is the file at `path`, "int8" the one beside it, and "auto" that one where
-    it exists and the network runs on a CPU made for it.
+    `PRECISIONS`; "fp32" is the file at `path`, "int8" and "fp16" those beside it, and "auto" takes
+    fp16 where it exists and the network runs on a GPU, int8 on a CPU made for it.
 
-    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or int8
-    where there is no such file.
+    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or a
+    precision of which there is no file.
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
@@ -101,10 +103,12 @@ def _open_session(
     """The file of that precision, and ONNX Runtime with it."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    small = path.with_name(INT8_FILE)
-    if precision == "int8" and not small.is_file():
+    small, half = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
+    asked = {"fp32": path, "int8": small, "fp16": half}.get(precision)
+    if asked is not None and not asked.is_file() and asked != path:
         raise ModelLoadError(
-            f"{small} is missing: make it with `fcn quantize {path}`, or set FCN_PRECISION=auto"
+            f"{asked} is missing: make it with `fcn quantize --to {precision} {path}`, or set "
+            "FCN_PRECISION=auto"
         )
 
     def opened(file: Path, provider: str = provider) -> Session:
@@ -117,16 +121,20 @@ def _open_session(
             gpu=gpu,
         )
 
-    if precision == "int8":
-        return small, opened(small)
-    on_gpu = provider in ("cuda", "tensorrt")
-    if precision == "fp32" or on_gpu or not (small.is_file() and multiplies_int8()):
-        return path, opened(path)
-    if provider != "cpu":  # whether there is a GPU shows in the attempt
-        session = opened(path)
-        if session.provider != "cpu":
-            return path, session
-    return small, opened(small, "cpu")
+    if asked is not None:
+        return asked, opened(asked)
+    on_gpu = half if half.is_file() else path
+    on_cpu = small if small.is_file() and multiplies_int8() else path
+    if provider == "cpu":
+        return on_cpu, opened(on_cpu)
+    if provider != "auto":
+        return on_gpu, opened(on_gpu)
+    session = opened(path)  # whether there is a GPU shows in the attempt
+    chosen = on_cpu if session.provider == "cpu" else on_gpu
+    if chosen == path:
+        return path, session
+    del session  # before the other takes its memory
+    return chosen, opened(chosen, "cpu" if chosen == on_cpu else "auto")
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:

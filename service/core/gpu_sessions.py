@@ -21,6 +21,7 @@ from model.contract import Contract
 from service.core import providers
 from service.core.binding import BoundSession
 from service.core.capture import CAPTURES, Captures
+from service.core.frames import frame
 from service.core.gpus import Gpu, GpuOptions, NoGpu, choose, visible_gpus
 from service.core.pinned import Cuda
 from service.core.prepare import accepted_sizes, ordinary_size
@@ -57,6 +58,10 @@ def open_on_gpus(
     """
     if provider == "tensorrt":
         options = replace(options, graphs=False)  # they are the CUDA provider's
+    if contract.input.sizes is not None:
+        # What makes masks of the sizes may be on the CPU, which no graph may use; and where sizes
+        # vary hardly a shape comes twice.
+        options = replace(options, graphs=False)
     captures = CAPTURES if options.graphs else None
     instances: list[Instance] = []
     with _quiet():
@@ -93,13 +98,16 @@ class Instance:
 
     def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
         """See `BoundSession.stack`."""
-        return self._for((len(images), *images[0].shape[:2])).stack(images)
+        return self._for((len(images), *frame(images))).stack(images)
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
         return self._for(batch.shape[:3]).warm_up(batch)
 
     def scored(self, batch: UInt8Array) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
         return self._for(batch.shape[:3]).scored(batch)
+
+    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
+        return self._for(batch.shape[:3]).ragged(batch, sizes)
 
     def _for(self, shape: tuple[int, ...]) -> BoundSession:
         if self._other is None or self._profile is None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from model.contract import Contract
 from service.core.cores import Plan
-from service.core.types import Run, ScoredRun
+from service.core.types import RaggedRun, Run, ScoredRun
 from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
 
@@ -46,6 +46,11 @@ class OpenVinoNetwork:
         """
         self.contract = contract
         self._plan = plan
+        if contract.input.sizes is not None:
+            raise ModelLoadError(
+                f"{path} takes images of several sizes in a batch, which is for GPUs and not for "
+                "OpenVINO: set FCN_ENGINE=onnxruntime, or serve the file it was made of"
+            )
         core = _core()
         try:
             model = core.read_model(str(path))
@@ -73,6 +78,10 @@ class OpenVinoNetwork:
         if self.contract.outputs.logits is None:
             return ()
         return [self._shared.run_scored] * self._plan.instances
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        return ()
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""

@@ -121,6 +121,7 @@ def tensorrt(device: int, contract: Contract, profile: Profile, engines: Path | 
     }
     least, usual, most = (
         f"{contract.input.name}:{count}x{height}x{width}x3"
+        + (f",{contract.input.sizes}:{count}x2" if contract.input.sizes else "")
         for count, (height, width) in (
             (1, profile.smallest),
             (profile.max_batch, profile.usual),

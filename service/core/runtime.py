@@ -19,7 +19,7 @@ from model.contract import Contract, ContractError
 from service.core.gpu_sessions import Instance, built_for, open_on_gpus, usable_gpus
 from service.core.gpus import Gpu, GpuOptions, NoGpu
 from service.core.providers import CPU, PROVIDERS
-from service.core.types import Run, ScoredRun
+from service.core.types import RaggedRun, Run, ScoredRun
 from service.core.warm_up import first_line, warm_up
 from service.errors import ModelLoadError
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 COPIES_BYTES: Final = 256 * 1024 * 1024
 """Of weights, that instances of one thread may have for themselves. Callers of one session share
-its pool of memory: in 8 bits on a Zen 4 they did 0.76 to 0.93 of the images per second that two
+its pool of memory: in 8 bits on a Zen 4 they did 0.80 to 0.93 of the images per second that two
 sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
 
 
@@ -107,6 +107,14 @@ class Session:
             return [instance.scored for instance in self._on_gpus]
         return [partial(self._run_scored, session) for session in self._sessions]
 
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        if self.contract.input.sizes is None:
+            return ()
+        if self._on_gpus:
+            return [instance.ragged for instance in self._on_gpus]
+        return [partial(self._run, session) for session in self._sessions]
+
     def run(self, batch: UInt8Array) -> UInt8Array:
         """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
         return self.instances[0](batch)
@@ -134,9 +142,14 @@ class Session:
         self.provider = wanted
         return True
 
-    def _run(self, session: ort.InferenceSession, batch: UInt8Array) -> UInt8Array:
+    def _run(
+        self,
+        session: ort.InferenceSession,
+        batch: UInt8Array,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> UInt8Array:
         """Raises whatever the runtime raises."""
-        feeds = {self.contract.input.name: batch}
+        feeds = self.contract.feeds(batch, sizes)
         (label_maps,) = session.run([self.contract.outputs.label_map], feeds)
         return np.asarray(label_maps, np.uint8)
 
@@ -145,7 +158,7 @@ class Session:
     ) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
         outputs = self.contract.outputs
-        feeds = {self.contract.input.name: batch}
+        feeds = self.contract.feeds(batch)
         label_maps, logits = session.run([outputs.label_map, outputs.logits], feeds)
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
@@ -216,11 +229,14 @@ def _version() -> tuple[int, ...]:
 def _check_signature(session: ort.InferenceSession, contract: Contract, path: Path) -> None:
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
-    if set(inputs) != {contract.input.name}:
+    names = {name for name in (contract.input.name, contract.input.sizes) if name is not None}
+    if set(inputs) != names:
         raise ModelLoadError(
-            f"{path}: the contract's input is {contract.input.name!r} and the graph's are "
-            f"{sorted(inputs)}: they must be the same one"
+            f"{path}: the contract's inputs are {sorted(names)} and the graph's are "
+            f"{sorted(inputs)}: they must be the same"
         )
+    if contract.input.sizes is not None:
+        _check_tensor(inputs[contract.input.sizes], "tensor(int64)", ("N", 2), path)
     _check_tensor(inputs[contract.input.name], "tensor(uint8)", ("N", "H", "W", 3), path)
     classes = len(contract.classes)
     wanted: dict[str, tuple[str, tuple[str | int, ...]]] = {

@@ -29,7 +29,8 @@ class DeviceRun(Protocol):
     def __call__(self, batch: UInt8Array, /) -> UInt8Array: ...
 
     def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        """uint8 RGB [H,W,3], of one size -> [N,H,W,3] in memory of which the device copies fast.
+        """uint8 RGB [H,W,3] -> [N,H,W,3], in memory of which the device copies fast; of several
+        sizes, see `frames.stack`.
 
         It is for the next call, on the same thread, and will be written to again.
         """
@@ -42,6 +43,10 @@ class DeviceRun(Protocol):
 
 ScoredRun = Callable[[UInt8Array], tuple[UInt8Array, Float32Array]]
 """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
+
+RaggedRun = Callable[[UInt8Array, Sequence[tuple[int, int]]], UInt8Array]
+"""uint8 RGB [N,H,W,3] and the height and width of each image in it, top left, with zeros after it
+-> class ids uint8 [N,H,W], of which those within an image are the ones it has alone."""
 
 
 class Output(StrEnum):
@@ -206,6 +211,7 @@ class Limits:
     max_wait_s: longest predicted wait for the device at which a request is taken.
     max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
+    max_padding: share of N * H * W that may be padding, where images of several sizes share it.
     max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
     """
 
@@ -218,6 +224,7 @@ class Limits:
     max_wait_s: float = 5.0
     max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
+    max_padding: float = 0.125
     max_whole_pixels: int | None = None
 
 
@@ -246,6 +253,11 @@ class Network(Protocol):
     @property
     def scored(self) -> Sequence[ScoredRun]:
         """The instances again, giving their logits as well; empty if the model has none."""
+        ...
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        """The instances again, for images of several sizes; empty if the model cannot do that."""
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...

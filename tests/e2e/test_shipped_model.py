@@ -107,3 +107,16 @@ def test_the_int8_file_is_the_same_model_and_scores_as_well() -> None:
     assert quantized.scores["test_mean_iu"] >= exact.scores["test_mean_iu"] - 0.003
     card = (path.parent.parent / "README.md").read_text()
     assert f"{100 * quantized.scores['test_mean_iu']:.2f}" in card
+
+
+def test_the_fp16_file_is_the_same_model_and_scores_as_well() -> None:
+    """Within 0.2 points of mean IU; what differs in the contract is precision and scores."""
+    path = REPOSITORY / CAMVID / "1" / "model.onnx"
+    exact, halved = contract_of(path), contract_of(path.with_name("model.fp16.onnx"))
+    assert halved.precision == "fp16"
+    assert replace(halved, precision="fp32", scores=exact.scores) == exact
+    card = (path.parent.parent / "README.md").read_text()
+    for split in ("val", "test"):
+        name = f"{split}_mean_iu"
+        assert abs(halved.scores[name] - exact.scores[name]) <= 0.002
+        assert f"{100 * halved.scores[name]:.2f}" in card

@@ -15,7 +15,8 @@ from service.core.render.png import rgb_png
 UInt8Array = npt.NDArray[np.uint8]
 
 _BLOCK_PX: Final = 1 << 16
-"""Pixels blended at a time: Pillow's four bytes of each, three times over, stay in the cache."""
+"""Pixels blended at a time: Pillow's pictures of them take 0.6 MB, and of a whole upload of two
+megapixels 18 MB."""
 
 
 def overlay_png(
@@ -39,8 +40,7 @@ def _blended(
     rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, opacity: int, outlines: bool
 ) -> Iterator[UInt8Array]:
     """Some rows of the overlay at a time, uint8 [h,W,3]. opacity: 0..255."""
-    # Pillow blends with four bytes a pixel and in one pass: a fifth of numpy's time. A whole
-    # picture of those would go through memory four times.
+    # Pillow blends with four bytes a pixel and in one pass: a fifth of numpy's time.
     height, width = label_map.shape
     lines = border(label_map).view(np.uint8) if outlines else None
     colors = palette.tobytes()

@@ -134,6 +134,10 @@ class _Borders:
     def above_in_column(self, y: Int64Array, x: Int64Array) -> Int64Array:
         """The place of the last unit above y in column x. There is one."""
         rows, columns = np.divmod(self.at, self.width)
+        wanted = np.zeros(self.width, bool)
+        wanted[x] = True
+        these = wanted[columns]
+        rows, columns = rows[these], columns[these]
         stride = int(rows[-1]) + 2
         keys = np.sort(columns * stride + rows)
         found = keys[np.searchsorted(keys, x * stride + y) - 1]
@@ -143,13 +147,14 @@ class _Borders:
 @dataclass(frozen=True, slots=True)
 class _Rings:
     """label, area (negative of holes), and corners of each; those that touch themselves; `ring_of`
-    each edge; `edges`."""
+    each edge; the `highest` edge of each; `edges`."""
 
     label: list[int]
     area: list[float]
     corners: list[Ring]
     touching: frozenset[int]
     ring_of: Int64Array
+    highest: Int64Array
     edges: _Edges
 
     def simple(self, ring: int) -> list[Ring]:
@@ -160,7 +165,7 @@ class _Rings:
 def _rings(edges: _Edges, height: int, width: int) -> _Rings:
     count = len(edges.label)
     after, one, other = _successors(edges, height, width)
-    order, offsets = _cycles(after.tolist())
+    order, offsets = _cycles(after)
     ring_of = np.empty(count, np.int64)
     sizes = np.diff(np.append(offsets, count))
     ring_of[order] = np.repeat(np.arange(len(offsets)), sizes)
@@ -177,12 +182,14 @@ def _rings(edges: _Edges, height: int, width: int) -> _Rings:
     # Of the lines of a ring, a horizontal one has y * (x0 - x1) below it, and a vertical one none.
     area = np.add.reduceat(y * (start - end), offsets) if count else y
     touching = ring_of[one[ring_of[one] == ring_of[other]]]
+    highest = np.minimum.reduceat(y * count + order, offsets) % count if count else order
     return _Rings(
         edges.label[order[offsets]].tolist(),
         area.tolist(),
         corners,
         frozenset(touching.tolist()),
         ring_of,
+        highest,
         edges,
     )
 
@@ -196,38 +203,51 @@ def _successors(
     """
     count = len(edges.label)
     x = np.concatenate((edges.start, edges.end))
-    label, y = np.tile(edges.label.astype(np.int64), 2), np.tile(edges.y, 2)
+    label, y = np.tile(edges.label, 2), np.tile(edges.y, 2)
     # Where two pixels of a class touch at a corner only, that of the upper one belongs to the
     # vertical line above, and so comes first.
     second = np.tile(~edges.under, 2)
-    keys = ((label * (width + 1) + x) * (height + 1) + y) * 2 + second
-    order = np.argsort(keys)
+    order = _order(2 * y + second, 2 * height + 1)
+    order = order[_order(label[order], VOID)]
+    order = order[_order(x[order], width)]
     one, other = order[0::2], order[1::2]
     mate = np.empty(2 * count, np.int64)
     mate[one], mate[other] = other, one
-    points = keys[order] >> 1
+    points = ((label * np.int64(width + 1) + x) * (height + 1) + y)[order]
     twice = np.flatnonzero(points[1:] == points[:-1])
     return mate[count:], order[twice] % count, order[twice + 1] % count
 
 
-def _cycles(after: list[int]) -> tuple[Int64Array, Int64Array]:
-    """The elements cycle by cycle, and where each cycle begins. Of `after` nothing is left."""
-    order: list[int] = []
-    offsets: list[int] = []
-    add = order.append
-    for first in range(len(after)):
-        if after[first] < 0:
-            continue
-        offsets.append(len(order))
-        at = first
-        while True:
-            add(at)
-            then = after[at]
-            after[at] = -1
-            if then == first:
-                break
-            at = then
-    return np.array(order, np.int64), np.array(offsets, np.int64)
+def _order(keys: npt.NDArray[Any], largest: int) -> Int64Array:
+    """The stable order of whole numbers up to `largest`: of 16 bits numpy sorts by their digits, in
+    a third of the time that it takes to compare larger ones.
+    """
+    return np.argsort(keys.astype(np.min_scalar_type(largest)), kind="stable")
+
+
+def _cycles(after: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """The elements cycle by cycle, and where each cycle begins: with its least element.
+
+    By steps of doubled length, since one by one in Python they took a fifth of all the time.
+    """
+    least, jump = np.arange(len(after)), after
+    rounds = 0
+    while not np.array_equal(lesser := np.minimum(least, least.take(jump)), least):
+        least, jump, rounds = lesser, jump.take(jump), rounds + 1
+    # Of each element, the steps to the least one of its cycle.
+    first = np.flatnonzero(least == np.arange(len(after)))
+    jump, steps = after.copy(), np.ones(len(after), np.int64)
+    jump[first], steps[first] = first, 0
+    for _ in range(rounds):
+        steps += steps.take(jump)
+        jump = jump.take(jump)
+    sizes = np.bincount(least, minlength=len(after))[first]
+    offsets = np.cumsum(sizes) - sizes
+    steps[first] = sizes
+    ends, order = np.empty((2, len(after)), np.int64)
+    ends[first] = offsets + sizes
+    order[ends.take(least) - steps] = np.arange(len(after))
+    return order, offsets
 
 
 def _regions(rings: _Rings, borders: _Borders) -> dict[int, list[list[Ring]]]:
@@ -256,8 +276,7 @@ def _parents(holes: list[int], rings: _Rings, borders: _Borders) -> dict[int, in
     edges = rings.edges
     # The pixel over a hole's highest edge is of the region; the next border above it in its column
     # is the region's, too: of its outer ring, or of a hole that lies higher.
-    by_height = np.lexsort((edges.y, rings.ring_of))
-    highest = by_height[np.searchsorted(rings.ring_of[by_height], holes)]
+    highest = rings.highest[holes]
     x = np.minimum(edges.start[highest], edges.end[highest])
     units = borders.above_in_column(edges.y[highest], x)
     over = np.flatnonzero(~edges.under)

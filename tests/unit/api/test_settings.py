@@ -153,6 +153,7 @@ def test_limits_have_the_cores_defaults() -> None:
         "queue",
         "batch",
         "batch_pixels",
+        "padding",
     ):
         assert getattr(settings, f"max_{name}") == getattr(limits, f"max_{name}")
     assert settings.max_wait_ms == 1000 * limits.max_wait_s

@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from model.contract import METADATA_KEY, InputSpec
+from model.ragged.file import make_ragged
 from service.core import engine, openvino_runtime
 from service.core.cores import Plan
 from service.core.engine import check_agreement, open_network, samples
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.runtime import Session
-from service.core.types import Network, Run, ScoredRun
+from service.core.types import Network, RaggedRun, Run, ScoredRun
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -121,6 +123,10 @@ class Wrong:
 
     @property
     def scored(self) -> Sequence[ScoredRun]:
+        return ()
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
         return ()
 
     @property
@@ -278,13 +284,24 @@ def beside(path: Path) -> Path:
     return path
 
 
+def half_beside(path: Path) -> Path:
+    """The same in 16 bits, with a bias towards green."""
+    half = dataclasses.replace(tiny_models.contract(), precision="fp16")
+    model = tiny_models.build(bias=(0.0, 300.0, 0.0), metadata={METADATA_KEY: half.to_json()})
+    onnx.save(model, str(path.with_name(engine.FP16_FILE)))
+    return path
+
+
+_LABELS = {"fp32": 0, "fp16": 1, "int8": 2}
+"""Of grey: red comes first of equals; the other files call everything green or blue."""
+
+
 def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
     network = open_network(
         path, provider=provider, engine="onnxruntime", plan=PLAN, precision=precision
     )
     grey = np.full((1, 2, 3, 3), 100, np.uint8)
-    # Red comes first of equals; the 8-bit file calls everything blue.
-    assert (network.instances[0](grey) == (2 if network.contract.precision == "int8" else 0)).all()
+    assert (network.instances[0](grey) == _LABELS[network.contract.precision]).all()
     return network.contract.precision
 
 
@@ -318,12 +335,44 @@ def test_without_an_8_bit_file_auto_serves_the_other(
 
 
 def test_int8_without_its_file_says_how_to_make_it(path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="model.int8.onnx is missing: .*fcn quantize"):
+    with pytest.raises(ModelLoadError, match="int8.onnx is missing: .*fcn quantize --to int8"):
         chosen(path, "int8")
 
 
+def test_fp16_without_its_file_says_how_to_make_it(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="fp16.onnx is missing: .*fcn quantize --to fp16"):
+        chosen(path, "fp16")
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_on_a_cpu_fp16_is_served_only_on_request(path: Path, provider: str) -> None:
+    half_beside(path)
+    assert chosen(path, "auto", provider) == "fp32"
+    assert chosen(path, "fp16", provider) == "fp16"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "auto"])
+def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    class OnGpu(Session):
+        def __init__(self, path: Path, **options: Any) -> None:
+            super().__init__(path, **{**options, "provider": "cpu"})
+            self.provider = "cuda"
+
+    monkeypatch.setattr(engine, "Session", OnGpu)
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
+    beside(path)
+    assert chosen(path, "auto", provider) == "fp32"  # an 8-bit file is for CPUs
+    half_beside(path)
+    assert chosen(path, "auto", provider) == "fp16"
+    assert chosen(path, "fp32", provider) == "fp32"
+
+
 def test_an_unknown_precision_names_the_known(path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="precision 'fp8': choose one of auto, fp32, int8"):
+    with pytest.raises(
+        ModelLoadError, match="precision 'fp8': choose one of auto, fp32, fp16, int8"
+    ):
         chosen(path, "fp8")
 
 
@@ -349,3 +398,12 @@ def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
     if find_spec("openvino") is not None:
         plan = Plan(instances=1, threads=1, alone_threads=0)
         assert OpenVinoNetwork(path, session.contract, plan).scored == ()
+
+
+def test_a_ragged_file_is_for_onnx_runtime(tmp_path: Path, openvino: None) -> None:
+    path = tmp_path / "ragged.onnx"
+    make_ragged(tiny_models.write_blur(tmp_path), path)
+    assert opened(path, "onnxruntime").ragged
+    assert opened(path, "auto").ragged, "which makes do"
+    with pytest.raises(ModelLoadError, match="not for OpenVINO: set FCN_ENGINE=onnxruntime"):
+        opened(path, "openvino")

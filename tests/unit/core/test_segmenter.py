@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
+from model.ragged.file import make_ragged
 from service.core.render import scores as scores_module
+from service.core.runtime import Session
 from service.core.segmenter import (
     Limits,
     ModelState,
@@ -28,7 +31,7 @@ from service.core.segmenter import (
     SegmentReply,
     SegmentRequest,
 )
-from service.core.types import Dtype, Run, Score, ScoredRun
+from service.core.types import Dtype, RaggedRun, Run, Score, ScoredRun
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -75,6 +78,7 @@ class FakeNetwork:
 
     alone: Run | None = None
     scored: Sequence[ScoredRun] = ()
+    ragged: Sequence[RaggedRun] = ()
 
     @property
     def instances(self) -> Sequence[Run]:
@@ -683,3 +687,63 @@ async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_pa
     async with serving(tmp_path, **options) as segmenter:
         with pytest.raises(ImageTooLarge, match="needs the picture whole"):
             await segmenter.segment(REQUEST)
+
+
+@dataclass
+class HeldOnce:
+    """A network whose first run waits: meanwhile a queue builds up."""
+
+    session: Session
+    free: threading.Event = field(default_factory=threading.Event)
+    provider: str = "cpu"
+    alone: Run | None = None
+    scored: Sequence[ScoredRun] = ()
+
+    @property
+    def contract(self) -> Contract:
+        return self.session.contract
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return (self._run,)
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        return self.session.ragged
+
+    def _run(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if not self.free.wait(WAIT_S):
+            raise TimeoutError("the test never released the device")
+        return self.session.run(batch)
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("max_padding", "most"), [(0.0, 1), (0.3, 2), (0.9, 4)])
+async def test_uploads_of_several_sizes_share_a_batch_and_have_their_own_answers(
+    tmp_path: Path, max_padding: float, most: int
+) -> None:
+    plain = tiny_models.write_blur(tmp_path / "plain")
+    path = tmp_path / "models" / "blur" / "1" / "model.onnx"
+    make_ragged(plain, path)
+    network = HeldOnce(Session(path, provider="cpu", threads=1))
+    sizes = [(23, 31), (31, 23), (22, 30), (5, 40), (23, 30)]
+    pictures = [street(*size, seed=n) for n, size in enumerate(sizes)]
+    async with serving(
+        tmp_path / "models",
+        open_network=lambda path: network,
+        limits=Limits(max_batch=4, max_padding=max_padding),
+    ) as segmenter:
+        asked = [send(segmenter, SegmentRequest(drawing.png(pictures[0])))]
+        await asyncio.sleep(0.05)
+        asked += [send(segmenter, SegmentRequest(drawing.png(p))) for p in pictures[1:]]
+        await asyncio.sleep(0.2)
+        network.free.set()
+        replies = await asyncio.gather(*asked)
+    alone = Session(plain, provider="cpu", threads=1)
+    for reply, picture in zip(replies, pictures, strict=True):
+        wanted = alone.run(picture[None])[0]
+        assert np.array_equal(read_png(reply.body), wanted)
+        assert (reply.label_map == wanted).all()
+    assert max(reply.batch_size for reply in replies) == most

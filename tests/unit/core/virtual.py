@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,6 +56,8 @@ class Machine:
         self._seconds = seconds
         self.runs: list[tuple[float, str, UInt8Array]] = []
         """When each began, on which thread, with what."""
+        self.sizes: list[list[tuple[int, int]]] = []
+        """Of the images in each."""
         self.busy: dict[str, int] = {}
         self.most_busy = 0
 
@@ -64,18 +66,38 @@ class Machine:
             raise RuntimeError("secret of the device")
         return batch[..., 0]
 
+    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
+        """As a call; beyond each image, which must be zeros, it answers nonsense."""
+        label_maps = self(batch).copy()
+        for label_map, image, (height, width) in zip(label_maps, batch, sizes, strict=True):
+            if image[height:].any() or image[:, width:].any():
+                raise ValueError("something lies beyond an image")
+            label_map[height:] = 77
+            label_map[:, width:] = 77
+        return label_maps
+
     def thread(self, name: str) -> Executor:
         return _Thread(self, name)
 
     def begin(self, name: str, images: list[UInt8Array]) -> float:
         """Seconds that the run will take."""
-        batch = np.stack(images)
+        batch = padded(images)
         self.runs.append((asyncio.get_running_loop().time(), name, batch))
+        self.sizes.append([image.shape[:2] for image in images])
         self.busy[name] = self.busy.get(name, 0) + 1
         self.most_busy = max(self.most_busy, sum(self.busy.values()))
         if self.busy[name] > 1:
             raise RuntimeError(f"{name} was called twice at once")
         return self._seconds(batch)
+
+
+def padded(images: Sequence[UInt8Array]) -> UInt8Array:
+    """uint8 [H,W,3] of any sizes -> [N,H,W,3], each top left, zeros after it."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    batch = np.zeros((len(images), height, width, 3), np.uint8)
+    for place, image in zip(batch, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return batch
 
 
 class _Thread(Executor):

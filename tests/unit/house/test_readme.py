@@ -137,7 +137,7 @@ def test_make_lines_exist() -> None:
         for page in PAGES
         for block in blocks(page)
         if block.language == "bash"
-        for line in block.text.splitlines()
+        for line in block.text.replace("\\\n", " ").splitlines()
         if (words := shlex.split(line, comments=True)) and words[0] == "make"
     }
     assert {"serve", "test"} <= named <= make_targets()

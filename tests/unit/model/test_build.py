@@ -23,6 +23,8 @@ from model.build import NetworkSpec, build
         (NetworkSpec("vgg16", "pool4"), "fcn-pool4-vgg16"),
         (NetworkSpec("alexnet", "32s", padding="pad100"), "fcn32s-alexnet-pad100"),
         (NetworkSpec("googlenet"), "fcn8s-googlenet"),
+        (NetworkSpec("vgg16", batch_norm=True, padding="pad100"), "fcn8s-vgg16_bn-pad100"),
+        (NetworkSpec("mobilenet_v1", width=1.5), "fcn8s-mobilenet_v1_1.5"),
     ],
 )
 def test_architecture(spec: NetworkSpec, wanted: str) -> None:
@@ -107,6 +109,10 @@ def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
         ({"backbone": "mobilenet_v1", "skip_channels": -1}, "must not be negative"),
         ({"backbone": "vgg16", "dropout": 1.0}, "want 0 <= dropout < 1"),
         ({"backbone": "vgg16", "dropout": -0.1}, "want 0 <= dropout < 1"),
+        ({"backbone": "alexnet", "variant": "32s", "batch_norm": True}, "batch_norm is for vgg16"),
+        ({"backbone": "vgg16", "modality": "hha", "batch_norm": True}, "with modality rgb"),
+        ({"backbone": "vgg16", "width": 1.5}, "width is for mobilenet_v1, not vgg16"),
+        ({"backbone": "mobilenet_v1", "width": 0.1}, "want 0.125 to 4"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:

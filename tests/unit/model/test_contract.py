@@ -100,7 +100,7 @@ def test_most_classes() -> None:
 
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"format_version": FORMAT_VERSION + 1}, "contract format 2 is not understood"),
+    ({"format_version": FORMAT_VERSION + 1}, "contract format 3 is not understood"),
     ({"model_name": ""}, "model_name ''"),
     ({"model_name": "../secret"}, "model_name '../secret'"),
     ({"model_name": "two words"}, "model_name 'two words'"),
@@ -123,6 +123,12 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"input": InputSpec(layout="NCHW")}, "not uint8 NCHW RGB"),
     ({"input": InputSpec(dtype="float32")}, "not float32 NHWC RGB"),
     ({"input": InputSpec(color_order="BGR")}, "not uint8 NHWC BGR"),
+    ({"format_version": 0}, "contract format 0 is not understood"),
+    ({"input": InputSpec(sizes="sizes")}, r"input\.sizes 'sizes': .* in a contract of format 2"),
+    (
+        {"input": InputSpec(sizes="image"), "format_version": 2},
+        r"input\.sizes 'image': want the name of another input",
+    ),
     ({"input": InputSpec(stride=0)}, "must be >= 1"),
     ({"input": InputSpec(min_side_px=0)}, "must be >= 1"),
     ({"input": InputSpec(multiple_of_px=0)}, "must be >= 1"),
@@ -205,9 +211,31 @@ def test_wrong_json_is_refused(change: Callable[[dict[str, Any]], None], message
 
 
 def test_a_newer_format_is_named_before_its_new_fields() -> None:
-    raw = contract().to_dict() | {"format_version": 2, "a_new_field": 1}
-    with pytest.raises(ContractError, match="format 2 is not understood.*export the model again"):
+    raw = contract().to_dict() | {"format_version": 3, "a_new_field": 1}
+    with pytest.raises(ContractError, match="format 3 is not understood.*export the model again"):
         Contract.from_json(json.dumps(raw))
+
+
+def test_only_a_ragged_file_is_of_the_newer_format() -> None:
+    """A server of before reads every other file."""
+    plain = json.loads(contract().to_json())
+    assert plain["format_version"] == 1
+    assert "sizes" not in plain["input"]
+    wanted = contract(input=InputSpec(sizes="sizes"), format_version=2)
+    assert Contract.from_json(wanted.to_json()) == wanted
+    assert json.loads(wanted.to_json())["input"]["sizes"] == "sizes"
+
+
+def test_feeds_of_images_that_fill_the_batch_and_of_others() -> None:
+    batch = np.zeros((2, 4, 5, 3), np.uint8)
+    assert list(contract().feeds(batch)) == ["image"]
+    with pytest.raises(ValueError, match="takes batches of one size only"):
+        contract().feeds(batch, [(4, 5), (1, 2)])
+    ragged = contract(input=InputSpec(sizes="sizes"), format_version=2)
+    whole, mixed = (ragged.feeds(batch, sizes)["sizes"] for sizes in (None, [(4, 5), (1, 2)]))
+    assert whole.dtype == mixed.dtype == np.dtype(np.int64)
+    assert whole.tolist() == [[4, 5], [4, 5]]
+    assert mixed.tolist() == [[4, 5], [1, 2]]
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json"])

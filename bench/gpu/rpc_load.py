@@ -1,0 +1,91 @@
+"""`bench.load` over gRPC: the same loops and the same numbers, of Segment.
+
+python -m bench.gpu.rpc_load 127.0.0.1:8001 photo.jpg --connections 8 --seconds 5
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from bench import load
+from bench.load import Answer
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+
+_STATUS = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+"""As HTTP would say it; any other failure is no answer."""
+_CHANNELS = 4
+"""One HTTP/2 connection would be a queue of its own."""
+STAGES = ("decode", "queue", "infer", "render")
+
+
+class RpcClient:
+    """As `load.Client`. patience_s: a call's deadline, from when it was due."""
+
+    def __init__(self, target: str, body: bytes, patience_s: float) -> None:
+        self._request = pb.SegmentRequest(image=body)
+        self._patience_s = patience_s
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),  # a connection each
+            ("grpc.max_receive_message_length", -1),
+        ]
+        self._channels = [
+            grpc.aio.insecure_channel(target, options=options) for _ in range(_CHANNELS)
+        ]
+        self._stubs = [pb_grpc.SegmentationStub(channel) for channel in self._channels]
+        self._turn = 0
+        self._began = 0.0
+        self.stages: list[dict[str, float]] = []
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self._began
+
+    async def ask(self, due_s: float) -> Answer:
+        sent = self.now()
+        self._turn += 1
+        stub = self._stubs[self._turn % len(self._stubs)]
+        status = load.OK
+        try:
+            reply = await stub.Segment(
+                self._request, timeout=max(0.001, self._patience_s - (sent - due_s))
+            )
+            self.stages.append({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
+        except grpc.aio.AioRpcError as error:
+            status = _STATUS.get(error.code(), load.NO_ANSWER)
+        return Answer(due_s, sent, self.now(), status)
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close(None)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    args = load.arguments(__doc__, "python -m bench.gpu.rpc_load").parse_args(words)
+    body = args.body.read_bytes()
+
+    async def run() -> dict[str, object]:
+        client = RpcClient(args.url, body, args.patience)
+        try:
+            return await load.offer(args, client)
+        finally:
+            await client.close()
+
+    print(json.dumps(asyncio.run(run())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

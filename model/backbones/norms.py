@@ -1,0 +1,80 @@
+"""Statistics of batch norms whose convolutions start from weights with the norm folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
+"""A convolution and the norm right after it."""
+
+
+@torch.no_grad()
+def make_identity(norm: nn.BatchNorm2d) -> None:
+    """A norm that gives what it is given, while its running statistics are those of a new one."""
+    norm.reset_running_stats()
+    norm.weight.fill_((1 + norm.eps) ** 0.5)
+    norm.bias.zero_()
+
+
+@torch.no_grad()
+def restore(network: nn.Module, pairs: Sequence[Pair], batches: Iterable[Tensor]) -> None:
+    """Give each norm the mean and variance its convolution has on `batches`.
+
+    Scale and shift are set so that the layer's function stays what it was. `batches`: what
+    `network` takes. Raises: ValueError if there are none.
+    """
+    moments = [_Moments(conv.out_channels) for conv, _ in pairs]
+    hooks = [
+        conv.register_forward_hook(lambda _module, _inputs, output, own=own: own.add(output))
+        for (conv, _), own in zip(pairs, moments, strict=True)
+    ]
+    was_training = network.training
+    network.eval()
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(was_training)
+    found = [own.finish() for own in moments]  # all, before a norm is changed
+    for (_, norm), (mean, variance) in zip(pairs, found, strict=True):
+        _restate(norm, mean, variance)
+
+
+def _restate(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Give the norm these statistics, float32 [C], and the scale and shift that undo them."""
+    old_mean, old_variance = norm.running_mean, norm.running_var
+    if old_mean is None or old_variance is None:
+        raise ValueError("the norm keeps no running statistics")
+    scale = norm.weight / (old_variance + norm.eps).sqrt()
+    norm.bias.add_(scale * (mean - old_mean))
+    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+    old_mean.copy_(mean)
+    old_variance.copy_(variance)
+
+
+class _Moments:
+    """Running per-channel mean and variance of [N,C,h,w] maps, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(channels, dtype=torch.float64)
+        self.squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        x = x.double()
+        self.count += x.numel() // x.shape[1]
+        self.total += x.sum(dim=(0, 2, 3))
+        self.squares += x.square().sum(dim=(0, 2, 3))
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """float32 [C] mean and variance. Raises ValueError if nothing was added."""
+        if not self.count:
+            raise ValueError("restore_norms needs at least one batch of images")
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp(min=0)
+        return mean.float(), variance.float()
