@@ -1,11 +1,12 @@
 """How the CPU should run the network: instances, threads, batches, session options, engines.
 
-    python -m bench.engines --part instances|options|engines [--seconds 60]
+    python -m bench.engines --part instances|options|engines|precisions [--seconds 60]
 
 In one process, without a server, taking turns in short slots: a slot runs every caller of a
-configuration in a loop. Three parts, since each needs a quiet machine for about a minute:
+configuration in a loop. Four parts, since each needs a quiet machine for about a minute:
 instances (who runs at once, and what batches bring, with the bare limit: decode, network and encode
-in loops), options (of ONNX Runtime's session), engines (OpenVINO beside ONNX Runtime).
+in loops), options (of ONNX Runtime's session), engines (OpenVINO beside ONNX Runtime), precisions
+(the 8-bit file beside the fp32 one).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bench.segment_load import jpeg
 from model.contract import Contract
 from service.core.cores import Plan
 from service.core.decode import decode
+from service.core.engine import INT8_FILE
 from service.core.openvino_runtime import OpenVinoNetwork
 from service.core.render import label_map_png
 from service.core.runtime import Session
@@ -161,7 +163,20 @@ def engines(model: Path) -> dict[str, Configuration]:
     return rows
 
 
-PARTS = {"instances": instances, "options": options, "engines": engines}
+def precisions(model: Path) -> dict[str, Configuration]:
+    """The 8-bit file beside `model`, in both engines."""
+    rows: dict[str, Configuration] = {}
+    for precision, file in (("fp32", model), ("int8", model.with_name(INT8_FILE))):
+        ours = Session(file, provider="cpu", threads=1, alone_threads=2)
+        theirs = OpenVinoNetwork(file, ours.contract, Plan(1, 1, 2))
+        for name, network in (("ONNX Runtime", ours), ("OpenVINO", theirs)):
+            for threads, run in ((1, network.instances[0]), (2, network.alone)):
+                if run is not None:
+                    rows[f"{precision}, {name}, {threads} threads"] = (calls([run], 1), 1)
+    return rows
+
+
+PARTS = {"instances": instances, "options": options, "engines": engines, "precisions": precisions}
 
 
 def calls(runs: Sequence[Run], images: int) -> list[Caller]:

@@ -71,6 +71,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--keep-float", nargs="+", default=[], metavar="LAYER", help="left in float in any case"
     )
     parser.add_argument(
+        "--winograd",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="computed with half the multiplications: for 3x3 and 7x7 layers of 512 channels or "
+        "more, in OpenVINO; the file grows (int8 only)",
+    )
+    parser.add_argument(
         "--reduce-range",
         action="store_true",
         help="7-bit weights: for CPUs with AVX2 but no VNNI, where 8-bit sums overflow (int8 only)",
@@ -134,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             method=args.method or "minmax",
             min_agreement=args.min_agreement,
             keep_float=args.keep_float,
+            winograd=args.winograd,
             reduce_range=args.reduce_range,
             scored=scored,
             overwrite=args.overwrite,
@@ -147,6 +156,7 @@ def _check_options(args: argparse.Namespace, error: type[ValueError]) -> None:
     given = {
         "--method": (args.method is not None, "int8"),
         "--reduce-range": (args.reduce_range, "int8"),
+        "--winograd": (bool(args.winograd), "int8"),
         "--headroom": (args.headroom is not None, "fp16"),
     }
     for option, (is_given, precision) in given.items():

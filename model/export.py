@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbones.mobilenet_v1 import ConvNorm
 from model.backbones.vgg16 import VGG16
+from model.border import trim_border
 from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
@@ -102,13 +103,15 @@ def export(
     path: Path,
     lowering: Lowering = "phases",
     *,
+    trim: bool = True,
     mixed_sizes: bool = False,
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
-    `lowering`: how the fixed upsamplings are computed. The contract decides whether the graph has
-    a `logits` output. `mixed_sizes`: images of several sizes may share a batch, see `model.ragged`.
-    Raises: ExportError, NotRagged.
+    `lowering`: how the fixed upsamplings are computed. `trim`: of what a wide padding makes alike,
+    only one row and column is computed; see `model.border`. The contract decides whether the graph
+    has a `logits` output. `mixed_sizes`: images of several sizes may share a batch, see
+    `model.ragged`; nothing is trimmed then. Raises: ExportError, NotRagged.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
@@ -125,6 +128,8 @@ def export(
         contract = with_context(proto, contract)
         if mixed_sizes:
             proto, contract = ragged(proto, contract)
+        elif trim:  # after the context, which is read off plain layers
+            trim_border(proto.graph)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)

@@ -61,13 +61,13 @@ class Halver:
 
     def largest(self, layer: str) -> float:
         """Largest absolute value that the layer's convolution gave."""
-        (output,) = _node(self.model.proto, self.model.layers[layer]).output
-        return self.ranges.largest[output]
+        nodes = (_node(self.model.proto, name) for name in self.model.layers[layer])
+        return max(self.ranges.largest[node.output[0]] for node in nodes)
 
     def half_layers(self, keep_float: Sequence[str] = ()) -> set[str]:
         """Those that `halve` gives fp16 arithmetic."""
         half = self._half(keep_float)
-        return {layer for layer, node in self.model.layers.items() if node in half}
+        return {layer for layer, names in self.model.layers.items() if half.issuperset(names)}
 
     def halve(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
         """`keep_float`: layers left in fp32 besides those whose values need it.
@@ -99,7 +99,7 @@ class Halver:
         if unknown := sorted(set(keep_float) - set(self.model.layers)):
             known = ", ".join(self.model.layers)
             raise QuantizeError(f"there is no layer {unknown[0]!r}: choose from {known}")
-        kept = {self.model.layers[layer] for layer in keep_float}
+        kept = {name for layer in keep_float for name in self.model.layers[layer]}
         limit = LARGEST / self.headroom
         weights = {
             tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
@@ -118,7 +118,7 @@ class Halver:
             if node.name not in kept
             and all(fits(n) for n in (*node.input, *node.output) if n in self._floats)
         }
-        if not half & set(self.model.layers.values()):
+        if not any(half.issuperset(names) for names in self.model.layers.values()):
             raise QuantizeError("every layer is left in fp32: the file would gain nothing")
         return half
 

@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model.contract import METADATA_KEY, Contract, ContractError
+from model.winograd import WinogradError, use_winograd
 
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -39,16 +40,21 @@ class QuantizeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FloatModel:
-    """An fp32 file, ready to be quantised. `layers`: name -> its convolution's node name, in order,
-    without those of the tail, which stay in float anyway."""
+    """An fp32 file, ready to be quantised. `layers`: name -> node names of its convolutions, in
+    order, without those of the tail, which stay in float anyway. A layer has more than one if it is
+    in Winograd's form."""
 
     proto: onnx.ModelProto
     contract: Contract
-    layers: dict[str, str]
+    layers: dict[str, tuple[str, ...]]
 
 
-def open_float_model(path: Path) -> FloatModel:
-    """Raises: QuantizeError if it is no model, has no contract or is quantised already."""
+def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
+    """`winograd`: layers to compute with fewer multiplications, see `model.winograd`.
+
+    Raises: QuantizeError if it is no model, has no contract or is quantised already, or if a layer
+    of `winograd` is unknown or cannot be computed so.
+    """
     if not path.is_file():
         raise QuantizeError(f"there is no file {path}")
     try:
@@ -70,13 +76,25 @@ def open_float_model(path: Path) -> FloatModel:
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     tail = tail_of(proto.graph)
-    layers = {
-        _layer(node): node.name
+    convolutions = {
+        _layer(node): node
         for node in proto.graph.node
         if node.op_type == "Conv" and node.name not in tail
     }
-    if not layers:
+    if not convolutions:
         raise QuantizeError(f"{path} has no convolution before its scores: nothing to quantise")
+    if unknown := sorted(set(winograd) - set(convolutions)):
+        raise QuantizeError(
+            f"there is no layer {unknown[0]!r}: choose from {', '.join(convolutions)}"
+        )
+    layers: dict[str, tuple[str, ...]] = {
+        layer: (node.name,) for layer, node in convolutions.items()
+    }
+    for layer in winograd:
+        try:
+            layers[layer] = tuple(use_winograd(proto.graph, convolutions[layer]))
+        except WinogradError as error:
+            raise QuantizeError(f"layer {layer}: {error}") from error
     return FloatModel(proto, contract, layers)
 
 
@@ -102,7 +120,7 @@ class Quantizer:
         if unknown := sorted(set(layers) - set(self.model.layers)):
             known = ", ".join(self.model.layers)
             raise QuantizeError(f"there is no layer {unknown[0]!r}: choose from {known}")
-        chosen = {self.model.layers[layer] for layer in layers}
+        chosen = {name for layer in layers for name in self.model.layers[layer]}
         if not chosen:
             raise QuantizeError("every layer is left in float: nothing to quantise")
         proto = copied(self.model.proto)

@@ -69,18 +69,20 @@ def quantize_file(
     method: Method,
     min_agreement: float,
     keep_float: Sequence[str] = (),
+    winograd: Sequence[str] = (),
     reduce_range: bool = False,
     scored: Sequence[SegmentationDataset] = (),
     overwrite: bool = False,
     progress: bool = True,
 ) -> QuantizeReport:
     """Write `target`, the int8 form of `source`. `scored`: splits whose scores its contract gets.
+    `winograd`: layers computed with fewer multiplications, see `model.winograd`.
 
     Layers are left in float, the most sensitive first, until the labels agree with the fp32 file's
     on `min_agreement` of the pixels of `comparison`. Everything is judged on `simulate`, which is
     what CPUs with exact 8-bit products compute. Raises: QuantizeError, DatasetError.
     """
-    model = open_float_model(source)
+    model = open_float_model(source, winograd)
     check_target(target, overwrite)
     if unknown := sorted(set(keep_float) - set(model.layers)):
         known = ", ".join(model.layers)

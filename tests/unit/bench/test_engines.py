@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from bench import engines, size_memory
 from tests import tiny_models
+from tests.conftest import need
 
 
 def test_a_slot_counts_every_call_of_every_caller() -> None:
@@ -58,3 +60,15 @@ def test_no_size_comes_twice() -> None:
     sizes = size_memory.draw_sizes(1000)
     assert len(set(sizes)) == 1000
     assert np.max(sizes, axis=0).tolist() <= [480, 640]
+
+
+def test_both_precisions_in_both_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(find_spec("openvino") is not None, "the package openvino")
+    monkeypatch.setattr(engines, "SIZE", (24, 32))
+    model = tiny_models.write_model(tmp_path)
+    model.with_name("model.int8.onnx").write_bytes(model.read_bytes())
+    rows = engines.PARTS["precisions"](model)
+    assert [name.split(", ")[0] for name in rows] == ["fp32"] * 4 + ["int8"] * 4
+    for callers, images in rows.values():
+        assert images == 1
+        assert np.asarray(callers[0]()).shape == (1, 24, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from cli.main import main
@@ -147,3 +148,43 @@ def test_bad_files_are_refused(
     for words, message in refusals:
         assert quantize(words) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_layer_in_winograds_form(model: Path, pictures: Path) -> None:
+    """Its sums and products are 8-bit, and counted as the one layer they are."""
+    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5",
+                     "--winograd", "conv1_2"]) == 0  # fmt: skip
+    target = model.with_name("model.int8.onnx")
+    graph = onnx.load(str(target)).graph
+    held = {t.name: t.data_type for t in graph.initializer}
+    products = [n for n in graph.node if n.op_type == "Conv" and n.name.endswith(".product")]
+    assert len(products) == 16
+    dequantized = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    assert all(held[dequantized[n.input[1]]] == TensorProto.INT8 for n in products)
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    exact = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    picture = {"image": street(33, 47)[None]}
+    labels, wanted = (s.run(["label_map"], picture)[0] for s in (session, exact))
+    assert (labels == wanted).mean() > 0.85
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [("conv9", "no layer 'conv9': choose from conv1_1, conv1_2"), ("fc7", "layer fc7: .*1x1")],
+)
+def test_layers_without_winograds_form(
+    tmp_path: Path, pictures: Path, layer: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = network()
+    taps = numpy_helper.from_array(np.ones((8, 8, 1, 1), np.float32), "fc7.weight")
+    proto.graph.initializer.append(taps)
+    place = next(i for i, n in enumerate(proto.graph.node) if "score.weight" in n.input)
+    proto.graph.node[place].input[0] = "x3"
+    proto.graph.node.insert(place, helper.make_node("Conv", ["x2", "fc7.weight"], ["c3"]))
+    proto.graph.node.insert(place + 1, helper.make_node("Relu", ["c3"], ["x3"]))
+    if layer != "fc7":
+        proto = network()
+    path = write(tmp_path / "model.onnx", proto)
+    assert quantize([path, "--calibrate", pictures, "--winograd", layer]) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert not path.with_name("model.int8.onnx").exists()
