@@ -10,6 +10,7 @@ SCRIPTS = (
     ("bench.segment_load",),
     ("bench.overload",),
     ("bench.peers", "--page", "docs/performance.md"),
+    ("bench.peers", "--precision", "int8", "--page", "docs/performance.md"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Slots -> results/peers.json -> the table and the plot of docs/performance.md."""
+"""Slots -> results/peers-PRECISION.json -> the table and the plot of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from bench.contenders import CONTENDERS, LIMIT, OURS
 from bench.load import percentiles
 
 Slot = dict[str, Any]
-BEGIN, END = "<!-- bench.peers -->", "<!-- end of bench.peers -->"
-PLOT = "performance.svg"
+BEGIN, END = "<!-- bench.peers {file} -->", "<!-- end of bench.peers {file} -->"
+"""Around the table of one of a model's files on the page."""
+PLOT = "performance-{precision}.svg"
 BARS = (
     ("1 connection", "#9ecae1", "closed", "1"),
     ("8", "#4292c6", "closed", "8"),
@@ -22,11 +23,6 @@ BARS = (
     ("goodput at 3x", "#d94801", "open", "3.0"),
 )
 """Of the plot: what it is, its colour, and where the row has it."""
-
-
-def capacity(limit: Slot) -> float:
-    """Images per second of the better way."""
-    return float(max(way["images_per_s"] for way in limit["ways"]))
 
 
 def collect(
@@ -71,7 +67,6 @@ def collect(
     return {
         **settings,
         "limit": {"images_per_s": limit, "ways": ways},
-        "offered_from": capacity(limits[0]) if limits else None,
         "servers": servers,
     }
 
@@ -85,31 +80,45 @@ def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
             "start_s": median(each["start_s"] for each in steady),
             "memory_mib": median(each["memory_mib"] for each in steady),
             "closed": {
-                connections: closed([each["closed"][connections] for each in steady])
+                connections: closed(
+                    [each["closed"][connections] for each in steady], limits_of(steady)
+                )
                 for connections in steady[0]["closed"]
             },
         }
     loads = [*steady, *overload]
     factors = sorted({factor for each in loads for factor in each["open"]}, key=float)
-    row["open"] = {
-        factor: pooled([each["open"][factor] for each in loads if factor in each["open"]])
-        for factor in factors
-    }
+    row["open"] = {}
+    for factor in factors:
+        with_it = [each for each in loads if factor in each["open"]]
+        row["open"][factor] = pooled([each["open"][factor] for each in with_it], limits_of(with_it))
     if overload:
         row["memory_overload_mib"] = median(each["memory_mib"] for each in overload)
         row["admits"] = overload[0]["bound"]
     return row
 
 
-def closed(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def limits_of(slots: Sequence[Slot]) -> list[float]:
+    """Images per second of the bare limit around each of them."""
+    return [statistics.mean(each["limits_per_s"]) for each in slots]
+
+
+def closed(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
     names = ("images_per_s", "p50_ms", "p95_ms", "p99_ms")
     found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in names}
     found["refused_or_broken"] = sum(each["refused"] + each["broken"] for each in rounds)
     found["each_round"] = [each["images_per_s"] for each in rounds]
+    found["limit_each_round"] = list(limits)
+    found["of_limit"] = of_limit(found["each_round"], limits)
     return found
 
 
-def pooled(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def of_limit(rates: Sequence[float], limits: Sequence[float]) -> float:
+    """The median over the rounds, each beside its own limit."""
+    return round(statistics.median(a / b for a, b in zip(rates, limits, strict=True)), 3)
+
+
+def pooled(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
     rates = ("offered_per_s", "answered_per_s", "goodput_per_s")
     counts = ("answered", "late", "refused", "expired", "hung_up", "other_errors",
               "refusals_with_retry_after")  # fmt: skip
@@ -123,6 +132,8 @@ def pooled(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
     found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
+    found["limit_each_round"] = list(limits)
+    found["of_limit"] = of_limit(found["each_round_goodput"], limits)
     return found
 
 
@@ -159,7 +170,7 @@ def table(measured: dict[str, Any]) -> str:
             f"| {row['title']} {row['version']}{differs} | {row.get('variant', 'its defaults')} | "
             + " / ".join(f"{each['images_per_s']:.1f}" for each in loads.values())
             + " | "
-            + " / ".join(share(each["images_per_s"], limit) for each in loads.values())
+            + " / ".join(f"{each['of_limit']:.2f}" for each in loads.values())
             + f" | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
             f"| {ms(calm.get('p50_ms'))} / {ms(calm.get('p99_ms'))} "
             f"| {row['memory_mib']:.0f} MiB | {row['start_s']:.1f} s |"
@@ -180,7 +191,7 @@ def table(measured: dict[str, Any]) -> str:
         good = (two["goodput_per_s"], three["goodput_per_s"])
         lines.append(
             f"| {row['title']} | {row['overload_bound']} | {good[0]:.1f} / {good[1]:.1f} /s "
-            f"| {share(good[0], limit)} / {share(good[1], limit)} "
+            f"| {two['of_limit']:.2f} / {three['of_limit']:.2f} "
             f"| {ms(two['latency']['p50_ms'])} / {ms(two['latency']['p99_ms'])} "
             f"| {ms(three['latency']['p50_ms'])} / {ms(three['latency']['p99_ms'])} "
             f"| {100 * three['refused'] / max(1, offered):.0f} % "
@@ -212,31 +223,35 @@ def ms(value: float | None) -> str:
 def write_page(page: Path, measured: dict[str, Any]) -> None:
     """Between the two marks of the page, and the plot beside it. Raises: ValueError."""
     text = page.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}, once each")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    begin, end = (mark.format(file=measured["file"]) for mark in (BEGIN, END))
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} needs the lines {begin} and {end}, once each")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    plot_file = PLOT.format(precision=measured["precision"])
     versions = measured["versions"]
     said = (
         f"{measured['date'][:10]}, revision {measured['revision']}: {measured['machine']['cpu']}, "
         f"{measured['machine']['cores']} cores, {measured['machine']['memory_gib']} GiB; "
         f"Python {measured['machine']['python']}, onnxruntime {versions['onnxruntime']}, "
-        f"Pillow {versions['pillow']}; {measured['model']}, {measured['picture']}; "
+        f"Pillow {versions['pillow']}; {measured['model']}, {measured['file']}, "
+        f"{measured['picture']}; "
         f"{measured['rounds']} rounds; closed loops by {measured['closed_loop_by']}, "
         f"{measured['closed_loop_s']:g} s each, open loops by bench.load, "
-        f"{measured['open_loop_s']:g} s each; load generators on the same cores. "
-        f"1x is {measured['offered_from']:.1f} images/s."
+        f"{measured['open_loop_s']:g} s each; load generators on the same cores."
     )
     page.write_text(
-        f"{before}{BEGIN}\n{said}\n\n{table(measured)}\n\n"
-        f"![Images per second and goodput of each server]({PLOT})\n{END}{after}"
+        f"{before}{begin}\n{said}\n\n{table(measured)}\n\n"
+        f"![Images per second and goodput of each server, of the bare limit]({plot_file})\n"
+        f"{end}{after}"
     )
-    (page.parent / PLOT).write_text(plot(measured))
+    (page.parent / plot_file).write_text(plot(measured))
 
 
 def plot(measured: dict[str, Any]) -> str:
-    """SVG: per server images/s at 1, 8, 32 connections and goodput at 2x, 3x; the limit dashed."""
+    """SVG: per server images/s at 1, 8, 32 connections and goodput at 2x, 3x, in shares of the
+    limit, which is dashed."""
     rows = [normal(row) for row in measured["servers"]]
-    limit = measured["limit"]["images_per_s"]
+    limit = 1.0
     values = [value_of(row, *bar[2:]) or 0.0 for row in rows for bar in BARS]
     scale = 200 / max([limit, *values, 1.0])
     width = 60 + 110 * len(rows)
@@ -260,7 +275,7 @@ def plot(measured: dict[str, Any]) -> str:
                 f'<rect x="{x}" y="{260 - height:.1f}" width="17" height="{height:.1f}" '
                 f'fill="{color}"/>'
                 f'<text x="{x + 8.5}" y="{256 - height:.1f}" text-anchor="middle" '
-                f'font-size="8">{value:.0f}</text>'
+                f'font-size="8">{value:.2f}</text>'
             )
         bold = ' font-weight="bold"' if row["name"] == OURS.name else ""
         name = escape(row["title"])
@@ -268,15 +283,14 @@ def plot(measured: dict[str, Any]) -> str:
     y = 260 - limit * scale
     parts.append(
         f'<line x1="45" y1="{y:.1f}" x2="{width}" y2="{y:.1f}" stroke="#333" '
-        f'stroke-dasharray="4 3"/><text x="4" y="{y - 3:.1f}">limit {limit:.0f}</text>'
+        f'stroke-dasharray="4 3"/><text x="4" y="{y - 3:.1f}">limit</text>'
         f'<line x1="45" y1="260" x2="{width}" y2="260" stroke="#333"/>'
-        '<text x="4" y="264">images/s</text></svg>'
+        '<text x="4" y="264">0</text></svg>'
     )
     return "\n".join(parts) + "\n"
 
 
 def value_of(row: dict[str, Any], load: str, key: str) -> float | None:
-    """Images per second of one bar; None if it was not measured."""
+    """Share of the limit of one bar; None if it was not measured."""
     found = row.get(load, {}).get(key)
-    name = "images_per_s" if load == "closed" else "goodput_per_s"
-    return None if found is None else float(found[name])
+    return None if found is None else float(found["of_limit"])

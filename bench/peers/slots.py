@@ -52,6 +52,11 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def capacity(task: dict[str, Any]) -> float:
+    """What the bare limit does now, in images per second of its better way."""
+    return max(way["images_per_s"] for way in limit(task | {"seconds": min(2, task["seconds"])}))
+
+
 def limit(task: dict[str, Any]) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "bench.limit", task["model"], task["picture"]]
@@ -85,6 +90,7 @@ def variants(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def steady(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
+    before = capacity(task)
     with start(contender, variant_of(task), task) as server:
         found: dict[str, Any] = {
             "version": contenders.version(contender),
@@ -96,24 +102,26 @@ def steady(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
         for connections in CONNECTIONS:
             found["closed"][connections] = closed_loop(server, task, connections, task["seconds"])
             settle(server, task)
-        rate = STEADY_LOAD * task["capacity"]
-        found["open"] = {STEADY_LOAD: open_loop(server, task, rate, server.url)}
+        found["open"] = {STEADY_LOAD: open_loop(server, task, STEADY_LOAD * before, server.url)}
         found["memory_mib"] = server.memory_mib()
+    found["limits_per_s"] = [before, capacity(task)]
     return found
 
 
 def overload(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
     """A peer bounds what it takes in, if it can; ours is set up as before, and told a deadline."""
-    bound = 0 if contender is OURS else max(2, round(_BOUND_S * task["capacity"]))
+    before = capacity(task)
+    bound = 0 if contender is OURS else max(2, round(_BOUND_S * before))
     found: dict[str, Any] = {"bound": bound if contender.overload else None, "open": {}}
     with start(contender, variant_of(task), task, bound) as server:
         url = f"{server.url}?deadline_ms={OWN_DEADLINE_MS}" if contender is OURS else server.url
         closed_loop(server, task, 8, task["warm"])
         settle(server, task)
         for factor in OVERLOADS:
-            found["open"][factor] = open_loop(server, task, factor * task["capacity"], url)
+            found["open"][factor] = open_loop(server, task, factor * before, url)
             found["open"][factor]["recovery_s"] = settle(server, task)
         found["memory_mib"] = server.memory_mib()
+    found["limits_per_s"] = [before, capacity(task)]
     return found
 
 
