@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import signal
 import statistics
@@ -29,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.contenders import ROOT, free_port
+from bench.contenders import ROOT, CannotRun, free_port
 from bench.limit import measure
 from bench.load import percentiles
-from bench.peers.slots import OWN_DEADLINE_MS
+from bench.peers.slots import OWN_DEADLINE_MS, wrk_says
 from bench.segment_load import jpeg
 from service.core.cores import available_cores
 from service.core.engine import INT8_FILE
@@ -81,18 +80,11 @@ def serving(state: State, model: Path, precision: str) -> Iterator[Serving]:
 
 
 def wrk(url: str, picture: Path, connections: int, seconds: float) -> dict[str, float]:
-    done = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
-        + ["-s", str(ROOT / "bench" / "wrk.lua"), url],
-        env={**os.environ, "BENCH_BODY": str(picture), "BENCH_HEADERS": "Content-Type: image/jpeg"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said = re.search(r"^JSON (.+)$", done.stdout, re.MULTILINE)
-    if said is None:
-        raise SystemExit(f"wrk gives no result: {done.stderr or done.stdout}")
-    found = json.loads(said[1])
+    """Raises: SystemExit unless every request was answered."""
+    try:
+        found = wrk_says(url, picture, ["Content-Type: image/jpeg"], connections, seconds)
+    except CannotRun as error:
+        raise SystemExit(str(error)) from error
     if found["broken"] or found["refused"]:
         raise SystemExit(f"not every request was answered: {found}")
     return {

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 def capacity(task: dict[str, Any]) -> float:
     """What the bare limit does now, in images per second of its better way."""
-    return max(way["images_per_s"] for way in limit(task | {"seconds": min(2, task["seconds"])}))
+    return float(
+        max(way["images_per_s"] for way in limit(task | {"seconds": min(2, task["seconds"])}))
+    )
 
 
 def limit(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,18 +172,7 @@ def closed_loop(
 
 def wrk(server: Running, task: dict[str, Any], connections: int, seconds: float) -> dict[str, Any]:
     lines = (f"Content-Type: {server.contender.content_type}", *server.contender.headers)
-    done = subprocess.run(
-        ["wrk", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
-        + ["--timeout", "30s", "-s", str(ROOT / "bench" / "wrk.lua"), server.url],
-        env={**os.environ, "BENCH_BODY": task["picture"], "BENCH_HEADERS": "\n".join(lines)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = re.search(r"^JSON (.+)$", done.stdout, re.MULTILINE)
-    if said is None:
-        raise CannotRun(f"wrk gives no result: {(done.stderr or done.stdout)[-200:]}")
-    found = json.loads(said[1])
+    found = wrk_says(server.url, task["picture"], lines, connections, seconds)
     answered = found["requests"] - found["refused"]
     return {
         "images_per_s": round(answered / found["seconds"], 2),
@@ -188,6 +180,25 @@ def wrk(server: Running, task: dict[str, Any], connections: int, seconds: float)
         "broken": found["broken"],
         **{name: found[name] for name in ("p50_ms", "p95_ms", "p99_ms")},
     }
+
+
+def wrk_says(
+    url: str, picture: str | Path, headers: Sequence[str], connections: int, seconds: float
+) -> dict[str, Any]:
+    """The JSON of bench/wrk.lua. headers: whole lines. Raises: CannotRun."""
+    done = subprocess.run(
+        ["wrk", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
+        + ["--timeout", "30s", "-s", str(ROOT / "bench" / "wrk.lua"), url],
+        env={**os.environ, "BENCH_BODY": str(picture), "BENCH_HEADERS": "\n".join(headers)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = re.search(r"^JSON (.+)$", done.stdout, re.MULTILINE)
+    if said is None:
+        raise CannotRun(f"wrk gives no result: {(done.stderr or done.stdout)[-200:]}")
+    found: dict[str, Any] = json.loads(said[1])
+    return found
 
 
 def open_loop(server: Running, task: dict[str, Any], rate: float, url: str) -> dict[str, Any]:

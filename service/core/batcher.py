@@ -212,7 +212,7 @@ class Batcher:
         self._reserved_pixels = dict.fromkeys(Priority, 0)
         self._idle = list(self._lanes)
         self._running: dict[_Lane, _Batch] = {}
-        self._lock = threading.Lock()  # of the five above
+        self._lock = threading.Lock()  # of the queue, _again, _idle and _running
         self._pace = Pace()
         self._pace_alone = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
