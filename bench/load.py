@@ -20,15 +20,16 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
-import numpy as np
 import uvloop
+
+from service.core.cores import available_cores
 
 OK = 200
 REFUSED = frozenset({429, 503})
@@ -36,18 +37,21 @@ EXPIRED = frozenset({408, 504})
 """Given up by the server after it had taken the request in."""
 NO_ANSWER = 0
 """Status of a request whose connection broke or whose client hung up."""
+_TICK_S = 0.0005
+"""Half of the resolution of the event loop's timers."""
+_RETRY_AFTER, _SERVER_TIMING = len(b"retry-after"), len(b"server-timing")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Seconds since the start of the load. `done_s` is when the last byte came, or the hanging up.
-    `retry_after`: the reply said when to come back."""
+    `retry_after`: the reply said when to come back. `timing`: its Server-Timing, or nothing."""
 
     due_s: float
     sent_s: float
     done_s: float
     status: int
     retry_after: bool = False
+    timing: bytes = b""
 
     @property
     def latency_s(self) -> float:
@@ -72,87 +76,99 @@ def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = (
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Connection(asyncio.Protocol):
-    """One request at a time over one kept connection."""
-
-    def __init__(self) -> None:
-        self.open = False
-        self.used = False
-        self.body = b""
-        self.timing = b""
-        self._chunks: list[bytes] = []
-        self._retry_after = False
-        self._reply: asyncio.Future[tuple[int, bool]] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self.open = True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.open = False
-        self._settle(ConnectionError("the server closed the connection"))
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._settle(ConnectionError(f"not HTTP: {error}"))
-            self.close()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._retry_after |= name.lower() == b"retry-after"
-        if name.lower() == b"server-timing":
-            self.timing = value
-
-    def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-
-    def on_message_complete(self) -> None:
-        self.body = b"".join(self._chunks)
-        keep = self._parser.should_keep_alive()
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result((self._parser.get_status_code(), self._retry_after))
-        if not keep:
-            self.close()
-
-    async def ask(self, message: bytes) -> tuple[int, bool]:
-        """Status, and whether there was a Retry-After. Raises: ConnectionError."""
-        if not self.open:
-            raise ConnectionError("the connection is closed")
-        self._parser = httptools.HttpResponseParser(self)
-        self._chunks, self._retry_after, self.timing = [], False, b""
-        self._reply = asyncio.get_running_loop().create_future()
-        self._transport.write(message)  # type: ignore[attr-defined]
-        found = await self._reply
-        self.used = True
-        return found
-
-    def close(self) -> None:
-        self.open = False
-        self._transport.close()
-
-    def _settle(self, error: Exception) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
-
-
 class Asker(Protocol):
-    """Who asks: `Client`, or another for another protocol. `stages`: of each answer that says so,
-    the server's own milliseconds by stage."""
-
-    stages: list[dict[str, float]]
+    """Who asks: `Client`, or another for another protocol."""
 
     def begin(self) -> None: ...
 
     def now(self) -> float: ...
 
-    async def ask(self, due_s: float) -> Answer: ...
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request under way. `again`: it has been sent a second time."""
+
+    due_s: float
+    sent_s: float
+    done: Callable[[Answer], None] | None
+    connection: Connection | None = None
+    opening: asyncio.Task[None] | None = None
+    again: bool = False
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time over one kept connection."""
+
+    def __init__(self, client: Client) -> None:
+        self.open = False
+        self.used = False
+        self._client = client
+        self._asked: Asked | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self._retry_after = False
+        self._timing = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are asyncio's in all but name.
+        self._transport = cast(asyncio.Transport, transport)
+        self.open = True
+
+    def send(self, message: bytes, asked: Asked) -> None:
+        self._asked, asked.connection = asked, self
+        self._retry_after, self._timing = False, b""
+        self._transport.write(message)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.close()
+            self._lost()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        self._lost()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) == _RETRY_AFTER and name.lower() == b"retry-after":
+            self._retry_after = True
+        elif len(name) == _SERVER_TIMING and name.lower() == b"server-timing":
+            self._timing = value
+
+    def on_message_complete(self) -> None:
+        self.used = True
+        if not self._parser.should_keep_alive():
+            self.close()
+        if (asked := self._asked) is not None:
+            self._asked = None
+            if self.open:
+                self._client.idle.append(self)
+            status = self._parser.get_status_code()
+            self._client.settle(asked, status, self._retry_after, self._timing)
+
+    def drop(self) -> None:
+        """Its client hangs up: what still comes is for nobody."""
+        self._asked = None
+        self.close()
+
+    def close(self) -> None:
+        self.open = False
+        self._transport.close()
+
+    def _lost(self) -> None:
+        if (asked := self._asked) is not None:
+            self._asked = None
+            self._client.lost(asked, may_ask_again=self.used)
 
 
 class Client:
     """Connections to one address, taken in turn so that each of a server's workers gets its share.
 
-    patience_s: a client waits this long after a request was due, then hangs up.
+    patience_s: a client waits this long after a request was due, then hangs up. Everything is done
+    in callbacks, for a task, a timeout and a future to each request were half of what it cost.
     """
 
     def __init__(self, url: str, message: bytes, patience_s: float) -> None:
@@ -160,9 +176,11 @@ class Client:
         self._address = (str(where.hostname), where.port or 80)
         self._message = message
         self._patience_s = patience_s
-        self._idle: deque[Connection] = deque()
+        self.idle: deque[Connection] = deque()
         self._began = 0.0
-        self.stages: list[dict[str, float]] = []
+        # All have the same patience, so they lose it in the order in which they were due.
+        self._waiting: deque[Asked] = deque()
+        self._watch: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Now is second 0."""
@@ -171,70 +189,148 @@ class Client:
     def now(self) -> float:
         return time.perf_counter() - self._began
 
-    async def ask(self, due_s: float) -> Answer:
-        sent = self.now()
-        connection: Connection | None = None
-        status, retry_after = NO_ANSWER, False
-        try:
-            async with asyncio.timeout(max(0.0, self._patience_s - (sent - due_s))):
-                connection = await self._connection()
-                try:
-                    status, retry_after = await connection.ask(self._message)
-                except ConnectionError:
-                    if not connection.used:
-                        raise
-                    # A kept connection may be closed while a request is on its way: not a refusal.
-                    connection = await self._connection(fresh=True)
-                    status, retry_after = await connection.ask(self._message)
-        except (OSError, TimeoutError):
-            if connection is not None:
-                connection.close()
-        done = self.now()
-        if connection is not None and connection.open:
-            self._idle.append(connection)
-            if connection.timing:
-                self.stages.append(stages_of(connection.timing))
-        return Answer(due_s, sent, done, status, retry_after)
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
+        """`done` is called once, later. due_s: not before that of the request asked last."""
+        asked = Asked(due_s, self.now(), done)
+        self._waiting.append(asked)
+        if self._watch is None:
+            self._watch_from(asked)
+        while self.idle:
+            if (connection := self.idle.popleft()).open:
+                connection.send(self._message, asked)
+                return
+        self._connect(asked)
 
-    async def _connection(self, *, fresh: bool = False) -> Connection:
-        while self._idle and not fresh:
-            connection = self._idle.popleft()
-            if connection.open:
-                return connection
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, *self._address)
-        return connection
+    def settle(
+        self, asked: Asked, status: int, retry_after: bool = False, timing: bytes = b""
+    ) -> None:
+        done, asked.done, asked.connection = asked.done, None, None
+        if done is not None:
+            done(Answer(asked.due_s, asked.sent_s, self.now(), status, retry_after, timing))
+
+    def lost(self, asked: Asked, *, may_ask_again: bool) -> None:
+        # A kept connection may be closed while a request is on its way: not a refusal.
+        if may_ask_again and not asked.again:
+            asked.again = True
+            self._connect(asked)
+        else:
+            self.settle(asked, NO_ANSWER)
 
     def close(self) -> None:
-        for connection in self._idle:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        for connection in self.idle:
             connection.close()
+
+    def _connect(self, asked: Asked) -> None:
+        asked.opening = asyncio.get_running_loop().create_task(self._opened(asked))
+
+    async def _opened(self, asked: Asked) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: Connection(self), *self._address)
+        except OSError:
+            self.settle(asked, NO_ANSWER)
+        else:
+            if asked.done is None:  # hung up meanwhile
+                connection.close()
+            else:
+                connection.send(self._message, asked)
+        finally:
+            asked.opening = None
+
+    def _watch_from(self, first: Asked) -> None:
+        wait = max(0.0, first.due_s + self._patience_s - self.now())
+        self._watch = asyncio.get_running_loop().call_later(wait, self._hang_up)
+
+    def _hang_up(self) -> None:
+        """One timer for all: goes on to the first who still waits."""
+        self._watch = None
+        late = self.now() - self._patience_s + _TICK_S
+        while self._waiting:
+            asked = self._waiting[0]
+            if asked.done is not None:
+                if asked.due_s > late:
+                    self._watch_from(asked)
+                    return
+                if asked.opening is not None:
+                    asked.opening.cancel()
+                if asked.connection is not None:
+                    asked.connection.drop()
+                self.settle(asked, NO_ANSWER)
+            self._waiting.popleft()
 
 
 async def open_loop(client: Asker, due: Sequence[float]) -> list[Answer]:
     """An answer for every time in `due` (ascending, seconds), in that order."""
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Future[None] = loop.create_future()
+    answers: list[Answer] = []
+    sent = 0
+
+    def answered(answer: Answer) -> None:
+        answers.append(answer)
+        if len(answers) == len(due):
+            finished.set_result(None)
+
+    def send() -> None:
+        nonlocal sent
+        while sent < len(due):
+            if (wait := due[sent] - client.now()) > _TICK_S:
+                loop.call_later(wait, send)
+                return
+            client.ask(due[sent], answered)
+            sent += 1
+
     client.begin()
-    asked = []
-    for due_s in due:
-        if (wait := due_s - client.now()) > 0:
-            await asyncio.sleep(wait)
-        asked.append(asyncio.create_task(client.ask(due_s)))
-    return await asyncio.gather(*asked)
+    if due:
+        send()
+        await finished
+    return sorted(answers, key=lambda answer: answer.due_s)
 
 
 async def closed_loop(client: Asker, connections: int, seconds: float) -> list[Answer]:
     """As many clients as `connections`, each asking again as soon as it has its answer."""
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Future[None] = loop.create_future()
+    answers: list[Answer] = []
+    left = connections
+
+    def send() -> None:
+        nonlocal left
+        if (due := client.now()) < seconds:
+            client.ask(due, answered)
+        elif (left := left - 1) == 0:
+            finished.set_result(None)
+
+    def answered(answer: Answer) -> None:
+        answers.append(answer)
+        if answer.status == OK:
+            send()
+        else:
+            loop.call_later(0.01, send)  # a refusal costs nothing: no storm of them
+
     client.begin()
+    for _ in range(connections):
+        send()
+    await finished
+    return sorted(answers, key=lambda answer: answer.due_s)
 
-    async def one() -> list[Answer]:
-        found = []
-        while (due := client.now()) < seconds:
-            found.append(await client.ask(due))
-            if found[-1].status != OK:
-                await asyncio.sleep(0.01)  # a refusal costs nothing: no storm of them
-        return found
 
-    each = await asyncio.gather(*(one() for _ in range(connections)))
-    return sorted((answer for found in each for answer in found), key=lambda a: a.due_s)
+class Meter:
+    """CPU seconds of this process, user and system, from one second of the load to another."""
+
+    def __init__(self, since_s: float, until_s: float) -> None:
+        self._seconds: list[float] = []
+        loop = asyncio.get_running_loop()
+        for moment in (since_s, until_s):
+            loop.call_later(moment, lambda: self._seconds.append(time.process_time()))
+
+    def cpu_s(self) -> float:
+        """Until now, if the load was over before."""
+        since, until, *_ = (*self._seconds, time.process_time(), time.process_time())
+        return until - since
 
 
 def summary(
@@ -272,27 +368,46 @@ def stages_of(timing: bytes) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
+def timing_of(stages: Mapping[str, float]) -> bytes:
+    """The Server-Timing header of milliseconds by stage."""
+    return ", ".join(f"{name};dur={value:.3f}" for name, value in stages.items()).encode()
+
+
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     """p50, p95, p99 in milliseconds; None of nothing."""
     if not seconds:
         return {"p50_ms": None, "p95_ms": None, "p99_ms": None}
-    values = np.percentile(np.asarray(seconds) * 1e3, (50, 95, 99))
-    return {f"p{p}_ms": round(float(v), 2) for p, v in zip((50, 95, 99), values, strict=True)}
+    values = sorted(seconds)
+    found = {}
+    for percent in (50, 95, 99):
+        # As numpy does it, which takes 0.1 s of a core to import and starts threads that spin.
+        place = (len(values) - 1) * percent / 100
+        below = int(place)
+        above = min(below + 1, len(values) - 1)
+        value = values[below] + (values[above] - values[below]) * (place - below)
+        found[f"p{percent}_ms"] = round(float(value) * 1e3, 2)
+    return found
 
 
 async def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
     seconds = args.warm + args.seconds
     gc.disable()
+    meter = Meter(args.warm, seconds)
     if args.rate is not None:
         answers = await open_loop(client, poisson(args.rate, seconds, args.seed))
     else:
         answers = await closed_loop(client, args.connections, seconds)
+    cpu_s = meter.cpu_s()
     found = summary(answers, since_s=args.warm, until_s=seconds, deadline_s=args.deadline)
+    found["generator_cpu_s"] = round(cpu_s, 4)
+    found["generator_share"] = round(cpu_s / args.seconds / available_cores(), 4)
     counted = [a for a in answers if a.status == OK and a.due_s >= args.warm]
     if args.stages:
+        each = [stages_of(answer.timing) for answer in counted]
+        names = dict.fromkeys(name for stages in each for name in stages)
+        found["due_s"] = [round(answer.due_s, 4) for answer in counted]
         found["stages_ms"] = {
-            stage: [round(each[stage], 3) for each in client.stages if stage in each]
-            for stage in (client.stages[0] if client.stages else ())
+            name: [round(stages[name], 3) for stages in each if name in stages] for name in names
         }
     return found | {"latencies_ms": [round(a.latency_s * 1e3, 1) for a in counted]}
 

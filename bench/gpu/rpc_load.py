@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -45,7 +45,7 @@ class RpcClient:
         self._stubs = [pb_grpc.SegmentationStub(channel) for channel in self._channels]
         self._turn = 0
         self._began = 0.0
-        self.stages: list[dict[str, float]] = []
+        self._asked: set[asyncio.Task[Answer]] = set()
 
     def begin(self) -> None:
         self._began = time.perf_counter()
@@ -53,19 +53,29 @@ class RpcClient:
     def now(self) -> float:
         return time.perf_counter() - self._began
 
-    async def ask(self, due_s: float) -> Answer:
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
+        task = asyncio.get_running_loop().create_task(self.answer(due_s))
+        self._asked.add(task)
+
+        def answered(task: asyncio.Task[Answer]) -> None:
+            self._asked.discard(task)
+            done(task.result())
+
+        task.add_done_callback(answered)
+
+    async def answer(self, due_s: float) -> Answer:
         sent = self.now()
         self._turn += 1
         stub = self._stubs[self._turn % len(self._stubs)]
-        status = load.OK
+        status, timing = load.OK, b""
         try:
             reply = await stub.Segment(
                 self._request, timeout=max(0.001, self._patience_s - (sent - due_s))
             )
-            self.stages.append({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
+            timing = load.timing_of({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
         except grpc.aio.AioRpcError as error:
             status = _STATUS.get(error.code(), load.NO_ANSWER)
-        return Answer(due_s, sent, self.now(), status)
+        return Answer(due_s, sent, self.now(), status, timing=timing)
 
     async def close(self) -> None:
         for channel in self._channels:

@@ -1,0 +1,161 @@
+"""CPU that a request costs the load generator itself, beside an older state of it.
+
+    git worktree add ../before HEAD~1
+    python -m bench.load_cost --before ../before [--rate 250] [--seconds 8] [--busy 2]
+
+`bench.load` runs against a sink in a process of its own, which refuses every request as soon as it
+has its last byte, so that nobody else's work is counted: user and system time of the generator's
+process while its open loop runs. What the kernel does to bring a body over loopback to the other
+side's buffer is in it. `--busy` cores multiply matrices meanwhile, as a server's would: what is
+measured on an idle machine is the machine's waking up as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import uvloop
+
+from bench import record
+from bench.contenders import ROOT
+from bench.segment_load import jpeg
+
+REFUSAL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"
+    b"Retry-After: 1\r\nContent-Length: 2\r\n\r\n{}"
+)
+_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+# Both states are measured from outside, since the older one does not know its own cost.
+_PROBE = """
+import json, sys, time
+from bench import load
+loop = load.open_loop
+async def timed(client, due):
+    began = time.process_time()
+    answers = await loop(client, due)
+    spent = time.process_time() - began
+    statuses = {status: sum(a.status == status for a in answers) for status in (200, 429)}
+    print(json.dumps({"cpu_s": spent, "requests": len(answers), "refused": statuses[429]}))
+    return answers
+load.open_loop = timed
+sys.exit(load.main(sys.argv[1:]))
+"""
+
+
+class Sink(asyncio.Protocol):
+    """Answers 429 to each request when all of it has come."""
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._left:  # a head comes in one piece from here
+            length = _LENGTH.search(data)
+            self._left = data.find(b"\r\n\r\n") + 4 + int(length[1] if length else 0)
+        self._left -= len(data)
+        if self._left <= 0:
+            self._left = 0
+            self._transport.write(REFUSAL)
+
+
+def sink(port: Connection) -> None:
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
+        port.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    uvloop.run(serve())
+
+
+def busy() -> None:
+    """As much memory as an inference goes through."""
+    one = np.ones((1024, 1024), np.float32)
+    while True:
+        np.dot(one, one)
+
+
+def measure(folder: Path, url: str, picture: Path, rate: float, seconds: float) -> dict[str, Any]:
+    """Raises: SystemExit unless every request was refused."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, url, str(picture)]
+        + ["--rate", str(rate), "--seconds", str(seconds)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"bench.load of {folder} fails: {done.stderr[-300:]}")
+    first, last = done.stdout.splitlines()
+    found: dict[str, Any] = json.loads(first)
+    if found["refused"] != found["requests"]:
+        raise SystemExit(f"{folder}: {found['refused']} of {found['requests']} were refused")
+    return found | {"lag_p99_ms": json.loads(last)["lag_p99_ms"]}
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    spawn = multiprocessing.get_context("spawn")
+    mine, its = spawn.Pipe(duplex=False)
+    processes = [spawn.Process(target=sink, args=(its,), daemon=True)]
+    processes += [spawn.Process(target=busy, daemon=True) for _ in range(args.busy)]
+    states = {"now": ROOT} if args.before is None else {"before": args.before, "now": ROOT}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in states}
+    with ExitStack() as stack:
+        picture = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "picture.jpg"
+        picture.write_bytes(jpeg(360, 480, seed=0))
+        for process in processes:
+            process.start()
+            stack.callback(process.terminate)
+        if not mine.poll(60):
+            raise SystemExit("the sink does not start")
+        url = f"http://127.0.0.1:{mine.recv()}/segment"
+        for _ in range(args.rounds):
+            for name, folder in states.items():
+                found[name].append(measure(folder, url, picture, args.rate, args.seconds))
+        size = picture.stat().st_size
+    rows = {}
+    for name, runs in found.items():
+        each = [run["cpu_s"] / run["requests"] * 1e6 for run in runs]
+        rows[name] = {
+            "cpu_us_per_request": round(statistics.median(each), 1),
+            "each_round": [round(value, 1) for value in each],
+            "lag_p99_ms": max(run["lag_p99_ms"] for run in runs),
+        }
+        print(f"{name}: {rows[name]['cpu_us_per_request']} us of CPU per request", flush=True)
+    return {"rate": args.rate, "body_bytes": size, "busy": args.busy, "rows": rows}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.load_cost", description=__doc__)
+    parser.add_argument("--before", type=Path, help="another checkout")
+    parser.add_argument("--rate", type=float, default=250.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0, metavar="PROCESSES")
+    parser.add_argument("--out", type=Path, help="such as bench/results/load-cost.json")
+    args = parser.parse_args(words)
+    found = compare(args)
+    if args.out:
+        record.write(args.out, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
