@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import re
 import statistics
 import subprocess
@@ -41,18 +42,27 @@ REFUSAL = (
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 # Both states are measured from outside, since the older one does not know its own cost.
 _PROBE = """
-import json, sys, time
+import asyncio, inspect, json, sys, time
 from bench import load
-loop = load.open_loop
-async def timed(client, due):
-    began = time.process_time()
-    answers = await loop(client, due)
-    spent = time.process_time() - began
-    statuses = {status: sum(a.status == status for a in answers) for status in (200, 429)}
-    print(json.dumps({"cpu_s": spent, "requests": len(answers), "refused": statuses[429]}))
-    return answers
-load.open_loop = timed
-sys.exit(load.main(sys.argv[1:]))
+spent = []
+if inspect.iscoroutinefunction(load.open_loop):  # as it was until November 2026
+    loop = load.open_loop
+    async def timed(client, due):
+        began = time.process_time()
+        answers = await loop(client, due)
+        spent.append(time.process_time() - began)
+        return answers
+    load.open_loop = timed
+else:
+    run = load.Client.run
+    def timed(client, start):
+        began = time.process_time()
+        answers = run(client, start)
+        spent.append(time.process_time() - began)
+        return answers
+    load.Client.run = timed
+load.main(sys.argv[1:])
+print(json.dumps(spent))
 """
 
 
@@ -103,14 +113,18 @@ def measure(folder: Path, url: str, picture: Path, rate: float, seconds: float) 
     )
     if done.returncode:
         raise SystemExit(f"bench.load of {folder} fails: {done.stderr[-300:]}")
-    first, last = done.stdout.splitlines()
-    found: dict[str, Any] = json.loads(first)
-    if found["refused"] != found["requests"]:
-        raise SystemExit(f"{folder}: {found['refused']} of {found['requests']} were refused")
-    return found | {"lag_p99_ms": json.loads(last)["lag_p99_ms"]}
+    found, (cpu_s,) = (json.loads(line) for line in done.stdout.splitlines())
+    if abs(found["refused"] / seconds - found["offered_per_s"]) > 0.01:
+        raise SystemExit(f"{folder}: not every request was refused: {found}")
+    return {
+        "cpu_us": cpu_s / found["refused"] * 1e6,
+        "lag_p99_ms": found["lag_p99_ms"],
+        "reply_p50_ms": found["refusal"]["p50_ms"],
+    }
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of each of the busy
     spawn = multiprocessing.get_context("spawn")
     mine, its = spawn.Pipe(duplex=False)
     processes = [spawn.Process(target=sink, args=(its,), daemon=True)]
@@ -132,13 +146,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         size = picture.stat().st_size
     rows = {}
     for name, runs in found.items():
-        each = [run["cpu_s"] / run["requests"] * 1e6 for run in runs]
+        each = [run["cpu_us"] for run in runs]
         rows[name] = {
             "cpu_us_per_request": round(statistics.median(each), 1),
             "each_round": [round(value, 1) for value in each],
             "lag_p99_ms": max(run["lag_p99_ms"] for run in runs),
+            "reply_p50_ms": statistics.median(run["reply_p50_ms"] for run in runs),
         }
-        print(f"{name}: {rows[name]['cpu_us_per_request']} us of CPU per request", flush=True)
+        print(f"{name}: {rows[name]['cpu_us_per_request']} us of CPU per request, lag p99 {rows[name]['lag_p99_ms']} ms", flush=True)
     return {"rate": args.rate, "body_bytes": size, "busy": args.busy, "rows": rows}
 
 

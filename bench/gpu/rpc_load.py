@@ -53,6 +53,9 @@ class RpcClient:
     def now(self) -> float:
         return time.perf_counter() - self._began
 
+    def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(wait_s, callback)
+
     def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
         task = asyncio.get_running_loop().create_task(self.answer(due_s))
         self._asked.add(task)
@@ -88,8 +91,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
     async def run() -> dict[str, object]:
         client = RpcClient(args.url, body, args.patience)
+        finished: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         try:
-            return await load.offer(args, client)
+            meter = load.offer(args, client, finished.set_result)
+            return load.report(args, await finished, meter.cpu_s())
         finally:
             await client.close()
 
