@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-
 from bench.http_client import NO_ANSWER, Answer, Client
 from service.core.cores import available_cores
 

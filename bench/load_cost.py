@@ -1,13 +1,12 @@
 """CPU that a request costs the load generator itself, beside an older state of it.
 
     git worktree add ../before HEAD~1
-    python -m bench.load_cost --before ../before [--rate 250] [--seconds 8] [--busy 2]
+    python -m bench.load_cost --before ../before [--rate 250] [--seconds 5] [--busy 0 2]
 
 `bench.load` runs against a sink in a process of its own, which refuses every request as soon as it
 has its last byte, so that nobody else's work is counted: user and system time of the generator's
 process while its open loop runs. What the kernel does to bring a body over loopback to the other
-side's buffer is in it. `--busy` cores multiply matrices meanwhile, as a server's would: what is
-measured on an idle machine is the machine's waking up as well.
+side's buffer is in it. `--busy` cores multiply matrices meanwhile, as a server's would.
 """
 
 from __future__ import annotations
@@ -123,12 +122,12 @@ def measure(folder: Path, url: str, picture: Path, rate: float, seconds: float) 
     }
 
 
-def compare(args: argparse.Namespace) -> dict[str, Any]:
+def compare(args: argparse.Namespace, busy_cores: int) -> dict[str, Any]:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of each of the busy
     spawn = multiprocessing.get_context("spawn")
     mine, its = spawn.Pipe(duplex=False)
     processes = [spawn.Process(target=sink, args=(its,), daemon=True)]
-    processes += [spawn.Process(target=busy, daemon=True) for _ in range(args.busy)]
+    processes += [spawn.Process(target=busy, daemon=True) for _ in range(busy_cores)]
     states = {"now": ROOT} if args.before is None else {"before": args.before, "now": ROOT}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in states}
     with ExitStack() as stack:
@@ -144,31 +143,31 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             for name, folder in states.items():
                 found[name].append(measure(folder, url, picture, args.rate, args.seconds))
         size = picture.stat().st_size
-    rows = {}
+    row: dict[str, Any] = {"busy_cores": busy_cores, "body_bytes": size}
     for name, runs in found.items():
         each = [run["cpu_us"] for run in runs]
-        rows[name] = {
+        row[name] = {
             "cpu_us_per_request": round(statistics.median(each), 1),
             "each_round": [round(value, 1) for value in each],
             "lag_p99_ms": max(run["lag_p99_ms"] for run in runs),
             "reply_p50_ms": statistics.median(run["reply_p50_ms"] for run in runs),
         }
-        print(f"{name}: {rows[name]['cpu_us_per_request']} us of CPU per request, lag p99 {rows[name]['lag_p99_ms']} ms", flush=True)
-    return {"rate": args.rate, "body_bytes": size, "busy": args.busy, "rows": rows}
+        print(f"{busy_cores} cores busy, {name}: {row[name]}", flush=True)
+    return row
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.load_cost", description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--rate", type=float, default=250.0)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--busy", type=int, default=0, metavar="PROCESSES")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], metavar="CORES")
     parser.add_argument("--out", type=Path, help="such as bench/results/load-cost.json")
     args = parser.parse_args(words)
-    found = compare(args)
+    rows = [compare(args, cores) for cores in args.busy]
     if args.out:
-        record.write(args.out, found)
+        record.write(args.out, {"rate": args.rate, "rows": rows})
     return 0
 
 
