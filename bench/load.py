@@ -130,15 +130,22 @@ class Meter:
 
 
 def summary(
-    answers: Sequence[Answer], *, since_s: float, until_s: float, deadline_s: float
+    answers: Sequence[Answer],
+    *,
+    since_s: float,
+    until_s: float,
+    deadline_s: float,
+    closed: bool = False,
 ) -> dict[str, Any]:
     """What became of the requests due in [since_s, until_s): counts, rates per second, ms.
 
+    closed: those that were over in that time. In a closed loop as many are under way at its start
+    as at its end, while by when they were due, those at the end would be counted on top.
     `goodput_per_s`: answered 200 within the deadline. `lag_p99_ms`: how late the generator sent;
     near the latencies, it is the generator that was measured.
     """
     span = until_s - since_s
-    counted = [a for a in answers if since_s <= a.due_s < until_s]
+    counted = within(answers, since_s, until_s, closed=closed)
     good = [a.latency_s for a in counted if a.status == OK]
     refused = [a for a in counted if a.status in REFUSED]
     return {
@@ -156,6 +163,13 @@ def summary(
         "refusals_with_retry_after": sum(a.retry_after for a in refused),
         "lag_p99_ms": percentiles([a.sent_s - a.due_s for a in counted])["p99_ms"],
     }
+
+
+def within(
+    answers: Sequence[Answer], since_s: float, until_s: float, *, closed: bool
+) -> list[Answer]:
+    """Those due, or over if the loop is closed, from one second to another."""
+    return [a for a in answers if since_s <= (a.done_s if closed else a.due_s) < until_s]
 
 
 def stages_of(timing: bytes) -> dict[str, float]:
@@ -199,12 +213,13 @@ def offer(args: argparse.Namespace, client: Asker, finished: Finished) -> Meter:
 
 def report(args: argparse.Namespace, answers: Sequence[Answer], cpu_s: float) -> dict[str, Any]:
     """What is printed. `generator_cpu_s`: of this process, of all cores in `generator_share`."""
+    since_s, until_s, closed = args.warm, args.warm + args.seconds, args.rate is None
     found = summary(
-        answers, since_s=args.warm, until_s=args.warm + args.seconds, deadline_s=args.deadline
+        answers, since_s=since_s, until_s=until_s, deadline_s=args.deadline, closed=closed
     )
     found["generator_cpu_s"] = round(cpu_s, 4)
     found["generator_share"] = round(cpu_s / args.seconds / available_cores(), 4)
-    counted = [a for a in answers if a.status == OK and a.due_s >= args.warm]
+    counted = [a for a in within(answers, since_s, until_s, closed=closed) if a.status == OK]
     if args.stages:
         each = [stages_of(answer.timing) for answer in counted]
         names = dict.fromkeys(name for stages in each for name in stages)

@@ -51,7 +51,7 @@ def test_every_configuration_runs(
 def test_memory_is_read_ten_times(
     tmp_path: Path, arena: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = size_memory.measure(tiny_models.write_model(tmp_path), 20, arena)
+    row = size_memory.measure(tiny_models.write_model(tmp_path), 20, arena, "default")
     assert len(row["resident_mb"]) == 10
     assert min(row["resident_mb"]) > 10
 

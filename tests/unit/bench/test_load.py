@@ -274,3 +274,15 @@ def test_percentiles_are_numpys(count: int) -> None:
     for percent in (50, 95, 99):
         expected = np.percentile(seconds * 1e3, percent)
         assert found[f"p{percent}_ms"] == pytest.approx(expected, abs=0.006)
+
+
+def test_closed_loop_counts_by_when_it_was_over() -> None:
+    """Two under way at the start and two at the end: by when they were due, two too many."""
+    answers = [load.Answer(due, due, due + 1.0, load.OK)
+               for due in (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)]  # fmt: skip
+    counts = {
+        closed: load.summary(answers, since_s=0.0, until_s=3.0, deadline_s=2.0, closed=closed)
+        for closed in (True, False)
+    }
+    assert counts[True]["answered"] == 5
+    assert counts[False]["answered"] == 6
