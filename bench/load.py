@@ -188,7 +188,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     if not seconds:
         return {"p50_ms": None, "p95_ms": None, "p99_ms": None}
     values = sorted(seconds)
-    found = {}
+    found: dict[str, float | None] = {}
     for percent in (50, 95, 99):
         # As numpy does it, which takes 0.1 s of a core to import and starts threads that spin.
         place = (len(values) - 1) * percent / 100

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from bench import load
-from bench.load import Answer
+from bench.http_client import NO_ANSWER, Answer
 from proto.segmentation.v1 import segmentation_pb2 as pb
 from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 
@@ -77,7 +77,7 @@ class RpcClient:
             )
             timing = load.timing_of({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
         except grpc.aio.AioRpcError as error:
-            status = _STATUS.get(error.code(), load.NO_ANSWER)
+            status = _STATUS.get(error.code(), NO_ANSWER)
         return Answer(due_s, sent, self.now(), status, timing=timing)
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from bench import load
+from bench.http_client import NO_ANSWER, Answer, Client
 from service.core.cores import available_cores
 
 Reply = Callable[[int], Awaitable[bytes]]
@@ -71,15 +72,15 @@ def server(reply: Reply) -> Iterator[tuple[str, list[bytes]]]:
 
 
 @contextmanager
-def client(url: str, patience_s: float = 5.0, body: bytes = b"body") -> Iterator[load.Client]:
-    asking = load.Client(url, load.request(url, body, "image/jpeg", ["X-A: b"]), patience_s)
+def client(url: str, patience_s: float = 5.0, body: bytes = b"body") -> Iterator[Client]:
+    asking = Client(url, load.request(url, body, "image/jpeg", ["X-A: b"]), patience_s)
     try:
         yield asking
     finally:
         asking.close()
 
 
-def open_loop(asking: load.Client, due: Sequence[float]) -> list[load.Answer]:
+def open_loop(asking: Client, due: Sequence[float]) -> list[Answer]:
     return asking.run(lambda finished: load.open_loop(asking, due, finished))
 
 
@@ -155,7 +156,7 @@ def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
 def test_nobody_listens() -> None:
     with client("http://127.0.0.1:9/segment") as asking:
         (answer,) = open_loop(asking, [0.0])
-    assert answer.status == load.NO_ANSWER
+    assert answer.status == NO_ANSWER
     found = load.summary([answer], since_s=0.0, until_s=1.0, deadline_s=0.5)
     assert found["hung_up"] == 1
     assert found["latency"]["p50_ms"] is None
@@ -229,7 +230,7 @@ class Slow:
     def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
 
-    def ask(self, due_s: float, done: Callable[[load.Answer], None]) -> None: ...
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
 
 
 def test_kept_connection_that_was_closed_is_no_refusal() -> None:
@@ -241,7 +242,7 @@ def test_kept_connection_that_was_closed_is_no_refusal() -> None:
     with server(reply) as (url, bodies), client(url) as asking:
         answers = open_loop(asking, [0.0, 0.05, 0.1])
     # 1 is lost and comes again as 2, which is answered; 3 is lost, and so is 4, on a fresh one.
-    assert [a.status for a in answers] == [200, 200, load.NO_ANSWER]
+    assert [a.status for a in answers] == [200, 200, NO_ANSWER]
     assert len(bodies) == 5
 
 
@@ -263,7 +264,7 @@ def test_what_is_not_http_is_no_answer() -> None:
 
     with server(reply) as (url, _), client(url) as asking:
         (answer,) = open_loop(asking, [0.0])
-    assert answer.status == load.NO_ANSWER
+    assert answer.status == NO_ANSWER
     assert answer.latency_s < 1.0
 
 
@@ -277,8 +278,8 @@ def test_percentiles_are_numpys(count: int) -> None:
 
 
 def test_closed_loop_counts_by_when_it_was_over() -> None:
-    """Two under way at the start and two at the end: by when they were due, two too many."""
-    answers = [load.Answer(due, due, due + 1.0, load.OK)
+    """By when they were due, what is under way at the end would be counted on top."""
+    answers = [Answer(due, due, due + 1.0, load.OK)
                for due in (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)]  # fmt: skip
     counts = {
         closed: load.summary(answers, since_s=0.0, until_s=3.0, deadline_s=2.0, closed=closed)
