@@ -216,26 +216,23 @@ class _Cycle:
         self.response_complete = True
         if isinstance(answer, Response):
             status, body = answer.status_code, bytes(answer.body)
-            named = {k.decode("latin-1"): v.decode("latin-1") for k, v in answer.raw_headers}
+            fields = b"".join([b"%b: %b\r\n" % field for field in answer.raw_headers])
         else:
             status, body = 200, answer.body
-            named = {
-                "content-length": str(len(body)),
-                "content-type": answer.media_type,
-                **reply_headers(answer),
-            }
-        named[HEADER] = record.request_id
-        if not self.keep_alive:
-            named["connection"] = "close"
+            lines = [f"content-length: {len(body)}\r\ncontent-type: {answer.media_type}\r\n"]
+            lines += [f"{name}: {value}\r\n" for name, value in reply_headers(answer).items()]
+            fields = "".join(lines).encode("latin-1")
         record.code = str(status)
         if not connection.transport.is_closing():
-            head = [STATUS_LINE[status]]
-            for name, value in connection.server_state.default_headers:
-                head += (name, b": ", value, b"\r\n")
-            lines = "".join([f"{name}: {value}\r\n" for name, value in named.items()])
-            head.append(lines.encode("latin-1"))
+            date = b"".join(
+                [b"%b: %b\r\n" % field for field in connection.server_state.default_headers]
+            )
+            end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+            own = f"{HEADER}: {record.request_id}\r\n".encode("latin-1")
             # In one go: written apart, the caller would be woken twice.
-            connection.transport.writelines([b"".join(head) + b"\r\n", body])
+            connection.transport.writelines(
+                [b"".join((STATUS_LINE[status], date, fields, own, end)), body]
+            )
             if not self.keep_alive and self._whole:
                 connection.transport.close()
         connection.on_response_complete()
