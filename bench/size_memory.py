@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 import onnxruntime
 
 from bench import record
-from bench.segment_load import Rest, Server, jpeg
+from bench.segment_load import Server, jpeg
 from service.core.memory import keep_freed_memory
 
 MODEL = Path("model_repository/camvid-fcn8s-mobilenet_v1/1/model.onnx")
@@ -83,12 +84,19 @@ def measure(model: Path, count: int, arena: str, malloc: str) -> dict[str, Any]:
 def measure_server(repository: Path, count: int) -> dict[str, Any]:
     """The same of `fcn serve`; after its first answer in place of after loading."""
     server = Server(repository)
+
+    def ask(size: tuple[int, int]) -> None:
+        """Raises: urllib.error.HTTPError unless it is answered."""
+        headers = {"Content-Type": "image/jpeg"}
+        asked = urllib.request.Request(f"{server.url}/segment", jpeg(*size, seed=0), headers)
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            reply.read()
+
     try:
-        ask = Rest(server.url)
-        ask.connect()(jpeg(360, 480, seed=0))
+        ask((360, 480))
         pid = server.process.pid
         loaded_mb = resident_mb(pid)
-        found = over_sizes(lambda s: ask.connect()(jpeg(*s, seed=0)), count, SERVER_CALLERS, pid)
+        found = over_sizes(ask, count, SERVER_CALLERS, pid)
     finally:
         server.stop()
     return {"arena": "fcn serve", "callers": SERVER_CALLERS, "loaded_mb": loaded_mb,
