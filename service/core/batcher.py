@@ -595,9 +595,10 @@ class Batcher:
                 self._running.clear()
                 self._again.clear()
                 self._queue.clear()
-                self._observe_depth()
         for item in items:
             _fail(item, type(error)())
+        with self._lock:
+            self._observe_depth()
 
     def _observe_depth(self) -> None:
         """In the lock, so that the last one told is the last there was."""

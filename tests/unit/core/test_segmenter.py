@@ -21,6 +21,7 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.ragged.file import make_ragged
+from service.core import header
 from service.core.render import scores as scores_module
 from service.core.runtime import Session
 from service.core.segmenter import (
@@ -529,6 +530,21 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
         await segmenter.segment(REQUEST)
     assert max(recorder.inflights) == 2
     assert recorder.inflights[-1] == 0
+
+
+async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_path: Path) -> None:
+    body = io.BytesIO()
+    Image.fromarray(RGB).save(body, "TIFF", big_tiff=True)
+    assert header.pixels(body.getvalue()) is None
+    async with on_device(tmp_path) as (segmenter, device):
+        device.hold()
+        first = send(segmenter, SegmentRequest(body.getvalue()))
+        await device.entered()
+        await settle()
+        assert segmenter._admission.held == (1, len(body.getvalue()), 23 * 31)
+        device.release()
+        await first
+        assert segmenter._admission.held == (0, 0, 0)
 
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
