@@ -532,9 +532,10 @@ async def test_what_had_been_run_when_the_batcher_was_closed_is_answered() -> No
         while len(device.batches) < 2 and time.monotonic() < ends_s:
             time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not hear of it yet
         batcher.close()
-        assert (await first).label_map[0, 0] == 1
-        with pytest.raises(ShuttingDown):
-            await second
+        async with asyncio.timeout(WAIT_S):
+            assert (await first).label_map[0, 0] == 1
+            with pytest.raises(ShuttingDown):
+                await second
         device.release()
 
 
