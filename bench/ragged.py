@@ -177,7 +177,9 @@ class Load:
             while len(self._queue) < DEPTH:
                 height, width = next(self._sizes)
                 image = np.ascontiguousarray(self._grain[:height, :width])
-                self._queue.add(Queued(image, Priority.NORMAL, time.perf_counter(), None))
+                queued = Queued(Priority.NORMAL, None)
+                queued.came(image, time.perf_counter())
+                self._queue.add(queued)
             images = [q.image for q in self._queue.take(time.perf_counter(), lambda *_: 0.0)]
             began = time.perf_counter()
             self._answer(images)

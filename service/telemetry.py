@@ -11,20 +11,17 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
-    disable_created_metrics,
     generate_latest,
 )
 
 from service.core.segmenter import ModelStatus, Timings
+from service.series import Counters, Gauges, Histograms
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -70,59 +67,50 @@ class Telemetry:
     """The server's metrics, in a registry of their own. Implements the segmenter's `Observer`."""
 
     def __init__(self, latency_target_s: float) -> None:
-        # A second series per counter, with its time of birth, that nothing here asks for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._requests = Counter(
+        self._requests = Counters(
             "fcn_requests_total",
             "Requests answered, by HTTP status or gRPC code.",
             ("transport", "method", "model", "code"),
-            registry=registry,
+            registry,
         )
-        self._request_s = Histogram(
+        self._request_s = Histograms(
             "fcn_request_duration_seconds",
             "Time from the complete upload to the answer; requests the caller got wrong and "
             "requests refused for load are left out.",
             ("transport", "model"),
-            buckets=sorted({*REQUEST_BUCKETS_S, latency_target_s}),
-            registry=registry,
+            sorted({*REQUEST_BUCKETS_S, latency_target_s}),
+            registry,
         )
-        self._stage_s = Histogram(
+        self._stage_s = Histograms(
             "fcn_stage_duration_seconds",
             "Time in each stage of a request: decode, queue, infer, render.",
             ("stage", "model"),
-            buckets=sorted({*STAGE_BUCKETS_S, latency_target_s}),
-            registry=registry,
+            sorted({*STAGE_BUCKETS_S, latency_target_s}),
+            registry,
         )
-        self._batch_size = Histogram(
-            "fcn_batch_size",
-            "Pictures in one inference.",
-            ("model",),
-            buckets=BATCH_BUCKETS,
-            registry=registry,
+        self._batch_size = Histograms(
+            "fcn_batch_size", "Pictures in one inference.", ("model",), BATCH_BUCKETS, registry
         )
-        self._queue_depth = Gauge(
-            "fcn_queue_depth", "Pictures waiting for a model.", ("model",), registry=registry
+        self._queue_depth = Gauges(
+            "fcn_queue_depth", "Pictures waiting for a model.", ("model",), registry
         )
-        self._rejected = Counter(
-            "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry=registry
+        self._rejected = Counters(
+            "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry
         )
-        self._callers = Counter(
+        self._callers = Counters(
             "fcn_caller_requests_total",
             "Requests let in by an API key, by the name that goes with it.",
             ("caller",),
-            registry=registry,
+            registry,
         )
-        self._inflight = Gauge(
-            "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
+        self._inflight = Gauges(
+            "fcn_inflight_requests", "Requests between admission and answer.", (), registry
         )
-        self._pixels = Histogram(
-            "fcn_image_pixels",
-            "Height times width of the uploads.",
-            buckets=PIXEL_BUCKETS,
-            registry=registry,
+        self._pixels = Histograms(
+            "fcn_image_pixels", "Height times width of the uploads.", (), PIXEL_BUCKETS, registry
         )
         self._model_info = Gauge(
             "fcn_model_info",
@@ -130,12 +118,6 @@ class Telemetry:
             ("model", "version", "precision", "provider"),
             registry=registry,
         )
-        # Finding a labelled series by its labels costs more than counting in it.
-        self._stage_of = cache(self._stage_s.labels)
-        self._batch_size_of = cache(self._batch_size.labels)
-        self._queue_depth_of = cache(self._queue_depth.labels)
-        self._requests_of = cache(self._requests.labels)
-        self._request_s_of = cache(self._request_s.labels)
         target = Gauge(
             "fcn_latency_target_seconds", "Time a request should take.", registry=registry
         )
@@ -148,11 +130,11 @@ class Telemetry:
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
         duration_s = time.perf_counter() - record.began_s
-        self._requests_of(record.transport, record.method, record.model, record.code).inc()
+        self._requests.count(record.transport, record.method, record.model, record.code)
         if record.caller:
-            self._callers.labels(record.caller).inc()
+            self._callers.count(record.caller)
         if record.timed:
-            self._request_s_of(record.transport, record.model).observe(duration_s)
+            self._request_s.observe(duration_s, record.transport, record.model)
         level = logging.DEBUG if record.probe else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(
@@ -172,19 +154,19 @@ class Telemetry:
                 self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        self._stage_of(stage, model).observe(seconds)
+        self._stage_s.observe(seconds, stage, model)
 
     def batch(self, model: str, size: int) -> None:
-        self._batch_size_of(model).observe(size)
+        self._batch_size.observe(size, model)
 
     def queue_depth(self, model: str, n: int) -> None:
-        self._queue_depth_of(model).set(n)
+        self._queue_depth.set(n, model)
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)
 
     def rejected(self, reason: str) -> None:
-        self._rejected.labels(reason).inc()
+        self._rejected.count(reason)
 
     def image_pixels(self, n: int) -> None:
         self._pixels.observe(n)

@@ -65,17 +65,22 @@ class Admission:
 class Permit:
     """What one request holds, until the end of its `with` block."""
 
-    __slots__ = ("_admission", "_bytes", "_pixels")
+    __slots__ = ("_admission", "_bytes", "_ended", "pixels")
 
     def __init__(self, admission: Admission, n_bytes: int, pixels: int) -> None:
         self._admission = admission
         self._bytes = n_bytes
-        self._pixels = pixels
+        self.pixels = pixels
+        self._ended = False
 
     def correct(self, pixels: int) -> None:
-        """The picture is decoded: so many it has, whatever its header seemed to say."""
-        self._admission._hold(0, 0, pixels - self._pixels)
-        self._pixels = pixels
+        """The picture is decoded: so many it has, whatever its header seemed to say.
+
+        May come late: after the end nothing is held.
+        """
+        if not self._ended:
+            self._admission._hold(0, 0, pixels - self.pixels)
+            self.pixels = pixels
 
     def __enter__(self) -> Self:
         return self
@@ -86,4 +91,5 @@ class Permit:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._admission._hold(-1, -self._bytes, -self._pixels)
+        self._ended = True
+        self._admission._hold(-1, -self._bytes, -self.pixels)

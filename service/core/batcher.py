@@ -10,10 +10,11 @@ alone and a late result for it is dropped. When a batch fails its images are run
 one bad image costs its mates a little time and nothing else. Images of several sizes share a batch
 where the network can do that: padded, and each answered as if alone.
 
-A device thread that has finished takes the next batch itself: over the event loop, which may have a
-picture's bytes in hand, the device would be idle meanwhile though work waits. So the queue and what
-runs are touched under a lock, by a thread for as long as it takes to choose a batch. All else, and
-above all every future, is the event loop's.
+A thread that has decoded an image puts it into the queue, and a device thread that has finished
+takes the next batch, themselves: over the event loop, which may have another picture's bytes in
+hand, it would cost two changes of thread, and the device would be idle meanwhile though work waits.
+So the queue, what is reserved and what runs are touched under a lock, for as long as it takes to
+choose a batch. All else, and above all every future, is the event loop's.
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.cores import DEVICE_NICE, yield_to_event_loop
+from service.core.cores import DEVICE_NICE
+from service.core.device_thread import DeviceThread
 from service.core.frames import padded_pixels, stack
 from service.core.pace import Pace
 from service.core.queue import Queue, Queued
@@ -84,39 +84,52 @@ class Labelled:
 
 
 @dataclass(eq=False, slots=True)
-class _Item(Queued):
+class Ticket(Queued):
+    """One image's way through the queue: made before it is decoded, answered once.
+
+    place: given up when the image comes.
+    """
+
+    place: Place | None
     future: asyncio.Future[Labelled]
-    squeeze: Squeeze | None
-    finish: Finish | None
-    timer: asyncio.TimerHandle | None = field(default=None)
+    squeeze: Squeeze | None = field(init=False, default=None)
+    finish: Finish | None = field(init=False, default=None)
+    timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
-    @property
-    def kind(self) -> Hashable:
-        return self.image.shape, self.squeeze is None
 
-    @property
-    def mixes(self) -> bool:
-        return self.squeeze is None
+class Worker(Protocol):
+    """One thread that runs batches, see `DeviceThread`."""
+
+    def put(self, batch: Batch) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def join(self) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
-class _Lane:
+class Lane:
     """One instance of the network and the one thread that calls it."""
 
     run: Run
     scored: ScoredRun | None
-    thread: Executor
-    ragged: RaggedRun | None = None
+    ragged: RaggedRun | None
+    thread: Worker
 
 
 @dataclass(eq=False, slots=True)
-class _Batch:
-    lane: _Lane
-    items: list[_Item]
+class Batch:
+    """What a lane runs at once, since `started_s`."""
+
+    lane: Lane
+    items: list[Ticket]
     pixels: int
     started_s: float
     alone: bool
 
+
+Step = Callable[[Batch], Batch | None]
+"""Runs a batch, raises nothing, and returns what its lane runs next."""
 
 _Answer = tuple[UInt8Array, Scores | None, Any]
 
@@ -124,18 +137,18 @@ _Answer = tuple[UInt8Array, Scores | None, Any]
 class Place:
     """Room in the queue for one image that is still being decoded; leave it or submit with it."""
 
-    __slots__ = ("_batcher", "pixels", "priority")
+    __slots__ = ("_batcher", "held", "pixels", "priority")
 
     def __init__(self, batcher: Batcher, pixels: int, priority: Priority) -> None:
-        self._batcher: Batcher | None = batcher
+        self._batcher = batcher
         self.pixels = pixels
         self.priority = priority
+        self.held = True
 
     def release(self) -> None:
         """May be called again."""
-        if self._batcher is not None:
-            self._batcher._release(self)
-            self._batcher = None
+        if self.held:
+            self._batcher.leave(self)
 
     def __enter__(self) -> Self:
         return self
@@ -149,13 +162,9 @@ class Place:
         self.release()
 
 
-def one_thread(name: str) -> Executor:
-    return ThreadPoolExecutor(
-        1,
-        thread_name_prefix=name,
-        initializer=yield_to_event_loop,
-        initargs=(DEVICE_NICE,),
-    )
+def one_thread(name: str, step: Step) -> Worker:
+    """One that leaves the core to the event loop."""
+    return DeviceThread(name, step, nice=DEVICE_NICE)
 
 
 class Batcher:
@@ -177,42 +186,45 @@ class Batcher:
         age_cap_s: float = AGE_CAP_S,
         observer: Observer,
         clock: Clock,
-        thread: Callable[[str], Executor] = one_thread,
+        thread: Callable[[str, Step], Worker] = one_thread,
     ) -> None:
         """instances, alone, scored, ragged: see `Network`; each instance has a thread of its own.
 
         model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`, and so
         max_padding, for networks with `ragged`. max_queue: images reserved or waiting. max_wait_s:
-        longest predicted wait for the device at which an image is still taken. thread: an executor
-        of one thread, by its name.
+        longest predicted wait for the device at which an image is still taken. thread: makes one,
+        of its name and of what it does with a batch.
         """
         self._lanes = [
-            _Lane(
+            Lane(
                 run,
                 scored[n] if scored else None,
-                thread(f"infer-{model}-{n}"),
                 ragged[n] if ragged else None,
+                thread(f"infer-{model}-{n}", self._work),
             )
             for n, run in enumerate(instances)
         ]
-        self._alone = None if alone is None else _Lane(alone, None, thread(f"infer-{model}-alone"))
+        self._alone = (
+            Lane(alone, None, None, thread(f"infer-{model}-alone", self._work)) if alone else None
+        )
         self._model = model
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._observer = observer
         self._clock = clock
-        self._queue: Queue[_Item] = Queue(
+        self._queue: Queue[Ticket] = Queue(
             max_batch=max_batch,
             max_batch_pixels=max_batch_pixels,
             age_cap_s=age_cap_s,
             max_padding=max_padding if ragged else 0.0,
         )
-        self._again: deque[_Item] = deque()  # of batches that failed, to be run one by one
+        self._again: deque[Ticket] = deque()  # of batches that failed, to be run one by one
         self._reserved = dict.fromkeys(Priority, 0)
         self._reserved_pixels = dict.fromkeys(Priority, 0)
+        self._n_reserved = 0  # of all priorities
         self._idle = list(self._lanes)
-        self._running: dict[_Lane, _Batch] = {}
-        self._lock = threading.Lock()  # of the queue, _again, _idle and _running
+        self._running: dict[Lane, Batch] = {}
+        self._lock = threading.Lock()  # of the queue, _again, _reserved..., _idle and _running
         self._pace = Pace()
         self._pace_alone = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -252,10 +264,17 @@ class Batcher:
         would wait longer than `max_wait_s` or not be labelled by its deadline; InferenceFailed,
         ShuttingDown.
         """
-        self._check(pixels, deadline, priority)
-        self._reserved[priority] += 1
-        self._reserved_pixels[priority] += pixels
+        with self._lock:
+            self._check(pixels, deadline, priority)
+            self._reserved[priority] += 1
+            self._reserved_pixels[priority] += pixels
+            self._n_reserved += 1
         return Place(self, pixels, priority)
+
+    def leave(self, place: Place) -> None:
+        """Of a place's holder."""
+        with self._lock:
+            self._leave(place)
 
     async def submit(
         self,
@@ -274,40 +293,91 @@ class Batcher:
 
         Raises: Overloaded, DeadlineExceeded, InferenceFailed, ShuttingDown.
         """
+        if place is None and self._end is None:
+            self._check(image.shape[0] * image.shape[1], deadline, priority)
+        ticket = self.ticket(deadline, place, priority)
+        self.put(ticket, image, squeeze, finish)
+        return await self.answer(ticket)
+
+    def ticket(
+        self,
+        deadline: float | None,
+        place: Place | None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Ticket:
+        """For an image that `put` will bring, or for the error by which it does not come, which
+        whoever was to bring it sets as the future's. Then wait for its `answer`.
+
+        Raises: DeadlineExceeded, InferenceFailed, ShuttingDown.
+        """
         if self._end is not None or self._loop is None:
             raise self._end or ShuttingDown()
-        if place is None:
-            self._check(image.shape[0] * image.shape[1], deadline, priority)
-        else:
-            priority = place.priority
-            place.release()
-        now = self._clock()
-        if deadline is not None and now >= deadline:
+        left_s = math.inf if deadline is None else deadline - self._clock()
+        if left_s <= 0:
             raise DeadlineExceeded(_LATE)
-        item = _Item(image, priority, now, deadline, self._loop.create_future(), squeeze, finish)
+        ticket = Ticket(
+            priority if place is None else place.priority,
+            deadline,
+            place,
+            self._loop.create_future(),
+        )
         if deadline is not None:
-            item.timer = self._loop.call_later(deadline - now, _expire, item)
-        with self._lock:
-            self._queue.add(item)
-        self._guarded(self._dispatch)
+            ticket.timer = self._loop.call_later(left_s, _expire, ticket)
+        return ticket
+
+    def put(
+        self,
+        ticket: Ticket,
+        image: UInt8Array,
+        squeeze: Squeeze | None = None,
+        finish: Finish | None = None,
+    ) -> None:
+        """The image is there, see `submit`. From any thread; when nobody waits for it any more
+        nothing happens."""
+        ticket.squeeze, ticket.finish = squeeze, finish
         try:
-            return await item.future
-        finally:
-            if item.timer is not None:
-                item.timer.cancel()
             with self._lock:
-                waited = self._queue.remove(item)  # cancelled or expired
-            if waited:
+                if ticket.future.done():
+                    return
+                if ticket.place is not None:
+                    self._leave(ticket.place)
+                now = self._clock()
+                if self._end is not None:
+                    self._call_soon(_fail, ticket, type(self._end)())
+                    return
+                if ticket.deadline is not None and now >= ticket.deadline:
+                    self._call_soon(_expire, ticket)  # its timer is late
+                    return
+                ticket.came(image, now, mixes=squeeze is None)
+                self._queue.add(ticket)
+                begun = self._choose()
                 self._observe_depth()
+        except BaseException as error:
+            self._call_soon(self._die, error, [ticket])
+        else:
+            self._start(begun)
+
+    async def answer(self, ticket: Ticket) -> Labelled:
+        """Raises: as `submit`."""
+        try:
+            return await ticket.future
+        except BaseException:
+            with self._lock:  # after which `put` sees that nobody waits
+                if self._queue.remove(ticket):
+                    self._observe_depth()
+            raise
+        finally:
+            if ticket.timer is not None:
+                ticket.timer.cancel()
 
     def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
         """Predicted wait for the device of an image that would come now; 0 when it is idle."""
-        lanes = len(self._lanes)
-        if self._waiting() + len(self._running) < lanes:
+        lanes, running = len(self._lanes), list(self._running.values())
+        if self._waiting() + len(running) < lanes:
             return 0.0
         now = self._clock()
         work = 0.0
-        for batch in self._running.values():
+        for batch in running:
             pace = self._pace_alone if batch.alone else self._pace
             takes = pace.seconds(batch.pixels, len(batch.items))
             work += max(0.0, takes - (now - batch.started_s))
@@ -329,14 +399,14 @@ class Batcher:
         self._finish(ShuttingDown())
         # Without waiting: a run cannot be interrupted, and its result has no taker.
         for lane in self._all_lanes():
-            lane.thread.shutdown(wait=False, cancel_futures=True)
+            lane.thread.stop()
 
     def join(self) -> None:
         """After `close`: returns when the device threads have ended. Not on the event loop."""
         for lane in self._all_lanes():
-            lane.thread.shutdown()
+            lane.thread.join()
 
-    def _all_lanes(self) -> list[_Lane]:
+    def _all_lanes(self) -> list[Lane]:
         return [*self._lanes, *([self._alone] if self._alone else [])]
 
     def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
@@ -358,38 +428,41 @@ class Batcher:
         return deadline is not None and needs_s > DEADLINE_SHARE * (deadline - self._clock())
 
     def _waiting(self) -> int:
-        return len(self._queue) + len(self._again) + sum(self._reserved.values())
+        return len(self._queue) + len(self._again) + self._n_reserved
 
     def _full(self) -> bool:
         return self._waiting() >= self._max_queue + len(self._lanes) - len(self._running)
 
-    def _release(self, place: Place) -> None:
-        self._reserved[place.priority] -= 1
-        self._reserved_pixels[place.priority] -= place.pixels
+    def _leave(self, place: Place) -> None:
+        """In the lock."""
+        if place.held:
+            place.held = False
+            self._reserved[place.priority] -= 1
+            self._reserved_pixels[place.priority] -= place.pixels
+            self._n_reserved -= 1
 
-    def _dispatch(self) -> None:
-        """Gives every free instance a batch, while there are any."""
-        begun = []
-        with self._lock:
-            alone = self._alone
-            if (
-                alone is not None
-                and not self._running
-                and len(self._queue) == 1
-                and not self._again
-                and not any(self._reserved.values())
-                and next(iter(self._queue)).squeeze is None
-                and (items := self._take())
-            ):
-                begun.append(self._begin(alone, items))
-            # A run of `alone` counts as an instance: it has its cores.
-            while len(self._running) < len(self._lanes) and (items := self._take()):
-                begun.append(self._begin(self._idle.pop(), items))
-        for batch in begun:
-            self._start(batch)
-        self._observe_depth()
+    def _choose(self) -> list[Batch]:
+        """A batch for every free instance, while there are any; to be started. In the lock."""
+        begun: list[Batch] = []
+        if not self._queue and not self._again:
+            return begun
+        alone = self._alone
+        if (
+            alone is not None
+            and not self._running
+            and len(self._queue) == 1
+            and not self._again
+            and not self._n_reserved
+            and next(iter(self._queue)).squeeze is None
+            and (items := self._take())
+        ):
+            begun.append(self._begin(alone, items))
+        # A run of `alone` counts as an instance: it has its cores.
+        while len(self._running) < len(self._lanes) and (items := self._take()):
+            begun.append(self._begin(self._idle.pop(), items))
+        return begun
 
-    def _take(self) -> list[_Item]:
+    def _take(self) -> list[Ticket]:
         """The next batch, less those who left or whose time is over; empty when nothing waits.
 
         In the lock.
@@ -409,84 +482,95 @@ class Batcher:
                 return left
         return []
 
-    def _begin(self, lane: _Lane, items: list[_Item]) -> _Batch:
+    def _begin(self, lane: Lane, items: list[Ticket]) -> Batch:
         """In the lock."""
-        pixels = padded_pixels([item.image for item in items])
-        batch = _Batch(lane, items, pixels, self._clock(), lane is self._alone)
+        pixels = items[0].pixels if len(items) == 1 else padded_pixels([i.image for i in items])
+        batch = Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
         return batch
 
-    def _start(self, batch: _Batch) -> None:
-        """Not in the lock: should the run be over already, `_ended` is called from here."""
-        items = batch.items
-        work = batch.lane.thread.submit(
-            _run,
-            batch.lane,
-            [item.image for item in items],
-            [(item.squeeze, item.finish) for item in items],
-        )
-        work.add_done_callback(partial(self._ended, batch))
+    def _start(self, batches: Sequence[Batch]) -> None:
+        """Not in the lock, for the thread may be fast."""
+        for batch in batches:
+            try:
+                batch.lane.thread.put(batch)
+            except BaseException as error:
+                self._call_soon(self._die, error, batch.items)
 
-    def _ended(self, batch: _Batch, work: Future[list[_Answer]]) -> None:
-        """On the device thread, or wherever the executor was shut down."""
+    def _work(self, batch: Batch) -> Batch | None:
+        """A `Step`, on the lane's thread."""
+        if self._end is not None:
+            return None
+        answers: Sequence[_Answer] = ()
+        failure: BaseException | None = None
+        try:
+            answers = _run(batch.lane, batch.items)
+        except BaseException as error:
+            failure = error
         ended_s = self._clock()
         try:
-            following = None if batch.alone else self._follow(batch, work)
+            with self._lock:
+                following, others = self._follow(batch, failure)
         except BaseException as error:
-            self._call_soon(self._guarded, self._died, batch, error)
-            return
-        self._call_soon(self._guarded, self._finished, batch, work, ended_s, following is not None)
-        if following is not None:
-            try:
-                self._start(following)
-            except RuntimeError as error:  # the executor was shut down meanwhile
-                self._call_soon(self._guarded, self._died, following, error)
+            self._call_soon(self._die, error, batch.items)
+            return None
+        self._call_soon(self._finished, batch, answers, failure, ended_s)
+        self._start(others)
+        return following
 
-    def _follow(self, batch: _Batch, work: Future[list[_Answer]]) -> _Batch | None:
-        """What this instance does next."""
-        with self._lock:
-            if self._end is not None:
-                return None
-            if len(batch.items) > 1 and not work.cancelled() and work.exception() is not None:
-                self._again.extend(batch.items)
-            items = self._take()
-            return self._begin(batch.lane, items) if items else None
+    def _follow(
+        self, batch: Batch, failure: BaseException | None
+    ) -> tuple[Batch | None, list[Batch]]:
+        """What this lane does next, and what others are to begin. In the lock."""
+        if self._end is not None:
+            return None, []
+        del self._running[batch.lane]
+        if failure is not None and len(batch.items) > 1:
+            self._again.extend(batch.items)
+        following = None
+        if not batch.alone:
+            if items := self._take():
+                following = self._begin(batch.lane, items)
+            else:
+                self._idle.append(batch.lane)
+        others = self._choose()
+        self._observe_depth()
+        return following, others
 
     def _finished(
-        self, batch: _Batch, work: Future[list[_Answer]], ended_s: float, goes_on: bool
+        self,
+        batch: Batch,
+        answers: Sequence[_Answer],
+        failure: BaseException | None,
+        ended_s: float,
     ) -> None:
-        """goes_on: the instance has its next batch already."""
-        if not goes_on:
-            with self._lock:
-                del self._running[batch.lane]
-                if not batch.alone:
-                    self._idle.append(batch.lane)
-        items, infer_s = batch.items, ended_s - batch.started_s
-        error = work.exception()
-        if error is None:
-            pace = self._pace_alone if batch.alone else self._pace
-            pace.saw(batch.pixels, len(items), infer_s)
-            self._observer.batch(self._model, len(items))
-            for item, (label_map, scores, finished) in zip(items, work.result(), strict=True):
-                if not item.future.done():  # its caller may have left, or its time run out
-                    queue_s = batch.started_s - item.enqueued_s
-                    labelled = Labelled(label_map, queue_s, infer_s, len(items), scores, finished)
-                    item.future.set_result(labelled)
-        elif len(items) > 1:
-            _log.warning(
-                "%s: a batch of %d failed, running its images one by one",
-                self._model,
-                len(items),
-                exc_info=error,
-            )
-        else:
-            _log.error("%s: inference failed", self._model, exc_info=error)
-            _fail(items[0], InferenceFailed())
-        self._dispatch()
+        try:
+            if failure is None:
+                self._succeeded(batch, answers, ended_s - batch.started_s)
+            elif len(batch.items) > 1:
+                _log.warning(
+                    "%s: a batch of %d failed, running its images one by one",
+                    self._model,
+                    len(batch.items),
+                    exc_info=failure,
+                )
+            else:
+                _log.error("%s: inference failed", self._model, exc_info=failure)
+                _fail(batch.items[0], InferenceFailed())
+        except BaseException as error:
+            self._die(error, batch.items)
 
-    def _died(self, batch: _Batch, error: BaseException) -> None:
-        """Raises: `error`, of a device thread, to be seen to by `_guarded`."""
-        raise error
+    def _succeeded(self, batch: Batch, answers: Sequence[_Answer], infer_s: float) -> None:
+        size = len(batch.items)
+        pace = self._pace_alone if batch.alone else self._pace
+        pace.saw(batch.pixels, size, infer_s)
+        self._observer.batch(self._model, size)
+        for item, (label_map, scores, finished) in zip(batch.items, answers, strict=True):
+            if not item.future.done():  # its caller may have left, or its time run out
+                queue_s = batch.started_s - item.enqueued_s
+                item.future.set_result(
+                    Labelled(label_map, queue_s, infer_s, size, scores, finished)
+                )
 
     def _call_soon(self, step: Callable[..., None], *args: object) -> None:
         """On the event loop, from any thread."""
@@ -494,61 +578,57 @@ class Batcher:
             with contextlib.suppress(RuntimeError):  # it was closed meanwhile
                 self._loop.call_soon_threadsafe(step, *args)
 
-    def _guarded(self, step: Callable[..., None], *args: object) -> None:
+    def _die(self, error: BaseException, lost: Sequence[Ticket]) -> None:
         """Nobody waits for ever on a batcher that has failed: a fault of its own ends it."""
-        if self._end is not None:
-            return
-        try:
-            step(*args)
-        except BaseException as error:
-            _log.critical("%s: the batcher died", self._model, exc_info=error)
-            batch = args[0] if args and isinstance(args[0], _Batch) else None
-            self._finish(InferenceFailed(), batch.items if batch else ())
+        _log.critical("%s: the batcher died", self._model, exc_info=error)
+        self._finish(InferenceFailed(), lost)
 
-    def _finish(self, error: Exception, lost: Sequence[_Item] = ()) -> None:
+    def _finish(self, error: Exception, lost: Sequence[Ticket] = ()) -> None:
         """Answers everybody, `lost` included, and takes nothing more."""
-        if self._end is not None:
-            return
+        items = list(lost)
         with self._lock:
-            self._end = error
-            running = [item for batch in self._running.values() for item in batch.items]
-            items = (*lost, *running, *self._again, *self._queue)
-            self._running.clear()
-            self._again.clear()
-            self._queue.clear()
+            if self._end is None:
+                self._end = error
+                for batch in self._running.values():
+                    items += batch.items
+                items += (*self._again, *self._queue)
+                self._running.clear()
+                self._again.clear()
+                self._queue.clear()
         for item in items:
             _fail(item, type(error)())
-        self._observe_depth()
+        with self._lock:
+            self._observe_depth()
 
     def _observe_depth(self) -> None:
+        """In the lock, so that the last one told is the last there was."""
         self._observer.queue_depth(self._model, len(self._queue))
 
 
-def _expire(item: _Item) -> None:
+def _expire(item: Ticket) -> None:
     """The deadline has come, wherever the image is."""
     _fail(item, DeadlineExceeded(_LATE))
 
 
-def _fail(item: _Item, error: Exception) -> None:
+def _fail(item: Ticket, error: Exception) -> None:
     if not item.future.done():
         item.future.set_exception(error)
 
 
-def _run(
-    lane: _Lane, images: list[UInt8Array], makers: list[tuple[Squeeze | None, Finish | None]]
-) -> list[_Answer]:
+def _run(lane: Lane, items: Sequence[Ticket]) -> list[_Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
-    if len(images) == 1:
-        batch = images[0][None]
+    sizes = [item.image.shape[:2] for item in items]
+    if len(items) == 1:
+        batch = items[0].image[None]
     else:
+        images = [item.image for item in items]
         batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else stack(images)
-    sizes = [(image.shape[0], image.shape[1]) for image in images]
     logits: Float32Array | None = None
-    if len(set(sizes)) > 1:
+    if len(items) > 1 and len(set(sizes)) > 1:
         if lane.ragged is None:
             raise ValueError("a network for batches of one size was given several")
         label_maps = lane.ragged(batch, sizes)
-    elif makers[0][0] is None:
+    elif items[0].squeeze is None:
         label_maps = lane.run(batch)
     elif lane.scored is None:
         raise ValueError("a network without logits was asked for them")
@@ -558,11 +638,10 @@ def _run(
         raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
     if logits is not None and logits.shape[2:] != batch.shape[1:3]:
         raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
-    answers = []
-    for n, (whole, (height, width), (squeeze, finish)) in enumerate(
-        zip(label_maps, sizes, makers, strict=True)
-    ):
-        label_map = whole[:height, :width]
+    answers: list[_Answer] = []
+    for n, (item, (height, width)) in enumerate(zip(items, sizes, strict=True)):
+        label_map = label_maps[n, :height, :width]
+        squeeze, finish = item.squeeze, item.finish
         scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
         answers.append((label_map, scores, None if finish is None else finish(label_map)))
     return answers

@@ -48,6 +48,8 @@ class Catalog(Generic[E]):
         self._entries: dict[str, dict[str, E]] = {}
         self._defaults: dict[str, str] = {}
         self._aliases: Mapping[str, Alias] = {}
+        # What was found since the last change: every request asks, and twice.
+        self._found: dict[tuple[str | None, str | None], E] = {}
 
     def __contains__(self, name: str) -> bool:
         """Whether a request may name it: a model or an alias of one."""
@@ -70,11 +72,13 @@ class Catalog(Generic[E]):
 
     def add(self, entry: E) -> None:
         """In place of one of the same name and version."""
+        self._found.clear()
         versions = {**self._entries.get(entry.name, {}), entry.version: entry}
         self._entries[entry.name] = {v: versions[v] for v in sorted(versions, key=int)}
 
     def remove(self, entry: E) -> None:
         """A model without versions is gone."""
+        self._found.clear()
         versions = self._entries.get(entry.name, {})
         if versions.get(entry.version) is entry:
             del versions[entry.version]
@@ -87,6 +91,7 @@ class Catalog(Generic[E]):
 
         None: the highest.
         """
+        self._found.clear()
         if version is None:
             self._defaults.pop(name, None)
         else:
@@ -94,6 +99,7 @@ class Catalog(Generic[E]):
 
     def set_aliases(self, aliases: Mapping[str, Alias]) -> None:
         """In place of those before. A model's own name goes before an alias."""
+        self._found.clear()
         self._aliases = aliases
 
     def astray(self) -> dict[str, Alias]:
@@ -107,6 +113,19 @@ class Catalog(Generic[E]):
 
     def find(self, name: str | None, version: str | None) -> E:
         """Raises: InvalidParameter, UnknownModel, UnknownVersion, ModelNotReady."""
+        entry = self._found.get((name, version))
+        if entry is None:
+            # Only what there is is kept, so made-up names take no memory.
+            entry = self._found[name, version] = self._find(name, version)
+        if entry.state is not ModelState.READY:
+            raise ModelNotReady(
+                f"model {entry.name} version {entry.version} is {entry.state}: ask its operator to "
+                "look at the log, or choose another"
+            )
+        return entry
+
+    def _find(self, name: str | None, version: str | None) -> E:
+        """Raises: InvalidParameter, UnknownModel, UnknownVersion."""
         name = name or self._default_model
         if name is None:
             if not self._entries:
@@ -127,13 +146,7 @@ class Catalog(Generic[E]):
             raise UnknownVersion(
                 f"model {name} has no version {quoted(version)}: choose from {', '.join(versions)}"
             )
-        entry = versions[version]
-        if entry.state is not ModelState.READY:
-            raise ModelNotReady(
-                f"model {name} version {version} is {entry.state}: ask its operator to look at the "
-                "log, or choose another"
-            )
-        return entry
+        return versions[version]
 
     def statuses(self) -> list[ModelStatus]:
         """By name; versions ascending."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from model.contract import Contract
 from service.core.batcher import Batcher, one_thread
+from service.core.device_thread import DeviceThread
 from service.core.gpus import MAX_BATCH
 from service.core.model_settings import ModelSettings
 from service.core.prepare import accepted_sizes, ordinary_size
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Served:
     """One version of a model that takes requests. Whoever uses it does so in its `with` block.
 
-    source: what it was made of, see `source_of`.
+    source: what it was made of, see `source_of`. palette: see `Contract.palette`.
     """
 
     name: str
@@ -39,8 +41,12 @@ class Served:
     network: Network
     batcher: Batcher
     source: object = None
+    palette: npt.NDArray[np.uint8] = field(init=False)
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.palette = self.contract.palette()
 
     @property
     def contract(self) -> Contract:
@@ -137,7 +143,7 @@ class Loader:
             clock=self._clock,
             # A GPU waits for whoever launches its kernels, and that takes little: such a thread
             # does not stand back.
-            thread=one_thread if network.provider == "cpu" else partial(ThreadPoolExecutor, 1),
+            thread=one_thread if network.provider == "cpu" else DeviceThread,
         )
         batcher.start()
         batcher.expect(loaded.pixels, loaded.seconds)

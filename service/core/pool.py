@@ -28,6 +28,8 @@ class _Task:
     work: Callable[[], Any]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    settles: bool
+    """Whether what `work` returns is the future's result."""
 
 
 class Pool:
@@ -58,12 +60,23 @@ class Pool:
             if allowed_s <= 0:
                 raise DeadlineExceeded(_LATE)
             timer = loop.call_later(allowed_s, _fail, future, DeadlineExceeded(_LATE))
-        self._tasks.put(_Task(work, future, loop))
+        self._tasks.put(_Task(work, future, loop, settles=True))
         try:
             return await future
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def give(self, work: Callable[[], None], future: asyncio.Future[Any]) -> None:
+        """As `run`, for a future that `work` hands on to be settled elsewhere.
+
+        Only what `work` raises, and ShuttingDown, is its exception. Work of which the future is
+        done by then never begins.
+        """
+        if self._closed:
+            _fail(future, ShuttingDown())
+            return
+        self._tasks.put(_Task(work, future, future.get_loop(), settles=False))
 
     def close(self) -> None:
         """On the event loop. Work not begun raises ShuttingDown where it is awaited."""
@@ -85,6 +98,9 @@ def _work(tasks: SimpleQueue[_Task | None]) -> None:
         settle: Callable[[asyncio.Future[Any], Any], None] = _succeed
         try:
             answer = task.work()
+            if not task.settles:
+                del task
+                continue
         except BaseException as error:
             settle, answer = _fail, error
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile

@@ -27,27 +27,28 @@ from service.core.types import Priority
 
 @dataclass(eq=False, slots=True)
 class Queued:
-    """image: uint8 RGB [H,W,3]. enqueued_s, deadline: moments of the queue's clock; None for no
-    deadline."""
+    """deadline: a moment of the queue's clock, or None. The rest is known when the image is there,
+    see `came`.
 
-    image: npt.NDArray[np.uint8]
+    kind: only images of one kind can share a batch, but for those that mix. mixes: whether it may
+    share a batch with images of other sizes.
+    """
+
     priority: Priority
-    enqueued_s: float
     deadline: float | None
-    pixels: int = field(init=False)
+    image: npt.NDArray[np.uint8] = field(init=False)
+    enqueued_s: float = field(init=False, default=0.0)
+    pixels: int = field(init=False, default=0)
+    kind: Hashable = field(init=False, default=None)
+    mixes: bool = field(init=False, default=False)
 
-    def __post_init__(self) -> None:
-        self.pixels = self.image.shape[0] * self.image.shape[1]
-
-    @property
-    def kind(self) -> Hashable:
-        """Only images of one kind can share a batch, but for those that mix."""
-        return self.image.shape
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it may share a batch with images of other sizes."""
-        return True
+    def came(self, image: npt.NDArray[np.uint8], now: float, *, mixes: bool = True) -> None:
+        """image: uint8 RGB [H,W,3]. now: a moment of the queue's clock."""
+        self.image = image
+        self.enqueued_s = now
+        self.pixels = image.shape[0] * image.shape[1]
+        self.mixes = mixes
+        self.kind = image.shape, mixes
 
 
 Q = TypeVar("Q", bound=Queued)
@@ -91,7 +92,7 @@ class Queue(Generic[Q]):
         self._count += 1
 
     def remove(self, item: Q) -> bool:
-        """False when it is not here, or no longer."""
+        """False when it is not here: not yet, or no longer."""
         key = item.kind, item.priority
         group = self._groups.get(key)
         if group is None or item not in group:
@@ -111,6 +112,10 @@ class Queue(Generic[Q]):
         """
         if not self._count:
             return []
+        if self._count == 1:
+            item = next(iter(self))
+            self.remove(item)
+            return [item]
         heads = [next(iter(group)) for group in self._groups.values()]
         leader = min(heads, key=self._rank)
         room = self._max_batch_pixels // leader.pixels if leader.pixels else self._max_batch

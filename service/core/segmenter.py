@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.contract import InputSpec
 from service.core import header, render
 from service.core.admission import Admission, Permit
-from service.core.batcher import Finish, Labelled, Place, Squeeze
+from service.core.batcher import Finish, Labelled, Place, Squeeze, Ticket
 from service.core.cores import available_cores, plan
-from service.core.decode import DecodedImage, decode, undecoded
+from service.core.decode import decode, undecoded
 from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
 from service.core.gpus import GpuOptions
@@ -286,35 +285,24 @@ class Segmenter:
         place: Place,
         permit: Permit,
     ) -> SegmentReply:
-        name, contract = served.name, served.contract
-        timings = Timings()
-
+        name, timings, picture = served.name, Timings(), _Picture(body, kept, permit)
+        ticket = served.batcher.ticket(deadline, place)
         began = self._clock()
-        image, prepared = await self._pool.run(
-            partial(_read, body, self._limits, contract.input), deadline
-        )
-        timings.decode_s = self._clock() - began
-        self._observer.stage(name, "decode", timings.decode_s)
-        pixels = prepared.geometry.height * prepared.geometry.width
-        permit.correct(pixels)
-        self._observer.image_pixels(pixels)
-
-        height, width = prepared.tensor.shape[:2]
-        if request.output is Output.PROBABILITIES:
-            classes = len(contract.classes) if kept is None else len(kept)
-            render.check_size(height, width, classes, request.dtype)
-        render.check_arrays(
-            height, width, len(contract.classes), request.scores, request.max_scores_bytes
-        )
-        squeeze = _squeeze(request, kept)
-        finish: Finish | None = None
-        packed = request.output is Output.LABEL_MAP and not request.scores
-        if packed and served.provider == "cpu":
-            # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
-            # thread that ran the network does it, for giving it to another costs more.
-            palette, geometry = served.contract.palette(), prepared.geometry
-            finish = partial(_pack, self._clock, geometry=geometry, palette=palette, kept=kept)
-        labelled = await self._label(served, prepared.tensor, deadline, place, squeeze, finish)
+        self._pool.give(partial(self._read, request, served, picture, ticket), ticket.future)
+        labelled: Labelled | None = None
+        try:
+            labelled = await served.batcher.answer(ticket)
+        except _TooLargeWhole:
+            pass
+        finally:
+            if picture.decoded_s:
+                timings.decode_s = picture.decoded_s - began
+                self._observer.stage(name, "decode", timings.decode_s)
+                self._observer.image_pixels(picture.pixels)
+        rgb, prepared = picture.rgb, picture.prepared
+        if labelled is None:
+            squeeze = _squeeze(request, kept)
+            labelled = await self._in_parts(served, prepared.tensor, deadline, place, squeeze)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         label_map = restore(labelled.label_map, prepared.geometry)
         if labelled.finished is not None:
@@ -327,7 +315,7 @@ class Segmenter:
         if labelled.finished is None:
             began = self._clock()
             write: Callable[[], tuple[bytes, str]] = partial(
-                _write, request, served, timings, image.rgb, label_map, kept
+                _write, request, served, timings, rgb, label_map, kept
             )
             if labelled.scores is not None:
                 restored = restore(labelled.scores, prepared.geometry)
@@ -351,22 +339,55 @@ class Segmenter:
             scores=scores,
         )
 
-    async def _label(
+    def _read(
+        self, request: SegmentRequest, served: Served, picture: _Picture, ticket: Ticket
+    ) -> None:
+        """On a thread of the pool: decodes, and puts what can be run whole into the queue.
+
+        Raises: _TooLargeWhole, and whatever is wrong with the picture.
+        """
+        contract = served.contract
+        picture.rgb = _decode(picture.body, self._limits)
+        picture.prepared = prepared = prepare(picture.rgb, contract.input)
+        picture.decoded_s = self._clock()
+        if picture.pixels != picture.permit.pixels:
+            ticket.future.get_loop().call_soon_threadsafe(picture.permit.correct, picture.pixels)
+
+        height, width = prepared.tensor.shape[:2]
+        if request.output is Output.PROBABILITIES:
+            classes = len(contract.classes if picture.kept is None else picture.kept)
+            render.check_size(height, width, classes, request.dtype)
+        if request.scores:
+            render.check_arrays(
+                height, width, len(contract.classes), request.scores, request.max_scores_bytes
+            )
+        if height * width > self._whole_pixels:
+            raise _TooLargeWhole
+        finish: Finish | None = None
+        if request.output is Output.LABEL_MAP and not request.scores and served.provider == "cpu":
+            # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
+            # thread that ran the network does it, for giving it to another costs more.
+            finish = partial(
+                _pack,
+                self._clock,
+                geometry=prepared.geometry,
+                palette=served.palette,
+                kept=picture.kept,
+            )
+        squeeze = _squeeze(request, picture.kept)
+        served.batcher.put(ticket, prepared.tensor, squeeze, finish)
+
+    async def _in_parts(
         self,
         served: Served,
         image: UInt8Array,
         deadline: float | None,
         place: Place,
         squeeze: Squeeze | None,
-        finish: Finish | None,
     ) -> Labelled:
-        """Whole, or in parts where that would take more memory than there is."""
+        """Of what would take more memory, whole, than there is."""
         height, width = image.shape[:2]
         parts = tiles(height, width, served.contract.input, self._whole_pixels)
-        if len(parts) == 1:
-            return await served.batcher.submit(
-                image, deadline, place, squeeze=squeeze, finish=finish
-            )
         label_map = np.empty((height, width), np.uint8)
         scores: npt.NDArray[Any] | None = None
         queue_s, infer_s, remaining = 0.0, 0.0, iter(parts)
@@ -429,14 +450,35 @@ def _cost(body: bytes | UInt8Array) -> tuple[int, int]:
     return body.nbytes, body.shape[0] * body.shape[1]
 
 
-def _read(
-    body: bytes | UInt8Array, limits: Limits, spec: InputSpec
-) -> tuple[DecodedImage, Prepared]:
+class _TooLargeWhole(Exception):
+    """The picture is decoded, and to be run in parts."""
+
+
+@dataclass(eq=False, slots=True)
+class _Picture:
+    """An upload, and what a thread of the pool makes of it.
+
+    decoded_s: when that was done; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
+    """
+
+    body: bytes | UInt8Array
+    kept: frozenset[int] | None
+    permit: Permit
+    decoded_s: float = 0.0
+    rgb: UInt8Array = field(init=False)
+    prepared: Prepared = field(init=False)
+
+    @property
+    def pixels(self) -> int:
+        return self.prepared.geometry.height * self.prepared.geometry.width
+
+
+def _decode(body: bytes | UInt8Array, limits: Limits) -> UInt8Array:
     if isinstance(body, bytes):
         image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
     else:
         image = undecoded(body, max_pixels=limits.max_image_pixels)
-    return image, prepare(image.rgb, spec)
+    return image.rgb
 
 
 def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
@@ -507,7 +549,7 @@ def _write(
     if request.output is None:
         return b"", ""
     shown = render.keep(label_map, kept)
-    palette = served.contract.palette()
+    palette = served.palette
     names = {"model": served.name, "version": served.version}
     match request.output:
         case Output.LABEL_MAP:

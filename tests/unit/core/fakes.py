@@ -78,6 +78,7 @@ class Recorder:
         self.reasons: list[str] = []
         self.pixels: list[int] = []
         self._depth_changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # where somebody waits for a depth
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         if seconds < 0:
@@ -89,14 +90,19 @@ class Recorder:
 
     def queue_depth(self, model: str, n: int) -> None:
         self.depths.append(n)
-        self._depth_changed.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._depth_changed.set)
 
     async def until_depth(self, n: int) -> None:
         """Returns once `n` images wait."""
-        async with asyncio.timeout(WAIT_S):
-            while self.depths[-1:] != [n]:
-                self._depth_changed.clear()
-                await self._depth_changed.wait()
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while self.depths[-1:] != [n]:
+                    self._depth_changed.clear()
+                    await self._depth_changed.wait()
+        finally:
+            self._loop = None
 
     def inflight(self, n: int) -> None:
         self.inflights.append(n)

@@ -70,3 +70,12 @@ def test_nothing_is_lost_and_no_limit_passed(steps: list[tuple[int, int, bool]])
             permits.append((held.admit(n_bytes, pixels), n_bytes, pixels))
         assert held.held == (len(permits), sum(p[1] for p in permits), sum(p[2] for p in permits))
         assert len(permits) <= 1 or (held.held[1] <= 100 and held.held[2] <= 1000)
+
+
+def test_a_correction_that_comes_after_the_end_holds_nothing() -> None:
+    held = admission()
+    with held.admit(1, 10) as permit:
+        permit.correct(30)
+        assert held.held == (1, 1, 30)
+    permit.correct(50)
+    assert held.held == (0, 0, 0)

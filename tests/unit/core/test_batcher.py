@@ -451,3 +451,142 @@ async def test_what_cannot_be_finished_fails_alone() -> None:
         with pytest.raises(InferenceFailed):
             await tasks[0]
         assert (await tasks[1]).label_map[0, 0] == 5
+
+
+# Images that another thread brings
+
+
+async def test_an_image_comes_from_another_thread() -> None:
+    device = Device()
+    async with started(device) as batcher:
+        with batcher.reserve(20) as place:
+            ticket = batcher.ticket(None, place)
+            assert batcher._n_reserved == 1, "held while it is decoded"
+            await asyncio.to_thread(batcher.put, ticket, picture(7))
+            assert batcher._n_reserved == 0
+            result = await batcher.answer(ticket)
+    assert (result.label_map == 7).all()
+
+
+async def test_an_image_whose_caller_left_during_the_decode_never_runs() -> None:
+    device, recorder = Device(), Recorder()
+    async with started(device, recorder=recorder) as batcher:
+        with batcher.reserve(20) as place:
+            ticket = batcher.ticket(time.monotonic() + 60, place)
+            task = asyncio.get_running_loop().create_task(batcher.answer(ticket))
+            await settle()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(batcher.put, ticket, picture(2))
+        assert ticket.timer is not None and ticket.timer.cancelled()
+        assert batcher._n_reserved == 0
+        await batcher.submit(picture(3))
+    assert device.values == [[3]]
+    assert set(recorder.depths) == {0}
+
+
+async def test_a_deadline_passes_during_the_decode() -> None:
+    device = Device()
+    async with started(device) as batcher:
+        ticket = batcher.ticket(time.monotonic() + 0.02, None)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.answer(ticket)
+        await asyncio.to_thread(batcher.put, ticket, picture(2))
+        await batcher.submit(picture(3))
+    assert device.values == [[3]]
+
+
+async def test_a_deadline_that_passed_during_the_decode_is_seen_before_its_timer() -> None:
+    now = [100.0]
+    device = Device()
+    async with started(device, clock=lambda: now[0]) as batcher:
+        ticket = batcher.ticket(500.0, None)  # its timer is minutes of real time away
+        now[0] = 500.0
+        await asyncio.to_thread(batcher.put, ticket, picture(2))
+        with pytest.raises(DeadlineExceeded):
+            await batcher.answer(ticket)
+        with pytest.raises(DeadlineExceeded):
+            batcher.ticket(500.0, None)
+    assert device.values == []
+
+
+async def test_an_image_that_comes_after_the_end_is_answered() -> None:
+    device = Device()
+    async with started(device) as batcher:
+        ticket = batcher.ticket(None, batcher.reserve(20))
+        batcher.close()
+        await asyncio.to_thread(batcher.put, ticket, picture(2))
+        with pytest.raises(ShuttingDown):
+            await batcher.answer(ticket)
+        assert batcher._n_reserved == 0
+    assert device.values == []
+
+
+async def test_what_had_been_run_when_the_batcher_was_closed_is_answered() -> None:
+    device = Device()
+    async with started(device) as batcher:
+        first, (second,) = await queued_behind_a_busy_device(batcher, device, [picture(2)])
+        device.step()
+        ends_s = time.monotonic() + WAIT_S
+        while len(device.batches) < 2 and time.monotonic() < ends_s:
+            time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not hear of it yet
+        batcher.close()
+        async with asyncio.timeout(WAIT_S):
+            assert (await first).label_map[0, 0] == 1
+            with pytest.raises(ShuttingDown):
+                await second
+        device.release()
+
+
+async def test_a_fault_where_an_image_comes_ends_the_batcher_and_answers_everybody() -> None:
+    class Broken(Recorder):
+        def queue_depth(self, model: str, n: int) -> None:
+            raise RuntimeError("a fault")
+
+    batcher = Batcher(
+        [Device()],
+        model="m",
+        max_batch=1,
+        max_batch_pixels=1,
+        max_queue=1,
+        observer=Broken(),
+        clock=time.monotonic,
+    )
+    batcher.start()
+    ticket = batcher.ticket(None, None)
+    await asyncio.to_thread(batcher.put, ticket, picture(2))
+    with pytest.raises(InferenceFailed):
+        await batcher.answer(ticket)
+    assert not batcher.alive
+
+
+async def test_many_threads_bring_images_and_some_callers_leave() -> None:
+    random = np.random.default_rng(0)
+    async with started(Device(), max_batch=3, max_queue=10_000) as batcher:
+        loop = asyncio.get_running_loop()
+
+        async def one(n: int) -> Labelled:
+            with batcher.reserve(20) as place:
+                ticket = batcher.ticket(time.monotonic() + WAIT_S, place)
+                bringing = loop.run_in_executor(None, batcher.put, ticket, picture(n % 13))
+                try:
+                    return await batcher.answer(ticket)
+                finally:
+                    await bringing
+
+        tasks = [loop.create_task(one(n)) for n in range(400)]
+        await asyncio.sleep(0)
+        leavers = {int(n) for n in random.integers(0, 400, 100)}
+        for n in leavers:
+            loop.call_later(float(random.random()) * 0.05, tasks[n].cancel)
+        async with asyncio.timeout(WAIT_S):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for n, result in enumerate(results):
+            if isinstance(result, asyncio.CancelledError):
+                assert n in leavers
+            else:
+                assert isinstance(result, Labelled) and (result.label_map == n % 13).all()
+        await batcher.submit(picture(1))
+        assert (len(batcher._queue), batcher._n_reserved, batcher._running) == (0, 0, {})
+        assert len(batcher._idle) == 1

@@ -6,6 +6,7 @@ import pytest
 
 from model.contract import Contract
 from service.core.catalog import Catalog
+from service.core.model_settings import Alias
 from service.core.types import ModelState
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
 from tests.tiny_models import contract
@@ -81,3 +82,44 @@ def test_statuses_are_by_name_and_number() -> None:
 def test_adding_a_version_again_replaces_it() -> None:
     again = Entry("a", "1", provider="cuda")
     assert catalog(A1, again).find("a", "1") is again
+
+
+def test_what_was_found_is_looked_for_again_after_every_change() -> None:
+    newer = Entry("a", "2")
+    found = catalog(A1, A2)
+    assert found.find("a", None) is A2
+    found.add(newer)
+    assert found.find("a", None) is newer
+    found.set_default("a", "1")
+    assert found.find("a", None) is A1
+    found.set_default("a", None)
+    assert found.find("a", None) is newer
+    with pytest.raises(UnknownModel):
+        found.find("b", None)
+    found.set_aliases({"b": Alias("a", "1")})
+    assert found.find("b", None) is A1
+    found.set_aliases({"b": Alias("a", None)})
+    assert found.find("b", None) is newer
+    found.remove(newer)
+    assert found.find("a", None) is A1 and found.find("b", None) is A1
+    found.remove(A1)
+    with pytest.raises(UnknownModel):
+        found.find("a", None)
+
+
+def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
+    @dataclass
+    class Failing:
+        name: str = "a"
+        version: str = "1"
+        state: ModelState = ModelState.READY
+        contract: Contract = contract()
+        provider: str = "cpu"
+
+    entry = Failing()
+    found: Catalog[Failing] = Catalog()
+    found.add(entry)
+    assert found.find("a", "1") is entry
+    entry.state = ModelState.FAILED
+    with pytest.raises(ModelNotReady, match="model a version 1 is failed"):
+        found.find("a", "1")

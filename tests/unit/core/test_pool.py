@@ -92,3 +92,36 @@ async def test_a_caller_that_leaves_is_cancelled_and_not_told_of_shutdown(
     with pytest.raises(asyncio.CancelledError):
         await task
     job.end.set()
+
+
+async def test_work_that_is_handed_on_tells_its_future_only_what_it_raises(pool: Pool) -> None:
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[str]] = [loop.create_future() for _ in range(3)]
+    called: list[int] = []
+
+    def fail() -> None:
+        raise TimeoutError("of the work's own")
+
+    futures[2].cancel()
+    pool.give(lambda: called.append(1), futures[0])
+    pool.give(fail, futures[1])
+    pool.give(lambda: called.append(2), futures[2])
+    with pytest.raises(TimeoutError, match="of the work's own"):
+        await futures[1]
+    await pool.run(lambda: None, None)  # whatever was queued before has had its turn
+    assert called == [1] and not futures[0].done()
+
+
+async def test_closing_answers_what_was_to_be_handed_on(pool: Pool) -> None:
+    loop, job = asyncio.get_running_loop(), Job()
+    busy = loop.create_task(pool.run(job, None))
+    await asyncio.to_thread(job.begun.wait, WAIT_S)
+    futures: list[asyncio.Future[str]] = [loop.create_future() for _ in range(2)]
+    pool.give(lambda: None, futures[0])
+    pool.close()
+    pool.give(lambda: None, futures[1])
+    for future in futures:
+        with pytest.raises(ShuttingDown):
+            await future
+    job.end.set()
+    assert await busy == "done"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.ragged.file import make_ragged
+from service.core import header
 from service.core.render import scores as scores_module
 from service.core.runtime import Session
 from service.core.segmenter import (
@@ -553,6 +554,21 @@ async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
             else:
                 with pytest.raises(Overloaded):
                     await second
+
+
+async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_path: Path) -> None:
+    body = io.BytesIO()
+    Image.fromarray(RGB).save(body, "TIFF", big_tiff=True)
+    assert header.pixels(body.getvalue()) is None
+    async with on_device(tmp_path) as (segmenter, device):
+        device.hold()
+        first = send(segmenter, SegmentRequest(body.getvalue()))
+        await device.entered()
+        await settle()
+        assert segmenter._admission.held == (1, len(body.getvalue()), 23 * 31)
+        device.release()
+        await first
+        assert segmenter._admission.held == (0, 0, 0)
 
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, Future
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from service.core.batcher import Batch, Step
 from tests.unit.core.fakes import POISON, UInt8Array
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -76,8 +75,8 @@ class Machine:
             label_map[:, width:] = 77
         return label_maps
 
-    def thread(self, name: str) -> Executor:
-        return _Thread(self, name)
+    def thread(self, name: str, step: Step) -> _Thread:
+        return _Thread(self, name, step)
 
     def begin(self, name: str, images: list[UInt8Array]) -> float:
         """Seconds that the run will take."""
@@ -100,28 +99,26 @@ def padded(images: Sequence[UInt8Array]) -> UInt8Array:
     return batch
 
 
-class _Thread(Executor):
-    """Takes a run's arguments as `service.core.batcher` gives them: the lane, the images, what to
-    make of the answers."""
+class _Thread:
+    """A `Worker` in virtual time: what a batch is made into is known when its time is over."""
 
-    def __init__(self, machine: Machine, name: str) -> None:
+    def __init__(self, machine: Machine, name: str, step: Step) -> None:
         self._machine = machine
         self._name = name
+        self._step = step
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        _lane, images, _makers = args
-        seconds = self._machine.begin(self._name, images)  # type: ignore[arg-type]
+    def put(self, batch: Batch) -> None:
+        seconds = self._machine.begin(self._name, [item.image for item in batch.items])
 
         def end() -> None:
             self._machine.busy[self._name] -= 1
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except Exception as error:
-                future.set_exception(error)
+            if (following := self._step(batch)) is not None:
+                self.put(following)
 
         asyncio.get_running_loop().call_later(seconds, end)
-        return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def stop(self) -> None:
+        pass
+
+    def join(self) -> None:
         pass
