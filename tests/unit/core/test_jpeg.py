@@ -37,7 +37,8 @@ def written(rgb: UInt8Array, subsampling: str, quality: int = 90) -> bytes:
     """Pillow writes neither 4:4:0 nor 4:1:1."""
     if subsampling == "Gray":
         return encode(np.ascontiguousarray(rgb[:, :, 1]), "JPEG", quality=quality)
-    return simplejpeg.encode_jpeg(rgb, quality=quality, colorsubsampling=subsampling)
+    body: bytes = simplejpeg.encode_jpeg(rgb, quality=quality, colorsubsampling=subsampling)
+    return body
 
 
 def with_segment(body: bytes, marker: int, payload: bytes, at: int = 2) -> bytes:
