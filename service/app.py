@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api import oip_rpc
+from service.api.direct import DirectProtocol, protocol_class
 from service.api.keys import KeyFileError, Keys
 from service.api.oip_admin import Admin
 from service.api.oip_models import Statistics
@@ -24,6 +25,7 @@ from service.api.oip_rest import OipOptions, OipRest
 from service.api.oip_rpc import OipRpc
 from service.api.rest import RestOptions, create_app
 from service.api.rpc import RpcOptions, RpcServer
+from service.api.segment import Segmenting, SegmentOptions
 from service.api.upload import Uploads
 from service.core.memory import keep_freed_memory
 from service.core.segmenter import Limits, Segmenter
@@ -133,10 +135,14 @@ class _Server:
         def ready() -> bool:
             return segmenter.ready() and not self._draining
 
+        segmenting = Segmenting(
+            segmenter, SegmentOptions(s.max_image_bytes, deadline_s, s.default_model), keys
+        )
         rest = create_app(
             segmenter,
+            segmenting,
             telemetry,
-            RestOptions(s.max_image_bytes, deadline_s, s.latency_target_s, s.default_model),
+            RestOptions(s.max_image_bytes, s.latency_target_s, s.default_model),
             uploads,
             ready,
             keys,
@@ -177,7 +183,8 @@ class _Server:
         http_port = http_socket.getsockname()[1]
 
         self._catch_signals()
-        http = _HttpServer(_http_config(rest, s))
+        direct = protocol_class(segmenting, uploads, telemetry)
+        http = _HttpServer(_http_config(rest, direct, s))
         serving = asyncio.create_task(http.serve(sockets=[http_socket]))
         await rpc.start()
         loading = asyncio.create_task(segmenter.start())
@@ -264,9 +271,10 @@ def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
         raise StartError(str(error)) from error
 
 
-def _http_config(rest: FastAPI, settings: Settings) -> uvicorn.Config:
+def _http_config(rest: FastAPI, direct: type[DirectProtocol], settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         rest,
+        http=direct,
         log_config=None,
         proxy_headers=False,  # nobody asks for the caller's address
         access_log=False,  # one line per request comes from telemetry

@@ -12,6 +12,7 @@ from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problem import problem
@@ -29,6 +30,17 @@ LINGER_BYTES: Final = 32 * 1024 * 1024
 KEPT_BYTES: Final = 1024 * 1024
 
 _log = logging.getLogger("fcn.rest")
+
+
+def internal_problem(record: RequestRecord) -> Response:
+    """A fault of our own."""
+    return problem(
+        500,
+        "Internal error",
+        "the server failed: try again, and report the request id if it recurs",
+        kind="internal-error",
+        record=record,
+    )
 
 
 class Exchange:
@@ -57,14 +69,7 @@ class Exchange:
             _log.exception("request %s failed", record.request_id)
             if flow.started:
                 raise
-            answer = problem(
-                500,
-                "Internal error",
-                "the server failed: try again, and report the request id if it recurs",
-                kind="internal-error",
-                record=record,
-            )
-            await answer(scope, flow.receive, flow.send)
+            await internal_problem(record)(scope, flow.receive, flow.send)
         finally:
             self._telemetry.finished(record)
 

@@ -26,7 +26,8 @@ from service.api.oip_parameters import segment_request
 from service.api.oip_pictures import segment_all
 from service.api.oip_tensors import answers
 from service.api.problem import record_of
-from service.api.rest import server_timing, unless_disconnected
+from service.api.rest import unless_disconnected
+from service.api.segment import server_timing
 from service.api.status import counts_as_latency, status_of
 from service.api.upload import Uploads, read_raw
 from service.core.segmenter import ModelState, Segmenter, SegmentRequest

@@ -35,6 +35,7 @@ RAW_TYPES: Final = (
     "application/octet-stream",
 )
 _ALIASES: Final = ("image/jpg", "image/x-ms-bmp", "image/x-bmp", "image/x-png", "image/x-tiff")
+_AS_IT_IS: Final = frozenset((*RAW_TYPES, *_ALIASES))
 
 # A single field needs a few hundred bytes around it; the rest is for generous clients.
 MULTIPART_OVERHEAD_BYTES: Final = 16 * 1024
@@ -65,6 +66,11 @@ class Uploads:
         self._rejected = rejected
         self._count = 0
         self._bytes = 0
+
+    @property
+    def timeout_s(self) -> float:
+        """A body that takes longer is given up."""
+        return self._timeout_s
 
     @property
     def held(self) -> tuple[int, int]:
@@ -146,6 +152,43 @@ async def read_picture(
 
     Raises: ImageTooLarge, UnsupportedImageFormat, InvalidParameter (a multipart body is wrong).
     """
+    form = _form(content_type, content_encoding, max_bytes)
+    limit = max_bytes if form is None else max_bytes + MULTIPART_OVERHEAD_BYTES
+    # A claim is no proof of being small enough, but enough to be refused before the upload.
+    if content_length and content_length.isdigit() and int(content_length[:18]) > limit:
+        raise _too_large(max_bytes)
+    if form is None:
+        return await read_raw(stream, max_bytes)
+    received = 0
+    async for chunk in stream:
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(max_bytes)
+        form.feed(chunk)
+    return form.picture()
+
+
+def picture_in(
+    body: bytes, content_type: str | None, content_encoding: str | None, max_bytes: int
+) -> bytes:
+    """As `read_picture`, of a body that is here already."""
+    if content_type in _AS_IT_IS and content_encoding is None:
+        form = None  # nothing to parse
+    else:
+        form = _form(content_type, content_encoding, max_bytes)
+    if len(body) > (max_bytes if form is None else max_bytes + MULTIPART_OVERHEAD_BYTES):
+        raise _too_large(max_bytes)
+    if form is None:
+        return body
+    form.feed(body)
+    return form.picture()
+
+
+def _form(content_type: str | None, content_encoding: str | None, max_bytes: int) -> _Form | None:
+    """What takes the body apart; None when the body is the picture.
+
+    Raises: UnsupportedImageFormat, InvalidParameter.
+    """
     if content_encoding and content_encoding.strip().lower() != "identity":
         raise UnsupportedImageFormat(
             f"Content-Encoding {quoted(content_encoding)} is not read: send the picture as it is, "
@@ -154,27 +197,13 @@ async def read_picture(
     kind, options = parse_options_header(content_type)
     media_type = kind.decode("latin-1")
     if media_type == "multipart/form-data":
-        claimed_limit = max_bytes + MULTIPART_OVERHEAD_BYTES
-    elif not media_type or media_type in RAW_TYPES or media_type in _ALIASES:
-        claimed_limit = max_bytes
-    else:
+        return _Form(options.get(b"boundary", b""), max_bytes)
+    if media_type and media_type not in _AS_IT_IS:
         raise UnsupportedImageFormat(
             f"Content-Type {quoted(media_type)} is not read: send the picture as the body with "
             f"its type, such as image/jpeg, or as the multipart/form-data field {FIELD!r}"
         )
-    # A claim is no proof of being small enough, but enough to be refused before the upload.
-    if content_length and content_length.isdigit() and int(content_length[:18]) > claimed_limit:
-        raise _too_large(max_bytes)
-    if media_type != "multipart/form-data":
-        return await read_raw(stream, max_bytes)
-    form = _Form(options.get(b"boundary", b""), max_bytes)
-    received = 0
-    async for chunk in stream:
-        received += len(chunk)
-        if received > claimed_limit:
-            raise _too_large(max_bytes)
-        form.feed(chunk)
-    return form.picture()
+    return None
 
 
 def _too_large(max_bytes: int) -> ImageTooLarge:

@@ -126,6 +126,23 @@ async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int
     assert min(times.decode_s, times.queue_s, times.infer_s, times.render_s) > 0
 
 
+async def test_calls_with_bodies_of_their_own_share_a_request(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    request = SegmentRequest(b"", output=Output.COLOR)
+    pictures = [street(9, 12), street(5, 7), RGB]
+    async with serving(tmp_path) as segmenter:
+        replies = await asyncio.gather(
+            segmenter.segment(request, drawing.png(pictures[0])),
+            segmenter.segment(request, drawing.png(pictures[1])),
+            segmenter.segment(request, pictures[2]),
+        )
+        with pytest.raises(InvalidImage, match="empty"):
+            await segmenter.segment(REQUEST, b"")
+    for rgb, reply in zip(pictures, replies, strict=True):
+        colours = tiny_models.contract().palette()[expected_label_map(rgb)]
+        assert (read_png(reply.body) == colours).all()
+
+
 async def test_the_label_map_has_the_uploads_upright_size(tmp_path: Path) -> None:
     write_model(tmp_path)
     tags = Image.Exif()

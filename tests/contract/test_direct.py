@@ -1,0 +1,221 @@
+"""The two ways to `POST /segment`, and what a connection goes through on the direct one."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.conftest import MAX_IMAGE_BYTES
+from tests.drawing import jpeg, png, street
+from tests.serving import Server
+
+STREET = street(40, 56)
+PNG, JPEG = png(STREET), jpeg(STREET)
+FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+    + PNG
+    + b"\r\n--b--\r\n"
+)
+OWN_HEADERS = {"date", "x-request-id", "server-timing"}
+CLIENT_LEFT = 'fcn_requests_total{code="499",method="Segment",model="tiny",transport="rest"}'
+
+
+class Link:
+    """One connection, byte by byte."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(server.http_address, timeout=10)
+        self._file = self.socket.makefile("rb")
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers, body."""
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while line := self._file.readline().strip().decode():
+            name, _, value = line.partition(": ")
+            assert name not in headers
+            headers[name] = value
+        return status, headers, self._file.read(int(headers["content-length"]))
+
+    def is_over(self) -> bool:
+        return self._file.read(1) == b""
+
+
+@pytest.fixture
+def link(server: Server) -> Iterator[Link]:
+    link = Link(server)
+    yield link
+    link.close()
+
+
+def ordinary(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines: str) -> bytes:
+    head = [f"POST /segment{query} HTTP/1.1", "Host: x", f"Content-Type: {kind}", *lines]
+    head += [f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def chunked(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines: str) -> bytes:
+    """The same request in a form that goes through FastAPI."""
+    head = [f"POST /segment{query} HTTP/1.1", "Host: x", f"Content-Type: {kind}", *lines]
+    head += ["Transfer-Encoding: chunked", "", ""]
+    middle = len(body) // 2
+    parts = [part for part in (body[:middle], body[middle:]) if part]
+    coded = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    return "\r\n".join(head).encode() + coded + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ((), 200),
+        ((JPEG, "image/jpeg"), 200),
+        ((FORM, "multipart/form-data; boundary=b"), 200),
+        ((PNG, "IMAGE/PNG"), 200),
+        ((PNG, "application/octet-stream; charset=none"), 200),
+        ((PNG, "image/png", "?output=json"), 200),
+        ((PNG, "image/png", "?output=json&deadline_ms=20000&model=tiny&version=1"), 200),
+        ((PNG, "image/png", "?output=overlay&alpha=0.25&outlines=true"), 200),
+        ((PNG, "image/png", "?output=probabilities&version=1&dtype=float16"), 200),
+        ((PNG, "image/png", "?classes=green%2Cred&output=%63olor"), 200),
+        ((PNG, "image/png", "", "Accept: application/geo+json"), 200),
+        ((PNG, "image/png", "", "Accept: application/json", "Accept: image/png"), 200),
+        ((PNG, "image/png", "", "Content-Encoding: identity"), 200),
+        ((PNG, "image/png", "", "X-Request-ID: mine"), 200),
+        ((PNG, "image/png", "", "X-Request-ID: not usable"), 200),
+        ((PNG, "image/png", "", "Connection: close"), 200),
+        ((PNG, "image/png", "?output=nothing"), 400),
+        ((PNG, "image/png", "?outputs=json"), 400),
+        ((PNG, "image/png", "?alpha=0.5&alpha=0.5"), 400),
+        ((PNG, "image/png", "?classes=purple"), 400),
+        ((PNG, "image/png", "?output=confidence"), 400),
+        ((PNG, "image/png", "?model=nobody"), 404),
+        ((PNG, "image/png", "?version=9"), 404),
+        ((PNG, "image/png", "", "Accept: text/html"), 406),
+        ((bytes(MAX_IMAGE_BYTES + 1), "image/png"), 413),
+        ((png(street(1001, 1001)[:, :, :1].repeat(3, 2) * 0), "image/png"), 413),
+        ((PNG, "text/plain"), 415),
+        ((b"GIF89a", "image/png"), 415),
+        ((PNG, "image/png", "", "Content-Encoding: gzip"), 415),
+        ((PNG, "text/plain", "?model=nobody"), 404),
+        ((PNG, "multipart/form-data"), 400),
+        ((FORM[:-9], "multipart/form-data; boundary=b"), 400),
+        ((PNG[:-30], "image/png"), 400),
+        ((b"", "image/png"), 400),
+    ],
+)  # fmt: skip
+def test_both_ways_say_the_same(server: Server, words: tuple[str], status: int) -> None:
+    said = []
+    for write in (ordinary, chunked):
+        link = Link(server)
+        link.send(write(*words))  # type: ignore[arg-type]
+        answer, headers, body = link.answer()
+        assert answer == status
+        if "X-Request-ID: mine" in words:
+            assert headers["x-request-id"] == "mine"
+        # Whoever refuses an endless body closes the connection.
+        closes = headers.pop("connection", "")
+        if write is ordinary:
+            assert closes == ("close" if "Connection: close" in words else "")
+        if closes:
+            assert link.is_over()
+        own = headers["x-request-id"].encode()
+        assert re.fullmatch(rb"mine|[0-9a-f]{32}", own)
+        text = body.replace(own, b"ID") if b"json" in headers["content-type"].encode() else body
+        if headers["content-type"] == "application/json":
+            text = re.sub(rb'"timings_ms": {[^}]+}', b"TIMINGS", text)
+            headers.pop("content-length")
+        kept = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
+        said.append((kept, ("server-timing" in headers), text))
+        link.close()
+    assert said[0] == said[1]
+
+
+def test_the_same_request_again_and_again_on_one_connection(link: Link) -> None:
+    answers = set()
+    for query in ("?output=color", "?output=json", "?output=color", "?nothing=1", "") * 2:
+        link.send(ordinary(PNG, "image/png", query))
+        status, headers, body = link.answer()
+        assert status == (400 if "nothing" in query else 200)
+        if "json" not in headers["content-type"]:
+            answers.add((query, body))
+    assert len(answers) == 2
+
+
+def test_a_body_in_many_pieces(link: Link) -> None:
+    link.send(ordinary())
+    whole = link.answer()
+    message = ordinary()
+    for at in range(0, len(message), 100):
+        link.send(message[at : at + 100])
+        time.sleep(0.002)
+    pieces = link.answer()
+    assert pieces[0] == whole[0] == 200
+    assert pieces[2] == whole[2]
+
+
+def test_requests_sent_before_the_answer_are_answered_in_turn(link: Link) -> None:
+    queries = ("?output=color", "?output=json", "?version=9", "")
+    link.send(b"".join(ordinary(PNG, "image/png", query) for query in queries))
+    answers = [link.answer() for _ in queries]
+    assert [status for status, _, _ in answers] == [200, 200, 404, 200]
+    kinds = [headers["content-type"] for _, headers, _ in answers]
+    assert kinds == ["image/png", "application/json", "application/problem+json", "image/png"]
+    link.send(ordinary())
+    assert link.answer()[2] == answers[-1][2]
+
+
+def test_other_requests_on_the_same_connection(link: Link) -> None:
+    link.send(ordinary())
+    assert link.answer()[0] == 200
+    link.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert link.answer()[2] == b'{"status":"alive"}'
+    link.send(chunked())
+    assert link.answer()[0] == 200
+    link.send(b"GET /segment HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert link.answer()[0] == 405
+    link.send(ordinary())
+    assert link.answer()[0] == 200
+
+
+def test_http_1_0(link: Link) -> None:
+    link.send(ordinary().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    status, headers, _ = link.answer()
+    assert (status, headers["connection"]) == (200, "close")
+    assert link.is_over()
+
+
+def test_what_is_no_http_ends_the_connection(link: Link) -> None:
+    link.send(ordinary())
+    assert link.answer()[0] == 200
+    link.send(b"POST /segment HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")
+    assert link._file.readline().split()[1] == b"400"
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(server: Server, link: Link) -> None:
+    before = server.metric(CLIENT_LEFT)
+    link.send(ordinary()[:-20])
+    time.sleep(0.1)
+    link.close()
+    server.wait_for(CLIENT_LEFT, before + 1)
+
+
+def test_a_client_that_leaves_before_its_answer(server: Server, link: Link) -> None:
+    before = server.metric(CLIENT_LEFT)
+    link.send(ordinary() * 3)  # the first may be answered in time, the others wait for it
+    link.close()
+    ends = time.monotonic() + 5
+    while server.metric("fcn_inflight_requests") and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert server.metric("fcn_inflight_requests") == 0
+    assert server.metric(CLIENT_LEFT) >= before
