@@ -12,46 +12,26 @@ opened when all are busy. A client hangs up after its patience. Prints one JSON 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import json
 import random
 import re
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import httptools
-import numpy as np
-import uvloop
+from bench.http_client import NO_ANSWER, Answer, Client
+from service.core.cores import available_cores
 
 OK = 200
 REFUSED = frozenset({429, 503})
 EXPIRED = frozenset({408, 504})
 """Given up by the server after it had taken the request in."""
-NO_ANSWER = 0
-"""Status of a request whose connection broke or whose client hung up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Seconds since the start of the load. `done_s` is when the last byte came, or the hanging up.
-    `retry_after`: the reply said when to come back."""
-
-    due_s: float
-    sent_s: float
-    done_s: float
-    status: int
-    retry_after: bool = False
-
-    @property
-    def latency_s(self) -> float:
-        return self.done_s - self.due_s
+_TICK_S = 5e-4
+"""A request may be sent so early: event loops count in milliseconds, to the nearest."""
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
@@ -72,181 +52,100 @@ def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = (
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Connection(asyncio.Protocol):
-    """One request at a time over one kept connection."""
-
-    def __init__(self) -> None:
-        self.open = False
-        self.used = False
-        self.body = b""
-        self.timing = b""
-        self._chunks: list[bytes] = []
-        self._retry_after = False
-        self._reply: asyncio.Future[tuple[int, bool]] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self.open = True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.open = False
-        self._settle(ConnectionError("the server closed the connection"))
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._settle(ConnectionError(f"not HTTP: {error}"))
-            self.close()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._retry_after |= name.lower() == b"retry-after"
-        if name.lower() == b"server-timing":
-            self.timing = value
-
-    def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-
-    def on_message_complete(self) -> None:
-        self.body = b"".join(self._chunks)
-        keep = self._parser.should_keep_alive()
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result((self._parser.get_status_code(), self._retry_after))
-        if not keep:
-            self.close()
-
-    async def ask(self, message: bytes) -> tuple[int, bool]:
-        """Status, and whether there was a Retry-After. Raises: ConnectionError."""
-        if not self.open:
-            raise ConnectionError("the connection is closed")
-        self._parser = httptools.HttpResponseParser(self)
-        self._chunks, self._retry_after, self.timing = [], False, b""
-        self._reply = asyncio.get_running_loop().create_future()
-        self._transport.write(message)  # type: ignore[attr-defined]
-        found = await self._reply
-        self.used = True
-        return found
-
-    def close(self) -> None:
-        self.open = False
-        self._transport.close()
-
-    def _settle(self, error: Exception) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
-
-
 class Asker(Protocol):
-    """Who asks: `Client`, or another for another protocol. `stages`: of each answer that says so,
-    the server's own milliseconds by stage."""
-
-    stages: list[dict[str, float]]
+    """Who asks: `Client`, or another for another protocol. Calls back from an event loop."""
 
     def begin(self) -> None: ...
 
     def now(self) -> float: ...
 
-    async def ask(self, due_s: float) -> Answer: ...
+    def call_later(self, wait_s: float, callback: Callable[[], None]) -> object: ...
+
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
 
 
-class Client:
-    """Connections to one address, taken in turn so that each of a server's workers gets its share.
-
-    patience_s: a client waits this long after a request was due, then hangs up.
-    """
-
-    def __init__(self, url: str, message: bytes, patience_s: float) -> None:
-        where = urlsplit(url)
-        self._address = (str(where.hostname), where.port or 80)
-        self._message = message
-        self._patience_s = patience_s
-        self._idle: deque[Connection] = deque()
-        self._began = 0.0
-        self.stages: list[dict[str, float]] = []
-
-    def begin(self) -> None:
-        """Now is second 0."""
-        self._began = time.perf_counter()
-
-    def now(self) -> float:
-        return time.perf_counter() - self._began
-
-    async def ask(self, due_s: float) -> Answer:
-        sent = self.now()
-        connection: Connection | None = None
-        status, retry_after = NO_ANSWER, False
-        try:
-            async with asyncio.timeout(max(0.0, self._patience_s - (sent - due_s))):
-                connection = await self._connection()
-                try:
-                    status, retry_after = await connection.ask(self._message)
-                except ConnectionError:
-                    if not connection.used:
-                        raise
-                    # A kept connection may be closed while a request is on its way: not a refusal.
-                    connection = await self._connection(fresh=True)
-                    status, retry_after = await connection.ask(self._message)
-        except (OSError, TimeoutError):
-            if connection is not None:
-                connection.close()
-        done = self.now()
-        if connection is not None and connection.open:
-            self._idle.append(connection)
-            if connection.timing:
-                self.stages.append(stages_of(connection.timing))
-        return Answer(due_s, sent, done, status, retry_after)
-
-    async def _connection(self, *, fresh: bool = False) -> Connection:
-        while self._idle and not fresh:
-            connection = self._idle.popleft()
-            if connection.open:
-                return connection
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, *self._address)
-        return connection
-
-    def close(self) -> None:
-        for connection in self._idle:
-            connection.close()
+Finished = Callable[[list[Answer]], None]
+"""Called once, with an answer to every request, in the order in which they were due."""
 
 
-async def open_loop(client: Asker, due: Sequence[float]) -> list[Answer]:
-    """An answer for every time in `due` (ascending, seconds), in that order."""
+def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
+    """A request for every time in `due` (ascending, seconds)."""
+    answers: list[Answer] = []
+    sent = 0
+
+    def answered(answer: Answer) -> None:
+        answers.append(answer)
+        if len(answers) == len(due):
+            finished(sorted(answers))
+
+    def send() -> None:
+        nonlocal sent
+        while sent < len(due):
+            if (wait_s := due[sent] - client.now()) > _TICK_S:
+                client.call_later(wait_s, send)
+                return
+            client.ask(due[sent], answered)
+            sent += 1
+
     client.begin()
-    asked = []
-    for due_s in due:
-        if (wait := due_s - client.now()) > 0:
-            await asyncio.sleep(wait)
-        asked.append(asyncio.create_task(client.ask(due_s)))
-    return await asyncio.gather(*asked)
+    client.call_later(0, send if due else lambda: finished([]))
 
 
-async def closed_loop(client: Asker, connections: int, seconds: float) -> list[Answer]:
+def closed_loop(client: Asker, connections: int, seconds: float, finished: Finished) -> None:
     """As many clients as `connections`, each asking again as soon as it has its answer."""
+    answers: list[Answer] = []
+    left = connections
+
+    def send() -> None:
+        nonlocal left
+        if (due_s := client.now()) < seconds:
+            client.ask(due_s, answered)
+        elif (left := left - 1) == 0:
+            finished(sorted(answers))
+
+    def answered(answer: Answer) -> None:
+        answers.append(answer)
+        if answer.status == OK:
+            send()
+        else:
+            client.call_later(0.01, send)  # a refusal costs nothing: no storm of them
+
     client.begin()
+    for _ in range(connections):
+        client.call_later(0, send)
 
-    async def one() -> list[Answer]:
-        found = []
-        while (due := client.now()) < seconds:
-            found.append(await client.ask(due))
-            if found[-1].status != OK:
-                await asyncio.sleep(0.01)  # a refusal costs nothing: no storm of them
-        return found
 
-    each = await asyncio.gather(*(one() for _ in range(connections)))
-    return sorted((answer for found in each for answer in found), key=lambda a: a.due_s)
+class Meter:
+    """CPU seconds of this process, user and system, from one second of the load to another."""
+
+    def __init__(self, client: Asker, since_s: float, until_s: float) -> None:
+        self._seconds: list[float] = []
+        for moment in (since_s, until_s):
+            client.call_later(moment, lambda: self._seconds.append(time.process_time()))
+
+    def cpu_s(self) -> float:
+        """Until now, if the load was over before."""
+        since, until, *_ = (*self._seconds, time.process_time(), time.process_time())
+        return until - since
 
 
 def summary(
-    answers: Sequence[Answer], *, since_s: float, until_s: float, deadline_s: float
+    answers: Sequence[Answer],
+    *,
+    since_s: float,
+    until_s: float,
+    deadline_s: float,
+    closed: bool = False,
 ) -> dict[str, Any]:
     """What became of the requests due in [since_s, until_s): counts, rates per second, ms.
 
+    closed: those that were over in that time. In a closed loop as many are under way at its start
+    as at its end, while by when they were due, those at the end would be counted on top.
     `goodput_per_s`: answered 200 within the deadline. `lag_p99_ms`: how late the generator sent;
     near the latencies, it is the generator that was measured.
     """
     span = until_s - since_s
-    counted = [a for a in answers if since_s <= a.due_s < until_s]
+    counted = within(answers, since_s, until_s, closed=closed)
     good = [a.latency_s for a in counted if a.status == OK]
     refused = [a for a in counted if a.status in REFUSED]
     return {
@@ -266,33 +165,67 @@ def summary(
     }
 
 
+def within(
+    answers: Sequence[Answer], since_s: float, until_s: float, *, closed: bool
+) -> list[Answer]:
+    """Those due, or over if the loop is closed, from one second to another."""
+    return [a for a in answers if since_s <= (a.done_s if closed else a.due_s) < until_s]
+
+
 def stages_of(timing: bytes) -> dict[str, float]:
     """Milliseconds by stage, of a Server-Timing header."""
     found = re.findall(r"(\w+);dur=([\d.]+)", timing.decode("latin-1"))
     return {name: float(value) for name, value in found}
 
 
+def timing_of(stages: Mapping[str, float]) -> bytes:
+    """The Server-Timing header of milliseconds by stage."""
+    return ", ".join(f"{name};dur={value:.3f}" for name, value in stages.items()).encode()
+
+
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     """p50, p95, p99 in milliseconds; None of nothing."""
     if not seconds:
         return {"p50_ms": None, "p95_ms": None, "p99_ms": None}
-    values = np.percentile(np.asarray(seconds) * 1e3, (50, 95, 99))
-    return {f"p{p}_ms": round(float(v), 2) for p, v in zip((50, 95, 99), values, strict=True)}
+    values = sorted(seconds)
+    found: dict[str, float | None] = {}
+    for percent in (50, 95, 99):
+        # As numpy does it, which takes 0.1 s of a core to import and starts threads that spin.
+        place = (len(values) - 1) * percent / 100
+        below = int(place)
+        above = min(below + 1, len(values) - 1)
+        value = values[below] + (values[above] - values[below]) * (place - below)
+        found[f"p{percent}_ms"] = round(float(value) * 1e3, 2)
+    return found
 
 
-async def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
+def offer(args: argparse.Namespace, client: Asker, finished: Finished) -> Meter:
+    """Begins the load that was asked for."""
     seconds = args.warm + args.seconds
     gc.disable()
+    meter = Meter(client, args.warm, seconds)
     if args.rate is not None:
-        answers = await open_loop(client, poisson(args.rate, seconds, args.seed))
+        open_loop(client, poisson(args.rate, seconds, args.seed), finished)
     else:
-        answers = await closed_loop(client, args.connections, seconds)
-    found = summary(answers, since_s=args.warm, until_s=seconds, deadline_s=args.deadline)
-    counted = [a for a in answers if a.status == OK and a.due_s >= args.warm]
+        closed_loop(client, args.connections, seconds, finished)
+    return meter
+
+
+def report(args: argparse.Namespace, answers: Sequence[Answer], cpu_s: float) -> dict[str, Any]:
+    """What is printed. `generator_cpu_s`: of this process, of all cores in `generator_share`."""
+    since_s, until_s, closed = args.warm, args.warm + args.seconds, args.rate is None
+    found = summary(
+        answers, since_s=since_s, until_s=until_s, deadline_s=args.deadline, closed=closed
+    )
+    found["generator_cpu_s"] = round(cpu_s, 4)
+    found["generator_share"] = round(cpu_s / args.seconds / available_cores(), 4)
+    counted = [a for a in within(answers, since_s, until_s, closed=closed) if a.status == OK]
     if args.stages:
+        each = [stages_of(answer.timing) for answer in counted]
+        names = dict.fromkeys(name for stages in each for name in stages)
+        found["due_s"] = [round(answer.due_s, 4) for answer in counted]
         found["stages_ms"] = {
-            stage: [round(each[stage], 3) for each in client.stages if stage in each]
-            for stage in (client.stages[0] if client.stages else ())
+            name: [round(stages[name], 3) for stages in each if name in stages] for name in names
         }
     return found | {"latencies_ms": [round(a.latency_s * 1e3, 1) for a in counted]}
 
@@ -319,15 +252,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
     args = parser.parse_args(words)
 
-    async def run() -> dict[str, Any]:
-        message = request(args.url, args.body.read_bytes(), args.content_type, args.header)
-        client = Client(args.url, message, args.patience)
-        try:
-            return await offer(args, client)
-        finally:
-            client.close()
-
-    print(json.dumps(uvloop.run(run())))
+    message = request(args.url, args.body.read_bytes(), args.content_type, args.header)
+    client = Client(args.url, message, args.patience)
+    try:
+        meters: list[Meter] = []
+        answers = client.run(lambda finished: meters.append(offer(args, client, finished)))
+        found = report(args, answers, meters[0].cpu_s())
+    finally:
+        client.close()
+    print(json.dumps(found))
     return 0
 
 

@@ -30,7 +30,8 @@ from bench import record
 from bench.model_latency import bench_contract, make_network, session_options
 from bench.segment_load import Rest, Server, jpeg
 from model.export import export
-from model.quantize import FloatModel, Quantizer, open_float_model
+from model.float_model import FloatModel, open_float_model
+from model.quantize import Quantizer
 from training.datasets.drawn import draw
 
 SIZE = (375, 500)

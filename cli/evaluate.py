@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive
 
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="of a server with several; also URL?model=NAME"
     )
+    add_api_key_file(parser, "SOURCE")
     parser.add_argument(
         "--in-flight",
         type=positive,
@@ -80,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with joined() as ranks:
         data = open_dataset(name, args.data_root, args.split, args.classes)
-        source = open_source(args.source, model=args.model, threads=args.threads)
+        key = read_api_key(args.api_key_file)
+        source = open_source(args.source, model=args.model, threads=args.threads, api_key=key)
         started = time.perf_counter()
         with closing(source):
             confusion = source.confusion(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive
 
 HELP = "segment a picture, a folder or a video, with a server or in this process"
@@ -29,12 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="model file or model repository to run in this process, where no --url is given "
         "[FCN_MODEL_REPOSITORY, default: model_repository]",
     )
-    parser.add_argument(
-        "--api-key-file",
-        type=Path,
-        metavar="FILE",
-        help="file with the key that the server of --url wants",
-    )
+    add_api_key_file(parser, "--url")
     parser.add_argument("--model", metavar="NAME", help="of several (default: the default one)")
     parser.add_argument("--model-version", metavar="N", help="of the model (default: the newest)")
     parser.add_argument(
@@ -85,7 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises: FcnError, ServiceError, SettingsError, OSError."""
+    """Raises: FcnError, UnusableKey, ServiceError, SettingsError, OSError."""
     import json
     import time
     from contextlib import closing
@@ -113,11 +109,8 @@ def run(args: argparse.Namespace) -> int:
     if args.url:
         from fcn_client import FcnClient
 
-        # From a file: what is in a command line, everybody on the machine can read.
-        key = _key(args.api_key_file) if args.api_key_file else None
-        labeller = RemoteLabeller(
-            FcnClient(args.url, api_key=key), args.model, args.model_version, keep
-        )
+        client = FcnClient(args.url, api_key=read_api_key(args.api_key_file))
+        labeller = RemoteLabeller(client, args.model, args.model_version, keep)
     else:
         from cli._local import LocalLabeller
         from service.settings import load_settings
@@ -165,14 +158,3 @@ def run(args: argparse.Namespace) -> int:
             f"{len(summary.failures)} failed, by {labeller.name} version {labeller.version}"
         )
     return 1 if summary.failures else 0
-
-
-def _key(path: Path) -> str:
-    """Raises: UnusableInput."""
-    from fcn_client.errors import UnusableInput
-
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise UnusableInput(f"--api-key-file {path} cannot be read: {why}") from error

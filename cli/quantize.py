@@ -96,7 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from model.quantize import QuantizeError
+    from model.float_model import QuantizeError
     from training.datasets import open_dataset
     from training.half import HalfReport, halve_file
     from training.quantize import QuantizeReport, quantize_file

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model.contract import METADATA_KEY
-from model.quantize import FloatModel, QuantizeError, copied, tail_of
+from model.float_model import FloatModel, QuantizeError, copied, tail_of
 
 UInt8Array = npt.NDArray[np.uint8]
 

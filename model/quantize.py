@@ -8,8 +8,7 @@ follows the last activation (score layers, upsampling, arg max) stays in float.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from model.contract import METADATA_KEY, Contract, ContractError
-from model.winograd import WinogradError, use_winograd
+from model.contract import METADATA_KEY, Contract
+from model.float_model import FloatModel, QuantizeError, copied
 
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -29,73 +28,8 @@ PERCENTILE = 99.99
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_ACTIVATIONS = frozenset({"Relu", "Clip", "MaxPool"})
 _WITH_INTEGERS = ("Conv", "Clip", "Relu", "MaxPool")
 """Operators that take and give 8-bit tensors; the last three so that none stands in between."""
-
-
-class QuantizeError(ValueError):
-    """A file cannot be quantised; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class FloatModel:
-    """An fp32 file, ready to be quantised. `layers`: name -> node names of its convolutions, in
-    order, without those of the tail, which stay in float anyway. A layer has more than one if it is
-    in Winograd's form."""
-
-    proto: onnx.ModelProto
-    contract: Contract
-    layers: dict[str, tuple[str, ...]]
-
-
-def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
-    """`winograd`: layers to compute with fewer multiplications, see `model.winograd`.
-
-    Raises: QuantizeError if it is no model, has no contract or is quantised already, or if a layer
-    of `winograd` is unknown or cannot be computed so.
-    """
-    if not path.is_file():
-        raise QuantizeError(f"there is no file {path}")
-    try:
-        proto = onnx.load(str(path))
-        onnx.checker.check_model(proto)
-    except Exception as error:  # protobuf's and the checker's share no base class
-        raise QuantizeError(f"{path} cannot be read as an ONNX model: {error}") from error
-    try:
-        contract = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, str(path))
-    except ContractError as error:
-        raise QuantizeError(str(error)) from error
-    kinds = {node.op_type for node in proto.graph.node}
-    if contract.precision != "fp32" or kinds & {"DequantizeLinear", "QLinearConv"}:
-        raise QuantizeError(
-            f"{path} is {contract.precision} and quantised already: give the fp32 file"
-        )
-    if contract.input.sizes is not None:
-        raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
-    for index, node in enumerate(proto.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    tail = tail_of(proto.graph)
-    convolutions = {
-        _layer(node): node
-        for node in proto.graph.node
-        if node.op_type == "Conv" and node.name not in tail
-    }
-    if not convolutions:
-        raise QuantizeError(f"{path} has no convolution before its scores: nothing to quantise")
-    if unknown := sorted(set(winograd) - set(convolutions)):
-        raise QuantizeError(
-            f"there is no layer {unknown[0]!r}: choose from {', '.join(convolutions)}"
-        )
-    layers: dict[str, tuple[str, ...]] = {
-        layer: (node.name,) for layer, node in convolutions.items()
-    }
-    for layer in winograd:
-        try:
-            layers[layer] = tuple(use_winograd(proto.graph, convolutions[layer]))
-        except WinogradError as error:
-            raise QuantizeError(f"layer {layer}: {error}") from error
-    return FloatModel(proto, contract, layers)
 
 
 class Quantizer:
@@ -147,27 +81,6 @@ class Quantizer:
         quantized.producer_version = ""
         onnx.checker.check_model(quantized)
         return quantized
-
-
-def simulate(proto: onnx.ModelProto, threads: int = 0, *, optimized: bool = False) -> Any:
-    """A session that computes what an exact integer convolution would, in float.
-
-    Without the runtime's fusions every DequantizeLinear gives the float value of its integers, and
-    sums of their products are exact far beyond 8 bits, as they are with VNNI. Fused, a CPU with
-    AVX2 alone adds pairs of products in 16 bits, which overflow.
-
-    optimized: with the fusions all the same, for a graph without such nodes.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def take_pixels(proto: onnx.ModelProto, contract: Contract) -> None:
@@ -267,29 +180,3 @@ def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) 
         for name, low, high in zip(names, lowest, highest, strict=True)
     }
     return TensorsData(CalibrationMethod.MinMax, ranges)
-
-
-def tail_of(graph: onnx.GraphProto) -> set[str]:
-    """Names of the nodes between the last activations and the outputs."""
-    producers = {name: node for node in graph.node for name in node.output}
-    waiting = [value.name for value in graph.output]
-    seen: set[str] = set()
-    while waiting:
-        node = producers.get(waiting.pop())
-        if node is None or node.op_type in _ACTIVATIONS or node.name in seen:
-            continue
-        seen.add(node.name)
-        waiting += node.input
-    return seen
-
-
-def _layer(node: onnx.NodeProto) -> str:
-    """`network.backbone.dw1.conv.weight` -> `backbone.dw1`; else the node's name."""
-    name = node.input[1].removeprefix("network.").removesuffix(".weight").removesuffix(".conv")
-    return name if node.input[1].endswith(".weight") else node.name
-
-
-def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
-    fresh = onnx.ModelProto()
-    fresh.CopyFrom(proto)
-    return fresh

@@ -105,8 +105,9 @@ class Settings(BaseSettings):
     """Requests between admission and answer; one more is answered 429."""
     max_inflight_bytes: int = Field(256 * 1024 * 1024, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
-    max_inflight_pixels: int = Field(160_000_000, ge=1)
-    """Pixels of the pictures between admission and answer; above, 429. One picture always fits."""
+    max_inflight_pixels: int | None = Field(None, ge=1)
+    """Pixels of the pictures between admission and answer; above, 429. One picture always fits. By
+    default chosen from the memory this process may use, 160 million at most."""
     max_queue: int = Field(64, ge=1)
     """Pictures that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(5000, ge=1)

@@ -19,6 +19,7 @@ from training.server import (
     ServerError,
     choose_model,
     read_label_map,
+    refused_key,
     with_patience,
 )
 
@@ -30,12 +31,17 @@ _CONNECT_S = 10.0
 class GrpcPredictor:
     """`Segment` with the image file's own bytes: the server's decoding is measured too."""
 
-    def __init__(self, url: str, model: str | None = None) -> None:
-        """`url`: grpc://host:port, without TLS.
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None) -> None:
+        """`url`: grpc://host:port, without TLS. `api_key`: sent with every call, as it is: not over
+        a network that others can listen to.
 
         Raises: ServerError if the server cannot be reached or has no such model.
         """
         self.url = url
+        self._api_key = api_key
+        self._metadata: tuple[tuple[str, str], ...] = (
+            () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+        )
         self._channel = grpc.insecure_channel(
             urlsplit(url).netloc,
             # The label map of a large picture is above gRPC's limit of 4 MB.
@@ -58,7 +64,9 @@ class GrpcPredictor:
         )
         try:
             reply = with_patience(
-                lambda: self._call(lambda: self._stub.Segment(request, timeout=TIMEOUT_S))
+                lambda: self._call(
+                    lambda: self._stub.Segment(request, timeout=TIMEOUT_S, metadata=self._metadata)
+                )
             )
         except ServerError as error:
             raise ServerError(f"{path}: {error}") from error
@@ -70,7 +78,9 @@ class GrpcPredictor:
     def _models(self) -> list[ServedModel]:
         """Of each model the version that will answer."""
         listing = self._call(
-            lambda: self._stub.ListModels(pb.ListModelsRequest(), timeout=_CONNECT_S)
+            lambda: self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=_CONNECT_S, metadata=self._metadata
+            )
         )
         # Versions come oldest first, and the newest ready one answers.
         newest = {
@@ -91,6 +101,8 @@ class GrpcPredictor:
             return call()
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                raise refused_key(self.url, self._api_key) from error
             message = f"{self.url} answered {code.name}: {details}"
             wait_s = _pushback_s(error)
             if wait_s is not None:

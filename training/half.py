@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from model.float_model import QuantizeError, open_float_model, simulate
 from model.half import HEADROOM, LARGEST, Halver
-from model.quantize import QuantizeError, open_float_model, simulate
 from training.datasets.base import SegmentationDataset
-from training.reduced import Images, check_target, labels_of, save, scores_of
+from training.reduced import Images, agreement_of, check_target, labels_of, outcome, save, scores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,7 @@ class HalfReport:
             f"{'fp16' if row.half else 'fp32'}"
             for row in self.layers
         ]
-        lines.append(
-            f"{self.path}: {self.file_bytes / 2**20:.1f} MiB; labels agree with fp32 on "
-            f"{self.agreement:.3%} of the pixels of {self.compared} images"
-        )
-        lines += [f"{name} {100 * score:.2f}" for name, score in self.scores.items()]
+        lines += outcome(self.path, self.file_bytes, self.agreement, self.compared, self.scores)
         return "\n".join(lines)
 
 
@@ -85,7 +80,7 @@ def halve_file(
     session = simulate(halver.simulated(keep_float), optimized=True)
     wanted = labels_of(simulate(model.proto, optimized=True), model.contract, comparison)
     got = labels_of(session, model.contract, comparison)
-    agreement = float(np.mean([(a == b).mean() for a, b in zip(wanted, got, strict=True)]))
+    agreement = agreement_of(wanted, got)
     if agreement < min_agreement:
         raise QuantizeError(
             f"in fp16 {source} gives {agreement:.3%} of the pixels the fp32 file's label, fewer "

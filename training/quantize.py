@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from tqdm import tqdm
 
-from model.quantize import Method, QuantizeError, Quantizer, open_float_model, simulate
+from model.float_model import QuantizeError, open_float_model, simulate
+from model.quantize import Method, Quantizer
 from training.datasets.base import SegmentationDataset
-from training.reduced import Images, check_target, labels_of, save, scores_of
+from training.reduced import Images, agreement_of, check_target, labels_of, outcome, save, scores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,8 @@ class QuantizeReport:
             f"{row.layer:{width}}  {row.agreement:9.4%}  {'int8' if row.quantized else 'float'}"
             for row in self.layers
         ]
-        lines.append(
-            f"{self.path}: {self.file_bytes / 2**20:.1f} MiB; labels agree with fp32 on "
-            f"{self.agreement:.3%} of the pixels of {self.compared} images "
-            f"({self.agreement_of_all:.3%} with every layer quantised)"
-        )
-        lines += [f"{name} {100 * score:.2f}" for name, score in self.scores.items()]
+        lines.append(f"with every layer quantised, labels agree on {self.agreement_of_all:.3%}")
+        lines += outcome(self.path, self.file_bytes, self.agreement, self.compared, self.scores)
         return "\n".join(lines)
 
 
@@ -93,9 +89,7 @@ def quantize_file(
 
     def make(layers: Sequence[str]) -> tuple[onnx.ModelProto, float]:
         proto = quantizer.quantize(layers, reduce_range=reduce_range)
-        got = labels_of(simulate(proto), model.contract, comparison)
-        equal = [float((a == b).mean()) for a, b in zip(wanted, got, strict=True)]
-        return proto, float(np.mean(equal))
+        return proto, agreement_of(wanted, labels_of(simulate(proto), model.contract, comparison))
 
     alone = {
         layer: make([layer])[1] for layer in tqdm(model.layers, "sensitivity", disable=not progress)

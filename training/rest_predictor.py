@@ -17,6 +17,7 @@ from training.server import (
     ServerError,
     choose_model,
     read_label_map,
+    refused_key,
     with_patience,
 )
 
@@ -37,8 +38,10 @@ class RestPredictor:
     Every thread has one connection, kept open between images until `close`.
     """
 
-    def __init__(self, url: str, model: str | None = None) -> None:
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None) -> None:
         """`url`: http:// or https://, with the path before `/segment` if there is one.
+        `api_key`: sent with every request, as it is: not without TLS over a network that others
+        can listen to.
 
         Raises: ServerError if the server cannot be reached or has no such model.
         """
@@ -48,6 +51,7 @@ class RestPredictor:
         self._host = parts.netloc
         self._prefix = quote(parts.path.rstrip("/"), safe="/%")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self._api_key = api_key
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
         try:
@@ -88,6 +92,7 @@ class RestPredictor:
     ) -> bytes:
         """The body of a 200. A connection that broke is opened once more: servers close idle
         ones. Raises: ServerError, Busy."""
+        key = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
         kept = getattr(self._local, "connection", None)
         for connection in (kept, None) if kept is not None else (None,):
             if connection is None:
@@ -95,7 +100,7 @@ class RestPredictor:
                 self._local.connection = connection
                 self._connections.append(connection)  # atomic, so threads need no lock
             try:
-                connection.request(method, target, body, headers or {})
+                connection.request(method, target, body, {**(headers or {}), **key})
                 reply = connection.getresponse()
                 content = reply.read()
                 break
@@ -108,6 +113,8 @@ class RestPredictor:
             raise ServerError(f"cannot reach {self.url}: {reason}") from failure
         if reply.status == http.client.OK:
             return content
+        if reply.status == http.client.UNAUTHORIZED:
+            raise refused_key(self.url, self._api_key)
         message = _problem(reply.status, content, self.url)
         if reply.status in (429, 503):
             raise Busy(message, _seconds(reply.getheader("Retry-After")))

@@ -35,6 +35,16 @@ class Busy(ServerError):
         self.wait_s = wait_s
 
 
+def refused_key(server: str, api_key: str | None) -> ServerError:
+    """What to say when the server answers that the caller is not authenticated."""
+    if api_key is None:
+        return ServerError(f"{server} wants an API key: give a file with one as --api-key-file")
+    return ServerError(
+        f"{server} does not take this API key: ask for one that is valid, and give it as "
+        "--api-key-file"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """One version of one model; `is_default`: answers requests that name none."""

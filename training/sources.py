@@ -87,17 +87,22 @@ def _labellings(geometric: tuple[str, ...]) -> str:
     return "a geometric labelling beside the semantic" if geometric else "one labelling"
 
 
-def open_source(text: str, *, model: str | None = None, threads: int = 0) -> Source:
+def open_source(
+    text: str, *, model: str | None = None, threads: int = 0, api_key: str | None = None
+) -> Source:
     """`text`: as KINDS says; a server's URL may end in `?model=NAME`, which `model` overrides.
 
     `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
+    `api_key`: for a server that wants one, visible ASCII.
     Raises: EvaluationError, CheckpointError, ContractError.
     """
     parts = urlsplit(text)
     if parts.scheme in ("http", "https", "grpc"):
-        return _server(text, model)
+        return _server(text, model, api_key)
     if model is not None:
         raise EvaluationError(f"--model is for servers, and {text} is a file")
+    if api_key is not None:
+        raise EvaluationError(f"--api-key-file is for servers, and {text} is a file")
     path = Path(text)
     if parts.scheme and len(parts.scheme) > 1 and not path.exists():
         raise EvaluationError(f"{text}: want {KINDS}")
@@ -128,7 +133,7 @@ def _checkpoint(path: Path, threads: int) -> Source:
     )
 
 
-def _server(url: str, model: str | None) -> Source:
+def _server(url: str, model: str | None, api_key: str | None) -> Source:
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     if set(query) - {"model"}:
@@ -140,9 +145,9 @@ def _server(url: str, model: str | None) -> Source:
     if parts.scheme == "grpc":
         from training.grpc_predictor import GrpcPredictor
 
-        rpc = GrpcPredictor(bare, name)
+        rpc = GrpcPredictor(bare, name, api_key)
         return Source(bare, "grpc", rpc.model.class_names, predict_file=rpc, close=rpc.close)
     from training.rest_predictor import RestPredictor
 
-    rest = RestPredictor(bare, name)
+    rest = RestPredictor(bare, name, api_key)
     return Source(bare, "rest", rest.model.class_names, predict_file=rest, close=rest.close)

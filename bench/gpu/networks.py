@@ -25,8 +25,8 @@ from model.backbones.vgg16 import VGG16
 from model.contract import ClassInfo, Contract, TrainingData
 from model.export import export
 from model.fcn import FCN, Variant
+from model.float_model import open_float_model
 from model.half import Halver
-from model.quantize import open_float_model
 
 CLASSES = 21
 """PASCAL VOC's, as in the paper."""

@@ -9,12 +9,12 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
 from bench import load
-from bench.load import Answer
+from bench.http_client import NO_ANSWER, Answer
 from proto.segmentation.v1 import segmentation_pb2 as pb
 from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 
@@ -45,7 +45,7 @@ class RpcClient:
         self._stubs = [pb_grpc.SegmentationStub(channel) for channel in self._channels]
         self._turn = 0
         self._began = 0.0
-        self.stages: list[dict[str, float]] = []
+        self._asked: set[asyncio.Task[Answer]] = set()
 
     def begin(self) -> None:
         self._began = time.perf_counter()
@@ -53,19 +53,32 @@ class RpcClient:
     def now(self) -> float:
         return time.perf_counter() - self._began
 
-    async def ask(self, due_s: float) -> Answer:
+    def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(wait_s, callback)
+
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
+        task = asyncio.get_running_loop().create_task(self.answer(due_s))
+        self._asked.add(task)
+
+        def answered(task: asyncio.Task[Answer]) -> None:
+            self._asked.discard(task)
+            done(task.result())
+
+        task.add_done_callback(answered)
+
+    async def answer(self, due_s: float) -> Answer:
         sent = self.now()
         self._turn += 1
         stub = self._stubs[self._turn % len(self._stubs)]
-        status = load.OK
+        status, timing = load.OK, b""
         try:
             reply = await stub.Segment(
                 self._request, timeout=max(0.001, self._patience_s - (sent - due_s))
             )
-            self.stages.append({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
+            timing = load.timing_of({s: getattr(reply.timings, f"{s}_s") * 1e3 for s in STAGES})
         except grpc.aio.AioRpcError as error:
-            status = _STATUS.get(error.code(), load.NO_ANSWER)
-        return Answer(due_s, sent, self.now(), status)
+            status = _STATUS.get(error.code(), NO_ANSWER)
+        return Answer(due_s, sent, self.now(), status, timing=timing)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -78,8 +91,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
     async def run() -> dict[str, object]:
         client = RpcClient(args.url, body, args.patience)
+        finished: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         try:
-            return await load.offer(args, client)
+            meter = load.offer(args, client, finished.set_result)
+            return load.report(args, await finished, meter.cpu_s())
         finally:
             await client.close()
 

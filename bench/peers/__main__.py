@@ -77,7 +77,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
                         help="comma-separated; empty for none")  # fmt: skip
     parser.add_argument("--only", choices=PARTS, help="one part of each round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each closed loop")
+    parser.add_argument("--seconds", type=float, default=6.0,
+                        help="counted of each closed loop")  # fmt: skip
     parser.add_argument("--open-seconds", type=float, default=8.0, help="of each Poisson load")
     parser.add_argument("--warm", type=float, default=1.0, help="seconds before, not counted")
     parser.add_argument("--tool", choices=(slots.WRK, slots.OWN), default=slots.closed_loop_tool(),

@@ -129,6 +129,7 @@ def pooled(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[st
     found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
     found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
     found["lag_p99_ms"] = max((each["lag_p99_ms"] or 0.0 for each in rounds), default=0.0)
+    found["generator_share"] = round(statistics.mean(each["generator_share"] for each in rounds), 4)
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
     found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
@@ -178,8 +179,9 @@ def table(measured: dict[str, Any]) -> str:
     lines += [
         "",
         "| server | bounded by | goodput at 2x / 3x | of the limit | p50 / p99 at 2x "
-        "| p50 / p99 at 3x | refused / expired at 3x | refusal p50 / p99 at 3x | recovery |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| p50 / p99 at 3x | refused / expired at 3x | refusal p50 / p99 at 3x | recovery "
+        "| generator at 0.7x / 2x / 3x |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         two, three = (row["open"].get(factor) for factor in ("2.0", "3.0"))
@@ -197,7 +199,8 @@ def table(measured: dict[str, Any]) -> str:
             f"| {100 * three['refused'] / max(1, offered):.0f} % "
             f"/ {100 * three['expired'] / max(1, offered):.0f} % "
             f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
-            f"| {max(two['recovery_s'], three['recovery_s']):.1f} s |"
+            f"| {max(two['recovery_s'], three['recovery_s']):.1f} s "
+            f"| {' / '.join(generator(row['open'].get(each)) for each in ('0.7', '2.0', '3.0'))} |"
         )
     return "\n".join(lines)
 
@@ -210,6 +213,12 @@ def normal(row: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in row.items()
     }
+
+
+def generator(load: dict[str, Any] | None) -> str:
+    """Percent of the machine's cores that the load generator took; a dash if it was not said."""
+    share = (load or {}).get("generator_share")
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def share(value: float, limit: float) -> str:
@@ -237,7 +246,8 @@ def write_page(page: Path, measured: dict[str, Any]) -> None:
         f"{measured['picture']}; "
         f"{measured['rounds']} rounds; closed loops by {measured['closed_loop_by']}, "
         f"{measured['closed_loop_s']:g} s each, open loops by bench.load, "
-        f"{measured['open_loop_s']:g} s each; load generators on the same cores."
+        f"{measured['open_loop_s']:g} s each; load generators on the same cores, "
+        "with the share in the last column."
     )
     page.write_text(
         f"{before}{begin}\n{said}\n\n{table(measured)}\n\n"

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from model.contract import Contract, ContractError
+from model.contract import Contract
+from model.exported import NotExported, read_exported
 from model.ragged.maps import NotRagged
 from model.ragged.rewrite import ragged
 
@@ -111,16 +112,9 @@ def padded(images: Sequence[UInt8Array]) -> UInt8Array:
 
 def _read(path: Path) -> tuple[onnx.ModelProto, Contract]:
     """Raises: NotRagged."""
-    if not path.is_file():
-        raise NotRagged(f"there is no file {path}")
     try:
-        proto = onnx.load(str(path))
-        onnx.checker.check_model(proto)
-    except Exception as error:  # protobuf's and the checker's share no base class
-        raise NotRagged(f"{path} cannot be read as an ONNX model: {error}") from error
-    try:
-        contract = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, str(path))
-    except ContractError as error:
+        proto, contract = read_exported(path)
+    except NotExported as error:
         raise NotRagged(str(error)) from error
     if contract.precision == "int8":
         raise NotRagged(

@@ -1,4 +1,4 @@
-"""How much memory this process may use, how much of it one inference may have, what goes back."""
+"""How much memory this process may use, what of it pictures may have, what goes back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ pixel at its widest layer, one of MobileNetV1 about 200 (bench/LOG.md); two may 
 uploads, answers and other models need their share."""
 FEWEST, MOST = 1024 * 1024, 16 * 1024 * 1024
 """Bounds of `whole_pixels`: smaller parts would be mostly overlap, larger ones gain nothing."""
+
+RESERVED_BYTES: Final = 700_000_000
+"""Besides the pictures between admission and answer: the process, two inferences of FCN-8s
+MobileNetV1 on a megapixel each, uploads. A container that 24 callers sent pictures of 12 megapixels
+took 744 MB with 48 million pixels admitted and 1155 MB with 160 million; one of 1 GiB takes 909."""
+BYTES_PER_ADMITTED_PIXEL: Final = 4
+"""RGB, and a label map or what is rendered of it."""
+FEWEST_ADMITTED, MOST_ADMITTED = 10_000_000, 160_000_000
+"""Pixels. Fewer would turn small pictures away that take little; more would only wait."""
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -38,6 +47,12 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
 def whole_pixels(memory_bytes: int) -> int:
     """Height times width up to which a picture is run in one piece."""
     return max(FEWEST, min(MOST, memory_bytes // BYTES_PER_PIXEL))
+
+
+def admitted_pixels(memory_bytes: int) -> int:
+    """Of all pictures between admission and answer; one always fits, whatever its size."""
+    room = (memory_bytes - RESERVED_BYTES) // BYTES_PER_ADMITTED_PIXEL
+    return max(FEWEST_ADMITTED, min(MOST_ADMITTED, room))
 
 
 def give_back() -> None:

@@ -27,7 +27,7 @@ from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
 from service.core.gpus import GpuOptions
 from service.core.loader import Loader, Served
-from service.core.memory import available_memory_bytes, whole_pixels
+from service.core.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.pool import Pool
 from service.core.prepare import Geometry, Prepared, prepare, restore
 from service.core.tiles import tiles
@@ -116,7 +116,8 @@ class Segmenter:
         """
         cores = available_cores()
         self._limits = limits or Limits()
-        self._whole_pixels = self._limits.max_whole_pixels or whole_pixels(available_memory_bytes())
+        memory_bytes = available_memory_bytes()
+        self._whole_pixels = self._limits.max_whole_pixels or whole_pixels(memory_bytes)
         self._observer = observer or NullObserver()
         self._clock = clock
         self._poll_s = poll_s
@@ -146,7 +147,7 @@ class Segmenter:
         self._admission = Admission(
             max_requests=self._limits.max_inflight,
             max_bytes=self._limits.max_inflight_bytes,
-            max_pixels=self._limits.max_inflight_pixels,
+            max_pixels=self._limits.max_inflight_pixels or admitted_pixels(memory_bytes),
             observer=self._observer,
         )
         self._started = False

@@ -78,6 +78,18 @@ def server(repository: Path) -> Iterator[Server]:
         yield server
 
 
+KEY = "a-key-of-sixteen-or-more"
+
+
+@pytest.fixture(scope="module")
+def keyed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that wants a key."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"alice {KEY}\n")
+    with running(repository, api_keys_file=file) as server:
+        yield server
+
+
 @pytest.fixture
 def score(data: Path, capsys: pytest.CaptureFixture[str]) -> Score:
     """`fcn evaluate --json` of a source."""
@@ -123,3 +135,25 @@ def test_a_server_with_another_model(
     for url in (server.url, f"grpc://{server.target}"):
         assert main(["evaluate", url, "--data-root", str(data), "--model", "other"]) == 1
         assert f"has no model 'other': it has {NAME}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_server_that_wants_a_key(
+    scheme: str, data: Path, keyed: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = keyed.url if scheme == "http" else f"grpc://{keyed.target}"
+    words = ["evaluate", url, "--data-root", str(data), "--json"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err == f"fcn: {url} wants an API key: give a file with one as --api-key-file\n"
+
+    (tmp_path / "wrong").write_text("a-key-that-nobody-was-given")
+    assert main([*words, "--api-key-file", str(tmp_path / "wrong")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"fcn: {url} does not take this API key: ask for one that is valid")
+    assert err.count("\n") == 1
+    assert "nobody" not in err
+
+    (tmp_path / "right").write_text(f"{KEY}\n")
+    assert main([*words, "--api-key-file", str(tmp_path / "right")]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12

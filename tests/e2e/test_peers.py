@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,7 @@ def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
             assert load["answered"] + load["refused"] + load["expired"] + load["hung_up"] > 0
             assert load["goodput_per_s"] <= load["answered_per_s"] <= load["offered_per_s"]
             assert load["other_errors"] == 0
+            assert 0 < load["generator_share"] < 1
             assert load["of_limit"] == pytest.approx(
                 load["goodput_per_s"] / load["limit_each_round"][0], abs=1e-3
             )
@@ -78,6 +83,9 @@ def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
     assert text.startswith(f"before\n{begin}\n")
     assert text.endswith(f"{end}\nafter\n")
     assert "plain FastAPI" in text and "old" not in text
+    percent = 100 * result["servers"][0]["open"]["3.0"]["generator_share"]
+    # The run has only the overload, and its result no share at 0.7x.
+    assert re.search(rf"\| - / [\d.]+ % / {percent:.1f} % \|", text)
     assert "</svg>" in (tmp_path / report.PLOT.format(precision="fp32")).read_text()
     # Nothing is left to go on with.
     assert list((tmp_path / "work").iterdir()) == []
@@ -118,6 +126,35 @@ def test_wrk_counts_answers_and_refusals(task: dict[str, Any]) -> None:
     assert not [pid for pid in inside if Path(f"/proc/{pid}/smaps_rollup").exists()]
     with contenders.running(FASTAPI, one, Path(task["model"]), picture, limit=2) as server:
         assert slots.wrk(server, task, 8, 1)["refused"] > 0
+
+
+def test_wrk_counts_what_is_answered_while_the_server_is_full(tmp_path: Path) -> None:
+    """Two at once, 0.3 s each: 6.7/s, of which wrk itself would miss those under way at the end."""
+    need(shutil.which(slots.WRK) is not None, "wrk is not installed")
+    (tmp_path / "body").write_bytes(b"x")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(0.3)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        found = slots.wrk_says(url, tmp_path / "body", ["Content-Type: image/jpeg"], 2, 1.2)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found["images_per_s"] == pytest.approx(2 / 0.3, rel=0.3)
+    assert (found["refused"], found["broken"]) == (0, 0)
 
 
 def contenders_rgb(picture: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

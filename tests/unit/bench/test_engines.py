@@ -51,9 +51,16 @@ def test_every_configuration_runs(
 def test_memory_is_read_ten_times(
     tmp_path: Path, arena: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = size_memory.measure(tiny_models.write_model(tmp_path), 20, arena)
+    row = size_memory.measure(tiny_models.write_model(tmp_path), 20, arena, "default")
     assert len(row["resident_mb"]) == 10
     assert min(row["resident_mb"]) > 10
+
+
+def test_memory_of_the_server_is_that_of_its_process(tmp_path: Path) -> None:
+    tiny_models.write_model(tmp_path)
+    row = size_memory.measure_server(tmp_path, 20)
+    assert len(row["resident_mb"]) == 10
+    assert min(row["resident_mb"]) >= row["loaded_mb"] * 0.9 > 30
 
 
 def test_no_size_comes_twice() -> None:

@@ -19,7 +19,7 @@ from bench.gpu.latency import Scale
 from bench.gpu.networks import NAMES, Exported
 from bench.gpu.report import Budget, Result, tables
 from bench.gpu.turns import take_turns
-from bench.load import stages_of
+from bench.load import stages_of, timing_of
 
 CUDA = "CUDAExecutionProvider"
 MOBILE = "fcn8s-mobilenet_v1"
@@ -264,15 +264,16 @@ def test_a_generator_that_fails_says_why(tmp_path: Path) -> None:
 async def test_a_server_that_is_not_there_is_no_answer() -> None:
     client = rpc_load.RpcClient("127.0.0.1:9", b"body", 0.3)
     client.begin()
-    answer = await client.ask(0.0)
+    answer = await client.answer(0.0)
     await client.close()
     assert answer.status in (503, 504)
-    assert client.stages == []
+    assert answer.timing == b""
 
 
 def test_stages_are_read_from_the_header() -> None:
     assert stages_of(b"decode;dur=1.5, infer;dur=20.25") == {"decode": 1.5, "infer": 20.25}
     assert stages_of(b"cache") == {}
+    assert stages_of(timing_of({"decode": 1.5, "infer": 20.25})) == {"decode": 1.5, "infer": 20.25}
 
 
 def test_a_profile_is_of_kernels_where_it_has_them() -> None:

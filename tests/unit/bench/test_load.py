@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import json
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench import load
+from bench.http_client import NO_ANSWER, Answer, Client
+from service.core.cores import available_cores
 
 Reply = Callable[[int], Awaitable[bytes]]
 """Number of the request (from 0) -> the bytes of the answer."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+TIMED = b"HTTP/1.1 200 OK\r\nServer-Timing: infer;dur=1.5\r\nContent-Length: 0\r\n\r\n"
 FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+NOTHING = b""
+"""The connection is closed without an answer."""
 LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-@asynccontextmanager
-async def server(reply: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """URL, and the bodies that came."""
+@contextmanager
+def server(reply: Reply) -> Iterator[tuple[str, list[bytes]]]:
+    """URL, and the bodies that came. In a thread: a load runs in an event loop of its own."""
     bodies: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,19 +44,44 @@ async def server(reply: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
                 answer = await reply(len(bodies) - 1)
                 writer.write(answer)
                 await writer.drain()
+                if answer in (LAST, NOTHING):
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    async with listener:
+    async def listen() -> None:
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        ended = asyncio.Event()
+        running.put((asyncio.get_running_loop(), ended, listener.sockets[0].getsockname()[1]))
+        await ended.wait()
+        listener.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    running: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = queue.Queue()
+    thread = threading.Thread(target=asyncio.run, args=(listen(),))
+    thread.start()
+    loop, ended, port = running.get(timeout=10)
+    try:
         yield f"http://127.0.0.1:{port}/segment", bodies
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)
 
 
-def client(url: str, patience_s: float = 5.0) -> load.Client:
-    return load.Client(url, load.request(url, b"body", "image/jpeg", ["X-A: b"]), patience_s)
+@contextmanager
+def client(url: str, patience_s: float = 5.0, body: bytes = b"body") -> Iterator[Client]:
+    asking = Client(url, load.request(url, body, "image/jpeg", ["X-A: b"]), patience_s)
+    try:
+        yield asking
+    finally:
+        asking.close()
+
+
+def open_loop(asking: Client, due: Sequence[float]) -> list[Answer]:
+    return asking.run(lambda finished: load.open_loop(asking, due, finished))
 
 
 def test_arrivals_are_poisson() -> None:
@@ -58,7 +93,7 @@ def test_arrivals_are_poisson() -> None:
     assert max(due) < 200.0
 
 
-async def test_stall_is_charged_to_everybody_who_came_meanwhile() -> None:
+def test_stall_is_charged_to_everybody_who_came_meanwhile() -> None:
     """The server answers one request at a time and sleeps 0.3 s on the first."""
     turn = asyncio.Lock()
 
@@ -67,10 +102,8 @@ async def test_stall_is_charged_to_everybody_who_came_meanwhile() -> None:
             await asyncio.sleep(0.3 if number == 0 else 0)
         return OK
 
-    async with server(reply) as (url, bodies):
-        asking = client(url)
-        answers = await load.open_loop(asking, [0.0, 0.05, 0.1, 0.15, 0.6])
-        asking.close()
+    with server(reply) as (url, bodies), client(url) as asking:
+        answers = open_loop(asking, [0.0, 0.05, 0.1, 0.15, 0.6])
     assert bodies == [b"body"] * 5
     assert [a.status for a in answers] == [200] * 5
     for answer, least in zip(answers, (0.3, 0.25, 0.2, 0.15), strict=False):
@@ -81,21 +114,19 @@ async def test_stall_is_charged_to_everybody_who_came_meanwhile() -> None:
     assert found["lag_p99_ms"] < 50
 
 
-async def test_late_generator_is_charged_too() -> None:
+def test_late_generator_is_charged_too() -> None:
     """Due in the past: latency counts from then, and the lag says whose fault it is."""
 
     async def reply(number: int) -> bytes:
         return OK
 
-    async with server(reply) as (url, _):
-        asking = client(url)
-        (answer,) = await load.open_loop(asking, [-0.2])
-        asking.close()
+    with server(reply) as (url, _), client(url) as asking:
+        (answer,) = open_loop(asking, [-0.2])
     assert answer.latency_s > 0.2
     assert answer.sent_s - answer.due_s == pytest.approx(0.2, abs=0.05)
 
 
-async def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
+def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
     async def reply(number: int) -> bytes:
         if number == 1:
             return FULL
@@ -107,10 +138,8 @@ async def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
             return b"HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n"
         return CHUNKED if number == 0 else LAST
 
-    async with server(reply) as (url, _):
-        asking = client(url, patience_s=0.3)
-        answers = await load.open_loop(asking, [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12])
-        asking.close()
+    with server(reply) as (url, _), client(url, patience_s=0.3) as asking:
+        answers = open_loop(asking, [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12])
     assert [a.status for a in answers] == [200, 429, 0, 500, 504, 200, 200]
     assert answers[2].latency_s == pytest.approx(0.3, abs=0.1)
     found = load.summary(answers, since_s=0.0, until_s=2.0, deadline_s=0.5)
@@ -124,16 +153,16 @@ async def test_refusals_hang_ups_and_errors_are_told_apart() -> None:
     assert (later["offered_per_s"], later["refused"], later["hung_up"]) == (4.0, 0, 0)
 
 
-async def test_nobody_listens() -> None:
-    asking = client("http://127.0.0.1:9/segment")
-    (answer,) = await load.open_loop(asking, [0.0])
-    assert answer.status == load.NO_ANSWER
+def test_nobody_listens() -> None:
+    with client("http://127.0.0.1:9/segment") as asking:
+        (answer,) = open_loop(asking, [0.0])
+    assert answer.status == NO_ANSWER
     found = load.summary([answer], since_s=0.0, until_s=1.0, deadline_s=0.5)
     assert found["hung_up"] == 1
     assert found["latency"]["p50_ms"] is None
 
 
-async def test_closed_loop_keeps_its_number_of_clients() -> None:
+def test_closed_loop_keeps_its_number_of_clients() -> None:
     inside, most = 0, 0
 
     async def reply(number: int) -> bytes:
@@ -144,11 +173,117 @@ async def test_closed_loop_keeps_its_number_of_clients() -> None:
         inside -= 1
         return OK
 
-    async with server(reply) as (url, bodies):
-        asking = client(url)
-        answers = await load.closed_loop(asking, connections=3, seconds=0.3)
-        asking.close()
+    with server(reply) as (url, bodies), client(url) as asking:
+        answers = asking.run(lambda finished: load.closed_loop(asking, 3, 0.3, finished))
     assert most == 3
     assert len(answers) == len(bodies)
     assert 20 < len(answers) <= 93
     assert all(a.status == 200 for a in answers)
+
+
+def test_generator_knows_its_own_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def reply(number: int) -> bytes:
+        return TIMED
+
+    (tmp_path / "body").write_bytes(b"x" * 50_000)
+    with server(reply) as (url, _):
+        words = ["--rate", "100", "--seconds", "0.5", "--warm", "0.2", "--stages"]
+        assert load.main([url, str(tmp_path / "body"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # The server of this test is a thread of the same process.
+    assert 0 < found["generator_cpu_s"] < 2
+    assert found["generator_share"] == pytest.approx(
+        found["generator_cpu_s"] / 0.5 / available_cores(), abs=1e-3
+    )
+    assert found["answered"] == len(found["latencies_ms"]) == len(found["due_s"]) > 20
+    assert found["stages_ms"] == {"infer": [1.5] * found["answered"]}
+    assert min(found["due_s"]) >= 0.2
+
+
+def test_meter_counts_between_its_two_moments() -> None:
+    asking = Slow()
+    meter = load.Meter(asking, 0.0, 1.0)
+    asking.callbacks[0]()
+    began = time.process_time()
+    while time.process_time() < began + 0.05:
+        pass
+    so_far = meter.cpu_s()
+    assert so_far > 0.05
+    asking.callbacks[1]()
+    counted = meter.cpu_s()
+    while time.process_time() < began + 0.15:
+        pass
+    assert so_far <= counted == meter.cpu_s() < 0.1
+
+
+class Slow:
+    """Keeps what was to be called later."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+
+    def begin(self) -> None: ...
+
+    def now(self) -> float:
+        return 0.0
+
+    def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
+
+
+def test_kept_connection_that_was_closed_is_no_refusal() -> None:
+    """The second request over it is lost and sent again; a fresh connection's is not."""
+
+    async def reply(number: int) -> bytes:
+        return OK if number in (0, 2) else NOTHING
+
+    with server(reply) as (url, bodies), client(url) as asking:
+        answers = open_loop(asking, [0.0, 0.05, 0.1])
+    # 1 is lost and comes again as 2, which is answered; 3 is lost, and so is 4, on a fresh one.
+    assert [a.status for a in answers] == [200, 200, NO_ANSWER]
+    assert len(bodies) == 5
+
+
+def test_large_bodies_go_whole_and_replies_come_in_pieces() -> None:
+    body = bytes(range(256)) * 40_000  # 10 MB: more than a socket takes at once
+
+    async def reply(number: int) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + b"y" * 3_000_000
+
+    with server(reply) as (url, bodies), client(url, body=body) as asking:
+        answers = open_loop(asking, [0.0, 0.0, 0.4])
+    assert [a.status for a in answers] == [200] * 3
+    assert bodies == [body] * 3
+
+
+def test_what_is_not_http_is_no_answer() -> None:
+    async def reply(number: int) -> bytes:
+        return b"SSH-2.0-OpenSSH\r\n"
+
+    with server(reply) as (url, _), client(url) as asking:
+        (answer,) = open_loop(asking, [0.0])
+    assert answer.status == NO_ANSWER
+    assert answer.latency_s < 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 101])
+def test_percentiles_are_numpys(count: int) -> None:
+    seconds = np.random.default_rng(count).exponential(0.1, count)
+    found = load.percentiles(list(seconds))
+    for percent in (50, 95, 99):
+        expected = np.percentile(seconds * 1e3, percent)
+        assert found[f"p{percent}_ms"] == pytest.approx(expected, abs=0.006)
+
+
+def test_closed_loop_counts_by_when_it_was_over() -> None:
+    """By when they were due, what is under way at the end would be counted on top."""
+    answers = [Answer(due, due, due + 1.0, load.OK)
+               for due in (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)]  # fmt: skip
+    counts = {
+        closed: load.summary(answers, since_s=0.0, until_s=3.0, deadline_s=2.0, closed=closed)
+        for closed in (True, False)
+    }
+    assert counts[True]["answered"] == 5
+    assert counts[False]["answered"] == 6

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from service.core.memory import FEWEST, MOST, available_memory_bytes, whole_pixels
+from service.core.memory import (
+    FEWEST,
+    FEWEST_ADMITTED,
+    MOST,
+    MOST_ADMITTED,
+    admitted_pixels,
+    available_memory_bytes,
+    whole_pixels,
+)
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -35,6 +43,13 @@ def test_pixels_follow_the_memory_within_bounds() -> None:
     assert whole_pixels(1 << 50) == MOST
     gib = 1 << 30
     assert FEWEST < whole_pixels(8 * gib) < whole_pixels(16 * gib) < MOST
+
+
+def test_what_is_admitted_follows_the_memory_within_bounds() -> None:
+    gib = 1 << 30
+    assert admitted_pixels(1) == FEWEST_ADMITTED
+    assert 48_000_000 < admitted_pixels(gib) < 100_000_000
+    assert admitted_pixels(2 * gib) == admitted_pixels(1 << 50) == MOST_ADMITTED
 
 
 _FAULTS = """

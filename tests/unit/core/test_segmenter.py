@@ -531,6 +531,30 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
     assert recorder.inflights[-1] == 0
 
 
+async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.core.memory.FEWEST_ADMITTED", 1)
+    for memory_bytes, room in ((1, False), (1 << 40, True)):
+        monkeypatch.setattr(
+            "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m
+        )
+        async with on_device(tmp_path) as (segmenter, device):
+            device.hold()
+            first = send(segmenter)  # one always fits
+            await device.entered()
+            second = send(segmenter)
+            await settle()
+            assert second.done() is not room
+            device.release()
+            await first
+            if room:
+                await second
+            else:
+                with pytest.raises(Overloaded):
+                    await second
+
+
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
     recorder = Recorder()
     limits = Limits(max_queue=1, max_batch=1)

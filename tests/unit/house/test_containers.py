@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from service.settings import unknown_names
+from service.settings import Settings, unknown_names
 from tests.unit.house.pages import ROOT
 
 COMPOSE = ("docker-compose.yml", "docker-compose.gpu.yml")
@@ -20,6 +20,30 @@ def test_compose_sets_what_are_settings(name: str) -> None:
     environment = file["services"]["fcn"]["environment"]
     assert environment
     assert unknown_names(environment) == []
+
+
+def test_the_override_in_the_documentation_sets_what_are_settings() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (snippet,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    service = yaml.safe_load(snippet)["services"]["fcn"]
+    assert unknown_names(service["environment"]) == []
+    (keys,) = service["volumes"]
+    folder = keys.split(":")[1]
+    assert service["environment"]["FCN_API_KEYS_FILE"].startswith(f"{folder}/")
+    compose = yaml.safe_load((ROOT / COMPOSE[0]).read_text())["services"]["fcn"]
+    grace_s = int(compose["stop_grace_period"].removesuffix("s"))
+    assert int(service["environment"]["FCN_DRAIN_DELAY_S"]) + Settings().drain_s < grace_s
+
+
+def test_every_stage_that_installs_takes_an_index() -> None:
+    """Without BuildKit a stage does not know the arguments of the one it is made from."""
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for stage in re.split(r"^FROM ", dockerfile, flags=re.M)[1:]:
+        before, installs, _ = stage.partition("/pip install")
+        if installs:
+            assert {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"} <= set(
+                re.findall(r"^ARG (\w+)$", before, re.M)
+            )
 
 
 @pytest.mark.parametrize("name", COMPOSE)

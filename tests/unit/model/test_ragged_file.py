@@ -12,7 +12,7 @@ import pytest
 
 from cli.main import main
 from model.contract import METADATA_KEY, InputSpec
-from model.quantize import QuantizeError, open_float_model
+from model.float_model import QuantizeError, open_float_model
 from model.ragged import NotRagged, ragged
 from model.ragged import file as file_module
 from model.ragged.file import MATES, check_mates, make_ragged, padded

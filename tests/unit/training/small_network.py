@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from model.contract import METADATA_KEY, Contract
+from tests.drawing import street
 from tests.tiny_models import contract
 
 LAYERS = ["conv1_1", "conv1_2"]
@@ -57,3 +59,11 @@ def write(path: Path, proto: onnx.ModelProto, with_contract: bool = True) -> Pat
 def read_contract(path: Path) -> Contract:
     props = {p.key: p.value for p in onnx.load(str(path)).metadata_props}
     return Contract.from_metadata(props, str(path))
+
+
+def write_pictures(folder: Path) -> Path:
+    """Three, of other sizes, to calibrate with."""
+    folder.mkdir()
+    for index, size in enumerate([(40, 50), (31, 64), (48, 48)]):
+        Image.fromarray(street(*size)).save(folder / f"{index}.png")
+    return folder

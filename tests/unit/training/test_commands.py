@@ -294,6 +294,8 @@ def test_without_a_class_list_it_is_camvid(
         ("http://", [], "want scheme://host:port"),
         ("http://host?modle=x", [], "only ?model=NAME has a meaning"),
         ("none.onnx", ["--model", "a"], "--model is for servers"),
+        ("none.onnx", ["--api-key-file", __file__], "characters that cannot be sent: write the"),
+        ("none.onnx", ["--api-key-file", "nowhere"], "nowhere cannot be read: No such file"),
         ("none.onnx", ["--split", "night"], "night/images is missing"),
         ("none.onnx", ["--dataset", "coco"], "unknown data set 'coco'"),
     ],
@@ -305,6 +307,12 @@ def test_wrong_sources(
     err = capsys.readouterr().err
     assert complaint in err
     assert err.count("\n") == 1
+
+
+def test_a_key_is_for_servers(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef")
+    assert evaluate("none.onnx", pictures, "--api-key-file", str(tmp_path / "key")) == 1
+    assert "--api-key-file is for servers, and none.onnx is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

@@ -12,13 +12,18 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from PIL import Image
 
 from cli.main import main
+from model.float_model import open_float_model, simulate
 from model.half import LARGEST, Halver
-from model.quantize import open_float_model, simulate
 from tests.drawing import street
-from tests.unit.training.small_network import LAYERS, network, read_contract, write
+from tests.unit.training.small_network import (
+    LAYERS,
+    network,
+    read_contract,
+    write,
+    write_pictures,
+)
 
 
 @pytest.fixture
@@ -28,11 +33,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index, size in enumerate([(40, 50), (31, 64), (48, 48)]):
-        Image.fromarray(street(*size)).save(folder / f"{index}.png")
-    return folder
+    return write_pictures(tmp_path / "pictures")
 
 
 def halve(words: Sequence[str | Path]) -> int:

@@ -12,12 +12,18 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from cli.main import main
-from model.quantize import METHODS, Quantizer, open_float_model, simulate
+from model.float_model import open_float_model, simulate
+from model.quantize import METHODS, Quantizer
 from tests.drawing import street
-from tests.unit.training.small_network import LAYERS, network, read_contract, write
+from tests.unit.training.small_network import (
+    LAYERS,
+    network,
+    read_contract,
+    write,
+    write_pictures,
+)
 
 
 @pytest.fixture
@@ -27,11 +33,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index, size in enumerate([(40, 50), (31, 64), (48, 48)]):
-        Image.fromarray(street(*size)).save(folder / f"{index}.png")
-    return folder
+    return write_pictures(tmp_path / "pictures")
 
 
 def quantize(words: Sequence[str | Path]) -> int:
