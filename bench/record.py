@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow", "fastapi",
-             "uvicorn", "grpcio")  # fmt: skip
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow",
+             "simplejpeg", "fastapi", "uvicorn", "grpcio")  # fmt: skip
 
 
 def write(path: Path, measured: dict[str, Any], *, announce: bool = True) -> None:

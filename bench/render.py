@@ -3,7 +3,7 @@
     python -m bench.render [--height 1224] [--width 1632] [--rounds 9]
 
 Of a drawn label map with 11 classes and a drawn photo. The libraries that were not chosen take part
-where they are installed: zlib-ng, opencv-python-headless, simplejpeg, PyTurboJPEG.
+where they are installed: zlib-ng, opencv-python-headless. Of decoding: `bench.decoders`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from PIL import Image
 from bench import record
 from model.contract import ClassInfo, Contract, TrainingData
 from service.core import render
-from service.core.decode import decode
 from service.core.memory import keep_freed_memory
 from service.core.render.png import _differences
 from service.core.types import Dtype, Timings
@@ -60,10 +59,6 @@ def main() -> None:
         "exponentials": exponentials(scores),
         "masks": masks(label_map),
         "counts": counts(label_map),
-        **{
-            f"jpeg_decode_{height}x{width}": decoders(draw_photo(height, width))
-            for height, width in ((360, 480), (375, 500), photo.shape[:2])
-        },
     }
     measured = {name: take_turns(part, args.rounds) for name, part in parts.items()}
     print_tables(measured)
@@ -194,28 +189,6 @@ def counts(label_map: UInt8Array) -> dict[str, Make]:
         "numpy.unique": lambda: np.unique(label_map, return_counts=True),
         "Pillow's histogram": lambda: Image.fromarray(label_map).histogram(),
     }
-
-
-def decoders(photo: UInt8Array) -> dict[str, Make]:
-    """JPEG to uint8 RGB. Raises ValueError when one gives other pixels than Pillow."""
-    buffer = io.BytesIO()
-    Image.fromarray(photo).save(buffer, "JPEG", quality=90)
-    body = buffer.getvalue()
-    most = 1 << 30
-    made: dict[str, Make] = {"ours": lambda: decode(body, max_bytes=most, max_pixels=most).rgb}
-    if (simplejpeg := _optional("simplejpeg")) is not None:
-        made["simplejpeg"] = lambda: simplejpeg.decode_jpeg(body, "RGB")
-        made["simplejpeg, fast"] = lambda: simplejpeg.decode_jpeg(
-            body, "RGB", fastdct=True, fastupsample=True
-        )
-    if (cv2 := _optional("cv2")) is not None:
-        made["OpenCV"] = lambda: cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR_RGB)
-    wanted = made["ours"]()
-    for name, make in list(made.items()):
-        got = make()
-        share = float((got == wanted).all(axis=2).mean())
-        made[f"{name} ({share:.0%} of the pixels equal)"] = made.pop(name)
-    return made
 
 
 def exponentials(scores: npt.NDArray[np.float32]) -> dict[str, Make]:

@@ -1,8 +1,9 @@
 """What every peer does around its server, and the bare limit without one: JPEG to PNG.
 
 Runs in the peers' own environments: numpy, Pillow and onnxruntime, nothing of this project.
-Decoder and session are set as in service/core. The encoder is Pillow at its fastest level, the best
-that these servers' users have at hand; the service packs its PNGs with a writer of its own.
+The session is set as in service/core. Decoder and encoder are Pillow, at its fastest level: the
+best that these servers' users have at hand. The service reads plain JPEGs with libjpeg-turbo alone,
+to the same pixels, and packs its PNGs with a writer of its own.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_pixels_are_copied_once_out_of_pillow(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Image.Image, "tobytes", tobytes)
     monkeypatch.setattr(Image.Image, "copy", None)
-    rgb = read(encode(RGB, "JPEG")).rgb
+    rgb = read(encode(RGB, "PNG")).rgb
     assert len(packed) == 1
     assert np.shares_memory(rgb, np.frombuffer(packed[0], np.uint8))
 

@@ -19,6 +19,7 @@ VIOLATIONS = (
     ("service/core/binding.py", "import service.core.runtime", "Core modules never import"),
     ("service/core/runtime.py", "import openvino", "openvino only in core.openvino_runtime"),
     ("service/core/prepare.py", "import PIL.Image", "Pillow only in core.decode"),
+    ("service/core/decode.py", "import simplejpeg", "simplejpeg only in core.jpeg"),
     ("service/telemetry.py", "import fastapi", "fastapi only in api and app"),
     ("service/telemetry.py", "import grpc", "grpc only in api and app"),
     ("service/core/pool.py", "import fastapi", "The core and the errors know neither"),
