@@ -265,8 +265,8 @@ class Network(Protocol):
 
 
 class Observer(Protocol):
-    """What telemetry implements. Called on the event loop, and `queue_depth` on any thread, one at a
-    time; must not block or raise.
+    """What telemetry implements. Called on the event loop, `queue_depth` on any thread but one
+    at a time; must not block or raise.
 
     stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
