@@ -28,10 +28,13 @@ Progress = Callable[[float, str], None]
 BATCHES: Final = (1, 4)
 CLOSE: Final = 0.97
 """Of the best images/s: what comes this close and is simpler is chosen."""
+WORTH_A_BATCH: Final = 1.08
+"""Times the images/s of single pictures: in a batch each waits for the others, so less is no gain.
+On a quiet machine batches of 4 gained nothing, and on a busy one by chance 5 % (bench/LOG.md)."""
 WORTH_A_COPY: Final = 0.9
 """Of the usual latency: a lone picture must be this much faster for a second copy of the model."""
 _SHARE_OF_THROUGHPUT = 0.75
-_PASSES = 2  # there and back, so that a machine that slows down favours none
+_PASSES = 4  # there and back: a shared machine is faster at one moment than at the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +131,12 @@ def tune(
     throughput = tuple(
         Throughput(
             candidate,
-            round(statistics.mean(rate for rate, _ in found), 2),
-            round(statistics.median(t for _, times in found for t in times) * 1e3, 2),
+            round(images_per_s, 2),
+            round(statistics.median(t for _, times in runs[candidate] for t in times) * 1e3, 2),
         )
-        for candidate in todo
-        if (found := runs.get(candidate))
+        for candidate, images_per_s in steadied(
+            {candidate: [rate for rate, _ in found] for candidate, found in runs.items()}
+        ).items()
     )
     chosen = choose(throughput)
     lone = []
@@ -169,10 +173,26 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
 
 
+def steadied(rates: dict[Candidate, list[float]]) -> dict[Candidate, float]:
+    """Images per second of each candidate, measured in turns, less the machine's ups and downs: the
+    median of its shares of the turns' means. The last turn need not be complete."""
+    turns = range(min(map(len, rates.values())))
+    means = [statistics.mean(found[turn] for found in rates.values()) for turn in turns]
+    usual = statistics.mean(means)
+    return {
+        candidate: usual * statistics.median(found[turn] / means[turn] for turn in turns)
+        for candidate, found in rates.items()
+    }
+
+
 def choose(measured: Sequence[Throughput]) -> Throughput:
-    """The first that comes close to the best."""
-    best = max(found.images_per_s for found in measured)
-    return next(found for found in measured if found.images_per_s >= CLOSE * best)
+    """The first that comes close to the best; of batches only what is worth their wait."""
+    single = max((m.images_per_s for m in measured if m.candidate.batch == 1), default=0.0)
+    worth = [
+        m for m in measured if m.candidate.batch == 1 or m.images_per_s >= WORTH_A_BATCH * single
+    ]
+    best = max(found.images_per_s for found in worth)
+    return next(found for found in worth if found.images_per_s >= CLOSE * best)
 
 
 def choose_alone(lone: Sequence[Lone], threads: int) -> int:

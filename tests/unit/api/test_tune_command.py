@@ -18,7 +18,16 @@ from service.core.cores import Plan
 from service.core.types import Run
 from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings
-from service.tuning import Candidate, Lone, Throughput, candidates, choose, choose_alone, tune
+from service.tuning import (
+    Candidate,
+    Lone,
+    Throughput,
+    candidates,
+    choose,
+    choose_alone,
+    steadied,
+    tune,
+)
 from tests import tiny_models
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -43,6 +52,25 @@ def test_the_simplest_of_those_close_to_the_best_is_chosen() -> None:
     ]
     assert choose(rows) == rows[1]
     assert choose([rows[0], rows[3]]) == rows[3]
+
+
+def test_batches_must_be_worth_the_wait() -> None:
+    single, batch = rate("onnxruntime", 1, 1, 100.0), rate("onnxruntime", 1, 4, 107.0)
+    assert choose([single, batch]) == single
+    faster = rate("onnxruntime", 1, 4, 109.0)
+    assert choose([single, batch, faster]) == faster
+    assert choose([batch]) == batch
+
+
+def test_a_machine_that_slows_down_favours_nobody() -> None:
+    slow, fast = Candidate("onnxruntime", 2, 1, 1), Candidate("openvino", 2, 1, 1)
+    # As fast as each other but for 5 %, at the machine's speeds 1, 0.5 and 2; `fast` has one more.
+    found = steadied({slow: [100, 50, 200], fast: [105, 52.5, 210, 1]})
+    assert found[fast] / found[slow] == pytest.approx(1.05)
+    assert 110 < found[slow] < 125
+    # One bad slot is not believed.
+    found = steadied({slow: [100, 100, 100], fast: [105, 60, 105]})
+    assert found[fast] > found[slow]
 
 
 @pytest.mark.parametrize(
