@@ -26,8 +26,9 @@ from PIL import Image, _imaging
 from bench import record
 from bench.render import draw_photo, draw_scores, drawn_contract
 from service.core import render
-from service.core.batcher import Batcher, Squeeze
+from service.core.batcher import Batcher
 from service.core.decode import decode
+from service.core.lanes import Squeeze
 from service.core.prepare import prepare, restore
 from service.core.types import Dtype, NullObserver
 

@@ -26,35 +26,35 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.cores import DEVICE_NICE
-from service.core.device_thread import DeviceThread
-from service.core.frames import padded_pixels, stack
+from service.core.frames import padded_pixels
+from service.core.lanes import (
+    LATE,
+    Answer,
+    Batch,
+    Finish,
+    Labelled,
+    Lane,
+    Place,
+    Squeeze,
+    Step,
+    Ticket,
+    Worker,
+    expire,
+    fail,
+    one_thread,
+    run_batch,
+)
 from service.core.pace import Pace
-from service.core.queue import Queue, Queued
-from service.core.types import Clock, DeviceRun, Observer, Priority, RaggedRun, Run, ScoredRun
+from service.core.queue import Queue
+from service.core.types import Clock, Observer, Priority, RaggedRun, Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
-Scores = npt.NDArray[Any]
-
-Squeeze = Callable[[Float32Array, UInt8Array], Scores]
-"""Logits float32 [C,H,W] and their label map uint8 [H,W] -> what is wanted of them.
-
-Called on the device's thread, though that delays the next batch a little: logits that waited to be
-squeezed elsewhere would take a dozen times the memory of the pictures.
-"""
-
-Finish = Callable[[UInt8Array], Any]
-"""A label map uint8 [H,W] -> what the reply needs of it. Called on the device's thread, so it must
-be quick: it saves handing the label map to another thread, which costs more than packing it."""
 
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary picture: see `service.core.queue`."""
@@ -63,108 +63,7 @@ DEADLINE_SHARE: Final = 0.75
 """Of the time to a deadline, what wait and run may take by prediction. The rest is for decoding,
 rendering, and a prediction that was too good: work that comes too late is lost for everybody."""
 
-_LATE: Final = "the deadline passed before the answer was ready: allow more time or send less"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """`label_map` uint8 [H,W]; seconds waited, and seconds on the device with the whole batch.
-
-    scores: what `squeeze` made of the logits, [...,H,W]; None without it. finished: what `finish`
-    made of the label map.
-    """
-
-    label_map: UInt8Array
-    queue_s: float
-    infer_s: float
-    batch_size: int
-    scores: Scores | None = None
-    finished: Any = None
-
-
-@dataclass(eq=False, slots=True)
-class Ticket(Queued):
-    """One image's way through the queue: made before it is decoded, answered once.
-
-    place: given up when the image comes.
-    """
-
-    place: Place | None
-    future: asyncio.Future[Labelled]
-    squeeze: Squeeze | None = field(init=False, default=None)
-    finish: Finish | None = field(init=False, default=None)
-    timer: asyncio.TimerHandle | None = field(init=False, default=None)
-
-
-class Worker(Protocol):
-    """One thread that runs batches, see `DeviceThread`."""
-
-    def put(self, batch: Batch) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def join(self) -> None: ...
-
-
-@dataclass(eq=False, slots=True)
-class Lane:
-    """One instance of the network and the one thread that calls it."""
-
-    run: Run
-    scored: ScoredRun | None
-    ragged: RaggedRun | None
-    thread: Worker
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """What a lane runs at once, since `started_s`."""
-
-    lane: Lane
-    items: list[Ticket]
-    pixels: int
-    started_s: float
-    alone: bool
-
-
-Step = Callable[[Batch], Batch | None]
-"""Runs a batch, raises nothing, and returns what its lane runs next."""
-
-_Answer = tuple[UInt8Array, Scores | None, Any]
-
-
-class Place:
-    """Room in the queue for one image that is still being decoded; leave it or submit with it."""
-
-    __slots__ = ("_batcher", "held", "pixels", "priority")
-
-    def __init__(self, batcher: Batcher, pixels: int, priority: Priority) -> None:
-        self._batcher = batcher
-        self.pixels = pixels
-        self.priority = priority
-        self.held = True
-
-    def release(self) -> None:
-        """May be called again."""
-        if self.held:
-            self._batcher.leave(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
-def one_thread(name: str, step: Step) -> Worker:
-    """One that leaves the core to the event loop."""
-    return DeviceThread(name, step, nice=DEVICE_NICE)
 
 
 class Batcher:
@@ -269,7 +168,7 @@ class Batcher:
             self._reserved[priority] += 1
             self._reserved_pixels[priority] += pixels
             self._n_reserved += 1
-        return Place(self, pixels, priority)
+        return Place(self.leave, pixels, priority)
 
     def leave(self, place: Place) -> None:
         """Of a place's holder."""
@@ -314,7 +213,7 @@ class Batcher:
             raise self._end or ShuttingDown()
         left_s = math.inf if deadline is None else deadline - self._clock()
         if left_s <= 0:
-            raise DeadlineExceeded(_LATE)
+            raise DeadlineExceeded(LATE)
         ticket = Ticket(
             priority if place is None else place.priority,
             deadline,
@@ -322,7 +221,7 @@ class Batcher:
             self._loop.create_future(),
         )
         if deadline is not None:
-            ticket.timer = self._loop.call_later(left_s, _expire, ticket)
+            ticket.timer = self._loop.call_later(left_s, expire, ticket)
         return ticket
 
     def put(
@@ -343,10 +242,10 @@ class Batcher:
                     self._leave(ticket.place)
                 now = self._clock()
                 if self._end is not None:
-                    self._call_soon(_fail, ticket, type(self._end)())
+                    self._call_soon(fail, ticket, type(self._end)())
                     return
                 if ticket.deadline is not None and now >= ticket.deadline:
-                    self._call_soon(_expire, ticket)  # its timer is late
+                    self._call_soon(expire, ticket)  # its timer is late
                     return
                 ticket.came(image, now, mixes=squeeze is None)
                 self._queue.add(ticket)
@@ -475,7 +374,7 @@ class Batcher:
             left = []
             for item in items:
                 if item.deadline is not None and now >= item.deadline:
-                    self._call_soon(_expire, item)  # its timer is late
+                    self._call_soon(expire, item)  # its timer is late
                 elif not item.future.done():
                     left.append(item)
             if left:
@@ -501,10 +400,10 @@ class Batcher:
         """A `Step`, on the lane's thread."""
         if self._end is not None:
             return None
-        answers: Sequence[_Answer] = ()
+        answers: Sequence[Answer] = ()
         failure: BaseException | None = None
         try:
-            answers = _run(batch.lane, batch.items)
+            answers = run_batch(batch.lane, batch.items)
         except BaseException as error:
             failure = error
         ended_s = self._clock()
@@ -540,7 +439,7 @@ class Batcher:
     def _finished(
         self,
         batch: Batch,
-        answers: Sequence[_Answer],
+        answers: Sequence[Answer],
         failure: BaseException | None,
         ended_s: float,
     ) -> None:
@@ -556,11 +455,11 @@ class Batcher:
                 )
             else:
                 _log.error("%s: inference failed", self._model, exc_info=failure)
-                _fail(batch.items[0], InferenceFailed())
+                fail(batch.items[0], InferenceFailed())
         except BaseException as error:
             self._die(error, batch.items)
 
-    def _succeeded(self, batch: Batch, answers: Sequence[_Answer], infer_s: float) -> None:
+    def _succeeded(self, batch: Batch, answers: Sequence[Answer], infer_s: float) -> None:
         size = len(batch.items)
         pace = self._pace_alone if batch.alone else self._pace
         pace.saw(batch.pixels, size, infer_s)
@@ -596,52 +495,10 @@ class Batcher:
                 self._again.clear()
                 self._queue.clear()
         for item in items:
-            _fail(item, type(error)())
+            fail(item, type(error)())
         with self._lock:
             self._observe_depth()
 
     def _observe_depth(self) -> None:
         """In the lock, so that the last one told is the last there was."""
         self._observer.queue_depth(self._model, len(self._queue))
-
-
-def _expire(item: Ticket) -> None:
-    """The deadline has come, wherever the image is."""
-    _fail(item, DeadlineExceeded(_LATE))
-
-
-def _fail(item: Ticket, error: Exception) -> None:
-    if not item.future.done():
-        item.future.set_exception(error)
-
-
-def _run(lane: Lane, items: Sequence[Ticket]) -> list[_Answer]:
-    """On a device thread. Raises ValueError when the answer is not one label map per image."""
-    sizes = [item.image.shape[:2] for item in items]
-    if len(items) == 1:
-        batch = items[0].image[None]
-    else:
-        images = [item.image for item in items]
-        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else stack(images)
-    logits: Float32Array | None = None
-    if len(items) > 1 and len(set(sizes)) > 1:
-        if lane.ragged is None:
-            raise ValueError("a network for batches of one size was given several")
-        label_maps = lane.ragged(batch, sizes)
-    elif items[0].squeeze is None:
-        label_maps = lane.run(batch)
-    elif lane.scored is None:
-        raise ValueError("a network without logits was asked for them")
-    else:
-        label_maps, logits = lane.scored(batch)
-    if label_maps.shape != batch.shape[:3]:
-        raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
-    if logits is not None and logits.shape[2:] != batch.shape[1:3]:
-        raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
-    answers: list[_Answer] = []
-    for n, (item, (height, width)) in enumerate(zip(items, sizes, strict=True)):
-        label_map = label_maps[n, :height, :width]
-        squeeze, finish = item.squeeze, item.finish
-        scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
-        answers.append((label_map, scores, None if finish is None else finish(label_map)))
-    return answers

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import Contract
-from service.core.batcher import Batcher, one_thread
+from service.core.batcher import Batcher
 from service.core.device_thread import DeviceThread
 from service.core.gpus import MAX_BATCH
+from service.core.lanes import one_thread
 from service.core.model_settings import ModelSettings
 from service.core.prepare import accepted_sizes, ordinary_size
 from service.core.repository import ModelFile, check_present

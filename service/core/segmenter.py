@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from service.core import header, render
 from service.core.admission import Admission, Permit
-from service.core.batcher import Finish, Labelled, Place, Squeeze, Ticket
 from service.core.cores import available_cores, plan
 from service.core.decode import decode, undecoded
 from service.core.engine import open_network as open_with_engine
 from service.core.fleet import Fleet
 from service.core.gpus import GpuOptions
+from service.core.lanes import Finish, Labelled, Place, Squeeze, Ticket
 from service.core.loader import Loader, Served
 from service.core.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.pool import Pool
