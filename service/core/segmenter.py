@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.core import header, render
+from service.core import header, render, writing
 from service.core.admission import Admission, Permit
 from service.core.cores import available_cores, plan
 from service.core.decode import decode, undecoded
@@ -28,7 +28,7 @@ from service.core.lanes import Finish, Labelled, Place, Squeeze, Ticket
 from service.core.loader import Loader, Served
 from service.core.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.pool import Pool
-from service.core.prepare import Geometry, Prepared, prepare, restore
+from service.core.prepare import Prepared, prepare, restore
 from service.core.tiles import tiles
 from service.core.types import (
     Clock,
@@ -212,7 +212,7 @@ class Segmenter:
         """
         served = self._served(request)
         deadline = self._check(request)
-        _check_output(request, served)
+        writing.check_output(request, served)
         if not self._admission.fits():
             raise self._overloaded(served)
         served.batcher.check(deadline, request.priority)
@@ -239,7 +239,7 @@ class Segmenter:
             body = request.body
         served = self._served(request)
         deadline = self._check(request)
-        kept = _check_output(request, served)
+        kept = writing.check_output(request, served)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes, pixels = _cost(body)
         # More than is taken is refused by its header, and so costs no pixels.
@@ -301,7 +301,7 @@ class Segmenter:
                 self._observer.image_pixels(picture.pixels)
         rgb, prepared = picture.rgb, picture.prepared
         if labelled is None:
-            squeeze = _squeeze(request, kept)
+            squeeze = writing.squeeze(request, kept)
             labelled = await self._in_parts(served, prepared.tensor, deadline, place, squeeze)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         label_map = restore(labelled.label_map, prepared.geometry)
@@ -315,14 +315,14 @@ class Segmenter:
         if labelled.finished is None:
             began = self._clock()
             write: Callable[[], tuple[bytes, str]] = partial(
-                _write, request, served, timings, rgb, label_map, kept
+                writing.write, request, served, timings, rgb, label_map, kept
             )
             if labelled.scores is not None:
                 restored = restore(labelled.scores, prepared.geometry)
                 if request.scores:
                     scores = tuple(restored)
                 else:
-                    write = partial(_write_scores, request, restored)
+                    write = partial(writing.write_scores, request, restored)
             answer, media_type = await self._pool.run(write, deadline)
             timings.render_s = self._clock() - began
         self._observer.stage(name, "render", timings.render_s)
@@ -368,13 +368,13 @@ class Segmenter:
             # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
             # thread that ran the network does it, for giving it to another costs more.
             finish = partial(
-                _pack,
+                writing.pack,
                 self._clock,
                 geometry=prepared.geometry,
                 palette=served.palette,
                 kept=picture.kept,
             )
-        squeeze = _squeeze(request, picture.kept)
+        squeeze = writing.squeeze(request, picture.kept)
         served.batcher.put(ticket, prepared.tensor, squeeze, finish)
 
     async def _in_parts(
@@ -479,91 +479,3 @@ def _decode(body: bytes | UInt8Array, limits: Limits) -> UInt8Array:
     else:
         image = undecoded(body, max_pixels=limits.max_image_pixels)
     return image.rgb
-
-
-def _check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
-    """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    output = request.output
-    wanted = [*request.scores, *([output] if output and output.needs_logits else [])]
-    if wanted and not served.network.scored:
-        raise InvalidParameter(
-            f"output {wanted[0]} needs the logits, and model {served.name} version "
-            f"{served.version} was exported without them: export it with --logits, or choose "
-            "another output"
-        )
-    if request.scores and len(wanted) > len(request.scores):
-        raise InvalidParameter(
-            f"output {output} and arrays of scores are asked for at once: ask for one of them"
-        )
-    return render.kept_ids(served.contract, request.classes)
-
-
-def _squeeze(request: SegmentRequest, kept: frozenset[int] | None) -> Squeeze | None:
-    if request.scores:
-        return partial(render.arrays, wanted=request.scores)
-    match request.output:
-        case Output.PROBABILITIES:
-            return partial(render.probabilities, dtype=request.dtype, kept=kept)
-        case Output.CONFIDENCE:
-            return partial(render.confidence, kept=kept)
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """png: the palette PNG of a label map, which took `seconds`."""
-
-    png: bytes
-    seconds: float
-
-
-def _pack(
-    clock: Clock,
-    label_map: UInt8Array,
-    *,
-    geometry: Geometry,
-    palette: UInt8Array,
-    kept: frozenset[int] | None,
-) -> _Packed:
-    began = clock()
-    png = render.label_map_png(render.keep(restore(label_map, geometry), kept), palette)
-    return _Packed(png, clock() - began)
-
-
-def _write_scores(request: SegmentRequest, scores: npt.NDArray[Any]) -> tuple[bytes, str]:
-    """The reply's body and its media type, of an output that needs logits."""
-    if request.output is Output.PROBABILITIES:
-        return render.npy(scores), render.NPY
-    return render.gray_png(scores), render.PNG
-
-
-def _write(
-    request: SegmentRequest,
-    served: Served,
-    timings: Timings,
-    rgb: UInt8Array,
-    label_map: UInt8Array,
-    kept: frozenset[int] | None,
-) -> tuple[bytes, str]:
-    """The reply's body and its media type, of an output that needs the label map only."""
-    if request.output is None:
-        return b"", ""
-    shown = render.keep(label_map, kept)
-    palette = served.palette
-    names = {"model": served.name, "version": served.version}
-    match request.output:
-        case Output.LABEL_MAP:
-            return render.label_map_png(shown, palette), render.PNG
-        case Output.COLOR:
-            return render.color_png(shown, palette), render.PNG
-        case Output.OVERLAY:
-            body = render.overlay_png(rgb, shown, palette, request.alpha, outlines=request.outlines)
-            return body, render.PNG
-        case Output.RLE:
-            return render.rle_json(shown, served.contract, **names), render.JSON
-        case Output.POLYGONS:
-            return render.polygons_json(shown, served.contract, **names), render.GEOJSON
-        case Output.JSON:
-            body = render.summary_json(shown, served.contract, timings=timings, **names)
-            return body, render.JSON
-    raise ValueError(f"{request.output} is not made of a label map")
