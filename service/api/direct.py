@@ -208,7 +208,7 @@ class _Cycle:
             self._timer.cancel()
             self._timer = None
         if self._upload is not None:
-            self._upload.__exit__(None, None, None)
+            self._upload.end()
             self._upload = None
 
     def _send(self, answer: SegmentReply | Response) -> None:

@@ -78,7 +78,7 @@ class Uploads:
         return self._count, self._bytes
 
     def begin(self) -> Upload:
-        """To be used in a `with` block. Raises: Overloaded, and nothing has been read."""
+        """To be used in a `with` block, or ended. Raises: Overloaded, and nothing has been read."""
         if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
             raise self._refused()
         self._count += 1
@@ -129,6 +129,10 @@ class Upload:
         self._uploads._received(n_bytes)
         self._bytes += n_bytes
 
+    def end(self) -> None:
+        """It is over, or given up. To be called once, unless it is used in a `with` block."""
+        self._uploads._end(self._bytes)
+
     def __enter__(self) -> Self:
         return self
 
@@ -138,7 +142,7 @@ class Upload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._uploads._end(self._bytes)
+        self.end()
 
 
 async def read_picture(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.contract.conftest import MAX_IMAGE_BYTES
 from tests.drawing import jpeg, png, street
+from tests.link import Link
 from tests.serving import Server
 
 STREET = street(40, 56)
@@ -25,39 +25,10 @@ INFLIGHT = "fcn_inflight_requests"
 CLIENT_LEFT = 'fcn_requests_total{code="499",method="Segment",model="tiny",transport="rest"}'
 
 
-class Link:
-    """One connection, byte by byte."""
-
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.create_connection(server.http_address, timeout=10)
-        self._file = self.socket.makefile("rb")
-
-    def close(self) -> None:
-        self._file.close()
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, body."""
-        status = int(self._file.readline().split()[1])
-        headers = {}
-        while line := self._file.readline().strip().decode():
-            name, _, value = line.partition(": ")
-            assert name not in headers
-            headers[name] = value
-        return status, headers, self._file.read(int(headers["content-length"]))
-
-    def is_over(self) -> bool:
-        return self._file.read(1) == b""
-
-
 @pytest.fixture
 def link(server: Server) -> Iterator[Link]:
-    link = Link(server)
-    yield link
-    link.close()
+    with Link(server) as link:
+        yield link
 
 
 def ordinary(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines: str) -> bytes:
@@ -200,7 +171,7 @@ def test_what_is_no_http_ends_the_connection(link: Link) -> None:
     link.send(ordinary())
     assert link.answer()[0] == 200
     link.send(b"POST /segment HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")
-    assert link._file.readline().split()[1] == b"400"
+    assert link.file.readline().split()[1] == b"400"
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body(server: Server, link: Link) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
 from tests.fault.conftest import INFLIGHT, lasting
+from tests.link import Link
 from tests.serving import Server, running
 
 SHORT, LONG = lasting(0), lasting(255)
@@ -31,40 +31,6 @@ def server(slow_repository: Path) -> Iterator[Server]:
         slow_repository, max_inflight=1, max_uploads=2, upload_timeout_s=TIMEOUT_S
     ) as server:
         yield server
-
-
-class Link:
-    """One connection, byte by byte."""
-
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.create_connection(server.http_address, timeout=10)
-        self._file = self.socket.makefile("rb")
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, body."""
-        status = int(self._file.readline().split()[1])
-        headers = {}
-        while line := self._file.readline().strip().decode():
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-        return status, headers, self._file.read(int(headers["content-length"]))
-
-    def closed(self) -> bool:
-        """Whether the server ends the connection, which it is given time for."""
-        try:
-            return self._file.read(1) == b""
-        except ConnectionResetError:
-            return True
 
 
 @pytest.fixture
