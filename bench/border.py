@@ -22,9 +22,9 @@ from bench.model_latency import Run, bench_contract, take_turns
 from bench.vgg16 import SIZE, picture, write_int8
 from model.build import NetworkSpec, build
 from model.export import export
-from service.core.cores import Plan
-from service.core.openvino_runtime import OpenVinoNetwork
-from service.core.runtime import Session
+from service.core.engines.cores import Plan
+from service.core.engines.onnx_runtime import Session
+from service.core.engines.openvino import OpenVinoNetwork
 
 CLASSES = 11
 FILES = {"whole": False, "trimmed": True}

@@ -25,11 +25,11 @@ from PIL import Image, _imaging
 
 from bench import record
 from bench.render import draw_photo, draw_scores, drawn_contract
-from service.core import render
-from service.core.batcher import Batcher
-from service.core.decode import decode
-from service.core.lanes import Squeeze
-from service.core.prepare import prepare, restore
+from service.core import outputs as render
+from service.core.batching.batcher import Batcher
+from service.core.batching.lanes import Squeeze
+from service.core.images.decode import decode
+from service.core.images.prepare import prepare, restore
 from service.core.types import Dtype, NullObserver
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -24,9 +24,9 @@ from PIL import Image
 
 from bench import record
 from bench.render import draw_photo
-from service.core import jpeg
-from service.core.decode import _by_pillow, decode
-from service.core.memory import keep_freed_memory
+from service.core.engines.memory import keep_freed_memory
+from service.core.images import jpeg
+from service.core.images.decode import _by_pillow, decode
 
 UInt8Array = npt.NDArray[np.uint8]
 _MOST = 1 << 30

@@ -25,12 +25,12 @@ import onnxruntime
 from bench import record
 from bench.segment_load import jpeg
 from model.contract import Contract
-from service.core.cores import Plan
-from service.core.decode import decode
-from service.core.engine import INT8_FILE
-from service.core.openvino_runtime import OpenVinoNetwork
-from service.core.render import label_map_png
-from service.core.runtime import Session
+from service.core.engines.choice import INT8_FILE
+from service.core.engines.cores import Plan
+from service.core.engines.onnx_runtime import Session
+from service.core.engines.openvino import OpenVinoNetwork
+from service.core.images.decode import decode
+from service.core.outputs import label_map_png
 from service.core.types import Run, UInt8Array
 from training.datasets.drawn import draw
 
@@ -209,7 +209,7 @@ def pictures(images: int) -> UInt8Array:
 def open_session(
     model: Path, threads: int, entries: dict[str, str], attributes: dict[str, Any]
 ) -> onnxruntime.InferenceSession:
-    """As service/core/runtime.py sets them, but for what is given."""
+    """As service/core/engines/onnx_runtime.py sets them, but for what is given."""
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.enable_mem_pattern = False

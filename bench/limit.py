@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.load import percentiles
 from bench.peers.picture import Network
-from service.core.cores import available_cores
+from service.core.engines.cores import available_cores
 
 _WARM = 3
 _START_S = 60.0

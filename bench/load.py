@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from bench.http_client import NO_ANSWER, Answer, Client
-from service.core.cores import available_cores
+from service.core.engines.cores import available_cores
 
 OK = 200
 REFUSED = frozenset({429, 503})

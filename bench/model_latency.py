@@ -131,7 +131,7 @@ def take_turns(contenders: dict[str, Run], rounds: int) -> dict[str, list[float]
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """As the server sets them (service/core/runtime.py)."""
+    """As the server sets them (service/core/engines/onnx_runtime.py)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -27,9 +27,9 @@ from bench import record
 from bench.model_latency import bench_contract, make_network
 from model.export import export
 from model.ragged.file import make_ragged
-from service.core.frames import frame, stack
-from service.core.queue import Queue, Queued
-from service.core.runtime import Session
+from service.core.batching.policy import Queue, Queued
+from service.core.engines.onnx_runtime import Session
+from service.core.images.frames import frame, stack
 from service.core.types import DeviceRun, Priority
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -25,9 +25,9 @@ from PIL import Image
 
 from bench import record
 from model.contract import ClassInfo, Contract, TrainingData
-from service.core import render
-from service.core.memory import keep_freed_memory
-from service.core.render.png import _differences
+from service.core import outputs as render
+from service.core.engines.memory import keep_freed_memory
+from service.core.outputs.png import _differences
 from service.core.types import Dtype, Timings
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -3,10 +3,10 @@
     python -m bench.size_memory [--sizes 1000] [--arena server|off|shrink] [--malloc kept|default]
 
 The runtime alone with each kind of allocation: two callers on one session of one thread, where
-freed memory is kept as `fcn serve` keeps it (`service.core.memory.keep_freed_memory`), and with
-glibc's defaults. Then `fcn serve` itself, which gets a JPEG of each size from four callers. The
-sizes are drawn once, up to 480x640, none twice. Resident memory is read after every tenth of the
-images. Needs no quiet machine; what allocations cost in time, `bench.engines --part options` says.
+freed memory is kept as `fcn serve` keeps it (`service.core.engines.memory.keep_freed_memory`), and
+with glibc's defaults. Then `fcn serve` itself, which gets a JPEG of each size from four callers.
+The sizes are drawn once, up to 480x640, none twice. Resident memory is read after every tenth of
+the images. Needs no quiet machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import onnxruntime
 
 from bench import record
 from bench.segment_load import Server, jpeg
-from service.core.memory import keep_freed_memory
+from service.core.engines.memory import keep_freed_memory
 
 MODEL = Path("model_repository/camvid-fcn8s-mobilenet_v1/1/model.onnx")
 ARENAS = ("server", "off", "shrink")

@@ -34,8 +34,8 @@ from bench.limit import measure
 from bench.load import percentiles
 from bench.peers.slots import OWN_DEADLINE_MS, wrk_says
 from bench.segment_load import jpeg
-from service.core.cores import available_cores
-from service.core.engine import INT8_FILE
+from service.core.engines.choice import INT8_FILE
+from service.core.engines.cores import available_cores
 
 SIZE = (360, 480)
 LIMIT = "limit"

@@ -8,7 +8,7 @@ from pathlib import Path
 from fcn_client.errors import FcnError, UnusableInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
-from service.api.listing import default_name, model_named
+from service.api.models import default_name, model_named
 from service.core.segmenter import SegmentRequest
 from service.errors import ServiceError
 from service.local import LocalSegmenter

@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     """Raises: SettingsError, ModelLoadError."""
     import json
 
-    from service.core.repository import scan
-    from service.core.runtime import Session
+    from service.core.engines.onnx_runtime import Session
+    from service.core.models.repository import scan
     from service.settings import load_settings
 
     repository = args.repository or load_settings().model_repository

@@ -42,9 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises: TuneError, SettingsError, ModelLoadError."""
     from model.contract import Contract
-    from service.core.cores import available_cores
-    from service.core.prepare import accepted_sizes
-    from service.core.runtime import Session
+    from service.core.engines.cores import available_cores
+    from service.core.engines.onnx_runtime import Session
+    from service.core.images.prepare import accepted_sizes
     from service.tuning import tune
 
     if not 0 < args.seconds <= 60:
@@ -91,7 +91,7 @@ def check_writable(path: Path) -> None:
 def settings_text(found: Tuning, path: Path, size: str) -> str:
     from datetime import UTC, datetime
 
-    from service.core.cores import available_cores
+    from service.core.engines.cores import available_cores
 
     best = found.chosen
     lines = [
@@ -168,7 +168,7 @@ def _model_of_repository() -> Path:
 
     Raises: TuneError, SettingsError, ModelLoadError.
     """
-    from service.core.repository import scan
+    from service.core.models.repository import scan
     from service.settings import load_settings
 
     settings = load_settings()

@@ -16,18 +16,18 @@ from collections.abc import Generator
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import oip_rpc
-from service.api.direct import DirectProtocol, protocol_class
+from service.api.grpc.server import RpcOptions, RpcServer
+from service.api.http.direct import DirectProtocol, protocol_class
+from service.api.http.routes import RestOptions, create_app
+from service.api.http.segment import Segmenting, SegmentOptions
+from service.api.http.upload import Uploads
 from service.api.keys import KeyFileError, Keys
-from service.api.oip_admin import Admin
-from service.api.oip_models import Statistics
-from service.api.oip_rest import OipOptions, OipRest
-from service.api.oip_rpc import OipRpc
-from service.api.rest import RestOptions, create_app
-from service.api.rpc import RpcOptions, RpcServer
-from service.api.segment import Segmenting, SegmentOptions
-from service.api.upload import Uploads
-from service.core.memory import keep_freed_memory
+from service.api.oip import grpc as oip_rpc
+from service.api.oip.admin import Admin
+from service.api.oip.grpc import OipRpc
+from service.api.oip.models import Statistics
+from service.api.oip.rest import OipOptions, OipRest
+from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Limits, Segmenter
 from service.errors import ServiceError
 from service.settings import Settings, parse_sizes

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.core.runtime import Session
+from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import (
     Limits,
     ModelStatus,

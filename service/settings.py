@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.core.gpus import INSTANCES, MAX_BATCH, GpuOptions
+from service.core.engines.gpus import INSTANCES, MAX_BATCH, GpuOptions
 
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16

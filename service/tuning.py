@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.core.cores import Plan, plan
-from service.core.engine import open_network
+from service.core.engines.choice import open_network
+from service.core.engines.cores import Plan, plan
 from service.core.types import Clock, Network, Run
 from service.errors import ModelLoadError
 

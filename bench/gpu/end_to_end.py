@@ -117,8 +117,8 @@ def _offer(
 
 def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> dict[str, Any]:
     """Images a second from the host's memory and back, all instances at once, best batch first."""
-    from service.core.cores import available_cores, plan
-    from service.core.engine import open_network
+    from service.core.engines.choice import open_network
+    from service.core.engines.cores import available_cores, plan
 
     opened = open_network(
         network.fp32, provider=provider, engine="onnxruntime", plan=plan(available_cores())

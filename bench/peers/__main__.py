@@ -24,7 +24,7 @@ from bench import contenders, record
 from bench.contenders import CACHE, CONTENDERS, LIMIT, OURS, PEER_LIST, ROOT, CannotRun
 from bench.peers import report, slots
 from bench.segment_load import jpeg
-from service.core.engine import INT8_FILE
+from service.core.engines.choice import INT8_FILE
 
 PARTS = ("steady", "overload")
 SIZE = (360, 480)

@@ -27,7 +27,7 @@ from PIL import Image
 
 from bench import contenders
 from bench.contenders import CONTENDERS, OURS, ROOT, CannotRun, Contender, Running, Variant
-from service.core.cores import available_cores
+from service.core.engines.cores import available_cores
 
 CONNECTIONS = (1, 8, 32)
 STEADY_LOAD = 0.7

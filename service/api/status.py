@@ -10,7 +10,7 @@ from typing import Final
 import grpc
 
 from service import errors
-from service.api.parameters import NotAcceptable
+from service.api.http.parameters import NotAcceptable
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from service.core.cores import PIXELS_NICE, yield_to_event_loop
+from service.core.engines.cores import PIXELS_NICE, yield_to_event_loop
 from service.core.types import Clock
 from service.errors import DeadlineExceeded, ShuttingDown
 

@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.core import header, render, writing
-from service.core.admission import Admission, Permit
-from service.core.cores import available_cores, plan
-from service.core.decode import decode, undecoded
-from service.core.engine import open_network as open_with_engine
-from service.core.fleet import Fleet
-from service.core.gpus import GpuOptions
-from service.core.lanes import Finish, Labelled, Place, Squeeze, Ticket
-from service.core.loader import Loader, Served
-from service.core.memory import admitted_pixels, available_memory_bytes, whole_pixels
+from service.core import outputs as render
+from service.core.batching.admission import Admission, Permit
+from service.core.batching.lanes import Finish, Labelled, Place, Squeeze, Ticket
+from service.core.engines.choice import open_network as open_with_engine
+from service.core.engines.cores import available_cores, plan
+from service.core.engines.gpus import GpuOptions
+from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
+from service.core.images import header
+from service.core.images.decode import decode, undecoded
+from service.core.images.prepare import Prepared, prepare, restore
+from service.core.images.tiles import tiles
+from service.core.models.loader import Loader, Served
+from service.core.models.manager import Fleet
+from service.core.outputs import writing
 from service.core.pool import Pool
-from service.core.prepare import Prepared, prepare, restore
-from service.core.tiles import tiles
 from service.core.types import (
     Clock,
     Dtype,
@@ -103,7 +105,8 @@ class Segmenter:
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
-        """repository: see `service.core.repository`. default_model: used when none is asked for.
+        """repository: see `service.core.models.repository`. default_model: used when none is
+        asked for.
 
         provider, engine, precision, gpu: see `engine.open_network`. instances, threads,
         alone_threads: of the CPU, see `cores.plan`. warm_up_sizes: (height, width) that run before

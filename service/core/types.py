@@ -50,7 +50,7 @@ RaggedRun = Callable[[UInt8Array, Sequence[tuple[int, int]]], UInt8Array]
 
 
 class Output(StrEnum):
-    """What a reply's body holds; see `service.core.render` for the exact bytes."""
+    """What a reply's body holds; see `service.core.outputs` for the exact bytes."""
 
     LABEL_MAP = "label_map"
     OVERLAY = "overlay"

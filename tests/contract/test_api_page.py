@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.parameters import NAMES
+from service.api.http.parameters import NAMES
 from service.api.status import TABLE, TYPE_PREFIX
 from service.core.segmenter import Output
 from service.telemetry import Telemetry

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pycocotools import mask
 
-from service.api.examples import CLASSES_EXAMPLES
+from service.api.http.examples import CLASSES_EXAMPLES
 from service.api.status import TABLE, TYPE_PREFIX
 from tests.drawing import png, street
 from tests.serving import Server, environment

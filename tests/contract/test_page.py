@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from service.api.page import FOLDER
+from service.api.http.page import FOLDER
 from tests.serving import Server
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

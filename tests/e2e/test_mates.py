@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from service.core.batcher import Batcher
-from service.core.runtime import Session
+from service.core.batching.batcher import Batcher
+from service.core.engines.onnx_runtime import Session
 from service.core.types import NullObserver
 from tests.drawing import street
 from tests.serving import ROOT

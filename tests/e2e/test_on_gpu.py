@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.core.gpu_sessions import built_for, usable_gpus
-from service.core.gpus import GpuOptions, NoGpu
-from service.core.runtime import Session
+from service.core.engines.gpu_sessions import built_for, usable_gpus
+from service.core.engines.gpus import GpuOptions, NoGpu
+from service.core.engines.onnx_runtime import Session
 from service.core.types import DeviceRun, Run
 from tests.drawing import street
 from tests.serving import ROOT

@@ -21,7 +21,7 @@ SHORT, LONG = lasting(0), lasting(255)
 HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 TIMEOUT_S = 0.4
 ANNOUNCED = [b"Content-Length: 1000\r\n\r\n", b"Content-Length: 20000000\r\n\r\n"]
-"""The first is read by `service.api.direct`, the other by uvicorn and FastAPI."""
+"""The first is read by `service.api.http.direct`, the other by uvicorn and FastAPI."""
 UPLOADS = 'fcn_rejected_total{reason="uploads"}'
 
 

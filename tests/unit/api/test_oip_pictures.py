@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.api import oip_pictures
-from service.api.oip_pictures import segment_all
+from service.api.oip import infer as oip_pictures
+from service.api.oip.infer import segment_all
 from service.core.segmenter import Score, Segmenter, SegmentReply, SegmentRequest
 from service.errors import ImageTooLarge
 from tests.drawing import street

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.parameters import NotAcceptable, output_accepted, segment_request
+from service.api.http.parameters import NotAcceptable, output_accepted, segment_request
 from service.core.segmenter import Dtype, Output, Priority, SegmentRequest
 from service.errors import InvalidParameter
 

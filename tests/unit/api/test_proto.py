@@ -10,7 +10,7 @@ import pytest
 
 from proto import generate
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.api.rpc import OUTPUTS
+from service.api.grpc.server import OUTPUTS
 from service.core.segmenter import Output
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import serve as command
-from service.core.gpus import GpuOptions
+from service.core.engines.gpus import GpuOptions
 from service.core.segmenter import Limits
 from service.settings import (
     Settings,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from service import errors
-from service.api.parameters import NotAcceptable
+from service.api.http.parameters import NotAcceptable
 from service.api.status import TABLE, counts_as_latency, retry_after_s, status_of
 
 

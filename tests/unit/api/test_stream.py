@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from proto.segmentation.v1 import segmentation_pb2 as pb
-from service.api.stream import Stream
+from service.api.grpc.stream import Stream
 from service.errors import InvalidParameter, ShuttingDown
 
 EOF = aio.EOF  # type: ignore[attr-defined]  # stubs lack it

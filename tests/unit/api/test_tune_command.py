@@ -14,7 +14,7 @@ import pytest
 from cli.main import main
 from model.contract import InputSpec
 from service import tuning
-from service.core.cores import Plan
+from service.core.engines.cores import Plan
 from service.core.types import Run
 from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings

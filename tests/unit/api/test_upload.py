@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.upload import MULTIPART_OVERHEAD_BYTES, Uploads, read_picture
+from service.api.http.upload import MULTIPART_OVERHEAD_BYTES, Uploads, read_picture
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,

@@ -16,7 +16,7 @@ import pytest
 
 from bench import load
 from bench.http_client import NO_ANSWER, Answer, Client
-from service.core.cores import available_cores
+from service.core.engines.cores import available_cores
 
 Reply = Callable[[int], Awaitable[bytes]]
 """Number of the request (from 0) -> the bytes of the answer."""

@@ -14,8 +14,8 @@ from fcn_client import FcnClient, UnreadableAnswer, UnusableInput
 from fcn_client.picture import file_bytes, overlay, read_answer, read_rgb
 from fcn_client.request import call_of, is_grpc, total_s
 from fcn_client.rpc import target_of
-from service.core.decode import decode
-from service.core.render import overlay_png
+from service.core.images.decode import decode
+from service.core.outputs import overlay_png
 from tests.drawing import encode, jpeg, png, read_png, street
 
 RGB = street(10, 14)

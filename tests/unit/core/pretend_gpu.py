@@ -10,9 +10,9 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from service.core import gpu_sessions
-from service.core.gpus import Gpu, NoGpu
-from service.core.pinned import Cpu
+from service.core.engines import gpu_sessions
+from service.core.engines.gpus import Gpu, NoGpu
+from service.core.engines.pinned import Cpu
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.admission import Admission, Permit
+from service.core.batching.admission import Admission, Permit
 from tests.unit.core.fakes import Recorder
 
 

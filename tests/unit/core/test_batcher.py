@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.batcher import Batcher
-from service.core.lanes import Labelled
+from service.core.batching.batcher import Batcher
+from service.core.batching.lanes import Labelled
 from service.core.types import Run, ScoredRun
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.batcher import Batcher
-from service.core.lanes import Labelled, Place
+from service.core.batching.batcher import Batcher
+from service.core.batching.lanes import Labelled, Place
 from service.core.types import Priority
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core import virtual

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.pace import RUN_OVERHEAD_PX
+from service.core.batching.latency_model import RUN_OVERHEAD_PX
 from service.core.types import Priority
 from service.errors import InferenceFailed
 from tests.unit.core import virtual

@@ -14,10 +14,10 @@ import pytest
 
 from model.contract import Contract
 from model.ragged.file import make_ragged
-from service.core import binding
-from service.core.binding import BoundSession
-from service.core.capture import Captures
-from service.core.pinned import Cpu
+from service.core.engines import binding
+from service.core.engines.binding import BoundSession
+from service.core.engines.capture import Captures
+from service.core.engines.pinned import Cpu
 from tests import tiny_models
 from tests.unit.core.fakes import UInt8Array
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from service.core.capture import Captures
+from service.core.engines.capture import Captures
 
 
 def started(work: object) -> threading.Thread:

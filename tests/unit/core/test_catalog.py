@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from model.contract import Contract
-from service.core.catalog import Catalog
-from service.core.model_settings import Alias
+from service.core.models.model_settings import Alias
+from service.core.models.registry import Catalog
 from service.core.types import ModelState
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
 from tests.tiny_models import contract

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.cores import (
+from service.core.engines.cores import (
     Plan,
     available_cores,
     multiplies_int8,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.core.decode import DecodedImage, decode
+from service.core.images.decode import DecodedImage, decode
 from service.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
 from tests import drawing
 from tests.drawing import UInt8Array, encode, street
@@ -321,7 +321,9 @@ def test_the_callers_limit_counts_and_not_pillows(monkeypatch: pytest.MonkeyPatc
     # 200 million pixels in a 1-bit PNG: above Pillow's own limit, within this caller's.
     image = Image.new("1", (20_000, 10_000))
     body = encode(image, "PNG")
-    monkeypatch.setattr("service.core.decode._to_rgb", lambda image, name: np.zeros((1, 1, 3)))
+    monkeypatch.setattr(
+        "service.core.images.decode._to_rgb", lambda image, name: np.zeros((1, 1, 3))
+    )
     read(body, max_pixels=200_000_000)
     with pytest.raises(ImageTooLarge):
         read(body, max_pixels=199_999_999)

@@ -7,7 +7,7 @@ import threading
 import weakref
 from queue import SimpleQueue
 
-from service.core.device_thread import DeviceThread
+from service.core.batching.device_thread import DeviceThread
 
 
 class Batch:
@@ -58,7 +58,7 @@ def test_a_thread_that_waits_keeps_no_picture() -> None:
 def test_the_interpreter_ends_after_the_run_at_hand_though_nobody_stopped_the_thread() -> None:
     program = """
 import threading, time
-from service.core.device_thread import DeviceThread
+from service.core.batching.device_thread import DeviceThread
 begun = threading.Event()
 def step(batch):
     begun.set()

@@ -19,11 +19,12 @@ import pytest
 
 from model.contract import METADATA_KEY, InputSpec
 from model.ragged.file import make_ragged
-from service.core import engine, openvino_runtime
-from service.core.cores import Plan
-from service.core.engine import check_agreement, open_network, samples
-from service.core.openvino_runtime import OpenVinoNetwork
-from service.core.runtime import Session
+from service.core.engines import choice as engine
+from service.core.engines import openvino as openvino_runtime
+from service.core.engines.choice import check_agreement, open_network, samples
+from service.core.engines.cores import Plan
+from service.core.engines.onnx_runtime import Session
+from service.core.engines.openvino import OpenVinoNetwork
 from service.core.types import Network, RaggedRun, Run, ScoredRun
 from service.errors import ModelLoadError
 from tests import tiny_models
@@ -254,8 +255,8 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
         "def refuse(*args): raise OSError('no network in this test')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from pathlib import Path\n"
-        "from service.core.cores import Plan\n"
-        "from service.core.engine import open_network\n"
+        "from service.core.engines.cores import Plan\n"
+        "from service.core.engines.choice import open_network\n"
         "network = open_network(Path(sys.argv[1]), provider='cpu', engine='openvino',\n"
         "                       plan=Plan(1, 1, 1))\n"
         "network.warm_up([(8, 8)])\n"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 from PIL import Image
 
-from service.core import exif
+from service.core.images import exif
 
 ORIENTATION, X_RESOLUTION, UNIT = 0x0112, 0x011A, 0x0128
 SHORT, LONG, RATIONAL, UNDEFINED = 3, 4, 5, 7

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.memory import give_back
-from service.core.runtime import Session
+from service.core.engines.memory import give_back
+from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import ModelStatus, Segmenter, SegmentRequest
 from service.core.types import Network
 from service.errors import (
@@ -170,7 +170,7 @@ async def test_the_memory_of_the_version_before_is_freed(
         left.append(sum(network() is not None for network in networks))
         give_back()
 
-    monkeypatch.setattr("service.core.fleet.give_back", returned)
+    monkeypatch.setattr("service.core.models.manager.give_back", returned)
 
     def opened(path: Path) -> Network:
         network = Session(path, provider="cpu", threads=1)
@@ -587,7 +587,7 @@ async def test_a_look_that_fails_is_not_the_last(
     write_model(tmp_path, version=1, bias=RED)
     async with serving(tmp_path, poll_s=0.02) as segmenter:
         with monkeypatch.context() as patch:
-            patch.setattr("service.core.fleet.look", lambda root: 1 / 0)
+            patch.setattr("service.core.models.manager.look", lambda root: 1 / 0)
             await eventually(lambda: "looking at the model repository failed" in caplog.text)
         write_model(tmp_path, version=2, bias=GREEN)
         await eventually(lambda: segmenter.models()[0].default_version == "2")

@@ -20,9 +20,9 @@ import pytest
 
 from model.contract import METADATA_KEY
 from model.ragged.file import make_ragged
-from service.core import gpu_sessions
-from service.core.gpus import GpuOptions, NoGpu
-from service.core.runtime import Session
+from service.core.engines import gpu_sessions
+from service.core.engines.gpus import GpuOptions, NoGpu
+from service.core.engines.onnx_runtime import Session
 from service.core.types import DeviceRun
 from service.errors import ModelLoadError
 from tests import tiny_models

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.core.gpus import Gpu, NoGpu, choose, visible_gpus
+from service.core.engines.gpus import Gpu, NoGpu, choose, visible_gpus
 
 CARDS = [("NVIDIA H200", 150 << 30), ("NVIDIA L4", 24 << 30)]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.core import header
+from service.core.images import header
 from tests import drawing
 from tests.drawing import encode, street
 

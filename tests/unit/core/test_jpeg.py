@@ -16,8 +16,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from service.core import jpeg
-from service.core.decode import _by_pillow, decode
+from service.core.images import jpeg
+from service.core.images.decode import _by_pillow, decode
 from service.errors import ServiceError
 from tests.drawing import UInt8Array, encode, street
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.memory import (
+from service.core.engines.memory import (
     FEWEST,
     FEWEST_ADMITTED,
     MOST,
@@ -55,7 +55,7 @@ def test_what_is_admitted_follows_the_memory_within_bounds() -> None:
 _FAULTS = """
 import resource, sys
 import numpy as np
-from service.core.memory import keep_freed_memory
+from service.core.engines.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.model_settings import Alias, ModelSettings, read_aliases, read_settings
+from service.core.models.model_settings import Alias, ModelSettings, read_aliases, read_settings
 from service.errors import ModelLoadError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.pinned import Cuda
+from service.core.engines.pinned import Cuda
 
 
 class Runtime:

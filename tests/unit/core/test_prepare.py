@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import InputSpec
-from service.core.prepare import accepted_sizes, ordinary_size, prepare, restore
+from service.core.images.prepare import accepted_sizes, ordinary_size, prepare, restore
 from service.errors import ImageTooLarge
 from tests.drawing import street
 

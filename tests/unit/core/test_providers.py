@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from model.contract import InputSpec
-from service.core.gpus import GpuOptions
-from service.core.providers import Profile, cuda, misplaced, tensorrt
+from service.core.engines.gpus import GpuOptions
+from service.core.engines.providers import Profile, cuda, misplaced, tensorrt
 from tests import tiny_models
 
 PROFILE = Profile.of([(480, 360), (500, 375), (320, 500)], 8)

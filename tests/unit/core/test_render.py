@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.core import render
-from service.core.render import overlay
+from service.core import outputs as render
+from service.core.outputs import overlay
 from service.core.types import Timings
 from service.errors import InvalidParameter
 from tests.drawing import UInt8Array, read_png, street

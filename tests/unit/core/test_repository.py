@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.repository import ModelFile, scan
+from service.core.models.repository import ModelFile, scan
 from service.errors import ModelLoadError
 
 

@@ -14,8 +14,8 @@ from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
 from model.ragged.file import make_ragged, padded
-from service.core import runtime
-from service.core.runtime import Session
+from service.core.engines import onnx_runtime as runtime
+from service.core.engines.onnx_runtime import Session
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.render import (
+from service.core.outputs import (
     arrays,
     check_arrays,
     check_size,

@@ -21,9 +21,9 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.ragged.file import make_ragged
-from service.core import header
-from service.core.render import scores as scores_module
-from service.core.runtime import Session
+from service.core.engines.onnx_runtime import Session
+from service.core.images import header
+from service.core.outputs import scores as scores_module
 from service.core.segmenter import (
     Limits,
     ModelState,
@@ -535,7 +535,7 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
 async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.core.memory.FEWEST_ADMITTED", 1)
+    monkeypatch.setattr("service.core.engines.memory.FEWEST_ADMITTED", 1)
     for memory_bytes, room in ((1, False), (1 << 40, True)):
         monkeypatch.setattr(
             "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m

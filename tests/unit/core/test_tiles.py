@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import Contract, InputSpec
-from service.core.tiles import tiles
+from service.core.images.tiles import tiles
 from service.errors import ImageTooLarge
 from training.datasets.drawn import draw
 

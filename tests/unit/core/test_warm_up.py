@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.core import loader
-from service.core.gpus import GpuOptions
-from service.core.loader import Loader
-from service.core.model_settings import ModelSettings
-from service.core.repository import ModelFile
-from service.core.runtime import Session
+from service.core.engines.gpus import GpuOptions
+from service.core.engines.onnx_runtime import Session
+from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
+from service.core.models import loader
+from service.core.models.loader import Loader
+from service.core.models.model_settings import ModelSettings
+from service.core.models.repository import ModelFile
 from service.core.segmenter import Segmenter, SegmentRequest
 from service.core.types import Limits, NullObserver
-from service.core.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.fakes import UInt8Array

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from service.core.watch import Watch
+from service.core.models.changes import Watch
 
 
 def watching(**seen: int) -> Watch[int]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from service.core.lanes import Batch, Step
+from service.core.batching.lanes import Batch, Step
 from tests.unit.core.fakes import POISON, UInt8Array
 
 T = TypeVar("T")

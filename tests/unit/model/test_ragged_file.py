@@ -17,7 +17,7 @@ from model.ragged import NotRagged, ragged
 from model.ragged import file as file_module
 from model.ragged.file import MATES, check_mates, make_ragged, padded
 from model.ragged.rewrite import SIZES
-from service.core.runtime import Session
+from service.core.engines.onnx_runtime import Session
 from tests import tiny_models
 from tests.drawing import street
 

@@ -22,7 +22,7 @@ from model.adopt.file import MIN_AGREEMENT
 from model.adopt.pixels import PRESETS
 from model.adopt.reference import bilinear, fit, nearest
 from model.contract import ContractError
-from service.core.runtime import Session
+from service.core.engines.onnx_runtime import Session
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
 from training.onnx_predictor import OnnxPredictor

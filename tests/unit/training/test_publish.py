@@ -10,7 +10,7 @@ import pytest
 
 from cli.main import main
 from model.export import ExportError, ParityReport
-from service.core.runtime import Session
+from service.core.engines.onnx_runtime import Session
 from tests.unit.training.recipes import MakeConfig
 from training import publish as publish_module
 from training.checkpoint import Checkpoint, load_checkpoint

@@ -1,0 +1,1 @@
+"""gRPC: translates segmentation.v1 for the segmenter."""

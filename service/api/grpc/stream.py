@@ -1,0 +1,173 @@
+"""The flow of gRPC's `SegmentStream`: how far to read ahead, and in which order to answer.
+
+Nothing here knows pictures: what an item's answer is, is up to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from proto.segmentation.v1 import segmentation_pb2 as pb
+from service.api.http.parameters import MAX_DEADLINE_MS
+from service.api.request_id import is_valid
+from service.errors import InvalidParameter, ShuttingDown, quoted
+
+Answer = Callable[
+    [pb.SegmentStreamRequest, InvalidParameter | None],
+    Coroutine[Any, Any, pb.SegmentStreamResponse],
+]
+"""Never raises, but when cancelled. Told what is wrong with the message around its picture."""
+
+NOT_THE_PROTOCOL: Final = (
+    "the message is not one of segmentation.proto's: use stubs generated from this server's"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """`id` is None for a message that was wrong, and so has none of its own."""
+
+    id: str | None
+    answer: asyncio.Task[pb.SegmentStreamResponse]
+
+
+class Stream:
+    """One call, run once."""
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Any]],
+        write: Callable[[pb.SegmentStreamResponse], Awaitable[None]],
+        answer: Answer,
+        *,
+        window: int,
+        closing: asyncio.Event,
+    ) -> None:
+        """read, write: gRPC's, of which each has at most one call at a time. window: items read and
+        not answered yet. closing: set when the server shuts down."""
+        self._read = read
+        self._write = write
+        self._answer = answer
+        self._window = window
+        self._closing = closing
+        self._ordered = False
+        self._outstanding = 0
+        self._answered = asyncio.Event()
+        self._ids: set[str] = set()
+        # What is to be sent next: ready, or, when in order, what the next answer will come from.
+        self._next: asyncio.Queue[_Item] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Until the caller has closed and has every answer.
+
+        Raises: ShuttingDown when the server closes first, after the answers still owed;
+        InvalidParameter when a message is none. Cancelling it cancels all items.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._send())
+                whole = await self._receive(group)
+                await self._fewer_outstanding_than(1)
+                writing.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if not whole:
+            raise ShuttingDown(
+                "this server is shutting down: send the pictures without an answer to another"
+            )
+
+    async def _receive(self, group: asyncio.TaskGroup) -> bool:
+        """True when the caller has closed, False when the server did."""
+        closing = asyncio.ensure_future(self._closing.wait())
+        reading: asyncio.Future[Any] | None = None
+        try:
+            first = True
+            while True:
+                await self._fewer_outstanding_than(self._window)
+                if self._closing.is_set():
+                    return False
+                reading = asyncio.ensure_future(self._read())
+                await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    return False
+                message = _result(reading)
+                if message is aio.EOF:  # type: ignore[attr-defined]  # stubs lack it
+                    return True
+                self._take(message, first, group)
+                first = False
+        finally:
+            # Cancelling the read is safe: nobody reads on.
+            for future in (closing, reading):
+                if future is not None:
+                    future.cancel()
+
+    def _take(
+        self, message: pb.SegmentStreamRequest, first: bool, group: asyncio.TaskGroup
+    ) -> None:
+        if first and message.HasField("options"):
+            self._ordered = message.options.ordered
+            self._window = min(message.options.window or self._window, self._window)
+            if not message.HasField("request"):
+                return
+        self._outstanding += 1
+        fault = self._fault(message, first)
+        if fault is None:
+            self._ids.add(message.id)
+        elif not is_valid(message.id):
+            message.id = ""
+        answer = group.create_task(self._answer(message, fault))
+        item = _Item(message.id if fault is None else None, answer)
+        if self._ordered:
+            self._next.put_nowait(item)
+        else:
+            answer.add_done_callback(lambda _: self._next.put_nowait(item))
+
+    def _fault(self, message: pb.SegmentStreamRequest, first: bool) -> InvalidParameter | None:
+        """What is wrong with the message around its picture."""
+        if not is_valid(message.id):
+            return InvalidParameter(
+                f"the id is {quoted(message.id)}: use 1 to 128 of A-Z a-z 0-9 . _ : -"
+            )
+        if message.id in self._ids:
+            return InvalidParameter(
+                f"the id {message.id!r} is in use: choose another, or wait for its answer"
+            )
+        if not message.HasField("request"):
+            return InvalidParameter("the message has no request: put the image into one")
+        if not first and message.HasField("options"):
+            return InvalidParameter("only the first message of a stream may have options")
+        if message.HasField("deadline_ms") and not 1 <= message.deadline_ms <= MAX_DEADLINE_MS:
+            return InvalidParameter(
+                f"deadline_ms={message.deadline_ms}: use 1 to {MAX_DEADLINE_MS}, or leave it out"
+            )
+        return None
+
+    async def _send(self) -> None:
+        while True:
+            item = await self._next.get()
+            answer = await item.answer
+            # Before it is sent: a caller may use the id again as soon as it has the answer.
+            if item.id is not None:
+                self._ids.discard(item.id)
+            await self._write(answer)
+            self._outstanding -= 1
+            self._answered.set()
+
+    async def _fewer_outstanding_than(self, n: int) -> None:
+        while self._outstanding >= n:
+            self._answered.clear()
+            await self._answered.wait()
+
+
+def _result(reading: asyncio.Future[Any]) -> Any:
+    """Raises: InvalidParameter."""
+    try:
+        return reading.result()
+    except DecodeError:
+        raise InvalidParameter(NOT_THE_PROTOCOL) from None

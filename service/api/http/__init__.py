@@ -1,0 +1,1 @@
+"""REST: translates HTTP for the segmenter."""

@@ -1,0 +1,261 @@
+"""What answers and errors look like, for the OpenAPI page: schemas and examples.
+
+The examples of errors are made from the errors themselves, so that they cannot say anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from service import errors
+from service.api.http.parameters import NotAcceptable
+from service.api.http.problem import problem_body
+from service.api.status import status_of
+
+REQUEST_ID: Final = "5b0c1f3e9a7d4c2e8f6a1b2c3d4e5f60"
+
+ERRORS: Final[tuple[errors.ServiceError, ...]] = (
+    errors.InvalidImage("the picture cannot be read: the file is cut short or damaged"),
+    errors.NotAuthenticated(
+        "the API key is missing or wrong: send it in the header Authorization: Bearer KEY, or "
+        "X-API-Key: KEY"
+    ),
+    errors.InvalidParameter("alpha is 1.5: give a number from 0 to 1"),
+    errors.UnsupportedImageFormat(
+        "the body is not a picture this server knows: send JPEG, PNG, WebP, BMP or TIFF"
+    ),
+    errors.ImageTooLarge(
+        "the picture is 20000x20000, and the limit is 40000000 pixels: scale it down"
+    ),
+    NotAcceptable("cannot answer with 'text/html': accept image/png, or leave the header out"),
+    errors.UnknownModel("there is no model 'nope': choose from camvid-fcn8s-mobilenet_v1"),
+    errors.UnknownVersion("the model has no version '9': choose from 1, 2"),
+    errors.UploadTooSlow(30.0),
+    errors.Overloaded(2.0),
+    errors.InferenceFailed(),
+    errors.ModelNotReady("the models are still loading: try again in a moment"),
+    errors.ShuttingDown(),
+    errors.DeadlineExceeded(
+        "the deadline passed before the answer was ready: allow more time or send less"
+    ),
+)
+"""One of each that a request can meet."""
+
+
+def problem_examples(
+    status: int, kinds: Sequence[type[errors.ServiceError]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """OpenAPI examples, by the kind of problem; kinds: those, of all with this status."""
+    found = {}
+    for error in ERRORS:
+        row = status_of(error)
+        if row.http == status and (kinds is None or type(error) in kinds):
+            body = problem_body(
+                row.http, error.title, str(error), kind=row.kind, request_id=REQUEST_ID
+            )
+            found[row.kind] = {"summary": error.title, "value": body}
+    return found
+
+
+_SIDE: Final = {"type": "integer", "minimum": 1}
+_COLOR: Final = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": 255},
+    "minItems": 3,
+    "maxItems": 3,
+}
+_CLASS: Final = {
+    "type": "object",
+    "required": ["id", "name", "color", "pixels", "share"],
+    "properties": {
+        "id": {"type": "integer", "minimum": 0, "maximum": 254},
+        "name": {"type": "string"},
+        "color": {**_COLOR, "description": "Red, green and blue."},
+        "pixels": {"type": "integer", "minimum": 1},
+        "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "bbox": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0},
+            "minItems": 4,
+            "maxItems": 4,
+            "description": "With `rle`: left, top, width, height.",
+        },
+        "segmentation": {
+            "type": "object",
+            "required": ["size", "counts"],
+            "properties": {
+                "size": {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2},
+                "counts": {"type": "string"},
+            },
+            "description": "With `rle`: COCO's run lengths, compressed.",
+        },
+    },
+}
+CLASSES_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["model", "version", "height", "width", "classes"],
+    "properties": {
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "height": _SIDE,
+        "width": _SIDE,
+        "classes": {"type": "array", "items": _CLASS, "description": "Those that occur, by id."},
+        "timings_ms": {
+            "type": "object",
+            "additionalProperties": {"type": "number", "minimum": 0},
+            "description": "With `json`: milliseconds by stage, less that of rendering.",
+        },
+    },
+}
+_ANSWERED: Final = {
+    "model": "camvid-fcn8s-mobilenet_v1",
+    "version": "1",
+    "height": 2,
+    "width": 4,
+}
+_SKY: Final = {"id": 0, "name": "sky", "color": [128, 128, 128], "pixels": 6, "share": 0.75}
+_ROAD: Final = {"id": 3, "name": "road", "color": [128, 64, 128], "pixels": 2, "share": 0.25}
+CLASSES_EXAMPLES: Final[dict[str, Any]] = {
+    "json": {
+        "summary": "output=json",
+        "value": {
+            **_ANSWERED,
+            "classes": [_SKY, _ROAD],
+            "timings_ms": {"decode": 3.1, "queue": 0.2, "infer": 61.5},
+        },
+    },
+    "rle": {
+        "summary": "output=rle",
+        "value": {
+            **_ANSWERED,
+            "classes": [
+                {
+                    **_SKY,
+                    "bbox": [0, 0, 4, 2],
+                    "segmentation": {"size": [2, 4], "counts": "031N01"},
+                },
+                {
+                    **_ROAD,
+                    "bbox": [1, 1, 2, 1],
+                    "segmentation": {"size": [2, 4], "counts": "31101"},
+                },
+            ],
+        },
+    },
+}
+
+POLYGONS_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["type", "features"],
+    "properties": {
+        "type": {"const": "FeatureCollection"},
+        "features": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "properties", "geometry"],
+                "properties": {
+                    "type": {"const": "Feature"},
+                    "properties": {"type": "object"},
+                    "geometry": {
+                        "type": "object",
+                        "required": ["type", "coordinates"],
+                        "properties": {
+                            "type": {"const": "MultiPolygon"},
+                            "coordinates": {"type": "array"},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+POLYGONS_EXAMPLES: Final[dict[str, Any]] = {
+    "polygons": {
+        "summary": "A road of two pixels",
+        "value": {
+            "type": "FeatureCollection",
+            **_ANSWERED,
+            "features": [
+                {
+                    "type": "Feature",
+                    "id": 3,
+                    "properties": _ROAD,
+                    "geometry": {
+                        "type": "MultiPolygon",
+                        "coordinates": [[[[1, 1], [3, 1], [3, 2], [1, 2], [1, 1]]]],
+                    },
+                }
+            ],
+        },
+    }
+}
+
+MODEL_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["name", "is_default", "default_version", "versions"],
+    "properties": {
+        "name": {"type": "string"},
+        "is_default": {
+            "type": "boolean",
+            "description": "Whether it answers requests that name no model.",
+        },
+        "default_version": {"type": ["string", "null"]},
+        "versions": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["version", "state"],
+                "properties": {
+                    "version": {"type": "string"},
+                    "state": {"type": "string", "description": "`ready`, or why it is not."},
+                    "precision": {"type": "string"},
+                    "provider": {"type": "string"},
+                    "contract": {
+                        "type": "object",
+                        "description": "Classes with colours, input size rules, training data and "
+                        "its licence, scores: as in the model's file.",
+                    },
+                },
+            },
+        },
+    },
+}
+MODEL_EXAMPLE: Final[dict[str, Any]] = {
+    "name": "camvid-fcn8s-mobilenet_v1",
+    "is_default": True,
+    "default_version": "1",
+    "versions": [
+        {
+            "version": "1",
+            "state": "ready",
+            "precision": "fp32",
+            "provider": "cpu",
+            "contract": {
+                "format_version": 1,
+                "model_name": "camvid-fcn8s-mobilenet_v1",
+                "architecture": "fcn8s-mobilenet_v1",
+                "classes": [
+                    {"id": 0, "name": "sky", "color": [128, 128, 128], "description": ""},
+                    {"id": 3, "name": "road", "color": [128, 64, 128], "description": ""},
+                ],
+                "precision": "fp32",
+                "ignore_index": 255,
+            },
+        }
+    ],
+}
+MODELS_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["models"],
+    "properties": {"models": {"type": "array", "items": MODEL_SCHEMA}},
+}
+
+
+def status_schema(status: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"const": status}},
+    }

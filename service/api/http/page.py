@@ -1,0 +1,80 @@
+"""What a browser gets: the web page at `/` with its files, and Swagger UI at `/docs`.
+
+All of it is served from here. A strict Content-Security-Policy keeps it so: neither page works with
+anything from another address, and none is needed on a machine without internet.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from service.api.http.openapi import DOCS_PATH
+from service.api.http.problem import record_of
+from service.telemetry import RequestRecord
+
+FOLDER: Final = Path(__file__).resolve().parents[2] / "web"
+FILES_PATH: Final = "/web"
+SWAGGER_PATH: Final = "/web/swagger"
+_SWAGGER_PACKAGE: Final = "fastapi_offline"
+"""On PyPI, MIT; it carries the files of Swagger UI (Apache-2.0) in its folder `static`."""
+
+_POLICY: Final = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # Kept, but asked for again each time: after an update no page mixes old and new files.
+    "Cache-Control": "no-cache",
+}
+# Swagger UI writes its icons as data: addresses, and its style sheet's rules into elements.
+_DOCS_HEADERS: Final = {
+    **HEADERS,
+    "Content-Security-Policy": f"{_POLICY}; img-src 'self' data:; style-src 'self' 'unsafe-inline'",
+}
+
+
+def add_pages(app: FastAPI) -> None:
+    """The files of both pages, and `/docs`; `/` is the caller's, which has JSON to offer too."""
+    app.mount(SWAGGER_PATH, _Files(directory=str(files(_SWAGGER_PACKAGE) / "static")))
+    app.mount(FILES_PATH, _Files(directory=FOLDER))
+    app.add_api_route(DOCS_PATH, _docs, methods=["GET"], include_in_schema=False)
+
+
+def wants_page(accept: str | None) -> bool:
+    """Whether the caller is a browser that opens an address: only those name text/html."""
+    return "text/html" in (accept or "")
+
+
+def page() -> Response:
+    """The web page."""
+    return FileResponse(FOLDER / "index.html", headers={**HEADERS, "Vary": "Accept"})
+
+
+async def _docs(request: Request) -> Response:
+    _note(record_of(request))
+    return FileResponse(FOLDER / "docs.html", headers=_DOCS_HEADERS)
+
+
+class _Files(StaticFiles):
+    """Files of one folder, with the pages' headers; opening a page is not worth ten log lines."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        _note(scope["fcn_record"])
+        response = await super().get_response(path, scope)
+        response.headers.update(HEADERS)
+        return response
+
+
+def _note(record: RequestRecord) -> None:
+    record.method, record.probe = "Page", True

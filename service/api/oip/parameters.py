@@ -1,0 +1,62 @@
+"""Parameters of a request of the Open Inference Protocol, to a `SegmentRequest`.
+
+Those that are not known are ignored, as the protocol has it: proxies and clients add their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from service.api.http.parameters import MAX_DEADLINE_MS
+from service.api.oip.tensors import rendering, scores_asked
+from service.core.segmenter import Priority, SegmentRequest
+from service.errors import InvalidParameter, quoted
+
+PRIORITIES: Final = {
+    0: Priority.NORMAL,
+    1: Priority.HIGH,
+    2: Priority.NORMAL,
+    3: Priority.LOW,
+}
+"""Triton's levels: 1 goes first, 0 is the default."""
+_MOST: Final = 1e15
+
+
+def segment_request(
+    model: str,
+    version: str,
+    outputs: tuple[str, ...],
+    parameters: Mapping[str, object],
+    deadline_s: float,
+) -> SegmentRequest:
+    """Without its body yet. deadline_s: unless `timeout`, in microseconds, is shorter.
+
+    Raises: InvalidParameter.
+    """
+    timeout_us = _number(parameters, "timeout", 0)
+    if not 0 <= timeout_us <= 1000 * MAX_DEADLINE_MS:
+        raise InvalidParameter(
+            f"timeout is {timeout_us:g}: send microseconds, {1000 * MAX_DEADLINE_MS} at most"
+        )
+    priority = _number(parameters, "priority", 0)
+    if priority not in PRIORITIES:
+        raise InvalidParameter(f"priority is {priority:g}: use 1 (high), 2 (normal) or 3 (low)")
+    return SegmentRequest(
+        body=b"",
+        model=model,
+        version=version or None,
+        output=rendering(outputs),
+        alpha=_number(parameters, "alpha", 0.5),
+        scores=scores_asked(outputs),
+        deadline_s=min(deadline_s, timeout_us / 1e6) if timeout_us else deadline_s,
+        priority=PRIORITIES[int(priority)],
+    )
+
+
+def _number(parameters: Mapping[str, object], name: str, default: float) -> float:
+    value = parameters.get(name, default)
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST:
+        return value
+    shown = "too large" if isinstance(value, int) else quoted(str(value))
+    raise InvalidParameter(f"{name} is {shown}: send a number")

@@ -1,0 +1,266 @@
+"""One ONNX file in ONNX Runtime, on GPUs (`gpu_sessions`) or on the CPU.
+
+Session options follow what users of the runtime reported, by issue number of microsoft/onnxruntime.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from model.contract import Contract, ContractError
+from service.core.engines.gpu_sessions import Instance, built_for, open_on_gpus, usable_gpus
+from service.core.engines.gpus import Gpu, GpuOptions, NoGpu
+from service.core.engines.providers import CPU, PROVIDERS
+from service.core.engines.warm_up import first_line, warm_up
+from service.core.types import RaggedRun, Run, ScoredRun
+from service.errors import ModelLoadError
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+_BRIEF_SPINNING: Final = (1, 31)
+"""The version tried. Those without the option would spin for many milliseconds, and not say so."""
+_CALLED: Final = {"cuda": "CUDA", "tensorrt": "TensorRT"}
+_log = logging.getLogger(__name__)
+
+
+COPIES_BYTES: Final = 256 * 1024 * 1024
+"""Of weights, that instances of one thread may have for themselves. Callers of one session share
+its pool of memory: in 8 bits on a Zen 4 they did 0.80 to 0.93 of the images per second that two
+sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
+
+
+class Session:
+    """A network ready to run, a `Network`.
+
+    provider: where it runs, "cpu", "cuda" or "tensorrt".
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str = "auto",
+        threads: int,
+        instances: int = 1,
+        alone_threads: int = 0,
+        gpu: GpuOptions | None = None,
+    ) -> None:
+        """Loads the file and holds it to its contract.
+
+        provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the
+        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: of GPUs.
+
+        Raises: ModelLoadError in one line that names the file and what is wrong with it.
+        """
+        gpu = gpu or GpuOptions()
+        gpus = _gpus(provider, gpu)
+        # On a GPU it only reads the contract, by which the options of the others are chosen.
+        session = _open(path, threads, optimise=not gpus)
+        try:
+            metadata = session.get_modelmeta().custom_metadata_map
+            self.contract = Contract.from_metadata(metadata, str(path))
+        except ContractError as error:
+            raise ModelLoadError(str(error)) from error
+        _check_signature(session, self.contract, path)
+        self.provider = "cpu"
+        self._sessions: list[ort.InferenceSession] = []
+        self._alone: ort.InferenceSession | None = None
+        self._on_gpus: list[Instance] = []
+        if gpus:
+            if self._take_gpus(path, provider, gpu, gpus):
+                return
+            session = _open(path, threads)
+        self._sessions = [session]
+        if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
+            self._sessions += [_open(path, threads) for _ in range(instances - 1)]
+        else:
+            # A session of one thread has none of its own: it runs on its callers', at once.
+            self._sessions *= instances
+        if alone_threads > threads:
+            self._alone = _open(path, alone_threads, spin=True)
+
+    # Made for each caller: kept, they would hold the session that holds them, and the memory of a
+    # model that is replaced would wait for the collector.
+
+    @property
+    def instances(self) -> Sequence[Run]:
+        return self._on_gpus or [partial(self._run, session) for session in self._sessions]
+
+    @property
+    def alone(self) -> Run | None:
+        return None if self._alone is None else partial(self._run, self._alone)
+
+    @property
+    def scored(self) -> Sequence[ScoredRun]:
+        if self.contract.outputs.logits is None:
+            return ()
+        if self._on_gpus:
+            return [instance.scored for instance in self._on_gpus]
+        return [partial(self._run_scored, session) for session in self._sessions]
+
+    @property
+    def ragged(self) -> Sequence[RaggedRun]:
+        if self.contract.input.sizes is None:
+            return ()
+        if self._on_gpus:
+            return [instance.ragged for instance in self._on_gpus]
+        return [partial(self._run, session) for session in self._sessions]
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
+        """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+        return self.instances[0](batch)
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """See `warm_up.warm_up`. Raises: ModelLoadError."""
+        warm_up(self, sizes)
+
+    def _take_gpus(
+        self, path: Path, provider: str, options: GpuOptions, gpus: Sequence[Gpu]
+    ) -> bool:
+        """False when "auto" is to make do with the CPU. Raises: ModelLoadError when no other is."""
+        wanted = "cuda" if provider == "auto" else provider
+        try:
+            self._on_gpus = open_on_gpus(path, self.contract, wanted, options, gpus)
+        except NoGpu as error:
+            if provider != "auto":
+                raise ModelLoadError(
+                    f"{_CALLED[wanted]} was asked for but does not start on this machine, so "
+                    f"{path} would run elsewhere: {error}: check the driver and the CUDA "
+                    "libraries, or set FCN_PROVIDER=cpu"
+                ) from error
+            _log.warning("%s runs on the CPU, not on a GPU: %s", path, error)
+            return False
+        self.provider = wanted
+        return True
+
+    def _run(
+        self,
+        session: ort.InferenceSession,
+        batch: UInt8Array,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> UInt8Array:
+        """Raises whatever the runtime raises."""
+        feeds = self.contract.feeds(batch, sizes)
+        (label_maps,) = session.run([self.contract.outputs.label_map], feeds)
+        return np.asarray(label_maps, np.uint8)
+
+    def _run_scored(
+        self, session: ort.InferenceSession, batch: UInt8Array
+    ) -> tuple[UInt8Array, Float32Array]:
+        """Raises whatever the runtime raises."""
+        outputs = self.contract.outputs
+        feeds = self.contract.feeds(batch)
+        label_maps, logits = session.run([outputs.label_map, outputs.logits], feeds)
+        return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
+
+
+def _gpus(provider: str, options: GpuOptions) -> Sequence[Gpu]:
+    """To run on; none for the CPU.
+
+    Raises: ModelLoadError when a GPU is asked for and there is none.
+    """
+    if provider not in PROVIDERS:
+        raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
+    wanted = "cuda" if provider == "auto" else provider
+    if provider == "cpu" or (provider == "auto" and not built_for(wanted)):
+        return ()
+    if not built_for(wanted):
+        raise ModelLoadError(
+            f"{_CALLED[wanted]} was asked for but this build of ONNX Runtime has none: install the "
+            "gpu extra in place of cpu, or set FCN_PROVIDER=cpu"
+        )
+    try:
+        return usable_gpus(options)
+    except NoGpu as error:
+        if provider != "auto":
+            raise ModelLoadError(
+                f"{_CALLED[wanted]} was asked for but no GPU can be used: {error}: mend that, or "
+                "set FCN_PROVIDER=cpu"
+            ) from error
+        _log.warning("models run on the CPU, not on a GPU: %s", error)
+        return ()
+
+
+def _open(
+    path: Path, threads: int, *, spin: bool = False, optimise: bool = True
+) -> ort.InferenceSession:
+    """spin: threads wait for the next part of a run without sleeping, where that can be kept brief.
+    optimise: False opens faster and runs slowly.
+
+    Raises: ModelLoadError.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Plans memory for one shape and keeps a plan for each it has seen (#11118).
+    options.enable_mem_pattern = False
+    # Spinning between runs takes the cores that decode and render need (#27916). Briefly, and where
+    # nothing else wants them, it made a lone picture 5 % faster.
+    spin = spin and _version() >= _BRIEF_SPINNING
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    options.log_severity_level = 3  # errors: warnings of its graph passes are not for operators
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), options, providers=[CPU])
+    except Exception as error:  # its exceptions share no base class below Exception
+        raise ModelLoadError(
+            f"{path} cannot be loaded as an ONNX model: {first_line(error)}"
+        ) from error
+
+
+def _version() -> tuple[int, ...]:
+    """(1, 31) of 1.31.1."""
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
+
+
+def _check_signature(session: ort.InferenceSession, contract: Contract, path: Path) -> None:
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    names = {name for name in (contract.input.name, contract.input.sizes) if name is not None}
+    if set(inputs) != names:
+        raise ModelLoadError(
+            f"{path}: the contract's inputs are {sorted(names)} and the graph's are "
+            f"{sorted(inputs)}: they must be the same"
+        )
+    if contract.input.sizes is not None:
+        _check_tensor(inputs[contract.input.sizes], "tensor(int64)", ("N", 2), path)
+    _check_tensor(inputs[contract.input.name], "tensor(uint8)", ("N", "H", "W", 3), path)
+    classes = len(contract.classes)
+    wanted: dict[str, tuple[str, tuple[str | int, ...]]] = {
+        contract.outputs.label_map: ("tensor(uint8)", ("N", "H", "W"))
+    }
+    if contract.outputs.logits is not None:
+        wanted[contract.outputs.logits] = ("tensor(float)", ("N", classes, "H", "W"))
+    for name, (dtype, shape) in wanted.items():
+        if name not in outputs:
+            raise ModelLoadError(
+                f"{path}: the contract names an output {name!r} and the graph has "
+                f"{sorted(outputs)}: export it again"
+            )
+        _check_tensor(outputs[name], dtype, shape, path)
+
+
+def _check_tensor(node: Any, dtype: str, shape: tuple[str | int, ...], path: Path) -> None:
+    """Sizes given as numbers must be those or unknown (a string or None); letters may be any."""
+    fits = len(node.shape) == len(shape) and all(
+        isinstance(want, str) or not isinstance(got, int) or got == want
+        for got, want in zip(node.shape, shape, strict=True)
+    )
+    if node.type != dtype or not fits:
+        raise ModelLoadError(
+            f"{path}: tensor {node.name!r} is {node.type} {node.shape}, and must be {dtype} "
+            f"[{', '.join(map(str, shape))}]: export it again"
+        )

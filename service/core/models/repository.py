@@ -1,0 +1,187 @@
+"""The model repository: `<root>/<name>/<version>/model.onnx`, version a positive integer.
+
+Only the layout is known here; what is inside a file is `runtime`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from service.core.models.model_settings import ALIASES_FILE, NAME, NAME_RULE, SETTINGS_FILE, VERSION
+from service.errors import ModelLoadError, UnknownModel, quoted
+
+MODEL_FILE: Final = "model.onnx"
+_PREFIX: Final = "model."
+"""What belongs to a version beside its model starts so: `model.onnx.data`, `model.int8.onnx`."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and modification time in nanoseconds of files, by name. Files are looked
+into again only when these change."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One version of one model; `name` is the folder's, whatever the contract inside says.
+
+    stamp: of the model's file and those beside it that belong to it.
+    """
+
+    name: str
+    version: str
+    path: Path
+    stamp: Stamp = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model. files: by version number. settings: the stamp of its settings file."""
+
+    path: Path
+    files: tuple[ModelFile, ...]
+    settings: Stamp = ()
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def stamps(self) -> tuple[object, ...]:
+        """Differs when anything has changed."""
+        return (self.settings, *((file.version, file.stamp) for file in self.files))
+
+    def file(self, version: str) -> ModelFile:
+        """Also of a version that is not there: loading it then says so."""
+        for file in self.files:
+            if file.version == version:
+                return file
+        return ModelFile(self.name, version, self.path / version / MODEL_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds. refused: why a folder is none of a model, by its name."""
+
+    folders: dict[str, ModelFolder]
+    refused: dict[str, str]
+    aliases: Stamp
+
+
+def look(root: Path) -> Listing:
+    """Names, sizes and times; no file is opened. Raises: ModelLoadError if `root` is unreadable."""
+    if not root.is_dir():
+        raise ModelLoadError(
+            f"model repository {str(root)!r} is not a folder: set FCN_MODEL_REPOSITORY to one that "
+            f"holds <name>/<version>/{MODEL_FILE}"
+        )
+    listing = Listing({}, {}, _stamp(root, ALIASES_FILE))
+    try:
+        paths = sorted(root.iterdir())
+    except OSError as error:
+        raise ModelLoadError(
+            f"model repository {str(root)!r} cannot be read: {error.strerror}"
+        ) from error
+    for path in paths:
+        try:
+            if path.name.startswith(".") or not path.is_dir():
+                continue
+            folder = _folder(path)
+        except OSError as error:
+            listing.refused[path.name] = (
+                f"model folder {str(path)!r} cannot be read: {error.strerror}"
+            )
+            continue
+        if not folder.files:
+            continue
+        if NAME.fullmatch(path.name):
+            listing.folders[path.name] = folder
+        else:
+            listing.refused[path.name] = f"model folder {path.name!r}: {NAME_RULE}"
+    return listing
+
+
+def require(root: Path) -> Listing:
+    """`look`, where something must be found.
+
+    Raises: ModelLoadError when there is nothing to serve, or a folder that is clearly meant to be
+    a model is not one: a server that starts without a model it was given is worse.
+    """
+    listing = look(root)
+    for reason in listing.refused.values():
+        raise ModelLoadError(reason)
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in listing.folders:
+            _log.warning("%s holds no version folder (1, 2, ...): ignored", path)
+    if not listing.folders:
+        raise ModelLoadError(
+            f"no model in {str(root)!r}: put one at <name>/<version>/{MODEL_FILE}, where version "
+            "is a number such as 1"
+        )
+    return listing
+
+
+def scan(root: Path) -> list[ModelFile]:
+    """Every version of every model, by name and then by version number.
+
+    Raises: ModelLoadError as `require`, and when a version folder has no model.
+    """
+    files = [file for folder in require(root).folders.values() for file in folder.files]
+    for file in files:
+        check_present(file)
+    return files
+
+
+def check_present(file: ModelFile) -> None:
+    """Raises: ModelLoadError."""
+    if not file.path.is_file():
+        raise ModelLoadError(
+            f"{str(file.path)!r} is missing: put the model there or remove the version folder"
+        )
+
+
+def find(root: Path, name: str) -> ModelFolder:
+    """One model's folder. Raises: UnknownModel, also for names that are none, such as `../x`."""
+    path = root / name
+    if NAME.fullmatch(name) and path.is_dir():
+        try:
+            folder = _folder(path)
+        except OSError as error:
+            raise ModelLoadError(
+                f"model folder {str(path)!r} cannot be read: {error.strerror}"
+            ) from error
+        if folder.files:
+            return folder
+    raise UnknownModel(f"there is no model {quoted(name)} in the repository: put it there first")
+
+
+def _folder(path: Path) -> ModelFolder:
+    """Raises: OSError."""
+    versions = sorted((p for p in path.iterdir() if VERSION.fullmatch(p.name)), key=_number)
+    files = tuple(
+        ModelFile(path.name, version.name, version / MODEL_FILE, _stamp(version, _PREFIX))
+        for version in versions
+    )
+    return ModelFolder(path, files, _stamp(path, SETTINGS_FILE))
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
+
+
+def _stamp(folder: Path, prefix: str) -> Stamp:
+    """Of the files in `folder` whose names start so; one that goes meanwhile is left out."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix) and entry.is_file():
+                    status = entry.stat()
+                    found.append((entry.name, status.st_size, status.st_mtime_ns))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return tuple(sorted(found))
