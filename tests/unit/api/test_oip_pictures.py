@@ -9,7 +9,7 @@ import pytest
 
 from service.api.oip import infer as oip_pictures
 from service.api.oip.infer import segment_all
-from service.core.segmenter import Score, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
 from service.errors import ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
@@ -30,7 +30,7 @@ async def test_scores_of_all_pictures_together_are_limited(
     monkeypatch.setattr(oip_pictures, other, 1)
     segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
     await segmenter.start()
-    draft = SegmentRequest(b"", output=None, scores=(Score.LOGITS,), deadline_s=30)
+    draft = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
 
     async def ask() -> list[SegmentReply]:
         return await segment_all(
