@@ -65,7 +65,7 @@ def _decoded(path: Path) -> Iterator[UInt8Array]:
         import av
     except ModuleNotFoundError as error:
         raise UnusableInput(
-            f"{path} is a video, which needs PyAV: pip install 'fcn-serve[video]'"
+            f"{path} is a video, which needs PyAV: pip install av"
         ) from error
     try:
         with av.open(str(path)) as container:
