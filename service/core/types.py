@@ -202,33 +202,6 @@ class IndexEntry:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the service takes on at once.
-
-    max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
-    their uploads, pixels None: as the memory allows; one request always fits.
-    max_queue: images admitted and waiting for one model.
-    max_wait_s: longest predicted wait for the device at which a request is taken.
-    max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
-    max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
-    max_padding: share of N * H * W that may be padding, where images of several sizes share it.
-    max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
-    """
-
-    max_image_bytes: int = 32 * 1024 * 1024
-    max_image_pixels: int = 40_000_000
-    max_inflight: int = 64
-    max_inflight_bytes: int = 256 * 1024 * 1024
-    max_inflight_pixels: int | None = None
-    max_queue: int = 64
-    max_wait_s: float = 5.0
-    max_batch: int | None = None
-    max_batch_pixels: int = 8 * 1024 * 1024
-    max_padding: float = 0.125
-    max_whole_pixels: int | None = None
-
-
 class Network(Protocol):
     """A loaded model, as the segmenter uses it; `runtime.Session` is the real one."""
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.engines.cores import Plan, multiplies_int8
-from service.core.engines.gpus import GpuOptions
+from service.config import SegmenterConfig
+from service.core.engines.cores import Plan, multiplies_int8, plan
+from service.core.engines.gpus import INSTANCES, MAX_BATCH, GpuOptions
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.prepare import prepare
@@ -40,6 +43,30 @@ LEAST_AGREEMENT_INT8: Final = 0.97
 0.987 to 0.997 were seen, and 0.16 where the labels were wrong."""
 _ROUNDS = 3
 _log = logging.getLogger(__name__)
+
+
+def network_opener(config: SegmenterConfig, cores: int) -> Callable[[Path], Network]:
+    """Returns `open_network` with what the config says of engines and of this machine's cores."""
+    return partial(
+        open_network,
+        provider=config.provider,
+        engine=config.engine,
+        precision=config.precision,
+        plan=plan(
+            cores,
+            instances=config.instances,
+            threads=config.intra_op_threads,
+            alone_threads=config.alone_threads,
+        ),
+        gpu=GpuOptions(
+            devices=config.devices,
+            instances=config.instances or INSTANCES,
+            memory_limit_bytes=config.gpu_mem_limit_bytes,
+            provider_options=config.provider_options,
+            sizes=config.warm_up_sizes,
+            max_batch=config.max_batch or MAX_BATCH,
+        ),
+    )
 
 
 def open_network(

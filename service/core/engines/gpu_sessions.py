@@ -139,7 +139,8 @@ def _open(
     engines = None
     if options.tensorrt_cache is not None:
         engines = _engine_folder(options.tensorrt_cache, path)
-    tensorrt = providers.tensorrt(gpu.index, contract, profile, engines)
+    given = options.provider_options.get("tensorrt", {})
+    tensorrt = providers.tensorrt(gpu.index, contract, profile, engines, given)
     inside = BoundSession(_session(path, [tensorrt, cuda], None), contract, place)
     return Instance(inside, bound, profile)
 

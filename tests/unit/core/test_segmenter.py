@@ -21,11 +21,11 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.ragged.file import make_ragged
+from service.config import SegmenterConfig
 from service.core.engines.onnx_runtime import Session
 from service.core.images import header
 from service.core.outputs import scores as scores_module
 from service.core.segmenter import (
-    Limits,
     ModelState,
     Output,
     Segmenter,
@@ -59,9 +59,20 @@ PNG = drawing.png(RGB)
 REQUEST = SegmentRequest(PNG)
 
 
+CPU = {"provider": "cpu", "intra_op_threads": 1}
+_SEAMS = ("observer", "changed", "clock", "open_network")
+
+
+def segmenter_of(repository: Path, **options: Any) -> Segmenter:
+    """options: of the config, or one of the segmenter's seams."""
+    seams = {name: options.pop(name) for name in _SEAMS if name in options}
+    config = SegmenterConfig(model_repository=repository, **{**CPU, **options})
+    return Segmenter(config, **seams)
+
+
 @asynccontextmanager
 async def serving(repository: Path, **options: Any) -> AsyncIterator[Segmenter]:
-    segmenter = Segmenter(repository, **{"provider": "cpu", "threads": 1, **options})
+    segmenter = segmenter_of(repository, **options)
     await segmenter.start()
     try:
         yield segmenter
@@ -223,7 +234,7 @@ async def test_probabilities_come_with_a_model_that_has_logits(
         some = await segmenter.segment(replace(request, classes=("blue", "red")))
         sure = await segmenter.segment(replace(REQUEST, output=Output.CONFIDENCE))
         labels = await segmenter.segment(REQUEST)
-    async with serving(tmp_path, limits=Limits(max_whole_pixels=300)) as segmenter:
+    async with serving(tmp_path, max_whole_pixels=300) as segmenter:
         in_parts = await segmenter.segment(request)
     scores = np.load(io.BytesIO(whole.body))
     assert (whole.media_type, scores.dtype) == ("application/x-npy", np.dtype(dtype))
@@ -269,8 +280,8 @@ async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
     )
     write_model(tmp_path, logits=True, model_contract=contract)
     request = replace(REQUEST, scores=(Score.PROBABILITIES, Score.LOGITS))
-    for limits in (Limits(), Limits(max_whole_pixels=300)):
-        async with serving(tmp_path, limits=limits) as segmenter:
+    for max_whole_pixels in (None, 300):
+        async with serving(tmp_path, max_whole_pixels=max_whole_pixels) as segmenter:
             reply = await segmenter.segment(request)
             alone = await segmenter.segment(replace(request, scores=(Score.LOGITS,), output=None))
             plain = await segmenter.segment(REQUEST)
@@ -379,7 +390,7 @@ async def test_the_folders_name_counts_and_a_difference_is_warned_of(
 
 async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
     write_model(tmp_path)
-    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    segmenter = segmenter_of(tmp_path)
     assert not segmenter.ready()
     assert segmenter.models() == []
     with pytest.raises(ModelNotReady, match="still loading"):
@@ -429,7 +440,7 @@ async def test_openvino_behind_the_segmenter_answers_as_onnx_runtime_does(tmp_pa
 async def test_an_engine_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="engine 'tvm'"):
-        await Segmenter(tmp_path, provider="cpu", engine="tvm").start()
+        await segmenter_of(tmp_path, engine="tvm").start()
 
 
 NO_CONTRACT = tiny_models.build()
@@ -444,7 +455,7 @@ async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
 ) -> None:
     write_model(tmp_path, "a-good-one")
     tiny_models.write_file(model, tmp_path, "bad")
-    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    segmenter = segmenter_of(tmp_path)
     before = asyncio.all_tasks()
     with pytest.raises(ModelLoadError, match=says) as caught:
         await segmenter.start()
@@ -455,20 +466,20 @@ async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
 
 async def test_a_missing_repository_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is not a folder"):
-        await Segmenter(tmp_path / "none", provider="cpu").start()
+        await segmenter_of(tmp_path / "none").start()
 
 
 async def test_a_default_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="'other' is not in the repository, which has tiny"):
-        await Segmenter(tmp_path, provider="cpu", default_model="other").start()
+        await segmenter_of(tmp_path, default_model="other").start()
 
 
 async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) -> None:
     spec = InputSpec(max_side_px=20, multiple_of_px=32)
     write_model(tmp_path, model_contract=tiny_models.contract(input_spec=spec))
     with pytest.raises(ModelLoadError, match="allows no size at all: no multiple of 32 px"):
-        await Segmenter(tmp_path, provider="cpu").start()
+        await segmenter_of(tmp_path).start()
 
 
 # Bad requests
@@ -497,9 +508,7 @@ async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
     contract = tiny_models.contract(input_spec=InputSpec(max_side_px=128))
     write_model(tmp_path, model_contract=contract)
     recorder = Recorder()
-    async with serving(
-        tmp_path, limits=Limits(max_image_bytes=20_000), observer=recorder
-    ) as segmenter:
+    async with serving(tmp_path, max_image_bytes=20_000, observer=recorder) as segmenter:
         with pytest.raises(error, match=says):
             await segmenter.segment(request_)
         reply = await segmenter.segment(REQUEST)
@@ -513,8 +522,7 @@ async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
 
 async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
     recorder = Recorder()
-    limits = Limits(max_inflight=2)
-    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+    async with on_device(tmp_path, max_inflight=2, observer=recorder) as (segmenter, device):
         device.hold()
         first = send(segmenter)
         await device.entered()
@@ -573,8 +581,10 @@ async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
     recorder = Recorder()
-    limits = Limits(max_queue=1, max_batch=1)
-    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+    async with on_device(tmp_path, max_queue=1, max_batch=1, observer=recorder) as (
+        segmenter,
+        device,
+    ):
         device.hold()
         first = send(segmenter)
         await device.entered()
@@ -699,7 +709,7 @@ def in_parts(network: FakeNetwork, context_px: int | None = 4) -> dict[str, Any]
     """Options for a server that runs 23 x 31 pixels in parts of at most 200."""
     spec = InputSpec(stride=4, context_px=context_px)
     network.contract = replace(network.contract, input=spec)
-    return {"open_network": lambda path: network, "limits": Limits(max_whole_pixels=200)}
+    return {"open_network": lambda path: network, "max_whole_pixels": 200}
 
 
 async def test_a_large_picture_is_run_in_parts_that_fit(tmp_path: Path) -> None:
@@ -790,7 +800,8 @@ async def test_uploads_of_several_sizes_share_a_batch_and_have_their_own_answers
     async with serving(
         tmp_path / "models",
         open_network=lambda path: network,
-        limits=Limits(max_batch=4, max_padding=max_padding),
+        max_batch=4,
+        max_padding=max_padding,
     ) as segmenter:
         asked = [send(segmenter, SegmentRequest(drawing.png(pictures[0])))]
         await asyncio.sleep(0.05)
