@@ -23,8 +23,9 @@ help: ## list these commands
 serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC on 8001 (CPU)
 	$(BIN)/fcn serve
 
+# As many test processes as cores, up to four; tests/conftest.py says which tests share one.
 test: $(VENV)/.dev ## set up and run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
 

@@ -8,7 +8,6 @@ import sys
 SCRIPTS = (
     ("bench.model_latency",),
     ("bench.segment_load",),
-    ("bench.overload",),
     ("bench.peers", "--page", "docs/performance.md"),
     ("bench.peers", "--precision", "int8", "--page", "docs/performance.md"),
 )

@@ -9,7 +9,7 @@ from fcn_client.errors import FcnError, UnusableInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
 from service.api.models import default_name, model_named
-from service.core.segmenter import SegmentRequest
+from service.core.segmenter import SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
 from service.settings import Settings
@@ -57,11 +57,9 @@ class LocalLabeller:
         self.identity = f"{self.name} {self.version}{stamp}"
 
     def __call__(self, picture: bytes) -> bytes:
-        request = SegmentRequest(
-            body=picture, model=self.name, version=self.version, classes=self._keep
-        )
+        options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
         try:
-            return self._segmenter.segment(request).body
+            return self._segmenter.segment(picture, options).body
         except ServiceError as error:
             raise FcnError(f"{error.title}: {error}") from error
 

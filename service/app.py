@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from service.api.grpc.server import RpcOptions, RpcServer
 from service.api.http.direct import DirectProtocol, protocol_class
 from service.api.http.routes import RestOptions, create_app
-from service.api.http.segment import Segmenting, SegmentOptions
+from service.api.http.segment import EndpointOptions, Segmenting
 from service.api.http.upload import Uploads
 from service.api.keys import KeyFileError, Keys
 from service.api.oip import grpc as oip_rpc
@@ -108,7 +108,7 @@ class _Server:
             return segmenter.ready() and not self._draining
 
         segmenting = Segmenting(
-            segmenter, SegmentOptions(s.max_image_bytes, deadline_s, s.default_model), keys
+            segmenter, EndpointOptions(s.max_image_bytes, deadline_s, s.default_model), keys
         )
         rest = create_app(
             segmenter,

@@ -18,9 +18,10 @@ from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import (
     ModelStatus,
     Segmenter,
+    SegmentOptions,
     SegmentReply,
-    SegmentRequest,
 )
+from service.core.types import UInt8Array
 from service.errors import ModelLoadError
 from service.settings import Settings
 
@@ -53,9 +54,9 @@ class LocalSegmenter:
     def models(self) -> list[ModelStatus]:
         return self._running.models()
 
-    def segment(self, request: SegmentRequest) -> SegmentReply:
+    def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
         """Raises: ServiceError."""
-        return self._run(self._running.segment(request))
+        return self._run(self._running.segment(image, options))
 
     def close(self) -> None:
         if self._segmenter is not None:

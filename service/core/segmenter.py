@@ -44,8 +44,8 @@ from service.core.types import (
     Output,
     Priority,
     Score,
+    SegmentOptions,
     SegmentReply,
-    SegmentRequest,
     Timings,
     VersionStatus,
 )
@@ -69,7 +69,7 @@ __all__ = [
     "Priority",
     "Score",
     "SegmentReply",
-    "SegmentRequest",
+    "SegmentOptions",
     "Segmenter",
     "Timings",
     "VersionStatus",
@@ -176,17 +176,17 @@ class Segmenter:
             and all(m.default.state is ModelState.READY for m in self.models())
         )
 
-    def check(self, request: SegmentRequest) -> None:
+    def check(self, options: SegmentOptions) -> None:
         """What `segment` would refuse now whatever the picture: worth knowing before its upload.
 
         Raises: as `segment`.
         """
-        served = self._served(request)
-        deadline = self._check(request)
-        writing.check_output(request, served)
+        served = self._served(options)
+        deadline = self._check(options)
+        writing.check_output(options, served)
         if not self._admission.fits():
             raise self._overloaded(served)
-        served.batcher.check(deadline, request.priority)
+        served.batcher.check(deadline, options.priority)
 
     def check_any(self, deadline_s: float | None) -> None:
         """As `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
@@ -197,30 +197,26 @@ class Segmenter:
         if served and all(s.batcher.crowded(deadline, Priority.HIGH) for s in served):
             served[0].batcher.check(deadline, Priority.HIGH)
 
-    async def segment(
-        self, request: SegmentRequest, body: bytes | UInt8Array | None = None
-    ) -> SegmentReply:
+    async def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
         """Cancelling the task drops the work.
 
-        body: in place of the request's, so that calls which differ in nothing else can share one.
+        image: a file's bytes, or its pixels, uint8 RGB [H,W,3].
 
         Raises: any ServiceError but ModelLoadError.
         """
-        if body is None:
-            body = request.body
-        served = self._served(request)
-        deadline = self._check(request)
-        kept = writing.check_output(request, served)
+        served = self._served(options)
+        deadline = self._check(options)
+        kept = writing.check_output(options, served)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
-        n_bytes, pixels = _cost(body)
+        n_bytes, pixels = _cost(image)
         # More than is taken is refused by its header, and so costs no pixels.
         pixels = min(pixels, self._config.max_image_pixels)
         if not self._admission.fits(n_bytes, pixels):
             raise self._overloaded(served)
-        place = served.batcher.reserve(pixels, deadline, request.priority)
+        place = served.batcher.reserve(pixels, deadline, options.priority)
         with served, place, self._admission.admit(n_bytes, pixels) as permit:
             try:
-                return await self._answer(request, body, served, deadline, kept, place, permit)
+                return await self._answer(options, image, served, deadline, kept, place, permit)
             except DeadlineExceeded:
                 self._observer.rejected("deadline")
                 raise
@@ -248,7 +244,7 @@ class Segmenter:
 
     async def _answer(
         self,
-        request: SegmentRequest,
+        options: SegmentOptions,
         body: bytes | UInt8Array,
         served: Served,
         deadline: float | None,
@@ -259,7 +255,7 @@ class Segmenter:
         name, timings, picture = served.name, Timings(), _Picture(body, kept, permit)
         ticket = served.batcher.ticket(deadline, place)
         began = self._clock()
-        self._pool.give(partial(self._read, request, served, picture, ticket), ticket.future)
+        self._pool.give(partial(self._read, options, served, picture, ticket), ticket.future)
         labelled: Labelled | None = None
         try:
             labelled = await served.batcher.answer(ticket)
@@ -272,7 +268,7 @@ class Segmenter:
                 self._observer.image_pixels(picture.pixels)
         rgb, prepared = picture.rgb, picture.prepared
         if labelled is None:
-            squeeze = writing.squeeze(request, kept)
+            squeeze = writing.squeeze(options, kept)
             labelled = await self._in_parts(served, prepared.tensor, deadline, place, squeeze)
         timings.queue_s, timings.infer_s = labelled.queue_s, labelled.infer_s
         label_map = restore(labelled.label_map, prepared.geometry)
@@ -286,14 +282,14 @@ class Segmenter:
         if labelled.finished is None:
             began = self._clock()
             write: Callable[[], tuple[bytes, str]] = partial(
-                writing.write, request, served, timings, rgb, label_map, kept
+                writing.write, options, served, timings, rgb, label_map, kept
             )
             if labelled.scores is not None:
                 restored = restore(labelled.scores, prepared.geometry)
-                if request.scores:
+                if options.scores:
                     scores = tuple(restored)
                 else:
-                    write = partial(writing.write_scores, request, restored)
+                    write = partial(writing.write_scores, options, restored)
             answer, media_type = await self._pool.run(write, deadline)
             timings.render_s = self._clock() - began
         self._observer.stage(name, "render", timings.render_s)
@@ -311,7 +307,7 @@ class Segmenter:
         )
 
     def _read(
-        self, request: SegmentRequest, served: Served, picture: _Picture, ticket: Ticket
+        self, options: SegmentOptions, served: Served, picture: _Picture, ticket: Ticket
     ) -> None:
         """On a thread of the pool: decodes, and puts what can be run whole into the queue.
 
@@ -325,17 +321,17 @@ class Segmenter:
             ticket.future.get_loop().call_soon_threadsafe(picture.permit.correct, picture.pixels)
 
         height, width = prepared.tensor.shape[:2]
-        if request.output is Output.PROBABILITIES:
+        if options.output is Output.PROBABILITIES:
             classes = len(contract.classes if picture.kept is None else picture.kept)
-            render.check_size(height, width, classes, request.dtype)
-        if request.scores:
+            render.check_size(height, width, classes, options.dtype)
+        if options.scores:
             render.check_arrays(
-                height, width, len(contract.classes), request.scores, request.max_scores_bytes
+                height, width, len(contract.classes), options.scores, options.max_scores_bytes
             )
         if height * width > self._whole_pixels:
             raise _TooLargeWhole
         finish: Finish | None = None
-        if request.output is Output.LABEL_MAP and not request.scores and served.provider == "cpu":
+        if options.output is Output.LABEL_MAP and not options.scores and served.provider == "cpu":
             # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
             # thread that ran the network does it, for giving it to another costs more.
             finish = partial(
@@ -345,7 +341,7 @@ class Segmenter:
                 palette=served.palette,
                 kept=picture.kept,
             )
-        squeeze = writing.squeeze(request, picture.kept)
+        squeeze = writing.squeeze(options, picture.kept)
         served.batcher.put(ticket, prepared.tensor, squeeze, finish)
 
     async def _in_parts(
@@ -386,10 +382,10 @@ class Segmenter:
             raise errors.exceptions[0] from None
         return Labelled(label_map, queue_s, infer_s, 1, scores)
 
-    def _served(self, request: SegmentRequest) -> Served:
+    def _served(self, options: SegmentOptions) -> Served:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
         self._check_open()
-        return self._catalog.find(request.model, request.version)
+        return self._catalog.find(options.model, options.version)
 
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""
@@ -403,15 +399,15 @@ class Segmenter:
         self._observer.rejected("overloaded")
         return Overloaded(served.batcher.retry_after_s())
 
-    def _check(self, request: SegmentRequest) -> float | None:
+    def _check(self, options: SegmentOptions) -> float | None:
         """The deadline as a moment of the clock. Raises: InvalidParameter."""
-        if not 0.0 <= request.alpha <= 1.0:
-            raise InvalidParameter(f"alpha is {request.alpha:g}: give a number from 0 to 1")
-        if request.deadline_s is None:
+        if not 0.0 <= options.alpha <= 1.0:
+            raise InvalidParameter(f"alpha is {options.alpha:g}: give a number from 0 to 1")
+        if options.deadline_s is None:
             return None
-        if not request.deadline_s > 0.0:
-            raise InvalidParameter(f"the deadline is {request.deadline_s:g} s: give more than 0")
-        return self._clock() + request.deadline_s
+        if not options.deadline_s > 0.0:
+            raise InvalidParameter(f"the deadline is {options.deadline_s:g} s: give more than 0")
+        return self._clock() + options.deadline_s
 
 
 def _cost(body: bytes | UInt8Array) -> tuple[int, int]:

@@ -89,10 +89,9 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentRequest:
-    """One picture to segment.
+class SegmentOptions:
+    """Says which model segments an image, and what the reply holds.
 
-    body: the picture file's bytes, or its pixels, uint8 RGB [H,W,3].
     model, version: None means the default one.
     output: what to render; None for nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
@@ -103,7 +102,6 @@ class SegmentRequest:
     deadline_s: time allowed from now; None means no limit.
     """
 
-    body: bytes | UInt8Array
     model: str | None = None
     version: str | None = None
     output: Output | None = Output.LABEL_MAP

@@ -29,7 +29,7 @@ from service.api.grpc.stream import NOT_THE_PROTOCOL, Stream
 from service.api.http.upload import Uploads
 from service.api.keys import Keys
 from service.api.models import default_name, known_name, models_message
-from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry
 
@@ -277,11 +277,12 @@ class Segmentation:
         """Raises: any ServiceError but ModelLoadError."""
         models = self._segmenter.models()
         record.model = known_name(models, self._options.default_model, request.model)
-        reply = await self._segmenter.segment(self._translated(request, deadline_s))
+        options = self._translated(request, deadline_s)
+        reply = await self._segmenter.segment(request.image, options)
         record.timings, record.height, record.width = reply.timings, reply.height, reply.width
         return _response(reply)
 
-    def _translated(self, request: pb.SegmentRequest, deadline_s: float) -> SegmentRequest:
+    def _translated(self, request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
         """Raises: InvalidParameter."""
         if request.output not in OUTPUTS:
             raise InvalidParameter(
@@ -293,8 +294,7 @@ class Segmentation:
             raise InvalidParameter(
                 f"there is no priority {request.priority}: use one of the Priority enum"
             )
-        return SegmentRequest(
-            body=request.image,
+        return SegmentOptions(
             model=request.model or None,
             version=request.version or None,
             output=OUTPUTS[request.output],

@@ -1,4 +1,4 @@
-"""Query parameters and Accept of `POST /segment`, to a `SegmentRequest`."""
+"""Query parameters and Accept of `POST /segment`, to a `SegmentOptions`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from service.core.segmenter import Dtype, Output, Priority, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, SegmentOptions
 from service.errors import InvalidParameter, quoted
 
 NAMES: Final = (
@@ -35,8 +35,8 @@ class NotAcceptable(InvalidParameter):
 
 def segment_request(
     query: Sequence[tuple[str, str]], accept: str | None, default_deadline_s: float
-) -> SegmentRequest:
-    """The request without its body yet; `query` in the order sent, decoded.
+) -> SegmentOptions:
+    """The options that `query` and Accept ask for; `query` in the order sent, decoded.
 
     Raises: InvalidParameter.
     """
@@ -54,8 +54,7 @@ def segment_request(
         else:
             values[name] = value
     output = output_named(values["output"]) if "output" in values else output_accepted(accept)
-    return SegmentRequest(
-        body=b"",
+    return SegmentOptions(
         model=values.get("model") or None,
         version=values.get("version") or None,
         output=output,

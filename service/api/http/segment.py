@@ -21,7 +21,7 @@ from service.api.http.upload import picture_in
 from service.api.keys import Keys, offered
 from service.api.models import known_name
 from service.api.status import counts_as_latency, status_of
-from service.core.segmenter import Segmenter, SegmentReply, SegmentRequest, Timings
+from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply, Timings
 from service.errors import ServiceError
 from service.telemetry import RequestRecord
 
@@ -32,7 +32,7 @@ _CACHED_CHARS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentOptions:
+class EndpointOptions:
     """max_image_bytes: cap of an upload. deadline_s: for requests that bring none.
 
     default_model: as configured; None when the only model is the default.
@@ -54,7 +54,7 @@ class Asked:
     headers: Mapping[bytes, bytes]
     record: RequestRecord
     admitted: bool = False
-    draft: SegmentRequest | None = None
+    draft: SegmentOptions | None = None
 
     def header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
@@ -65,7 +65,7 @@ class Segmenting:
     """The endpoint."""
 
     def __init__(
-        self, segmenter: Segmenter, options: SegmentOptions, keys: Keys | None = None
+        self, segmenter: Segmenter, options: EndpointOptions, keys: Keys | None = None
     ) -> None:
         """keys: None lets everybody in."""
         self._segmenter = segmenter
@@ -99,7 +99,7 @@ class Segmenting:
         record = asked.record
         record.restart()
         record.timed = True
-        reply = await self._segmenter.segment(self._draft(asked), picture)
+        reply = await self._segmenter.segment(picture, self._draft(asked))
         record.model, record.timings = reply.model, reply.timings
         record.height, record.width = reply.height, reply.width
         return reply
@@ -117,7 +117,7 @@ class Segmenting:
         wanted = asked.draft.model if asked.draft else dict(_words(asked.query)).get("model")
         return known_name(self._segmenter.models(), self._options.default_model, wanted)
 
-    def _draft(self, asked: Asked) -> SegmentRequest:
+    def _draft(self, asked: Asked) -> SegmentOptions:
         """Raises: NotAuthenticated, InvalidParameter."""
         if asked.draft is None:
             if self._keys is not None and not asked.admitted:
@@ -151,7 +151,7 @@ def _words(query: bytes) -> list[tuple[str, str]]:
     return parse_qsl(query.decode("latin-1"), keep_blank_values=True)
 
 
-def _parse(query: bytes, accept: str | None, deadline_s: float) -> SegmentRequest:
+def _parse(query: bytes, accept: str | None, deadline_s: float) -> SegmentOptions:
     """Raises: InvalidParameter."""
     return segment_request(_words(query), accept, deadline_s)
 

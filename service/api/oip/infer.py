@@ -14,7 +14,7 @@ from service.api.oip.tensors import (
     OVERLAY,
     Picture,
 )
-from service.core.segmenter import Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
 from service.errors import DeadlineExceeded, ImageTooLarge, InvalidParameter, Overloaded
 
 WINDOW: Final = 8
@@ -25,7 +25,7 @@ requests of others wait."""
 async def segment_all(
     segmenter: Segmenter,
     pictures: Sequence[Picture],
-    draft: SegmentRequest,
+    draft: SegmentOptions,
     outputs: Sequence[str],
     *,
     max_pixels: int,
@@ -33,7 +33,7 @@ async def segment_all(
 ) -> list[SegmentReply]:
     """In the order of `pictures`; the first that fails fails them all.
 
-    draft: the request without its body; its deadline is that of all. max_pixels: of all the
+    draft: the options of each; their deadline is that of all. max_pixels: of all the
     pictures together. as_numbers: whether scores are to be written out, number by number.
 
     Raises: as `Segmenter.segment`.
@@ -57,7 +57,7 @@ class _Run:
         self,
         segmenter: Segmenter,
         pictures: Sequence[Picture],
-        draft: SegmentRequest,
+        draft: SegmentOptions,
         max_pixels: int,
         equal_sizes: bool,
     ) -> None:
@@ -80,11 +80,11 @@ class _Run:
 
     async def _segment(self, picture: Picture) -> SegmentReply:
         while True:
-            request = replace(self._draft, body=picture, deadline_s=self._left_s())
+            options = replace(self._draft, deadline_s=self._left_s())
             next_answer = self._next_answer
             self._under_way += 1
             try:
-                reply = await self._segmenter.segment(request)
+                reply = await self._segmenter.segment(picture, options)
             except Overloaded:
                 # Unless the room is taken by pictures of the same request: it will come back.
                 if self._under_way == 1:

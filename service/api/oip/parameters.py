@@ -1,4 +1,4 @@
-"""Parameters of a request of the Open Inference Protocol, to a `SegmentRequest`.
+"""Parameters of a request of the Open Inference Protocol, to a `SegmentOptions`.
 
 Those that are not known are ignored, as the protocol has it: proxies and clients add their own.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 from service.api.http.parameters import MAX_DEADLINE_MS
 from service.api.oip.tensors import rendering, scores_asked
-from service.core.segmenter import Priority, SegmentRequest
+from service.core.segmenter import Priority, SegmentOptions
 from service.errors import InvalidParameter, quoted
 
 PRIORITIES: Final = {
@@ -29,8 +29,8 @@ def segment_request(
     outputs: tuple[str, ...],
     parameters: Mapping[str, object],
     deadline_s: float,
-) -> SegmentRequest:
-    """Without its body yet. deadline_s: unless `timeout`, in microseconds, is shorter.
+) -> SegmentOptions:
+    """deadline_s: unless `timeout`, in microseconds, is shorter.
 
     Raises: InvalidParameter.
     """
@@ -42,8 +42,7 @@ def segment_request(
     priority = _number(parameters, "priority", 0)
     if priority not in PRIORITIES:
         raise InvalidParameter(f"priority is {priority:g}: use 1 (high), 2 (normal) or 3 (low)")
-    return SegmentRequest(
-        body=b"",
+    return SegmentOptions(
         model=model,
         version=version or None,
         output=rendering(outputs),

@@ -30,7 +30,7 @@ from service.api.oip.models import SERVER, Statistics, config, metadata, version
 from service.api.oip.parameters import segment_request
 from service.api.oip.tensors import answers
 from service.api.status import counts_as_latency, status_of
-from service.core.segmenter import ModelState, Segmenter, SegmentRequest
+from service.core.segmenter import ModelState, Segmenter, SegmentOptions
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,
@@ -167,7 +167,7 @@ class OipRest:
         found, status = version_named(self._segmenter.models(), model, version)
         record.model = found.name
         # Whoever is to be turned away should know it before an upload.
-        self._segmenter.check(SegmentRequest(b"", model, version, deadline_s=options.deadline_s))
+        self._segmenter.check(SegmentOptions(model, version, deadline_s=options.deadline_s))
         self._check_headers(request)
         with self._uploads.begin() as upload:
             chunks = upload.counted(request.stream())

@@ -1,4 +1,4 @@
-"""The body of a reply, out of a label map or of scores, as the request asks for it."""
+"""The body of a reply, out of a label map or of scores, as the options ask for it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from service.core import outputs as render
 from service.core.batching.lanes import Squeeze
 from service.core.images.prepare import Geometry, restore
 from service.core.models.loader import Served
-from service.core.types import Clock, Output, SegmentRequest, Timings
+from service.core.types import Clock, Output, SegmentOptions, Timings
 from service.errors import InvalidParameter
 
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def check_output(request: SegmentRequest, served: Served) -> frozenset[int] | None:
+def check_output(options: SegmentOptions, served: Served) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
-    output = request.output
-    wanted = [*request.scores, *([output] if output and output.needs_logits else [])]
+    output = options.output
+    wanted = [*options.scores, *([output] if output and output.needs_logits else [])]
     if wanted and not served.network.scored:
         raise InvalidParameter(
             f"output {wanted[0]} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "
             "another output"
         )
-    if request.scores and len(wanted) > len(request.scores):
+    if options.scores and len(wanted) > len(options.scores):
         raise InvalidParameter(
             f"output {output} and arrays of scores are asked for at once: ask for one of them"
         )
-    return render.kept_ids(served.contract, request.classes)
+    return render.kept_ids(served.contract, options.classes)
 
 
-def squeeze(request: SegmentRequest, kept: frozenset[int] | None) -> Squeeze | None:
-    if request.scores:
-        return partial(render.arrays, wanted=request.scores)
-    match request.output:
+def squeeze(options: SegmentOptions, kept: frozenset[int] | None) -> Squeeze | None:
+    if options.scores:
+        return partial(render.arrays, wanted=options.scores)
+    match options.output:
         case Output.PROBABILITIES:
-            return partial(render.probabilities, dtype=request.dtype, kept=kept)
+            return partial(render.probabilities, dtype=options.dtype, kept=kept)
         case Output.CONFIDENCE:
             return partial(render.confidence, kept=kept)
     return None
@@ -68,15 +68,15 @@ def pack(
     return Packed(png, clock() - began)
 
 
-def write_scores(request: SegmentRequest, scores: npt.NDArray[Any]) -> tuple[bytes, str]:
+def write_scores(options: SegmentOptions, scores: npt.NDArray[Any]) -> tuple[bytes, str]:
     """The reply's body and its media type, of an output that needs logits."""
-    if request.output is Output.PROBABILITIES:
+    if options.output is Output.PROBABILITIES:
         return render.npy(scores), render.NPY
     return render.gray_png(scores), render.PNG
 
 
 def write(
-    request: SegmentRequest,
+    options: SegmentOptions,
     served: Served,
     timings: Timings,
     rgb: UInt8Array,
@@ -84,18 +84,18 @@ def write(
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
     """The reply's body and its media type, of an output that needs the label map only."""
-    if request.output is None:
+    if options.output is None:
         return b"", ""
     shown = render.keep(label_map, kept)
     palette = served.palette
     names = {"model": served.name, "version": served.version}
-    match request.output:
+    match options.output:
         case Output.LABEL_MAP:
             return render.label_map_png(shown, palette), render.PNG
         case Output.COLOR:
             return render.color_png(shown, palette), render.PNG
         case Output.OVERLAY:
-            body = render.overlay_png(rgb, shown, palette, request.alpha, outlines=request.outlines)
+            body = render.overlay_png(rgb, shown, palette, options.alpha, outlines=options.outlines)
             return body, render.PNG
         case Output.RLE:
             return render.rle_json(shown, served.contract, **names), render.JSON
@@ -104,4 +104,4 @@ def write(
         case Output.JSON:
             body = render.summary_json(shown, served.contract, timings=timings, **names)
             return body, render.JSON
-    raise ValueError(f"{request.output} is not made of a label map")
+    raise ValueError(f"{options.output} is not made of a label map")

@@ -10,7 +10,7 @@ import pytest
 from service.api.oip import infer as oip_pictures
 from service.api.oip.infer import segment_all
 from service.config import SegmenterConfig
-from service.core.segmenter import Score, Segmenter, SegmentReply, SegmentRequest
+from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
 from service.errors import ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
@@ -33,7 +33,7 @@ async def test_scores_of_all_pictures_together_are_limited(
         SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
     )
     await segmenter.start()
-    draft = SegmentRequest(b"", output=None, scores=(Score.LOGITS,), deadline_s=30)
+    draft = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
 
     async def ask() -> list[SegmentReply]:
         return await segment_all(

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.http.parameters import NotAcceptable, output_accepted, segment_request
-from service.core.segmenter import Dtype, Output, Priority, SegmentRequest
+from service.core.segmenter import Dtype, Output, Priority, SegmentOptions
 from service.errors import InvalidParameter
 
 
 def test_defaults() -> None:
-    assert segment_request([], None, 30.0) == SegmentRequest(b"", deadline_s=30.0)
+    assert segment_request([], None, 30.0) == SegmentOptions(deadline_s=30.0)
 
 
 def test_everything() -> None:
@@ -27,8 +27,7 @@ def test_everything() -> None:
         ("classes", "4,"),
         ("deadline_ms", "250"),
     ]
-    assert segment_request(query, "image/png", 30.0) == SegmentRequest(
-        b"",
+    assert segment_request(query, "image/png", 30.0) == SegmentOptions(
         model="m",
         version="3",
         output=Output.OVERLAY,

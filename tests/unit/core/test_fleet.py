@@ -24,7 +24,7 @@ import pytest
 from service.config import SegmenterConfig
 from service.core.engines.memory import give_back
 from service.core.engines.onnx_runtime import Session
-from service.core.segmenter import ModelStatus, Segmenter, SegmentRequest
+from service.core.segmenter import ModelStatus, Segmenter, SegmentOptions
 from service.core.types import Network
 from service.errors import (
     ModelLoadError,
@@ -38,13 +38,14 @@ from tests.tiny_models import contract, write_model
 from tests.unit.core.fakes import settle
 from tests.unit.core.test_segmenter import FakeNetwork, on_device, red, send, serving
 
-REQUEST = SegmentRequest(drawing.png(np.full((5, 7, 3), 100, np.uint8)))
+IMAGE = drawing.png(np.full((5, 7, 3), 100, np.uint8))
+OPTIONS = SegmentOptions()
 RED, GREEN, BLUE = ((300, 0, 0), (0, 300, 0), (0, 0, 300))
 
 
 async def label(segmenter: Segmenter, model: str | None = None, version: str | None = None) -> int:
     """The class that the version answering gives every pixel."""
-    reply = await segmenter.segment(replace(REQUEST, model=model, version=version))
+    reply = await segmenter.segment(IMAGE, replace(OPTIONS, model=model, version=version))
     (found,) = set(read_png(reply.body).ravel().tolist())
     return int(found)
 
@@ -150,7 +151,7 @@ async def test_the_version_before_answers_what_it_has_and_is_closed(tmp_path: Pa
         segmenter._fleet._loader._open = lambda path: new
         write_model(tmp_path, version=1, bias=GREEN)
         await segmenter.load("tiny")
-        assert (await segmenter.segment(red(50))).version == "1"
+        assert (await segmenter.segment(red(50), OPTIONS)).version == "1"
         assert new.device.values == [[50]]  # the new one answers while the old one is held
         old = list(segmenter._fleet._draining)
         assert [served.batcher.alive for served in old] == [True]
@@ -304,7 +305,7 @@ async def test_unloading_waits_for_the_requests_in_flight(tmp_path: Path) -> Non
         unloading = asyncio.create_task(segmenter.unload("tiny"))
         await eventually(lambda: states(segmenter)["tiny/1"] == "draining")
         with pytest.raises(UnknownModel, match="no model is loaded"):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(IMAGE, OPTIONS)
         assert not unloading.done()
         device.release()
         replies = await asyncio.gather(*waiting)
@@ -312,7 +313,7 @@ async def test_unloading_waits_for_the_requests_in_flight(tmp_path: Path) -> Non
         await asyncio.wait_for(unloading, 10)
         assert states(segmenter) == {"tiny/1": "unloaded"}
         await segmenter.load("tiny")
-        assert (await segmenter.segment(red(60))).model == "tiny"
+        assert (await segmenter.segment(red(60), OPTIONS)).model == "tiny"
 
 
 async def test_an_impatient_caller_stops_neither_load_nor_unload(tmp_path: Path) -> None:
@@ -431,7 +432,7 @@ async def test_an_alias_means_a_model_or_a_version(tmp_path: Path) -> None:
         assert await label(segmenter, "stable", "1") == 0
         with pytest.raises(UnknownVersion, match="stable means version 1 of model tiny"):
             await label(segmenter, "stable", "2")
-        reply = await segmenter.segment(replace(REQUEST, model="stable"))
+        reply = await segmenter.segment(IMAGE, replace(OPTIONS, model="stable"))
         assert (reply.model, reply.version) == ("tiny", "1")
         assert segmenter.models()[1].aliases == (("stable", "1"), ("street", None))
 

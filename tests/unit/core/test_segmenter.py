@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
-from model.ragged.file import make_ragged
 from service.config import SegmenterConfig
 from service.core.engines.onnx_runtime import Session
 from service.core.images import header
@@ -29,8 +28,8 @@ from service.core.segmenter import (
     ModelState,
     Output,
     Segmenter,
+    SegmentOptions,
     SegmentReply,
-    SegmentRequest,
 )
 from service.core.types import Dtype, RaggedRun, Run, Score, ScoredRun
 from service.errors import (
@@ -56,7 +55,7 @@ from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
 
 RGB = street(23, 31)
 PNG = drawing.png(RGB)
-REQUEST = SegmentRequest(PNG)
+OPTIONS = SegmentOptions()
 
 
 CPU = {"provider": "cpu", "intra_op_threads": 1}
@@ -113,12 +112,14 @@ async def on_device(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[Segme
             network.device.release()
 
 
-def send(segmenter: Segmenter, request: SegmentRequest = REQUEST) -> asyncio.Task[SegmentReply]:
-    return asyncio.get_running_loop().create_task(segmenter.segment(request))
+def send(
+    segmenter: Segmenter, image: bytes = PNG, options: SegmentOptions = OPTIONS
+) -> asyncio.Task[SegmentReply]:
+    return asyncio.get_running_loop().create_task(segmenter.segment(image, options))
 
 
-def red(value: int) -> SegmentRequest:
-    return SegmentRequest(drawing.png(np.full((4, 4, 3), value, np.uint8)))
+def red(value: int) -> bytes:
+    return drawing.png(np.full((4, 4, 3), value, np.uint8))
 
 
 # The answer
@@ -129,7 +130,7 @@ async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int
     write_model(tmp_path)
     rgb = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(SegmentRequest(drawing.png(rgb)))
+        reply = await segmenter.segment(drawing.png(rgb), OPTIONS)
     assert (read_png(reply.body) == expected_label_map(rgb)).all()
     assert (reply.height, reply.width) == size
     assert (reply.model, reply.version, reply.media_type) == ("tiny", "1", "image/png")
@@ -138,18 +139,18 @@ async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int
     assert min(times.decode_s, times.queue_s, times.infer_s, times.render_s) > 0
 
 
-async def test_calls_with_bodies_of_their_own_share_a_request(tmp_path: Path) -> None:
+async def test_images_share_their_options(tmp_path: Path) -> None:
     write_model(tmp_path)
-    request = SegmentRequest(b"", output=Output.COLOR)
+    options = SegmentOptions(output=Output.COLOR)
     pictures = [street(9, 12), street(5, 7), RGB]
     async with serving(tmp_path) as segmenter:
         replies = await asyncio.gather(
-            segmenter.segment(request, drawing.png(pictures[0])),
-            segmenter.segment(request, drawing.png(pictures[1])),
-            segmenter.segment(request, pictures[2]),
+            segmenter.segment(drawing.png(pictures[0]), options),
+            segmenter.segment(drawing.png(pictures[1]), options),
+            segmenter.segment(pictures[2], options),
         )
         with pytest.raises(InvalidImage, match="empty"):
-            await segmenter.segment(REQUEST, b"")
+            await segmenter.segment(b"", OPTIONS)
     for rgb, reply in zip(pictures, replies, strict=True):
         colours = tiny_models.contract().palette()[expected_label_map(rgb)]
         assert (read_png(reply.body) == colours).all()
@@ -161,7 +162,7 @@ async def test_the_label_map_has_the_uploads_upright_size(tmp_path: Path) -> Non
     tags[0x0112] = 6  # stored a quarter turn off
     body = drawing.encode(np.ascontiguousarray(np.rot90(RGB)), "PNG", exif=tags)
     async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(SegmentRequest(body))
+        reply = await segmenter.segment(body, OPTIONS)
     assert (reply.height, reply.width) == RGB.shape[:2]
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
 
@@ -170,8 +171,8 @@ async def test_padding_for_the_model_is_undone(tmp_path: Path) -> None:
     contract = tiny_models.contract(input_spec=InputSpec(multiple_of_px=32, min_side_px=64))
     write_model(tmp_path, model_contract=contract)
     async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(REQUEST)
-        overlay = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY, alpha=0.0))
+        reply = await segmenter.segment(PNG, OPTIONS)
+        overlay = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY, alpha=0.0))
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
     assert (read_png(overlay.body) == RGB).all()
 
@@ -180,9 +181,9 @@ async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
     write_model(tmp_path)
     colours = tiny_models.contract().palette()[expected_label_map(RGB)]
     async with serving(tmp_path) as segmenter:
-        color = await segmenter.segment(replace(REQUEST, output=Output.COLOR))
-        overlay = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY, alpha=1.0))
-        half = await segmenter.segment(replace(REQUEST, output=Output.OVERLAY))
+        color = await segmenter.segment(PNG, replace(OPTIONS, output=Output.COLOR))
+        overlay = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY, alpha=1.0))
+        half = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY))
     assert (read_png(color.body) == colours).all()
     assert (read_png(overlay.body) == colours).all()
     mean = (RGB.astype(float) + colours) / 2
@@ -193,7 +194,7 @@ async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
 async def test_json_describes_the_picture(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(replace(REQUEST, output=Output.JSON))
+        reply = await segmenter.segment(PNG, replace(OPTIONS, output=Output.JSON))
     assert reply.media_type == "application/json"
     body = json.loads(reply.body)
     counts = np.bincount(expected_label_map(RGB).ravel(), minlength=3)
@@ -209,8 +210,8 @@ async def test_only_the_classes_asked_for_are_kept(tmp_path: Path) -> None:
     async with serving(tmp_path) as segmenter:
 
         async def ask(output: Output) -> bytes:
-            request = replace(REQUEST, output=output, classes=("green", "2"), alpha=1.0)
-            return (await segmenter.segment(request)).body
+            options = replace(OPTIONS, output=output, classes=("green", "2"), alpha=1.0)
+            return (await segmenter.segment(PNG, options)).body
 
         wanted = (Output.LABEL_MAP, Output.OVERLAY, Output.COLOR, Output.JSON)
         label_map, overlay, color, summary = [await ask(output) for output in wanted]
@@ -228,14 +229,14 @@ async def test_probabilities_come_with_a_model_that_has_logits(
         logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
     )
     write_model(tmp_path, logits=True, model_contract=contract)
-    request = replace(REQUEST, output=Output.PROBABILITIES, dtype=dtype)
+    options = replace(OPTIONS, output=Output.PROBABILITIES, dtype=dtype)
     async with serving(tmp_path) as segmenter:
-        whole = await segmenter.segment(request)
-        some = await segmenter.segment(replace(request, classes=("blue", "red")))
-        sure = await segmenter.segment(replace(REQUEST, output=Output.CONFIDENCE))
-        labels = await segmenter.segment(REQUEST)
+        whole = await segmenter.segment(PNG, options)
+        some = await segmenter.segment(PNG, replace(options, classes=("blue", "red")))
+        sure = await segmenter.segment(PNG, replace(OPTIONS, output=Output.CONFIDENCE))
+        labels = await segmenter.segment(PNG, OPTIONS)
     async with serving(tmp_path, max_whole_pixels=300) as segmenter:
-        in_parts = await segmenter.segment(request)
+        in_parts = await segmenter.segment(PNG, options)
     scores = np.load(io.BytesIO(whole.body))
     assert (whole.media_type, scores.dtype) == ("application/x-npy", np.dtype(dtype))
     assert scores.shape == (3, *RGB.shape[:2])
@@ -253,11 +254,11 @@ async def test_probabilities_that_are_too_many_are_refused(
 ) -> None:
     write_model(tmp_path, logits=True)
     monkeypatch.setattr(scores_module, "MAX_BYTES", RGB.shape[0] * RGB.shape[1])
-    request = replace(REQUEST, output=Output.PROBABILITIES)
+    options = replace(OPTIONS, output=Output.PROBABILITIES)
     async with serving(tmp_path) as segmenter:
         with pytest.raises(ImageTooLarge, match="3 classes.*name fewer classes"):
-            await segmenter.segment(request)
-        await segmenter.segment(replace(request, classes=("red",)))
+            await segmenter.segment(PNG, options)
+        await segmenter.segment(PNG, replace(options, classes=("red",)))
 
 
 @pytest.mark.parametrize("output", [Output.PROBABILITIES, Output.CONFIDENCE])
@@ -266,11 +267,11 @@ async def test_without_logits_the_caller_is_told_how_to_get_them(
 ) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
-        request = replace(REQUEST, output=output)
+        options = replace(OPTIONS, output=output)
         with pytest.raises(InvalidParameter, match="tiny version 1 was exported without.*--logits"):
-            segmenter.check(request)
+            segmenter.check(options)
         with pytest.raises(InvalidParameter, match="--logits"):
-            await segmenter.segment(request)
+            await segmenter.segment(PNG, options)
 
 
 async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
@@ -279,12 +280,14 @@ async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
         logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
     )
     write_model(tmp_path, logits=True, model_contract=contract)
-    request = replace(REQUEST, scores=(Score.PROBABILITIES, Score.LOGITS))
+    options = replace(OPTIONS, scores=(Score.PROBABILITIES, Score.LOGITS))
     for max_whole_pixels in (None, 300):
         async with serving(tmp_path, max_whole_pixels=max_whole_pixels) as segmenter:
-            reply = await segmenter.segment(request)
-            alone = await segmenter.segment(replace(request, scores=(Score.LOGITS,), output=None))
-            plain = await segmenter.segment(REQUEST)
+            reply = await segmenter.segment(PNG, options)
+            alone = await segmenter.segment(
+                PNG, replace(options, scores=(Score.LOGITS,), output=None)
+            )
+            plain = await segmenter.segment(PNG, OPTIONS)
         probabilities, logits = reply.scores
         assert (logits == expected_logits(RGB[None])[0]).all()
         assert (alone.scores[0] == logits).all() and not alone.body
@@ -300,33 +303,33 @@ async def test_arrays_of_scores_that_are_too_large_are_refused_before_the_networ
     tmp_path: Path,
 ) -> None:
     write_model(tmp_path, logits=True)
-    request = replace(REQUEST, scores=tuple(Score), max_scores_bytes=2 * 3 * 4 * 23 * 31)
+    options = replace(OPTIONS, scores=tuple(Score), max_scores_bytes=2 * 3 * 4 * 23 * 31)
     watched = Recorder()
     async with serving(tmp_path, observer=watched) as segmenter:
-        await segmenter.segment(request)
+        await segmenter.segment(PNG, options)
         runs = len(watched.batches)
         with pytest.raises(ImageTooLarge, match="3 classes.*23x31.*send fewer pictures"):
-            await segmenter.segment(replace(request, max_scores_bytes=2 * 3 * 4 * 23 * 31 - 1))
+            await segmenter.segment(PNG, replace(options, max_scores_bytes=2 * 3 * 4 * 23 * 31 - 1))
         assert len(watched.batches) == runs == 1
 
 
 async def test_arrays_of_scores_need_logits_and_an_output_without(tmp_path: Path) -> None:
     write_model(tmp_path, "with", logits=True)
     write_model(tmp_path, "without")
-    request = replace(REQUEST, scores=(Score.LOGITS,))
+    options = replace(OPTIONS, scores=(Score.LOGITS,))
     async with serving(tmp_path) as segmenter:
         with pytest.raises(InvalidParameter, match="output logits needs .*without.*--logits"):
-            await segmenter.segment(replace(request, model="without"))
+            await segmenter.segment(PNG, replace(options, model="without"))
         with pytest.raises(InvalidParameter, match="confidence and arrays of scores.*one of them"):
-            await segmenter.segment(replace(request, model="with", output=Output.CONFIDENCE))
+            await segmenter.segment(PNG, replace(options, model="with", output=Output.CONFIDENCE))
 
 
 async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
-        request = replace(REQUEST, classes=("green",))
-        rle = await segmenter.segment(replace(request, output=Output.RLE))
-        polygons = await segmenter.segment(replace(request, output=Output.POLYGONS))
+        options = replace(OPTIONS, classes=("green",))
+        rle = await segmenter.segment(PNG, replace(options, output=Output.RLE))
+        polygons = await segmenter.segment(PNG, replace(options, output=Output.POLYGONS))
     assert (rle.media_type, polygons.media_type) == ("application/json", "application/geo+json")
     (mask,), (feature,) = json.loads(rle.body)["classes"], json.loads(polygons.body)["features"]
     assert mask["name"] == feature["properties"]["name"] == "green"
@@ -338,7 +341,7 @@ async def test_many_pictures_at_once_each_get_their_own(tmp_path: Path) -> None:
     pictures = [street(16 + n % 3, 16, seed=n) for n in range(20)]
     async with serving(tmp_path) as segmenter:
         replies = await asyncio.gather(
-            *(segmenter.segment(SegmentRequest(drawing.png(rgb))) for rgb in pictures)
+            *(segmenter.segment(drawing.png(rgb), OPTIONS) for rgb in pictures)
         )
     for rgb, reply in zip(pictures, replies, strict=True):
         assert (read_png(reply.body) == expected_label_map(rgb)).all()
@@ -354,7 +357,7 @@ async def test_models_and_versions_are_told_apart(tmp_path: Path) -> None:
     async with serving(tmp_path, default_model="biased") as segmenter:
 
         async def ids(model: str | None, version: str | None = None) -> set[int]:
-            reply = await segmenter.segment(replace(REQUEST, model=model, version=version))
+            reply = await segmenter.segment(PNG, replace(OPTIONS, model=model, version=version))
             return set(read_png(reply.body).ravel().tolist())
 
         assert await ids(None) == {1}
@@ -378,9 +381,9 @@ async def test_the_folders_name_counts_and_a_difference_is_warned_of(
     write_model(tmp_path, "folder", model_contract=tiny_models.contract("inside"))
     with caplog.at_level(logging.WARNING):
         async with serving(tmp_path) as segmenter:
-            reply = await segmenter.segment(replace(REQUEST, model="folder"))
+            reply = await segmenter.segment(PNG, replace(OPTIONS, model="folder"))
             with pytest.raises(UnknownModel):
-                await segmenter.segment(replace(REQUEST, model="inside"))
+                await segmenter.segment(PNG, replace(OPTIONS, model="inside"))
     assert reply.model == "folder"
     assert "calls itself 'inside'" in caplog.text
 
@@ -394,7 +397,7 @@ async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
     assert not segmenter.ready()
     assert segmenter.models() == []
     with pytest.raises(ModelNotReady, match="still loading"):
-        await segmenter.segment(REQUEST)
+        await segmenter.segment(PNG, OPTIONS)
     await segmenter.start()
     assert segmenter.ready()
     await segmenter.aclose()
@@ -426,14 +429,14 @@ async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
         (served,) = segmenter._catalog.entries()
         assert len(served.network.instances) == 3
         assert served.network.alone is not None
-        assert (await segmenter.segment(REQUEST)).height
+        assert (await segmenter.segment(PNG, OPTIONS)).height
 
 
 async def test_openvino_behind_the_segmenter_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
     need(find_spec("openvino") is not None, "the package openvino")
     write_model(tmp_path)
     async with serving(tmp_path, engine="openvino") as segmenter:
-        reply = await segmenter.segment(REQUEST)
+        reply = await segmenter.segment(PNG, OPTIONS)
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
 
 
@@ -486,32 +489,32 @@ async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("request_", "error", "says"),
+    ("image", "options", "error", "says"),
     [
-        (SegmentRequest(b""), InvalidImage, "empty"),
-        (SegmentRequest(b"some text"), UnsupportedImageFormat, "not a picture"),
-        (SegmentRequest(drawing.jpeg(RGB)[:300]), InvalidImage, "truncated"),
-        (SegmentRequest(drawing.huge_png_header()), ImageTooLarge, "20000x20000"),
-        (SegmentRequest(drawing.animated_gif()), UnsupportedImageFormat, "GIF"),
-        (SegmentRequest(bytes(20_001)), ImageTooLarge, "20001 bytes"),
-        (SegmentRequest(drawing.png(street(3, 129))), ImageTooLarge, "up to 128 px"),
-        (replace(REQUEST, alpha=1.01), InvalidParameter, "from 0 to 1"),
-        (replace(REQUEST, alpha=float("nan")), InvalidParameter, "from 0 to 1"),
-        (replace(REQUEST, classes=("dog",)), InvalidParameter, "'dog'.*red, green, blue"),
-        (replace(REQUEST, deadline_s=0.0), InvalidParameter, "more than 0"),
-        (replace(REQUEST, deadline_s=float("nan")), InvalidParameter, "more than 0"),
+        (b"", OPTIONS, InvalidImage, "empty"),
+        (b"some text", OPTIONS, UnsupportedImageFormat, "not a picture"),
+        (drawing.jpeg(RGB)[:300], OPTIONS, InvalidImage, "truncated"),
+        (drawing.huge_png_header(), OPTIONS, ImageTooLarge, "20000x20000"),
+        (drawing.animated_gif(), OPTIONS, UnsupportedImageFormat, "GIF"),
+        (bytes(20_001), OPTIONS, ImageTooLarge, "20001 bytes"),
+        (drawing.png(street(3, 129)), OPTIONS, ImageTooLarge, "up to 128 px"),
+        (PNG, replace(OPTIONS, alpha=1.01), InvalidParameter, "from 0 to 1"),
+        (PNG, replace(OPTIONS, alpha=float("nan")), InvalidParameter, "from 0 to 1"),
+        (PNG, replace(OPTIONS, classes=("dog",)), InvalidParameter, "'dog'.*red, green, blue"),
+        (PNG, replace(OPTIONS, deadline_s=0.0), InvalidParameter, "more than 0"),
+        (PNG, replace(OPTIONS, deadline_s=float("nan")), InvalidParameter, "more than 0"),
     ],
 )
 async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
-    tmp_path: Path, request_: SegmentRequest, error: type[ServiceError], says: str
+    tmp_path: Path, image: bytes, options: SegmentOptions, error: type[ServiceError], says: str
 ) -> None:
     contract = tiny_models.contract(input_spec=InputSpec(max_side_px=128))
     write_model(tmp_path, model_contract=contract)
     recorder = Recorder()
     async with serving(tmp_path, max_image_bytes=20_000, observer=recorder) as segmenter:
         with pytest.raises(error, match=says):
-            await segmenter.segment(request_)
-        reply = await segmenter.segment(REQUEST)
+            await segmenter.segment(image, options)
+        reply = await segmenter.segment(PNG, OPTIONS)
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
     assert recorder.inflights[-1] == 0
     assert recorder.reasons == []
@@ -530,12 +533,12 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
         await settle()
         with pytest.raises(Overloaded) as caught:
             # Not even a picture: it must not be looked at.
-            await segmenter.segment(SegmentRequest(b"text"))
+            await segmenter.segment(b"text", OPTIONS)
         assert caught.value.retry_after_s >= 1
         assert recorder.reasons == ["overloaded"]
         device.release()
         await asyncio.gather(first, second)
-        await segmenter.segment(REQUEST)
+        await segmenter.segment(PNG, OPTIONS)
     assert max(recorder.inflights) == 2
     assert recorder.inflights[-1] == 0
 
@@ -570,7 +573,7 @@ async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_
     assert header.pixels(body.getvalue()) is None
     async with on_device(tmp_path) as (segmenter, device):
         device.hold()
-        first = send(segmenter, SegmentRequest(body.getvalue()))
+        first = send(segmenter, body.getvalue())
         await device.entered()
         await settle()
         assert segmenter._admission.held == (1, len(body.getvalue()), 23 * 31)
@@ -591,7 +594,7 @@ async def test_a_full_queue_refuses(tmp_path: Path) -> None:
         second = send(segmenter)
         await recorder.until_depth(1)
         with pytest.raises(Overloaded):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(PNG, OPTIONS)
         assert recorder.reasons == ["queue_full"]
         device.release()
         await asyncio.gather(first, second)
@@ -603,11 +606,11 @@ async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
         device.hold()
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await segmenter.segment(replace(REQUEST, deadline_s=0.05))
+            await segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.05))
         assert time.monotonic() - began < WAIT_S / 2
         assert recorder.reasons == ["deadline"]
         device.release()
-        await segmenter.segment(replace(REQUEST, deadline_s=60.0))
+        await segmenter.segment(PNG, replace(OPTIONS, deadline_s=60.0))
 
 
 async def test_a_caller_that_leaves_is_dropped_from_the_queue(tmp_path: Path) -> None:
@@ -633,8 +636,8 @@ async def test_a_failing_image_is_told_nothing_of_the_cause(
 ) -> None:
     async with on_device(tmp_path) as (segmenter, _):
         with pytest.raises(InferenceFailed) as caught:
-            await segmenter.segment(red(POISON))
-        await segmenter.segment(red(2))
+            await segmenter.segment(red(POISON), OPTIONS)
+        await segmenter.segment(red(2), OPTIONS)
     assert "secret" not in str(caught.value)
     assert "secret of the device" in caplog.text
 
@@ -643,7 +646,7 @@ async def test_stages_are_observed(tmp_path: Path) -> None:
     write_model(tmp_path)
     recorder = Recorder()
     async with serving(tmp_path, observer=recorder) as segmenter:
-        await segmenter.segment(REQUEST)
+        await segmenter.segment(PNG, OPTIONS)
     assert recorder.stages == [("tiny", s) for s in ("decode", "queue", "infer", "render")]
     assert recorder.pixels == [23 * 31]
     assert recorder.batches == [1]
@@ -663,7 +666,7 @@ async def test_draining_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path
         await settle()
         assert not segmenter.ready()
         with pytest.raises(ShuttingDown):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(PNG, OPTIONS)
         assert not draining.done()
         device.release()
         assert (await first).height == 23
@@ -698,11 +701,11 @@ async def test_a_model_whose_worker_died_is_not_ready(tmp_path: Path) -> None:
     async with on_device(tmp_path, observer=Breaking()) as (segmenter, _):
         assert segmenter.ready()
         with pytest.raises(InferenceFailed):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(PNG, OPTIONS)
         assert not segmenter.ready()
         assert segmenter.models()[0].default.state is ModelState.FAILED
         with pytest.raises(ModelNotReady):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(PNG, OPTIONS)
 
 
 def in_parts(network: FakeNetwork, context_px: int | None = 4) -> dict[str, Any]:
@@ -717,7 +720,7 @@ async def test_a_large_picture_is_run_in_parts_that_fit(tmp_path: Path) -> None:
     network = FakeNetwork()
     async with serving(tmp_path, **in_parts(network)) as segmenter:
         network.device.batches.clear()
-        reply = await segmenter.segment(REQUEST)
+        reply = await segmenter.segment(PNG, OPTIONS)
     assert np.array_equal(read_png(reply.body), RGB[..., 0])
     assert len(network.device.batches) > 3
     assert all(batch[0, :, :, 0].size <= 200 for batch in network.device.batches)
@@ -731,9 +734,9 @@ async def test_a_part_that_fails_fails_its_picture(tmp_path: Path) -> None:
     picture[..., 0] = POISON
     async with serving(tmp_path, **in_parts(network)) as segmenter:
         with pytest.raises(InferenceFailed):
-            await segmenter.segment(SegmentRequest(drawing.png(picture)))
+            await segmenter.segment(drawing.png(picture), OPTIONS)
         # Nothing of it is left behind.
-        assert np.array_equal(read_png((await segmenter.segment(REQUEST)).body), RGB[..., 0])
+        assert np.array_equal(read_png((await segmenter.segment(PNG, OPTIONS)).body), RGB[..., 0])
         assert await segmenter.drain(WAIT_S)
 
 
@@ -742,7 +745,7 @@ async def test_the_deadline_holds_between_parts(tmp_path: Path) -> None:
     network = FakeNetwork()
     async with serving(tmp_path, **in_parts(network)) as segmenter:
         network.device.hold()
-        asked = asyncio.create_task(segmenter.segment(replace(REQUEST, deadline_s=0.2)))
+        asked = asyncio.create_task(segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.2)))
         with pytest.raises(DeadlineExceeded):
             await asked
         network.device.release()
@@ -753,7 +756,7 @@ async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_pa
     options = in_parts(FakeNetwork(), context_px=None)
     async with serving(tmp_path, **options) as segmenter:
         with pytest.raises(ImageTooLarge, match="needs the picture whole"):
-            await segmenter.segment(REQUEST)
+            await segmenter.segment(PNG, OPTIONS)
 
 
 @dataclass
@@ -785,33 +788,3 @@ class HeldOnce:
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         pass
-
-
-@pytest.mark.parametrize(("max_padding", "most"), [(0.0, 1), (0.3, 2), (0.9, 4)])
-async def test_uploads_of_several_sizes_share_a_batch_and_have_their_own_answers(
-    tmp_path: Path, max_padding: float, most: int
-) -> None:
-    plain = tiny_models.write_blur(tmp_path / "plain")
-    path = tmp_path / "models" / "blur" / "1" / "model.onnx"
-    make_ragged(plain, path)
-    network = HeldOnce(Session(path, provider="cpu", threads=1))
-    sizes = [(23, 31), (31, 23), (22, 30), (5, 40), (23, 30)]
-    pictures = [street(*size, seed=n) for n, size in enumerate(sizes)]
-    async with serving(
-        tmp_path / "models",
-        open_network=lambda path: network,
-        max_batch=4,
-        max_padding=max_padding,
-    ) as segmenter:
-        asked = [send(segmenter, SegmentRequest(drawing.png(pictures[0])))]
-        await asyncio.sleep(0.05)
-        asked += [send(segmenter, SegmentRequest(drawing.png(p))) for p in pictures[1:]]
-        await asyncio.sleep(0.2)
-        network.free.set()
-        replies = await asyncio.gather(*asked)
-    alone = Session(plain, provider="cpu", threads=1)
-    for reply, picture in zip(replies, pictures, strict=True):
-        wanted = alone.run(picture[None])[0]
-        assert np.array_equal(read_png(reply.body), wanted)
-        assert (reply.label_map == wanted).all()
-    assert max(reply.batch_size for reply in replies) == most

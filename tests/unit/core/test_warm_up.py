@@ -17,7 +17,7 @@ from service.core.models import loader
 from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
-from service.core.segmenter import Segmenter, SegmentRequest
+from service.core.segmenter import Segmenter, SegmentOptions
 from service.core.types import NullObserver
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
@@ -145,12 +145,12 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     )
     await segmenter.start()
     rgb = drawing.street(24, 32)
-    reply = await segmenter.segment(SegmentRequest(rgb, output=None))
+    reply = await segmenter.segment(rgb, SegmentOptions(output=None))
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
     generator = np.random.default_rng(0)
     pictures = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
     replies = await asyncio.gather(
-        *(segmenter.segment(SegmentRequest(picture, output=None)) for picture in pictures)
+        *(segmenter.segment(picture, SegmentOptions(output=None)) for picture in pictures)
     )
     assert max(reply.batch_size for reply in replies) == 2
     for picture, reply in zip(pictures, replies, strict=True):

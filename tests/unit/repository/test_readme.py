@@ -18,7 +18,7 @@ from tests.conftest import need
 from tests.drawing import jpeg, street
 from tests.serving import Server, running
 from tests.tiny_models import write_model
-from tests.unit.house.pages import PAGES, ROOT, blocks, links
+from tests.unit.repository.pages import PAGES, ROOT, blocks, links
 
 README = ROOT / "README.md"
 SHIPPED = ROOT / "model_repository"
@@ -37,24 +37,12 @@ def tree() -> dict[str, str]:
     return purposes
 
 
-def folders(parent: Path) -> set[str]:
-    """Folders that belong to the project: not hidden, not ignored by git, not empty."""
-    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
-    return {
-        f"{child.relative_to(ROOT)}/"
-        for child in parent.iterdir()
-        if child.is_dir()
-        and not child.name.startswith(".")
-        and not any(child.match(pattern) for pattern in ignored if pattern)
-        and any(file.is_file() and file.suffix != ".pyc" for file in child.rglob("*"))
-    }
-
-
-def test_tree_is_the_folders() -> None:
-    # web/ holds files of the service, no modules.
-    actual = folders(ROOT) | {f for f in folders(ROOT / "service") if f != "service/web/"}
-    assert set(tree()) == actual
-    assert all(tree().values())
+def test_the_tree_names_what_is_there() -> None:
+    named = tree()
+    assert [path for path in named if not (ROOT / path).is_dir()] == []
+    packages = [*ROOT.glob("*/__init__.py"), *ROOT.glob("service/*/__init__.py")]
+    assert {f"{init.parent.relative_to(ROOT)}/" for init in packages} <= set(named)
+    assert all(named.values())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

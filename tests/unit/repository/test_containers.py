@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from service.settings import Settings, parse_provider_options, unknown_names
-from tests.unit.house.pages import ROOT
+from tests.unit.repository.pages import ROOT
 
 COMPOSE = ("docker-compose.yml", "docker-compose.gpu.yml")
 

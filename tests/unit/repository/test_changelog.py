@@ -7,7 +7,7 @@ import tomllib
 from datetime import date
 from importlib.metadata import version
 
-from tests.unit.house.pages import ROOT
+from tests.unit.repository.pages import ROOT
 
 _HEADING = re.compile(r"^## \[(?P<version>[^]]+)\](?: - (?P<date>\d{4}-\d\d-\d\d))?$", re.MULTILINE)
 _KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

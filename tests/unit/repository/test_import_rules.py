@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.house.pages import ROOT
+from tests.unit.repository.pages import ROOT
 
 CORE = "Inside the core"
 VIOLATIONS = (
