@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from model.contract import METADATA_KEY
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 from tests.tiny_models import contract, write_file
 from tests.waiting import until
 
