@@ -85,7 +85,7 @@ def opened(path: Path, engine: str) -> Any:
     session = Session(path, provider="cpu", threads=2)
     if engine == "onnxruntime":
         return session.run
-    return OpenVinoNetwork(path, session.contract, Plan(1, 2, 0)).instances[0]
+    return OpenVinoNetwork(path, session.contract, Plan(1, 2, 0)).instances[0].run
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from service.core.batching.batcher import Batcher
 from service.core.batching.lanes import Squeeze
 from service.core.images.decode import decode
 from service.core.images.prepare import prepare, restore
-from service.core.types import Dtype, NullObserver
+from service.core.types import Dtype, Float32Array, Instance, NullObserver
 
 UInt8Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -127,13 +127,17 @@ def _labelled(image: UInt8Array, label_maps: UInt8Array) -> tuple[UInt8Array, UI
     """The label map as the batcher hands it on, and the batch that the network was given."""
     seen: list[UInt8Array] = []
 
-    def run(batch: UInt8Array) -> UInt8Array:
-        seen.append(batch)
-        return label_maps
+    class Seen(Instance):
+        def run(self, batch: UInt8Array) -> UInt8Array:
+            seen.append(batch)
+            return label_maps
+
+        def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+            raise NotImplementedError
 
     async def submit() -> UInt8Array:
         batcher = Batcher(
-            [run],
+            [Seen()],
             model="bench",
             max_batch=8,
             max_batch_pixels=_MOST,

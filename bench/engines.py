@@ -31,13 +31,14 @@ from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.decode import decode
 from service.core.outputs import label_map_png
-from service.core.types import Run, UInt8Array
+from service.core.types import Network, UInt8Array
 from training.datasets.drawn import draw
 
 MODEL = Path("model_repository/camvid-fcn8s-mobilenet_v1/1/model.onnx")
 SIZE = (360, 480)
 _PAUSE_S = 0.05
 
+Run = Callable[[UInt8Array], UInt8Array]
 Caller = Callable[[], object]
 Configuration = tuple[Sequence[Caller], int]
 """What runs at once, and the images of each call."""
@@ -107,7 +108,7 @@ def instances(model: Path) -> dict[str, Configuration]:
     one = Session(model, provider="cpu", threads=1, instances=2, alone_threads=2)
     other = Session(model, provider="cpu", threads=1)
     two = Session(model, provider="cpu", threads=2)
-    pair = [*one.instances]
+    pair = shared_runs(one)
     single, shared = pair[:1], [two.run, two.run]
     rows: dict[str, Configuration] = {
         "1 call, 1 thread": (calls(single, 1), 1),
@@ -157,9 +158,8 @@ def engines(model: Path) -> dict[str, Configuration]:
     theirs = OpenVinoNetwork(model, contract, Plan(2, 1, 2))
     rows: dict[str, Configuration] = {}
     for name, network in (("ONNX Runtime", ours), ("OpenVINO", theirs)):
-        rows[f"{name}, 2 calls on 1 thread each"] = (calls(network.instances, 1), 1)
-        if network.alone is not None:
-            rows[f"{name}, 1 call on 2 threads"] = (calls([network.alone], 1), 1)
+        rows[f"{name}, 2 calls on 1 thread each"] = (calls(shared_runs(network), 1), 1)
+        rows[f"{name}, 1 call on 2 threads"] = (calls([network.instances[-1].run], 1), 1)
     return rows
 
 
@@ -170,13 +170,16 @@ def precisions(model: Path) -> dict[str, Configuration]:
         ours = Session(file, provider="cpu", threads=1, alone_threads=2)
         theirs = OpenVinoNetwork(file, ours.contract, Plan(1, 1, 2))
         for name, network in (("ONNX Runtime", ours), ("OpenVINO", theirs)):
-            for threads, run in ((1, network.instances[0]), (2, network.alone)):
-                if run is not None:
-                    rows[f"{precision}, {name}, {threads} threads"] = (calls([run], 1), 1)
+            for threads, instance in enumerate(network.instances, start=1):
+                rows[f"{precision}, {name}, {threads} threads"] = (calls([instance.run], 1), 1)
     return rows
 
 
 PARTS = {"instances": instances, "options": options, "engines": engines, "precisions": precisions}
+
+
+def shared_runs(network: Network) -> list[Run]:
+    return [instance.run for instance in network.instances if not instance.full_device]
 
 
 def calls(runs: Sequence[Run], images: int) -> list[Caller]:
