@@ -39,8 +39,8 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: $(VENV)/.dev ## generate the gRPC stubs again from proto/
-	$(BIN)/python -m proto.generate
+proto: $(BIN)/python ## generate the gRPC stubs again from proto/
+	$(BIN)/python proto/generate.py
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench

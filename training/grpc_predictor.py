@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from training.datasets.base import Pixels
 from training.server import (
     TIMEOUT_S,

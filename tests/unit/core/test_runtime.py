@@ -207,7 +207,7 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
-    """bench.size_memory measures it on the shipped model."""
+    """On the shipped model it was measured, too (bench/LOG.md)."""
     session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
     sizes = np.random.default_rng(0).integers(8, 257, (1000, 2))
     sizes[::100] = 256  # the largest comes early and again

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 import training.server
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from tests.drawing import png, read_png, street
 from tests.tiny_models import CLASSES, expected_label_map
 from tests.unit.training.test_rest_predictor import encode_label_map, free_port

@@ -1,3 +1,4 @@
+# By `make proto` with grpcio-tools==1.72.2 from inference.proto, sha256 299b5d57c8ec13e2dd8f1d4fc6ad1803.
 from typing import Any
 
 class GRPCInferenceServiceStub:

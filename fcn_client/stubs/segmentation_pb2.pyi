@@ -1,3 +1,4 @@
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 2356414784c6a644729affe155c3fafc.
 # mypy: disable-error-code="type-arg"
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -69,7 +70,7 @@ class SegmentRequest(_message.Message):
     priority: Priority
     outlines: bool
     dtype: Dtype
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., outlines: _Optional[bool] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., outlines: bool = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
     __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size")
@@ -109,7 +110,7 @@ class StreamOptions(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     ordered: bool
     window: int
-    def __init__(self, ordered: _Optional[bool] = ..., window: _Optional[int] = ...) -> None: ...
+    def __init__(self, ordered: bool = ..., window: _Optional[int] = ...) -> None: ...
 
 class SegmentStreamResponse(_message.Message):
     __slots__ = ("id", "response", "error")
@@ -175,7 +176,7 @@ class Model(_message.Message):
     provider: str
     classes: _containers.RepeatedCompositeFieldContainer[ClassInfo]
     contract_json: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., is_default: _Optional[bool] = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassInfo, _Mapping]]] = ..., contract_json: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., is_default: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassInfo, _Mapping]]] = ..., contract_json: _Optional[str] = ...) -> None: ...
 
 class ClassInfo(_message.Message):
     __slots__ = ("id", "name", "color_rgb", "description")
