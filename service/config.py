@@ -66,7 +66,6 @@ class SegmenterConfig:
     max_wait_s: float = 5.0
     max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
-    max_padding: float = 0.125
     max_whole_pixels: int | None = None
 
 

@@ -28,6 +28,7 @@ _GPU_PROVIDERS: Final = ("cuda", "tensorrt")
 _IN_PLACE_OF: Final = {
     "FCN_TF32": 'set FCN_PROVIDER_OPTIONS=\'{"cuda": {"use_tf32": 0}}\' for exact products',
     "FCN_CUDA_GRAPHS": "leave it out: runs are no longer replayed as CUDA graphs",
+    "FCN_MAX_PADDING": "leave it out: images of several sizes do not share an inference any more",
     "FCN_TENSORRT_CACHE": (
         'set FCN_PROVIDER_OPTIONS=\'{"tensorrt": {"trt_engine_cache_enable": 1, '
         '"trt_engine_cache_path": "FOLDER"}}\''

@@ -149,7 +149,6 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "max_wait_ms": "1700",
         "max_batch": "18",
         "max_batch_pixels": "19",
-        "max_padding": "0.2",
         "max_whole_pixels": "21",
         "max_uploads": "22",
         "max_uploads_bytes": "23",
