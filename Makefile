@@ -23,8 +23,9 @@ help: ## list these commands
 serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC on 8001 (CPU)
 	$(BIN)/fcn serve
 
+# As many test processes as cores, up to four; tests/conftest.py says which tests share one.
 test: $(VENV)/.dev ## set up and run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
 
@@ -38,8 +39,8 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: $(VENV)/.dev ## generate the gRPC stubs again from proto/
-	$(BIN)/python -m proto.generate
+proto: $(BIN)/python ## generate the gRPC stubs again from proto/
+	$(BIN)/python proto/generate.py
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench

@@ -17,11 +17,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=int, help="(one above the highest there is)")
     parser.add_argument("--logits", action="store_true", help="add the logits as a second output")
     parser.add_argument(
-        "--ragged",
-        action="store_true",
-        help="images of several sizes may share a batch, which on a GPU keeps batches large",
-    )
-    parser.add_argument(
         "--scores", type=Path, help="JSON from `fcn evaluate --json`, for contract and card"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing version")
@@ -36,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         version=args.version,
         logits=args.logits,
-        ragged=args.ragged,
         scores=args.scores,
         overwrite=args.overwrite,
     )

@@ -37,7 +37,7 @@ _EXTRA_OF = {
     "tqdm": "train",
     "yaml": "train",
 }
-_OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "proto", "service", "training"})
+_OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "service", "training"})
 
 
 class Command(Protocol):

@@ -67,8 +67,7 @@ class InputSpec:
     labels of the whole. None: it may depend on every pixel, or nobody knows.
 
     `sizes` names a second input, int64 [N,2]: height and width of each image, which lies in the
-    top left corner of its [H,W,3] and is followed by zeros. Within them its answer is the one it
-    has alone, whatever its batch mates' sizes: see `model.ragged`. None: a batch is of one size.
+    top left corner of its [H,W,3] and is followed by zeros. Only files of earlier versions have it.
     """
 
     name: str = "image"

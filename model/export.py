@@ -32,8 +32,6 @@ from model.context import NotLocal, context_of
 from model.contract import METADATA_KEY, Contract
 from model.fcn import FCN, label_map
 from model.graph import merge_slices, tidy
-from model.ragged import ragged
-from model.ragged.file import check_mates
 from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
@@ -104,14 +102,12 @@ def export(
     lowering: Lowering = "phases",
     *,
     trim: bool = True,
-    mixed_sizes: bool = False,
 ) -> ParityReport:
     """Write `path`; an existing file is replaced only after the new one has passed.
 
     `lowering`: how the fixed upsamplings are computed. `trim`: of what a wide padding makes alike,
     only one row and column is computed; see `model.border`. The contract decides whether the graph
-    has a `logits` output. `mixed_sizes`: images of several sizes may share a batch, see
-    `model.ragged`; nothing is trimmed then. Raises: ExportError, NotRagged.
+    has a `logits` output. Raises: ExportError.
     """
     if network.num_classes != len(contract.classes):
         raise ExportError(
@@ -126,15 +122,11 @@ def export(
     try:
         proto = _to_onnx(folded, contract)
         contract = with_context(proto, contract)
-        if mixed_sizes:
-            proto, contract = ragged(proto, contract)
-        elif trim:  # after the context, which is read off plain layers
+        if trim:  # after the context, which is read off plain layers
             trim_border(proto.graph)
         onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
         onnx.save_model(proto, str(temporary))
         report = check_parity(network, contract, temporary)
-        if mixed_sizes:
-            check_mates(temporary, contract, temporary, contract)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ def open_float_model(path: Path, winograd: Sequence[str] = ()) -> FloatModel:
             f"{path} is {contract.precision} and quantised already: give the fp32 file"
         )
     if contract.input.sizes is not None:
-        raise QuantizeError(f"{path} is ragged, which is for GPUs: give the file it was made of")
+        raise QuantizeError(f"{path} takes images of several sizes: export the network again")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     tail = tail_of(proto.graph)

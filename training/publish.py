@@ -30,7 +30,6 @@ def publish(
     name: str | None = None,
     version: int | None = None,
     logits: bool = False,
-    ragged: bool = False,
     scores: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ParityReport]:
@@ -38,8 +37,8 @@ def publish(
 
     `name` defaults to the recipe's, `version` to the one after the highest there is. `scores` is
     what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
-    val scores that training measured. `ragged`: see `model.ragged`.
-    Raises: PublishError, CheckpointError, ContractError, ExportError, NotRagged.
+    val scores that training measured.
+    Raises: PublishError, CheckpointError, ContractError, ExportError.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     measured = _read_scores(scores) if scores else None
@@ -50,7 +49,7 @@ def publish(
     if path.exists() and not overwrite:
         raise PublishError(f"{path} exists: choose another --version or say --overwrite")
     contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
-    report = export(network, contract, path, mixed_sizes=ragged)
+    report = export(network, contract, path)
     card = folder / "README.md"
     card.write_text(model_card(checkpoint, contract, measured))
     return path, report

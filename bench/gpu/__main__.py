@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import sys
@@ -18,9 +17,8 @@ from bench.gpu.latency import Scale
 from bench.gpu.networks import Exported
 from bench.gpu.report import Budget, Result, tables
 
-SHARES = {"peak": 1, "latency": 8, "end_to_end": 7, "torch": 6, "ragged": 3, "kernels": 1}
+SHARES = {"peak": 1, "latency": 8, "end_to_end": 7, "torch": 6, "kernels": 1}
 """Parts in their order, and how much of the time each may take of those still to come."""
-_RAGGED_NETWORKS = 2
 WORK = Path("build/gpu-bench")
 
 
@@ -80,19 +78,6 @@ def _parts(
             backend="eager" if args.quick else "inductor",
         )  # fmt: skip
 
-    def ragged(budget: Budget) -> None:
-        module = importlib.import_module("bench.ragged")
-        chosen = exported[:_RAGGED_NETWORKS]
-        for index, network in enumerate(chosen):
-            own = budget.share(len(chosen) - index)
-            if result.has("ragged", {"network": network.name}) or not own.left_s:
-                continue
-            # Each of its rows takes twice the seconds: a start does not count.
-            seconds = min(scale.ragged_s, own.left_s / 24)
-            measured = module.measure(provider, [str(network.fp16)], seconds)
-            for row in measured["rows"]:
-                result.add("ragged", row)
-
     return {
         "peak": peak,
         "latency": latencies,
@@ -100,7 +85,6 @@ def _parts(
             exported, provider, scale, result, budget, args.work
         ),
         "torch": beside_torch,
-        "ragged": ragged,
         "kernels": lambda budget: kernels.measure(exported, provider, scale, result, budget),
     }
 

@@ -35,14 +35,12 @@ class Scale:
     closed_s: float = 1.5
     open_s: float = 4.0
     warm_s: float = 0.5
-    ragged_s: float = 3.0
-    """For each row of `bench.ragged`, at most."""
 
     def quick(self) -> Scale:
         return replace(
             self, sizes=((40, 48),), batches=(1, 2), torch_batches=(1,), slot_s=0.01, rounds=1,
             narrow=True, matrix_side=128, matrix_s=0.02, connections=(1, 2), closed_s=0.3,
-            open_s=0.4, warm_s=0.1, ragged_s=0.01,
+            open_s=0.4, warm_s=0.1,
         )  # fmt: skip
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cli.main import main
+from fcn_client.stubs import segmentation_pb2 as pb
 from model.adopt import PRESETS, Choices, open_network
 from model.adopt.original import Original
 from model.adopt.reference import reference
 from model.adopt.trial import examine
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from tests.foreign_graphs import attention, dilated
 from tests.serving import Server, running
 

@@ -12,8 +12,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from model.contract import Contract
-from model.ragged.file import make_ragged
 from service.core.engines import binding
 from service.core.engines.binding import BoundSession
 from service.core.engines.capture import Captures
@@ -312,30 +310,3 @@ def test_what_the_runtime_raises_is_passed_on_and_the_next_run_goes_well(tmp_pat
         assert run.warm_up(batch(1, 8, 8)).shape == (1, 8, 8)
         # The first number may be that of a graph with buffers that are gone.
         assert [graph for graph, _ in recording.runs][0] == ("2" if graphs else None)
-
-
-def test_images_of_several_sizes_in_buffers_that_are_used_again(tmp_path: Path) -> None:
-    """Before and after a batch of one size of the same shape; what lay there before is cleared."""
-    plain = tiny_models.write_blur(tmp_path)
-    make_ragged(plain, tmp_path / "ragged.onnx")
-    alone, recording = (
-        ort.InferenceSession(str(path), providers=[CPU])
-        for path in (plain, tmp_path / "ragged.onnx")
-    )
-    metadata = recording.get_modelmeta().custom_metadata_map
-    run = BoundSession(recording, Contract.from_metadata(metadata, "it"), Cpu())
-
-    def wanted(picture: UInt8Array) -> UInt8Array:
-        (label_maps,) = alone.run(["label_map"], {"image": picture[None]})
-        return np.asarray(label_maps[0], np.uint8)
-
-    whole = [batch(20, 30, seed=seed) for seed in range(2)]
-    mixed = [batch(20, 7, seed=3), batch(9, 30, seed=4)]
-    for pictures in (whole, mixed, whole, mixed[::-1]):
-        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
-        stacked = run.stack(pictures)
-        assert stacked.shape == (2, 20, 30, 3)
-        label_maps = run(stacked) if pictures is whole else run.ragged(stacked, sizes)
-        for label_map, picture, (height, width) in zip(label_maps, pictures, sizes, strict=True):
-            assert (label_map[:height, :width] == wanted(picture)).all()
-    assert run.warm_up(batch(1, 8, 8)).shape == (1, 8, 8)

@@ -18,7 +18,6 @@ import onnx
 import pytest
 
 from model.contract import METADATA_KEY, InputSpec
-from model.ragged.file import make_ragged
 from service.core.engines import choice as engine
 from service.core.engines import openvino as openvino_runtime
 from service.core.engines.choice import check_agreement, open_network, samples
@@ -399,12 +398,3 @@ def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
     if find_spec("openvino") is not None:
         plan = Plan(instances=1, threads=1, alone_threads=0)
         assert OpenVinoNetwork(path, session.contract, plan).scored == ()
-
-
-def test_a_ragged_file_is_for_onnx_runtime(tmp_path: Path, openvino: None) -> None:
-    path = tmp_path / "ragged.onnx"
-    make_ragged(tiny_models.write_blur(tmp_path), path)
-    assert opened(path, "onnxruntime").ragged
-    assert opened(path, "auto").ragged, "which makes do"
-    with pytest.raises(ModelLoadError, match="not for OpenVINO: set FCN_ENGINE=onnxruntime"):
-        opened(path, "openvino")

@@ -19,7 +19,6 @@ import onnxruntime as ort
 import pytest
 
 from model.contract import METADATA_KEY
-from model.ragged.file import make_ragged
 from service.core.engines import gpu_sessions
 from service.core.engines.gpus import GpuOptions, NoGpu
 from service.core.engines.onnx_runtime import Session
@@ -333,25 +332,3 @@ def test_the_contract_decides_on_fp16(tmp_path: Path, monkeypatch: pytest.Monkey
     model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()})
     open_on(tiny_models.write_file(model, tmp_path), "tensorrt", instances=1)
     assert pretended.opened[1].told["trt_fp16_enable"] == "1"
-
-
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_images_of_several_sizes_on_gpus_without_graphs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
-) -> None:
-    plain = tiny_models.write_blur(tmp_path)
-    make_ragged(plain, tmp_path / "ragged.onnx")
-    alone = Session(plain, provider="cpu", threads=1)
-    pretended = pretend(monkeypatch)
-    session = open_on(
-        tmp_path / "ragged.onnx", provider, sizes=((24, 32),), max_batch=2, graphs=True
-    )
-    assert not any("enable_cuda_graph" in opened.told for opened in pretended.opened)
-    assert len(session.ragged) == len(session.instances) > 0
-    pictures = [street(24, 9, seed=1), street(11, 32, seed=2)]
-    sizes = [(24, 9), (11, 32)]
-    for instance, ragged in zip(session.instances, session.ragged, strict=True):
-        assert isinstance(instance, DeviceRun)
-        label_maps = ragged(instance.stack(pictures), sizes)
-        for label_map, picture, (height, width) in zip(label_maps, pictures, sizes, strict=True):
-            assert (label_map[:height, :width] == alone.run(picture[None])[0]).all()

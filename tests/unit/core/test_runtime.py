@@ -13,7 +13,6 @@ import pytest
 from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
-from model.ragged.file import make_ragged, padded
 from service.core.engines import onnx_runtime as runtime
 from service.core.engines.onnx_runtime import Session
 from service.errors import ModelLoadError
@@ -208,7 +207,7 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
-    """bench.size_memory measures it on the shipped model."""
+    """On the shipped model it was measured, too (bench/LOG.md)."""
     session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
     sizes = np.random.default_rng(0).integers(8, 257, (1000, 2))
     sizes[::100] = 256  # the largest comes early and again
@@ -245,66 +244,6 @@ def test_only_a_lone_picture_spins_and_only_briefly(
     assert [o.get_session_config_entry(entry) for o in opened] == ["0", "0", spins]
     if spins == "1":
         assert opened[2].get_session_config_entry("session.intra_op.spin_duration_us") == "100"
-
-
-SIZES_PX = [(9, 14), (20, 5), (1, 1)]
-
-
-def ragged_blur(tmp_path: Path, **changes: object) -> tuple[Path, Path]:
-    """A model with windows, and the same for images of several sizes, with a changed contract."""
-    plain = tiny_models.write_blur(tmp_path)
-    path = tmp_path / "ragged" / "1" / "model.onnx"
-    make_ragged(plain, path)
-    if changes:
-        proto = onnx.load(path)
-        raw = json.loads(proto.metadata_props[0].value)
-        raw["input"] |= changes
-        raw["input"] = {name: value for name, value in raw["input"].items() if value is not None}
-        onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(raw)})
-        onnx.save(proto, path)
-    return plain, path
-
-
-def test_images_of_several_sizes_share_a_run(tmp_path: Path) -> None:
-    plain, path = (open_cpu(file) for file in ragged_blur(tmp_path))
-    assert plain.ragged == ()
-    pictures = [street(*size, seed=n) for n, size in enumerate(SIZES_PX)]
-    batch = padded(pictures)
-    label_maps = path.ragged[0](batch, SIZES_PX)
-    differs = False
-    for index, (picture, (height, width)) in enumerate(zip(pictures, SIZES_PX, strict=True)):
-        wanted = plain.run(picture[None])[0]
-        assert (label_maps[index, :height, :width] == wanted).all()
-        differs |= bool((plain.run(batch)[index, :height, :width] != wanted).any())
-    assert differs, "padding alone would not do"
-    whole = street(12, 17)[None]
-    assert (path.run(whole) == plain.run(whole)).all()
-
-
-def test_every_instance_takes_them(tmp_path: Path) -> None:
-    _, path = ragged_blur(tmp_path)
-    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
-    assert len(session.ragged) == len(session.instances) == 2
-    session.warm_up([(12, 8)])
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"sizes": None}, r"inputs are \['image'\] and the graph's are \['image', 'image_sizes'\]"),
-        ({"sizes": "extents"}, r"inputs are \['extents', 'image'\] and the graph's are"),
-        (
-            {"sizes": "image", "name": "image_sizes"},
-            r"'image' is tensor\(uint8\).*must be tensor\(int64\) \[N, 2\]",
-        ),
-    ],
-)
-def test_sizes_that_break_the_contract_are_refused(
-    tmp_path: Path, changes: dict[str, object], says: str
-) -> None:
-    _, path = ragged_blur(tmp_path, **changes)
-    with pytest.raises(ModelLoadError, match=says):
-        open_cpu(path)
 
 
 def test_a_contract_that_names_sizes_the_graph_lacks_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
-from model.ragged.file import make_ragged
 from service.core.engines.onnx_runtime import Session
 from service.core.images import header
 from service.core.outputs import scores as scores_module
@@ -779,32 +778,3 @@ class HeldOnce:
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         pass
-
-
-@pytest.mark.parametrize(("max_padding", "most"), [(0.0, 1), (0.3, 2), (0.9, 4)])
-async def test_uploads_of_several_sizes_share_a_batch_and_have_their_own_answers(
-    tmp_path: Path, max_padding: float, most: int
-) -> None:
-    plain = tiny_models.write_blur(tmp_path / "plain")
-    path = tmp_path / "models" / "blur" / "1" / "model.onnx"
-    make_ragged(plain, path)
-    network = HeldOnce(Session(path, provider="cpu", threads=1))
-    sizes = [(23, 31), (31, 23), (22, 30), (5, 40), (23, 30)]
-    pictures = [street(*size, seed=n) for n, size in enumerate(sizes)]
-    async with serving(
-        tmp_path / "models",
-        open_network=lambda path: network,
-        limits=Limits(max_batch=4, max_padding=max_padding),
-    ) as segmenter:
-        asked = [send(segmenter, drawing.png(pictures[0]))]
-        await asyncio.sleep(0.05)
-        asked += [send(segmenter, drawing.png(p)) for p in pictures[1:]]
-        await asyncio.sleep(0.2)
-        network.free.set()
-        replies = await asyncio.gather(*asked)
-    alone = Session(plain, provider="cpu", threads=1)
-    for reply, picture in zip(replies, pictures, strict=True):
-        wanted = alone.run(picture[None])[0]
-        assert np.array_equal(read_png(reply.body), wanted)
-        assert (reply.label_map == wanted).all()
-    assert max(reply.batch_size for reply in replies) == most

@@ -44,9 +44,7 @@ def checkpoint(run_dir: Path) -> Checkpoint:
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes a placeholder: the real exporter has tests of its own, and one here."""
 
-    def write(
-        network: Any, contract: Any, path: Path, *, mixed_sizes: bool = False
-    ) -> ParityReport:
+    def write(network: Any, contract: Any, path: Path) -> ParityReport:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contract.to_json())
         return ParityReport(((1, 32, 32),), 0.0, 1.0)
@@ -66,7 +64,7 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
     repository = tmp_path / "models"
     scores = write_scores(tmp_path)
     arguments = ["export", str(run_dir / "last.pt"), "--repository", str(repository)]
-    assert main([*arguments, "--scores", str(scores), "--logits", "--ragged"]) == 0
+    assert main([*arguments, "--scores", str(scores), "--logits"]) == 0
     assert "labels agree on" in capsys.readouterr().out
     path = repository / "streets" / "1" / "model.onnx"
     session = Session(path, provider="cpu", threads=1)
@@ -74,7 +72,6 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
     assert session.contract.scores["test_mean_iu"] == 0.7
     assert session.contract.outputs.logits == "logits"
     session.warm_up([(41, 33)])
-    assert session.ragged, "as asked"
 
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:
