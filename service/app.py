@@ -104,7 +104,6 @@ class _Server:
                 max_wait_s=s.max_wait_ms / 1000,
                 max_batch=s.max_batch,
                 max_batch_pixels=s.max_batch_pixels,
-                max_padding=s.max_padding,
                 max_whole_pixels=s.max_whole_pixels,
             ),
             provider=s.provider,

@@ -104,7 +104,6 @@ async def _started(repository: Path, s: Settings) -> Segmenter:
             max_wait_s=float("inf"),
             max_batch=s.max_batch,
             max_batch_pixels=s.max_batch_pixels,
-            max_padding=s.max_padding,
             max_whole_pixels=s.max_whole_pixels,
         ),
         provider=s.provider,

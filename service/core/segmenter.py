@@ -408,7 +408,7 @@ class Segmenter:
         # As many at once as there are instances: others' pictures get their turn in between.
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in served.network.instances:
+                for _ in parts[: sum(not i.full_device for i in served.network.instances)]:
                     group.create_task(work())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from service.core.engines.gpus import GpuOptions
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.prepare import prepare
-from service.core.types import Network, Run
+from service.core.types import Network
 from service.errors import ImageTooLarge, ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -85,7 +86,7 @@ def open_network(
     _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", path, 100 * agreement)
     if engine == "auto":
         picture = samples(session)[-1]
-        ours, theirs = (_seconds(n.instances[0], picture) for n in (session, candidate))
+        ours, theirs = (_seconds(n.instances[0].run, picture) for n in (session, candidate))
         faster = candidate if theirs < ours else session
         _log.info(
             "%s: %.1f ms in ONNX Runtime, %.1f ms in OpenVINO: taking the faster",
@@ -145,11 +146,11 @@ def check_agreement(candidate: Network, reference: Network) -> float:
     quantised = reference.contract.precision == "int8"
     needed = LEAST_AGREEMENT_INT8 if quantised else LEAST_AGREEMENT
     least = 1.0
-    # The instances are alike; which of them answers does not change the answer.
-    runs = [candidate.instances[0], *([candidate.alone] if candidate.alone else [])]
+    # The instances that share the device are alike; the other one may be compiled otherwise.
+    runs = {instance.full_device: instance.run for instance in candidate.instances}
     for picture in samples(reference):
-        wanted = reference.instances[0](picture)
-        for run in runs:
+        wanted = reference.instances[0].run(picture)
+        for run in runs.values():
             got = run(picture)
             share = float((got == wanted).mean()) if got.shape == wanted.shape else 0.0
             if share < needed:
@@ -200,7 +201,7 @@ def _picture(height: int, width: int) -> UInt8Array:
     return picture
 
 
-def _seconds(run: Run, picture: UInt8Array) -> float:
+def _seconds(run: Callable[[UInt8Array], UInt8Array], picture: UInt8Array) -> float:
     """The best of a few runs, after the one that allocates."""
     run(picture)
     times = []

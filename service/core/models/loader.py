@@ -131,13 +131,9 @@ class Loader:
         file, network, limits = loaded.file, loaded.network, self._limits
         batcher = Batcher(
             network.instances,
-            alone=network.alone,
-            scored=network.scored,
-            ragged=network.ragged,
             model=file.name,
             max_batch=self._max_batch(network, loaded.settings),
             max_batch_pixels=limits.max_batch_pixels,
-            max_padding=limits.max_padding,
             max_queue=limits.max_queue,
             max_wait_s=limits.max_wait_s,
             observer=self._observer,
@@ -176,8 +172,7 @@ class Loader:
             self._warm_up_batches(file, network, sizes, self._max_batch(network, settings))
         began = self._clock()
         network.warm_up([size])
-        runs = len(network.instances) + (network.alone is not None)
-        seconds = (self._clock() - began) / runs
+        seconds = (self._clock() - began) / len(network.instances)
         return Loaded(file, settings, network, size[0] * size[1], seconds)
 
     def _max_batch(self, network: Network, settings: ModelSettings) -> int:

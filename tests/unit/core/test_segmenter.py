@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
-from service.core.engines.onnx_runtime import Session
 from service.core.images import header
 from service.core.outputs import scores as scores_module
 from service.core.segmenter import (
@@ -31,7 +29,7 @@ from service.core.segmenter import (
     SegmentOptions,
     SegmentReply,
 )
-from service.core.types import Dtype, RaggedRun, Run, Score, ScoredRun
+from service.core.types import Dtype, Instance, Score
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -76,12 +74,8 @@ class FakeNetwork:
     contract: Contract = field(default_factory=tiny_models.contract)
     provider: str = "cpu"
 
-    alone: Run | None = None
-    scored: Sequence[ScoredRun] = ()
-    ragged: Sequence[RaggedRun] = ()
-
     @property
-    def instances(self) -> Sequence[Run]:
+    def instances(self) -> Sequence[Instance]:
         return (self.device,)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
@@ -416,8 +410,8 @@ async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path, instances=3, alone_threads=2) as segmenter:
         (served,) = segmenter._catalog.entries()
-        assert len(served.network.instances) == 3
-        assert served.network.alone is not None
+        found = [instance.full_device for instance in served.network.instances]
+        assert found == [False, False, False, True]
         assert (await segmenter.segment(PNG, OPTIONS)).height
 
 
@@ -747,34 +741,3 @@ async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_pa
     async with serving(tmp_path, **options) as segmenter:
         with pytest.raises(ImageTooLarge, match="needs the picture whole"):
             await segmenter.segment(PNG, OPTIONS)
-
-
-@dataclass
-class HeldOnce:
-    """A network whose first run waits: meanwhile a queue builds up."""
-
-    session: Session
-    free: threading.Event = field(default_factory=threading.Event)
-    provider: str = "cpu"
-    alone: Run | None = None
-    scored: Sequence[ScoredRun] = ()
-
-    @property
-    def contract(self) -> Contract:
-        return self.session.contract
-
-    @property
-    def instances(self) -> Sequence[Run]:
-        return (self._run,)
-
-    @property
-    def ragged(self) -> Sequence[RaggedRun]:
-        return self.session.ragged
-
-    def _run(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if not self.free.wait(WAIT_S):
-            raise TimeoutError("the test never released the device")
-        return self.session.run(batch)
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        pass

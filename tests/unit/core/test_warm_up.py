@@ -18,29 +18,28 @@ from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
 from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Limits, NullObserver
+from service.core.types import Float32Array, Instance, Limits, NullObserver, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
-from tests.unit.core.fakes import UInt8Array
 from tests.unit.core.pretend_gpu import GPUS, pretend
 
 
 @dataclass
-class Run:
-    """A `DeviceRun` that notes how it is called, each call at the cost of a second."""
+class Run(Instance):
+    """An instance that notes how it is called, each call at the cost of a second."""
 
     calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     shrinks: bool = False
 
-    def __call__(self, batch: UInt8Array) -> UInt8Array:
+    def run(self, batch: UInt8Array) -> UInt8Array:
         self.calls.append(("run", batch.shape[:3]))
         return np.zeros(batch.shape[:3], np.uint8)[: len(batch) - self.shrinks]
 
-    def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        return np.stack(images)
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        raise NotImplementedError
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
-        label_maps = self(batch)
+        label_maps = self.run(batch)
         self.calls[-1] = ("warm up", batch.shape[:3])
         return label_maps
 
@@ -48,9 +47,6 @@ class Run:
 class Net:
     provider = "cuda"
     contract = tiny_models.contract()
-    alone = None
-    scored = ()
-    ragged = ()
 
     def __init__(self, *runs: Run) -> None:
         self.instances = runs
