@@ -135,10 +135,6 @@ class Settings(BaseSettings):
     nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(SegmenterConfig.max_batch_pixels, ge=1)
     """Pixels in one inference, over all its pictures; a single picture always fits."""
-    max_padding: float = Field(SegmenterConfig.max_padding, ge=0, lt=1)
-    """Share of those pixels that may be padding, where pictures of several sizes share an
-    inference: only with models made by `fcn ragged`, and where `FCN_MAX_BATCH` is above 1. 0 for
-    batches of one size."""
     max_whole_pixels: int | None = Field(SegmenterConfig.max_whole_pixels, ge=1)
     """Largest picture that is run in one piece, height times width; a larger one is run in
     overlapping parts, with the same labels. By default chosen from the memory this process may
