@@ -16,7 +16,7 @@ from model.contract import METADATA_KEY, Contract
 from model.float_model import QuantizeError
 from model.quantize import UInt8Array
 from training.datasets.base import SegmentationDataset, read_image
-from training.metrics import Confusion
+from training.evaluation.metrics import Confusion
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

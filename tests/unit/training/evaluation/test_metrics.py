@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from training.metrics import Absent, Confusion, ScoreError
+from training.evaluation.metrics import Absent, Confusion, ScoreError
 
 UInt8 = npt.NDArray[np.uint8]
 

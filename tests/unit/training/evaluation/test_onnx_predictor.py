@@ -11,8 +11,8 @@ import pytest
 from model.contract import METADATA_KEY, ContractError
 from tests.drawing import street
 from tests.tiny_models import build, contract, expected_label_map, write_file, write_model
-from training.evaluate import EvaluationError
-from training.onnx_predictor import OnnxPredictor
+from training.evaluation.evaluate import EvaluationError
+from training.evaluation.onnx_predictor import OnnxPredictor
 
 
 def test_label_map_and_contract(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Ways to get a label map for an image. Here the interfaces and a torch network; an ONNX file is
-in `onnx_predictor`, a server in `rest_predictor` and `grpc_predictor`."""
+"""Ways to get a label map for an image: the interfaces, and a torch network."""
 
 from __future__ import annotations
 
@@ -21,7 +20,10 @@ class Predictor(Protocol):
 
 
 class FilePredictor(Protocol):
-    """An image file -> uint8 [H,W] class ids, at the upright image's size; thread-safe."""
+    """An image file -> uint8 [H,W] class ids, at the upright image's size; thread-safe.
+
+    Raises: ImageFailed, ServerLost.
+    """
 
     def __call__(self, path: Path, /) -> Pixels: ...
 

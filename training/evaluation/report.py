@@ -10,17 +10,20 @@ import numpy as np
 from training.analysis.masking import Shown, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
 from training.datasets.base import GEOMETRIC
-from training.metrics import Absent, Confusion, ScoreError
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.metrics import Absent, Confusion, ScoreError
+
+_SHOWN_FAILURES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was scored, and how it did. `source_kind` as in `sources.Source.kind`."""
+    """What was scored, and how it did. `source_kind` as in `targets`."""
 
     source: str
     source_kind: str
     data: SegmentationDataset
-    confusion: Confusion
+    evaluation: Evaluation
     seconds: float
     absent: Absent = "nan"
     """What classes without a labelled pixel do to the means."""
@@ -35,7 +38,12 @@ class Report:
             "source_kind": self.source_kind,
             "dataset": self.data.info.data.name,
             "split": self.data.split,
-            "images": len(self.data),
+            "images": self.evaluation.images,
+            "failed": [
+                {"image": str(failure.image), "error": failure.error}
+                for failure in self.evaluation.failures
+            ],
+            "not_asked": self.evaluation.not_asked,
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
             "shown": self.shown,
@@ -43,6 +51,10 @@ class Report:
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
             **self._geometric(),
         }
+
+    @property
+    def confusion(self) -> Confusion:
+        return self.evaluation.confusion
 
     def _geometric(self) -> dict[str, dict[str, float | None]]:
         """The IU of each geometric class, if there are any."""
@@ -82,7 +94,8 @@ class Report:
         shown = "" if self.shown == "all" else f", {self.shown} alone"
         lines = [
             f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
-            f"{len(self.data)} images, {len(self.data) / max(self.seconds, 1e-9):.1f} a second"
+            f"{self.evaluation.images} images, "
+            f"{self.evaluation.images / max(self.seconds, 1e-9):.1f} a second"
         ]
         for head, classes in heads.items():
             part = self.confusion.of(head)
@@ -93,4 +106,14 @@ class Report:
                 lines.append(f"{info.name:<{width}}  {shown:>6}  {100 * share:>10.2f}")
         lines.append("")
         lines += [f"{name:<{width}}  {100 * value:>6.2f}" for name, value in metrics.items()]
+        lines += self._failed()
         return "\n".join(lines)
+
+    def _failed(self) -> list[str]:
+        """Lines on what was not scored."""
+        if self.evaluation.complete:
+            return []
+        failures = self.evaluation.failures
+        lines = ["", f"not scored: {len(failures)} failed, {self.evaluation.not_asked} not asked"]
+        lines += [f"{failure.image}: {failure.error}" for failure in failures[:_SHOWN_FAILURES]]
+        return lines

@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from training.metrics import Absent, Confusion
+from training.evaluation.metrics import Absent, Confusion
 
 VOID = 255
 CLASSES = 5

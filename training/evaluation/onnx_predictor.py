@@ -9,7 +9,7 @@ import onnxruntime
 
 from model.contract import Contract
 from training.datasets.base import Pixels
-from training.evaluate import EvaluationError
+from training.evaluation.evaluate import EvaluationError
 
 
 class OnnxPredictor:

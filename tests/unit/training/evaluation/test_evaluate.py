@@ -13,8 +13,15 @@ from model.contract import ClassInfo, TrainingData
 from tests.unit.training.conftest import SIZES
 from training.datasets import DatasetInfo, SegmentationDataset, open_dataset
 from training.datasets.base import Pixels
-from training.evaluate import EvaluationError, check_classes, evaluate, evaluate_files
-from training.metrics import ScoreError
+from training.evaluation.evaluate import (
+    EvaluationError,
+    ImageFailed,
+    ServerLost,
+    check_classes,
+    evaluate,
+    evaluate_files,
+)
+from training.evaluation.metrics import ScoreError
 
 
 def info(*names: str) -> DatasetInfo:
@@ -52,8 +59,9 @@ def test_files_score_as_images_do(data: SegmentationDataset, in_flight: int) -> 
 
     wanted = evaluate(by_image, data, progress=False)
     got = evaluate_files(by_file, data, in_flight=in_flight, progress=False)
-    assert (got.counts == wanted.counts).all()
-    assert 0 < got.scores().mean_iu < 1
+    assert (got.confusion.counts == wanted.counts).all()
+    assert got.complete and got.images == len(data)
+    assert 0 < wanted.scores().mean_iu < 1
 
 
 def test_files_are_asked_for_in_parallel_within_the_limit(data: SegmentationDataset) -> None:
@@ -75,7 +83,37 @@ def test_files_are_asked_for_in_parallel_within_the_limit(data: SegmentationData
     assert most == 2
 
 
-def test_an_error_ends_the_evaluation(data: SegmentationDataset) -> None:
+def test_a_file_that_fails_costs_nothing_but_itself(data: SegmentationDataset) -> None:
+    def predict(path: Path) -> Pixels:
+        if path == data.pairs[1][0]:
+            raise ImageFailed("no")
+        label = label_of(path)
+        return np.where(label == 255, 0, label)
+
+    result = evaluate_files(predict, data, in_flight=2, progress=False)
+    assert [(failure.image, failure.error) for failure in result.failures] == [
+        (data.pairs[1][0], "no")
+    ]
+    assert (result.images, result.not_asked) == (len(data) - 1, 0)
+    assert result.confusion.scores().mean_iu == 1
+
+
+def test_a_lost_server_is_asked_no_more(data: SegmentationDataset) -> None:
+    asked = []
+    data.pairs = data.pairs * 10
+
+    def predict(path: Path) -> Pixels:
+        asked.append(path)
+        if len(asked) > 1:
+            raise ServerLost("gone")
+        return label_of(path)
+
+    result = evaluate_files(predict, data, in_flight=1, progress=False)
+    assert len(asked) <= 4 < len(data)
+    assert (result.images, len(result.failures), result.not_asked) == (1, 1, len(data) - 2)
+
+
+def test_another_error_ends_the_evaluation(data: SegmentationDataset) -> None:
     asked = []
     data.pairs = data.pairs * 10
 
@@ -85,7 +123,7 @@ def test_an_error_ends_the_evaluation(data: SegmentationDataset) -> None:
 
     with pytest.raises(EvaluationError, match="no"):
         evaluate_files(predict, data, in_flight=2, progress=False)
-    assert len(asked) <= 3 < len(data)
+    assert len(asked) <= 5 < len(data)
 
 
 def test_progress_counts_images(
