@@ -98,8 +98,8 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     found = folder / "bin" / "python"
-    wanted = [wheels["fcn_client"], "protobuf<7", "mypy"]
-    pip = [found, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    wanted = [str(wheels["fcn_client"]), "protobuf<7", "mypy"]
+    pip = [str(found), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     need(done.returncode == 0, f"a package index that pip can install from: {done.stderr}")
     return found
