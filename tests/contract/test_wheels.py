@@ -99,7 +99,15 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     venv.create(folder, with_pip=True)
     found = folder / "bin" / "python"
     wanted = [str(wheels["fcn_client"]), "protobuf<7", "mypy"]
-    pip = [str(found), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    pip = [
+        str(found),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     need(done.returncode == 0, f"a package index that pip can install from: {done.stderr}")
     return found
