@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
 from service.api.models import default_name, model_named
@@ -26,14 +26,14 @@ class LocalLabeller:
         version: str | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """source: a model file or a model repository. Raises: ServiceError, UnusableInput."""
+        """source: a model file or a model repository. Raises: ServiceError, InvalidInput."""
         self._segmenter = LocalSegmenter(source, settings)
         try:
             models = self._segmenter.models()
             name = model or default_name(models, settings.default_model)
             if name is None:
                 there = ", ".join(known.name for known in models)
-                raise UnusableInput(
+                raise InvalidInput(
                     f"{source} holds several models: name one with --model ({there})"
                 )
             status = model_named(models, name)
@@ -41,7 +41,7 @@ class LocalLabeller:
             found = [v for v in status.versions if v.version == self.version]
             if not found:
                 there = ", ".join(v.version for v in status.versions)
-                raise UnusableInput(f"model {name} has no version {version!r}: it has {there}")
+                raise InvalidInput(f"model {name} has no version {version!r}: it has {there}")
             self._keep = tuple(keep)
             self.classes = tuple(
                 ClassInfo(c.id, c.name, c.color, c.description) for c in found[0].contract.classes
