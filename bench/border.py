@@ -21,7 +21,7 @@ from bench import record
 from bench.model_latency import Run, bench_contract, take_turns
 from bench.vgg16 import SIZE, picture, write_int8
 from model.build import NetworkSpec, build
-from model.export import export
+from model.export.export import export
 from service.core.engines.cores import Plan
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
@@ -63,7 +63,7 @@ def prepare(folder: Path) -> None:
         exact = folder / name / "fp32.onnx"
         if not exact.with_name("int8.onnx").is_file():
             export(network, bench_contract(), exact, trim=trim)
-            write_int8(exact, exact.with_name("int8.onnx"), ())
+            write_int8(exact, exact.with_name("int8.onnx"))
 
 
 def measure(folder: Path, precision: str, engine: str, rounds: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bench.model_latency import (
     take_turns,
 )
 from model.contract import OutputSpec
-from model.export import export
+from model.export.export import export
 from model.upsample import Lowering
 
 LOWERINGS: tuple[Lowering, ...] = ("conv_transpose", "interpolate", "phases")
