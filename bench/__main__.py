@@ -8,9 +8,8 @@ import sys
 SCRIPTS = (
     ("bench.model_latency",),
     ("bench.segment_load",),
-    ("bench.overload",),
-    ("bench.peers", "--page", "docs/performance.md"),
-    ("bench.peers", "--precision", "int8", "--page", "docs/performance.md"),
+    ("bench.peers", "--page", "docs/results/peers.md"),
+    ("bench.peers", "--precision", "int8", "--page", "docs/results/peers.md"),
 )
 
 

@@ -1,7 +1,7 @@
 """HTTP/1.1 for `bench.load`, as cheap as Python allows: it runs on the cores that it measures.
 
 An event loop of its own, a socket for each request under way, no task, future or timeout to any of
-them: with asyncio's, even uvloop's, a request cost twice as much (`bench.load_cost`). Only what
+them: with asyncio's, even uvloop's, a request cost twice as much (bench/LOG.md). Only what
 came is parsed by a library.
 """
 

@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from bench import record
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from training.datasets.drawn import draw
 
 SIZES = ((360, 480), (375, 500))

@@ -33,6 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_api_key_file(parser, "SOURCE")
     parser.add_argument(
+        "--deadline",
+        type=_seconds,
+        default=120.0,
+        metavar="SECONDS",
+        help="for a server's answer to one image, which is asked for once more after that; then "
+        "the image is reported and not scored (default: 120)",
+    )
+    parser.add_argument(
         "--in-flight",
         type=positive,
         default=4,
@@ -75,37 +83,53 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import closing
 
     from training.datasets import guess_dataset, open_dataset
+    from training.evaluation.report import Report
+    from training.evaluation.targets import open_target, score
     from training.ranks import joined
-    from training.report import Report
-    from training.sources import open_source
 
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with joined() as ranks:
         data = open_dataset(name, args.data_root, args.split, args.classes)
         key = read_api_key(args.api_key_file)
-        source = open_source(args.source, model=args.model, threads=args.threads, api_key=key)
+        target = open_target(
+            args.source,
+            model=args.model,
+            threads=args.threads,
+            api_key=key,
+            deadline_s=args.deadline,
+        )
         started = time.perf_counter()
-        with closing(source):
-            confusion = source.confusion(
-                data, shown=args.shown, in_flight=args.in_flight, ranks=ranks
+        with closing(target):
+            evaluation = score(
+                target, data, shown=args.shown, in_flight=args.in_flight, ranks=ranks
             )
     if not ranks.first:
         return 0
     seconds = time.perf_counter() - started
-    report = Report(source.name, source.kind, data, confusion, seconds, args.absent, args.shown)
+    report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.shown)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
-    mean_iu = confusion.scores(args.absent).mean_iu
+    if not evaluation.complete:
+        unscored = len(data) - evaluation.images
+        print(f"fcn: {unscored} of {len(data)} images were not scored", file=sys.stderr)
+    mean_iu = evaluation.confusion.scores(args.absent).mean_iu
     if args.min_mean_iu is not None and mean_iu < args.min_mean_iu:
         print(
             f"fcn: mean IU {mean_iu:.4f} is below --min-mean-iu {args.min_mean_iu}",
             file=sys.stderr,
         )
         return 1
-    return 0
+    return 0 if evaluation.complete else 1
 
 
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text}: want more than 0 seconds")
     return value

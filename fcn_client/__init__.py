@@ -3,7 +3,7 @@
     with FcnClient("http://localhost:8000") as client:
         label_map = client.segment("photo.jpg").value  # uint8 [H,W]
 
-Knows nothing of the server's code but the gRPC stubs in `proto/`.
+It imports nothing else of the project, and installs without it.
 """
 
 from fcn_client.async_client import AsyncFcnClient

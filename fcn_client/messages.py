@@ -10,8 +10,8 @@ from typing import Any, Final
 import grpc
 
 from fcn_client.errors import FcnError, UnreadableAnswer, UnusableInput, from_item, from_status
+from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.types import Call, ClassInfo, Model, ModelVersion, RawReply, Timings
-from proto.segmentation.v1 import segmentation_pb2 as pb
 
 REQUEST_ID: Final = "x-request-id"
 PUSHBACK: Final = "grpc-retry-pushback-ms"

@@ -12,9 +12,9 @@ from grpc import aio
 from fcn_client.errors import UnusableInput
 from fcn_client.messages import REQUEST_ID, failure, models_of, reply_of, request_of
 from fcn_client.rpc_stream import Answered, AsyncGrpcStream, Ended, GrpcStream
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from fcn_client.types import Call, Model, RawReply
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # answers to large pictures exceed the usual 4 MB

@@ -12,9 +12,9 @@ import grpc
 
 from fcn_client.errors import FcnError, Unreachable
 from fcn_client.messages import REQUEST_ID, failure, item_of, outcome_of
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from fcn_client.types import Call, RawReply
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 
 Answered: TypeAlias = Callable[[str, RawReply | FcnError], None]
 """Told a picture's id, and what became of it."""

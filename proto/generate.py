@@ -1,95 +1,116 @@
-"""Generate the Python stubs beside each .proto file: `python -m proto.generate`.
+"""Writes the Python stubs of the .proto files into the packages that use them: `make proto`.
 
-`--check` writes nothing and fails when a committed stub differs from a fresh one. Needs the `dev`
-extra (grpcio-tools); serving does not.
+Each package has stubs of its own, so that each can be installed without the other. They describe
+the same files under the same names, which protobuf allows in one process.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+import re
+import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
-
 ROOT = Path(__file__).resolve().parent.parent
+SEGMENTATION = "segmentation/v1/segmentation.proto"
+INFERENCE = "inference/inference.proto"
+# The client has no stubs of the Open Inference Protocol: tritonclient registers messages of the
+# same names, and a program may want both.
+TARGETS = {
+    "fcn_client/stubs": (SEGMENTATION,),
+    "service/api/stubs": (SEGMENTATION, INFERENCE),
+}
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
+
+# Stubs run on the major version of protobuf that they were generated for and on the next, and on
+# none before. This is the oldest release that generates for protobuf 6, so these run on 6.30 and
+# later and on 7, and leave the choice to what else is installed. Newer releases generate for 7.
+# Source: https://protobuf.dev/support/cross-version-runtime-guarantee
+GENERATOR = "grpcio-tools==1.72.2"
 
 
 def sources() -> list[Path]:
-    """Every .proto file of the project, relative to its root."""
-    return sorted(path.relative_to(ROOT) for path in (ROOT / "proto").rglob("*.proto"))
+    """Lists every .proto file of the project."""
+    return sorted((ROOT / "proto").rglob("*.proto"))
 
 
-def generate(target: Path) -> list[Path]:
-    """Write the stubs below `target`; returns their paths relative to it.
-
-    Sources are named from the project's root, so that the stubs import each other as
-    `proto.<package>`. Raises: RuntimeError when protoc reports an error (it prints which).
-    """
-    from grpc_tools import protoc  # type: ignore[import-untyped]  # the dev extra only
-
-    stubs = []
-    descriptors = target / "descriptors.pb"
-    for source in sources():
-        command = [
-            "protoc",
-            f"--proto_path={ROOT}",
-            f"--python_out={target}",
-            f"--pyi_out={target}",
-            f"--grpc_python_out={target}",
-            f"--descriptor_set_out={descriptors}",
-            str(source),
-        ]
-        if protoc.main(command) != 0:
-            raise RuntimeError(f"protoc refused {source}")
-        written = FileDescriptorSet.FromString(descriptors.read_bytes())
-        descriptors.unlink()
-        base = target / source.with_suffix("")
-        (base.parent / f"{base.name}_pb2_grpc.pyi").write_text(_grpc_types(written))
-        types = base.parent / f"{base.name}_pb2.pyi"
-        # protoc writes bare `Mapping`, which mypy --strict refuses.
-        types.write_text('# mypy: disable-error-code="type-arg"\n' + types.read_text())
-        stubs += [source.with_name(source.stem + suffix) for suffix in SUFFIXES]
-    return stubs
+def stubs() -> dict[Path, Path]:
+    """Maps the path of every stub to that of its .proto file."""
+    return {
+        ROOT / folder / (Path(source).stem + suffix): ROOT / "proto" / source
+        for folder, files in TARGETS.items()
+        for source in files
+        for suffix in SUFFIXES
+    }
 
 
-def _grpc_types(descriptors: FileDescriptorSet) -> str:
-    """Types for a *_pb2_grpc.py, of which protoc writes none."""
-    lines = ["from typing import Any", ""]
-    for service in (s for file in descriptors.file for s in file.service):
-        lines += [f"class {service.name}Stub:", "    def __init__(self, channel: Any) -> None: ..."]
-        lines += [f"    {method.name}: Any" for method in service.method]
+def stale() -> list[Path]:
+    """Lists the committed stubs that are missing or were not made from today's .proto file."""
+    return [
+        stub
+        for stub, source in stubs().items()
+        if not stub.is_file() or stub.read_text().partition("\n")[0] != header(source)
+    ]
+
+
+def header(source: Path) -> str:
+    """Returns the first line of every stub made from `source`."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    return f"# By `make proto` with {GENERATOR} from {source.name}, sha256 {digest[:32]}."
+
+
+def generate() -> None:
+    """Writes all stubs. Raises: CalledProcessError when pip or protoc fails, after its message."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        venv.create(folder / "venv", with_pip=True)
+        python = str(folder / "venv" / "bin" / "python")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # It imports pkg_resources, which newer setuptools lack.
+        subprocess.run([*pip, GENERATOR, "setuptools<81"], check=True)
+        protoc = [python, "-m", "grpc_tools.protoc", f"--proto_path={ROOT / 'proto'}"]
+        kinds = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
+        subprocess.run([*protoc, *kinds, SEGMENTATION, INFERENCE], check=True)
+        for stub, source in stubs().items():
+            stub.parent.mkdir(exist_ok=True)
+            (stub.parent / "__init__.py").touch()
+            made = folder / source.relative_to(ROOT / "proto").parent / stub.name
+            if made.is_file():
+                text = _movable(made.read_text())
+            else:
+                text = _grpc_types(made.with_suffix(".py").read_text())
+            if stub.name.endswith("_pb2.pyi"):
+                # protoc writes bare `Mapping`, which mypy --strict refuses.
+                text = f'# mypy: disable-error-code="type-arg"\n{text}'
+            stub.write_text(f"{header(source)}\n{text}")
+
+
+def _movable(text: str) -> str:
+    """Makes a generated module work in any package: protoc names only the .proto file's folders."""
+    text = re.sub(r"^from [\w.]+ import (\w+_pb2 as)", r"from . import \1", text, flags=re.M)
+    return re.sub(r"(DescriptorsAndMessages\(DESCRIPTOR, )'[\w.]+'", r"\1__name__", text)
+
+
+def _grpc_types(module: str) -> str:
+    """Returns the types of a *_pb2_grpc.py, of which protoc writes none."""
+    lines = ["from typing import Any"]
+    for part in re.split(r"^class (?=\w+Stub\b)", module, flags=re.M)[1:]:
+        service = part.partition("Stub")[0]
+        methods = re.findall(r"^ {8}self\.(\w+) = ", part, re.M)
         lines += [
             "",
-            f"def add_{service.name}Servicer_to_server(servicer: Any, server: Any) -> None: ...",
+            f"class {service}Stub:",
+            "    def __init__(self, channel: Any) -> None: ...",
+            *(f"    {method}: Any" for method in methods),
+            "",
+            f"def add_{service}Servicer_to_server(servicer: Any, server: Any) -> None: ...",
         ]
     return "\n".join(lines) + "\n"
 
 
-def stale() -> list[Path]:
-    """Committed stubs that are missing or differ from what their .proto generates now."""
-    with tempfile.TemporaryDirectory() as scratch:
-        fresh = Path(scratch)
-        return [
-            stub
-            for stub in generate(fresh)
-            if not (ROOT / stub).is_file()
-            or (ROOT / stub).read_bytes() != (fresh / stub).read_bytes()
-        ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="proto.generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only report stale stubs")
-    if not parser.parse_args().check:
-        generate(ROOT)
-        return 0
-    for stub in (old := stale()):
-        sys.stderr.write(f"{stub} is out of date: run `make proto` and commit it\n")
-    return 1 if old else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    generate()
+    sys.stdout.write("".join(f"{stub.relative_to(ROOT)}\n" for stub in stubs()))

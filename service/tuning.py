@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from service.core.engines.choice import open_network
 from service.core.engines.cores import Plan, plan
-from service.core.types import Clock, Network, Run
+from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
 Progress = Callable[[float, str], None]
@@ -225,21 +225,22 @@ def _throughput(
     times: list[float] = []
     errors: list[Exception] = []
 
-    def loop(run: Run) -> None:
+    def loop(instance: Instance) -> None:
         try:
             while True:
                 began = clock()
-                run(batch)
+                instance.run(batch)
                 times.append(clock() - began)
                 if clock() >= end:
                     return
         except Exception as error:
             errors.append(error)
 
-    for run in network.instances:
-        run(batch)
+    shared = [instance for instance in network.instances if not instance.full_device]
+    for instance in shared:
+        instance.run(batch)
     started = clock()
-    threads = [threading.Thread(target=loop, args=(run,)) for run in network.instances]
+    threads = [threading.Thread(target=loop, args=(instance,)) for instance in shared]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,13 +1,26 @@
-"""What every test may use."""
+"""What every test may use, and how the tests are shared out among processes."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 # Before any test imports onnxruntime: a test run reports to nobody (see cli/main.py).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Before any test imports torch: with as many test processes as cores, a second thread in each
+# only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ONE_AFTER_ANOTHER = (
+    "tests/fault/",
+    "tests/browser/",
+    "tests/unit/bench/test_load.py",
+)
+"""These load a server or a browser: two of them never run at the same time."""
+LONG = ("tests/e2e/",)
+"""Files that take longest begin next, so that no process is left alone with one at the end."""
 
 
 def need(met: bool, reason: str) -> None:
@@ -21,3 +34,27 @@ def need(met: bool, reason: str) -> None:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"CI must have what this test needs: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        if item.nodeid.startswith(ONE_AFTER_ANOTHER):
+            return 0
+        return 1 if item.nodeid.startswith(LONG) else 2
+
+    items.sort(key=turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Share the tests out by file, with ONE_AFTER_ANOTHER as if it were one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(ONE_AFTER_ANOTHER):
+                return "one after another"
+            return nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)

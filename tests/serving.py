@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from model.contract import METADATA_KEY
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
 from tests.tiny_models import contract, write_file
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
@@ -91,12 +91,15 @@ class Server:
                 return float(value)
         return 0.0
 
-    def wait_for(self, series: str, at_least: float, timeout_s: float = 20.0) -> None:
-        ends = time.monotonic() + timeout_s
-        while self.metric(series) < at_least:
-            if time.monotonic() > ends:
-                raise TimeoutError(f"{series} stayed below {at_least}: {self.log()}")
-            time.sleep(0.02)
+    def wait_for(self, series: str, at_least: float) -> None:
+        until(
+            lambda: self.metric(series) >= at_least,
+            lambda: f"{series} at least {at_least} in {self.log()}",
+        )
+
+    def settles(self, series: str, value: float) -> None:
+        """Wait until the series has this value: an answer may leave before it is counted."""
+        until(lambda: self.metric(series) == value, lambda: f"{series} {value} in {self.log()}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code."""

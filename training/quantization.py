@@ -21,7 +21,7 @@ from model.export.onnx_file import UInt8Array, save, written_beside
 from model.export.quantize import Method, Quantizer
 from training.datasets import SegmentationDataset, guess_dataset, open_dataset
 from training.datasets.base import read_image
-from training.metrics import Confusion
+from training.evaluation.metrics import Confusion
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

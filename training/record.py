@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.contract import ClassInfo, palette_of
 from training.datasets.base import VOID, Pixels, Sample
-from training.metrics import Scores
+from training.evaluation.metrics import Scores
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 

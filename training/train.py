@@ -19,11 +19,11 @@ from training.analysis.masking import show
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetError, SegmentationDataset, open_dataset
+from training.evaluation.metrics import Scores
 from training.initialise import check_fits, initialise
 from training.learner import Learner
 from training.loader import Batch, Division, training_batches
 from training.losses import inverse_log_weights
-from training.metrics import Scores
 from training.ranks import ALONE, Ranks
 from training.record import Record
 from training.resume import check_resumable

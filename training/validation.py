@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from training.datasets import SegmentationDataset
-from training.evaluate import evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import Scores
+from training.evaluation.predictors import NetworkPredictor
 from training.learner import Learner
-from training.metrics import Scores
-from training.predictors import NetworkPredictor
 from training.record import Record
 
 _PICTURES = 4

@@ -126,8 +126,8 @@ def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> 
     speeds = {}
     for count in _BARE_BATCHES[: 2 if scale.narrow else None]:
         images = batch_of(count, size)
-        for run in opened.instances:
-            run(images)
+        for instance in opened.instances:
+            instance.run(images)
         done = [0] * len(opened.instances)
         begun = time.perf_counter()
 
@@ -138,7 +138,7 @@ def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> 
             end: float = begun + scale.closed_s / 2,
         ) -> None:
             while time.perf_counter() < end:
-                opened.instances[place](images)
+                opened.instances[place].run(images)
                 done[place] += 1
 
         threads = [threading.Thread(target=loop, args=(place,)) for place in range(len(done))]

@@ -15,8 +15,8 @@ import grpc
 
 from bench import load
 from bench.http_client import NO_ANSWER, Answer
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 
 _STATUS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,

@@ -5,7 +5,7 @@ the limit and, for each server, a steady slot (closed loops of wrk, Poisson at 0
 an overload slot (Poisson at 2 and 3 times the limit). A shared machine is faster at one minute than
 at another, so the limit is measured before and after each of these slots, and counts for it alone.
 What is finished is kept: begun again after an interruption, the run goes on. Writes
-results/peers-PRECISION.json and, with --page, the table and the plot of docs/performance.md.
+results/peers-PRECISION.json and, with --page, the table and the plot of docs/results/peers.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Slots -> results/peers-PRECISION.json -> the table and the plot of docs/performance.md."""
+"""Slots -> results/peers-PRECISION.json -> the table and the plot of docs/results/peers.md."""
 
 from __future__ import annotations
 

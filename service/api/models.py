@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from service.api.stubs import segmentation_pb2 as pb
 from service.core.segmenter import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 

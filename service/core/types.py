@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,35 +18,35 @@ Float32Array = npt.NDArray[np.float32]
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
-Run = Callable[[UInt8Array], UInt8Array]
-"""uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
 
+class Instance(Protocol):
+    """Runs one copy of a network; one thread at a time calls it, others run beside it.
 
-@runtime_checkable
-class DeviceRun(Protocol):
-    """A `Run` on a device with memory of its own."""
+    full_device: whether it takes all of the device for a lone image, where the other instances
+    share it. Its answers are theirs.
+    """
 
-    def __call__(self, batch: UInt8Array, /) -> UInt8Array: ...
+    full_device: bool = False
 
-    def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        """uint8 RGB [H,W,3] -> [N,H,W,3], in memory of which the device copies fast; of several
-        sizes, see `frames.stack`.
+    def run(self, batch: UInt8Array, /) -> UInt8Array:
+        """Labels images of one size: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+        ...
 
-        It is for the next call, on the same thread, and will be written to again.
+    def run_with_logits(self, batch: UInt8Array, /) -> tuple[UInt8Array, Float32Array]:
+        """Returns the logits float32 [N,C,H,W], too; only where the contract names that output."""
+        ...
+
+    def stack(self, images: Sequence[UInt8Array], /) -> UInt8Array:
+        """Makes a batch of images uint8 RGB [H,W,3] of one size, for the next run on this thread.
+
+        A device with memory of its own gives some from which it copies fast, and writes to it again
+        after that run.
         """
-        ...
+        return np.stack(images)
 
-    def warm_up(self, batch: UInt8Array) -> UInt8Array:
-        """As a call, and prepares for more of this shape, at whatever cost."""
-        ...
-
-
-ScoredRun = Callable[[UInt8Array], tuple[UInt8Array, Float32Array]]
-"""uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
-
-RaggedRun = Callable[[UInt8Array, Sequence[tuple[int, int]]], UInt8Array]
-"""uint8 RGB [N,H,W,3] and the height and width of each image in it, top left, with zeros after it
--> class ids uint8 [N,H,W], of which those within an image are the ones it has alone."""
+    def warm_up(self, batch: UInt8Array, /) -> UInt8Array:
+        """Runs a batch and prepares for more of its shape, at whatever cost."""
+        return self.run(batch)
 
 
 class Output(StrEnum):
@@ -200,33 +200,6 @@ class IndexEntry:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the service takes on at once.
-
-    max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
-    their uploads, pixels None: as the memory allows; one request always fits.
-    max_queue: images admitted and waiting for one model.
-    max_wait_s: longest predicted wait for the device at which a request is taken.
-    max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
-    max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
-    max_padding: share of N * H * W that may be padding, where images of several sizes share it.
-    max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
-    """
-
-    max_image_bytes: int = 32 * 1024 * 1024
-    max_image_pixels: int = 40_000_000
-    max_inflight: int = 64
-    max_inflight_bytes: int = 256 * 1024 * 1024
-    max_inflight_pixels: int | None = None
-    max_queue: int = 64
-    max_wait_s: float = 5.0
-    max_batch: int | None = None
-    max_batch_pixels: int = 8 * 1024 * 1024
-    max_padding: float = 0.125
-    max_whole_pixels: int | None = None
-
-
 class Network(Protocol):
     """A loaded model, as the segmenter uses it; `runtime.Session` is the real one."""
 
@@ -237,26 +210,9 @@ class Network(Protocol):
     def provider(self) -> str: ...
 
     @property
-    def instances(self) -> Sequence[Run]:
-        """At least one. Each may run while the others do, called by one thread at a time."""
-        ...
-
-    @property
-    def alone(self) -> Run | None:
-        """For one batch on an otherwise idle device: all cores for it. None: an instance will do.
-
-        Its answers are those of the instances. It may run while they do, at the cost of speed.
-        """
-        ...
-
-    @property
-    def scored(self) -> Sequence[ScoredRun]:
-        """The instances again, giving their logits as well; empty if the model has none."""
-        ...
-
-    @property
-    def ragged(self) -> Sequence[RaggedRun]:
-        """The instances again, for images of several sizes; empty if the model cannot do that."""
+    def instances(self) -> Sequence[Instance]:
+        """Every way to run it: at least one instance that shares the device, and at most one that
+        takes all of it."""
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from proto.inference import inference_pb2 as pb
+from service.api.stubs import inference_pb2 as pb
 from tests.conftest import need
 from tests.contract.conftest import MAX_PIXELS
 from tests.drawing import huge_png_header, jpeg, png, street

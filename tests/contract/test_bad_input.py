@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.contract.conftest import MAX_IMAGE_BYTES
 from tests.drawing import animated_gif, huge_png_header, jpeg, png, read_png, street
 from tests.serving import Server

@@ -30,7 +30,7 @@ from fcn_client.types import ImageLike
 from tests.drawing import jpeg, png, read_png, street
 from tests.serving import ROOT, Server, environment, running
 from tests.tiny_models import CLASSES, expected_label_map, write_model
-from tests.unit.house.pages import blocks
+from tests.unit.repository.pages import blocks
 
 RGB = street(40, 56)
 PAGE = ROOT / "docs" / "client.md"

@@ -22,9 +22,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from fcn_client import FcnClient, NotAuthenticated
-from proto.inference import inference_pb2 as oip
-from proto.inference import inference_pb2_grpc as oip_grpc
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
+from service.api.stubs import inference_pb2 as oip
+from service.api.stubs import inference_pb2_grpc as oip_grpc
 from tests.contract.conftest import ADMIN_KEY
 from tests.contract.oip import Request
 from tests.drawing import png, street

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.drawing import png, read_png
 from tests.serving import Server, running
 from tests.tiny_models import write_model

@@ -13,8 +13,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from proto.inference import inference_pb2 as pb
-from proto.inference import inference_pb2_grpc as pb_grpc
+from service.api.stubs import inference_pb2 as pb
+from service.api.stubs import inference_pb2_grpc as pb_grpc
 from tests.contract.conftest import ADMIN_KEY, MAX_PIXELS
 from tests.contract.oip import CASES, FILES, PICTURES, Request
 from tests.drawing import UInt8Array, png, read_png, street

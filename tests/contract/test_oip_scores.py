@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from proto.inference import inference_pb2 as pb
-from proto.inference import inference_pb2_grpc as pb_grpc
+from service.api.stubs import inference_pb2 as pb
+from service.api.stubs import inference_pb2_grpc as pb_grpc
 from tests.contract.oip import INFER, Request, tensors
 from tests.drawing import UInt8Array, png, read_png, street
 from tests.serving import Server

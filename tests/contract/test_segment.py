@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.drawing import encode, jpeg, png, read_png, street
 from tests.serving import Server
 from tests.tiny_models import CLASSES, expected_label_map

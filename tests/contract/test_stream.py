@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.contract.conftest import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tests.drawing import png, street
 from tests.serving import Server

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from fcn_client.stubs import segmentation_pb2 as pb
 from model.contract import Contract
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from tests.drawing import png, street
 from tests.serving import Server
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cli.main import main
+from fcn_client.stubs import segmentation_pb2 as pb
 from model.export.adopt import PRESETS, AdoptOptions, open_network
 from model.export.adopt.original import Original
 from model.export.adopt.probe import probe
 from model.export.adopt.reference import reference
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from tests.foreign_graphs import attention, dilated
 from tests.serving import Server, running
 

@@ -12,6 +12,7 @@ from service.core.engines.onnx_runtime import Session
 from service.core.types import NullObserver
 from tests.drawing import street
 from tests.serving import ROOT
+from tests.unit.core.fakes import Function
 
 MODEL = ROOT / "model_repository" / "camvid-fcn8s-mobilenet_v1" / "1" / "model.onnx"
 SIZES = ((96, 128), (75, 101), (33, 40))
@@ -20,8 +21,10 @@ SIZES = ((96, 128), (75, 101), (33, 40))
 async def test_mates_and_instances_change_nothing() -> None:
     sessions = [Session(MODEL, provider="cpu", threads=threads) for threads in (1, 1, 2)]
     batcher = Batcher(
-        [session.instances[0] for session in sessions[:2]],
-        alone=sessions[2].instances[0],
+        [
+            *(session.instances[0] for session in sessions[:2]),
+            Function(sessions[2].instances[0].run, full_device=True),
+        ],
         model="shipped",
         max_batch=4,
         max_batch_pixels=1 << 20,
@@ -38,5 +41,5 @@ async def test_mates_and_instances_change_nothing() -> None:
         batcher.close()
     assert {answer.batch_size for answer in answers} >= {1, 4}
     for picture, answer in zip(pictures, answers, strict=True):
-        (alone,) = sessions[0].instances[0](picture[None])
+        (alone,) = sessions[0].run(picture[None])
         np.testing.assert_array_equal(answer.label_map, alone)

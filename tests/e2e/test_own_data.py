@@ -16,7 +16,7 @@ from cli.main import main
 from model.fcn import label_map
 from tests import narrow_network
 from tests.serving import ROOT, running
-from tests.unit.house.pages import blocks
+from tests.unit.repository.pages import blocks
 from training.checkpoint import load_checkpoint
 from training.datasets import drawn
 

@@ -18,8 +18,8 @@ import httpx
 import numpy as np
 import pytest
 
-from proto.inference import inference_pb2 as pb
-from proto.inference import inference_pb2_grpc as pb_grpc
+from service.api.stubs import inference_pb2 as pb
+from service.api.stubs import inference_pb2_grpc as pb_grpc
 from tests.contract.oip import Request
 from tests.drawing import UInt8Array
 from tests.fault.conftest import INFLIGHT

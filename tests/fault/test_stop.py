@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.drawing import read_png
 from tests.fault.conftest import INFLIGHT, lasting
 from tests.serving import ROOT, Server, command, environment, running, write_slow_model

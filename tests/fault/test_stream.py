@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
-from proto.segmentation.v1 import segmentation_pb2_grpc as pb_grpc
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from tests.fault.conftest import INFLIGHT, lasting
 from tests.serving import Server, running
 

@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from tests.fault.conftest import INFLIGHT, lasting
 from tests.link import Link
 from tests.serving import Server, running

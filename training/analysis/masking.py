@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.datasets.base import VOID, DatasetError, Pixels, Sample, SegmentationDataset
-from training.metrics import ScoreError, Scores
+from training.evaluation.metrics import ScoreError, Scores
 
 Shown = Literal["all", "foreground", "background", "shape"]
 """What is left to see of a picture: `foreground` hides the background, and so on."""

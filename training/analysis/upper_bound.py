@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from training.datasets import DatasetError, SegmentationDataset
 from training.datasets.base import Pixels
-from training.metrics import Absent, Confusion
+from training.evaluation.metrics import Absent, Confusion
 
 Method = Literal["majority", "nearest"]
 

@@ -13,9 +13,9 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health
 
-from proto.inference import inference_pb2 as oip
 from service.api.grpc.lifecycle import ADMITTED, Admitted, Context, begin, fail
 from service.api.keys import Keys, offered
+from service.api.stubs import inference_pb2 as oip
 from service.errors import NotAuthenticated
 from service.telemetry import Telemetry
 

@@ -12,10 +12,10 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.keys import Caller, Keys
 from service.api.request_id import HEADER, request_id
 from service.api.status import TYPE_PREFIX, counts_as_latency, retry_after_s, status_of
+from service.api.stubs import segmentation_pb2 as pb
 from service.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from service.telemetry import RequestRecord
 

@@ -13,7 +13,6 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.grpc.api_keys import RpcGate
 from service.api.grpc.lifecycle import (
     Context,
@@ -29,6 +28,7 @@ from service.api.grpc.stream import NOT_THE_PROTOCOL, Stream
 from service.api.http.upload import Uploads
 from service.api.keys import Keys
 from service.api.models import default_name, known_name, models_message
+from service.api.stubs import segmentation_pb2 as pb
 from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry

@@ -13,9 +13,9 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.http.parameters import MAX_DEADLINE_MS
 from service.api.request_id import is_valid
+from service.api.stubs import segmentation_pb2 as pb
 from service.errors import InvalidParameter, ShuttingDown, quoted
 
 Answer = Callable[

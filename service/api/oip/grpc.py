@@ -11,7 +11,6 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from proto.inference import inference_pb2 as pb
 from service.api.grpc.lifecycle import Context, begin, check_key, fail, only, outcome, seconds_left
 from service.api.http.upload import Uploads
 from service.api.oip.admin import Admin
@@ -21,6 +20,7 @@ from service.api.oip.models import SERVER, Statistics, config, metadata, version
 from service.api.oip.parameters import segment_request
 from service.api.oip.rest import OipOptions
 from service.api.oip.tensors import Answer, Input, answers, outputs_asked, pictures
+from service.api.stubs import inference_pb2 as pb
 from service.core.segmenter import ModelState, Segmenter, SegmentReply
 from service.errors import InvalidParameter
 from service.telemetry import RequestRecord, Telemetry

@@ -7,8 +7,7 @@ late: those who are refused know at once, and those who are not are answered in 
 
 Time runs out, and callers leave, while queued and while the device is busy: each future is settled
 alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
-one bad image costs its mates a little time and nothing else. Images of several sizes share a batch
-where the network can do that: padded, and each answered as if alone.
+one bad image costs its mates a little time and nothing else.
 
 A thread that has decoded an image puts it into the queue, and a device thread that has finished
 takes the next batch, themselves: over the event loop, which may have another picture's bytes in
@@ -50,8 +49,7 @@ from service.core.batching.lanes import (
 )
 from service.core.batching.latency_model import Pace
 from service.core.batching.policy import Queue
-from service.core.images.frames import padded_pixels
-from service.core.types import Clock, Observer, Priority, RaggedRun, Run, ScoredRun
+from service.core.types import Clock, Instance, Observer, Priority
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -71,15 +69,11 @@ class Batcher:
 
     def __init__(
         self,
-        instances: Sequence[Run],
+        instances: Sequence[Instance],
         *,
-        alone: Run | None = None,
-        scored: Sequence[ScoredRun] = (),
-        ragged: Sequence[RaggedRun] = (),
         model: str,
         max_batch: int,
         max_batch_pixels: int,
-        max_padding: float = 0.0,
         max_queue: int,
         max_wait_s: float = math.inf,
         age_cap_s: float = AGE_CAP_S,
@@ -87,25 +81,19 @@ class Batcher:
         clock: Clock,
         thread: Callable[[str, Step], Worker] = one_thread,
     ) -> None:
-        """instances, alone, scored, ragged: see `Network`; each instance has a thread of its own.
+        """instances: each has a thread of its own.
 
-        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`, and so
-        max_padding, for networks with `ragged`. max_queue: images reserved or waiting. max_wait_s:
+        model: the observer's label. max_batch, max_batch_pixels, age_cap_s: see `Queue`.
+        max_queue: images reserved or waiting. max_wait_s:
         longest predicted wait for the device at which an image is still taken. thread: makes one,
         of its name and of what it does with a batch.
         """
-        self._lanes = [
-            Lane(
-                run,
-                scored[n] if scored else None,
-                ragged[n] if ragged else None,
-                thread(f"infer-{model}-{n}", self._work),
-            )
-            for n, run in enumerate(instances)
+        lanes = [
+            Lane(instance, thread(f"infer-{model}-{n}", self._work))
+            for n, instance in enumerate(instances)
         ]
-        self._alone = (
-            Lane(alone, None, None, thread(f"infer-{model}-alone", self._work)) if alone else None
-        )
+        self._lanes = [lane for lane in lanes if not lane.instance.full_device]
+        self._alone = next((lane for lane in lanes if lane.instance.full_device), None)
         self._model = model
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
@@ -115,7 +103,6 @@ class Batcher:
             max_batch=max_batch,
             max_batch_pixels=max_batch_pixels,
             age_cap_s=age_cap_s,
-            max_padding=max_padding if ragged else 0.0,
         )
         self._again: deque[Ticket] = deque()  # of batches that failed, to be run one by one
         self._reserved = dict.fromkeys(Priority, 0)
@@ -247,7 +234,7 @@ class Batcher:
                 if ticket.deadline is not None and now >= ticket.deadline:
                     self._call_soon(expire, ticket)  # its timer is late
                     return
-                ticket.came(image, now, mixes=squeeze is None)
+                ticket.came(image, now, squeeze is not None)
                 self._queue.add(ticket)
                 begun = self._choose()
                 self._observe_depth()
@@ -383,7 +370,7 @@ class Batcher:
 
     def _begin(self, lane: Lane, items: list[Ticket]) -> Batch:
         """In the lock."""
-        pixels = items[0].pixels if len(items) == 1 else padded_pixels([i.image for i in items])
+        pixels = len(items) * items[0].pixels
         batch = Batch(lane, items, pixels, self._clock(), lane is self._alone)
         self._running[lane] = batch
         return batch

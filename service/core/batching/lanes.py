@@ -17,8 +17,7 @@ import numpy.typing as npt
 from service.core.batching.device_thread import DeviceThread
 from service.core.batching.policy import Queued
 from service.core.engines.cores import DEVICE_NICE
-from service.core.images.frames import stack
-from service.core.types import DeviceRun, Priority, RaggedRun, Run, ScoredRun
+from service.core.types import Instance, Priority
 from service.errors import DeadlineExceeded
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -112,9 +111,7 @@ class Worker(Protocol):
 class Lane:
     """One instance of the network and the one thread that calls it."""
 
-    run: Run
-    scored: ScoredRun | None
-    ragged: RaggedRun | None
+    instance: Instance
     thread: Worker
 
 
@@ -153,30 +150,20 @@ def fail(item: Ticket, error: Exception) -> None:
 
 def run_batch(lane: Lane, items: Sequence[Ticket]) -> list[Answer]:
     """On a device thread. Raises ValueError when the answer is not one label map per image."""
-    sizes = [item.image.shape[:2] for item in items]
-    if len(items) == 1:
-        batch = items[0].image[None]
-    else:
-        images = [item.image for item in items]
-        batch = lane.run.stack(images) if isinstance(lane.run, DeviceRun) else stack(images)
+    images = [item.image for item in items]
+    batch = images[0][None] if len(images) == 1 else lane.instance.stack(images)
     logits: Float32Array | None = None
-    if len(items) > 1 and len(set(sizes)) > 1:
-        if lane.ragged is None:
-            raise ValueError("a network for batches of one size was given several")
-        label_maps = lane.ragged(batch, sizes)
-    elif items[0].squeeze is None:
-        label_maps = lane.run(batch)
-    elif lane.scored is None:
-        raise ValueError("a network without logits was asked for them")
+    if items[0].squeeze is None:
+        label_maps = lane.instance.run(batch)
     else:
-        label_maps, logits = lane.scored(batch)
+        label_maps, logits = lane.instance.run_with_logits(batch)
     if label_maps.shape != batch.shape[:3]:
         raise ValueError(f"{batch.shape} in, {label_maps.shape} out")
     if logits is not None and logits.shape[2:] != batch.shape[1:3]:
         raise ValueError(f"{batch.shape} in, logits {logits.shape} out")
     answers: list[Answer] = []
-    for n, (item, (height, width)) in enumerate(zip(items, sizes, strict=True)):
-        label_map = label_maps[n, :height, :width]
+    for n, item in enumerate(items):
+        label_map = label_maps[n]
         squeeze, finish = item.squeeze, item.finish
         scores = None if squeeze is None or logits is None else squeeze(logits[n], label_map)
         answers.append((label_map, scores, None if finish is None else finish(label_map)))

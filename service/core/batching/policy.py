@@ -5,10 +5,6 @@ much later when it is low. The image of the least rank leads; a batch is the lea
 images of exactly its shape that want the same of the network. Such mates overtake older images of
 other kinds, but none that has waited longer than the age cap: so a rare size waits for at most one
 more batch, and a low priority for at most twice the head start longer than a high one.
-
-Where the network takes images of several sizes, room that is left goes to the images of least rank
-with which the batch is not padded too much: one that fits overtakes older ones that do not, with
-the same exception.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.core.images.frames import padded_pixels
 from service.core.types import Priority
 
 
@@ -30,8 +25,7 @@ class Queued:
     """deadline: a moment of the queue's clock, or None. The rest is known when the image is there,
     see `came`.
 
-    kind: only images of one kind can share a batch, but for those that mix. mixes: whether it may
-    share a batch with images of other sizes.
+    kind: only images of one kind can share a batch.
     """
 
     priority: Priority
@@ -40,15 +34,14 @@ class Queued:
     enqueued_s: float = field(init=False, default=0.0)
     pixels: int = field(init=False, default=0)
     kind: Hashable = field(init=False, default=None)
-    mixes: bool = field(init=False, default=False)
 
-    def came(self, image: npt.NDArray[np.uint8], now: float, *, mixes: bool = True) -> None:
-        """image: uint8 RGB [H,W,3]. now: a moment of the queue's clock."""
+    def came(self, image: npt.NDArray[np.uint8], now: float, wants: Hashable = None) -> None:
+        """image: uint8 RGB [H,W,3]. now: a moment of the queue's clock. wants: of the network,
+        besides the label map."""
         self.image = image
         self.enqueued_s = now
         self.pixels = image.shape[0] * image.shape[1]
-        self.mixes = mixes
-        self.kind = image.shape, mixes
+        self.kind = image.shape, wants
 
 
 Q = TypeVar("Q", bound=Queued)
@@ -58,18 +51,14 @@ _Group = tuple[Hashable, Priority]
 class Queue(Generic[Q]):
     """Groups by kind and priority, each in its order of arrival."""
 
-    def __init__(
-        self, *, max_batch: int, max_batch_pixels: int, age_cap_s: float, max_padding: float = 0.0
-    ) -> None:
+    def __init__(self, *, max_batch: int, max_batch_pixels: int, age_cap_s: float) -> None:
         """max_batch_pixels bounds N * H * W of a batch; a larger single image still leads one.
 
-        age_cap_s is the head start of a priority, too. max_padding: share of N * H * W that images
-        of several sizes may leave empty; 0: batches are of one size.
+        age_cap_s is the head start of a priority, too.
         """
         self._max_batch = max_batch
         self._max_batch_pixels = max_batch_pixels
         self._age_cap_s = age_cap_s
-        self._max_padding = max_padding
         # Dictionaries for their order, which is that of arrival, and for removal in O(1).
         self._groups: dict[_Group, dict[Q, None]] = {}
         self._pixels = dict.fromkeys(Priority, 0)
@@ -138,36 +127,7 @@ class Queue(Generic[Q]):
                     break
                 self.remove(mate)
                 taken.append(mate)
-        if self._max_padding > 0 and leader.mixes:
-            self._mix(taken, now, seconds)
         return taken
-
-    def _mix(self, taken: list[Q], now: float, seconds: Callable[[float, int], float]) -> None:
-        """Adds images of any size while the batch stays within its bounds."""
-        passed: set[_Group] = set()
-        while len(taken) < self._max_batch:
-            heads = [
-                (key, next(iter(group))) for key, group in self._groups.items() if key not in passed
-            ]
-            if not heads:
-                return
-            key, mate = min(heads, key=lambda head: self._rank(head[1]))
-            if self._fits([*taken, mate], now, seconds):
-                self.remove(mate)
-                taken.append(mate)
-            elif now - mate.enqueued_s >= self._age_cap_s:
-                return
-            else:
-                passed.add(key)
-
-    def _fits(self, batch: list[Q], now: float, seconds: Callable[[float, int], float]) -> bool:
-        pixels = padded_pixels([item.image for item in batch])
-        return (
-            batch[-1].mixes
-            and pixels <= self._max_batch_pixels
-            and pixels - sum(item.pixels for item in batch) <= self._max_padding * pixels
-            and now + seconds(pixels, len(batch)) <= min(_moment(item) for item in batch)
-        )
 
     def clear(self) -> None:
         self._groups.clear()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -26,7 +25,6 @@ import onnxruntime as ort
 from model.contract import Contract
 from service.core.engines.capture import Captures
 from service.core.engines.pinned import Place
-from service.core.images.frames import frame, stack
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -86,17 +84,13 @@ class BoundSession:
         return self._alone(self._run, batch)
 
     def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        """uint8 RGB [H,W,3] -> [N,H,W,3], where the next call need not copy them; see `frames`.
+        """uint8 RGB [H,W,3] -> [N,H,W,3], where the next call need not copy them.
 
         Of the call after that it is no more than memory to write to.
         """
         with self._undisturbed():
-            view = self._pixels.view((len(images), *frame(images), 3))
-        return stack(images, out=view)
-
-    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
-        """See `RaggedRun`."""
-        return self._alone(partial(self._run, sizes=sizes), batch)
+            view = self._pixels.view((len(images), *images[0].shape))
+        return np.stack(images, out=view)
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
         """As a call, and where CUDA graphs are on, every later call of this shape is a replay."""
@@ -117,10 +111,10 @@ class BoundSession:
     def _undisturbed(self) -> AbstractContextManager[None]:
         return nullcontext() if self._captures is None else self._captures.none()
 
-    def _run(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]] | None = None) -> UInt8Array:
+    def _run(self, batch: UInt8Array) -> UInt8Array:
         with self._undisturbed():
             found = self._graphs.get(_shape(batch)) or self._bound(_shape(batch))
-            return self._answer(found, batch, sizes)
+            return self._answer(found, batch)
 
     def _capture(self, batch: UInt8Array) -> UInt8Array:
         shape = _shape(batch)
@@ -141,12 +135,7 @@ class BoundSession:
         self._graphs[shape] = graph
         return label_maps
 
-    def _answer(
-        self,
-        bound: _Shape,
-        batch: UInt8Array,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> UInt8Array:
+    def _answer(self, bound: _Shape, batch: UInt8Array) -> UInt8Array:
         self._place.use()
         pixels = self._pixels.view(batch.shape)
         if batch.ctypes.data != pixels.ctypes.data:  # not out of `stack`
@@ -159,7 +148,7 @@ class BoundSession:
         bound.binding.bind_ortvalue_input(self._contract.input.name, bound.feed)
         name = self._contract.input.sizes
         if name is not None:
-            bound.sizes.update_inplace(self._contract.feeds(batch, sizes)[name])
+            bound.sizes.update_inplace(self._contract.feeds(batch)[name])
             bound.binding.bind_ortvalue_input(name, bound.sizes)
         self._session.run_with_iobinding(bound.binding, bound.options)
         if bound.answer is not None:

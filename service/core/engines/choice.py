@@ -9,18 +9,21 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.engines.cores import Plan, multiplies_int8
-from service.core.engines.gpus import GpuOptions
+from service.config import SegmenterConfig
+from service.core.engines.cores import Plan, multiplies_int8, plan
+from service.core.engines.gpus import INSTANCES, MAX_BATCH, GpuOptions
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.prepare import prepare
-from service.core.types import Network, Run
+from service.core.types import Network
 from service.errors import ImageTooLarge, ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -40,6 +43,30 @@ LEAST_AGREEMENT_INT8: Final = 0.97
 0.987 to 0.997 were seen, and 0.16 where the labels were wrong."""
 _ROUNDS = 3
 _log = logging.getLogger(__name__)
+
+
+def network_opener(config: SegmenterConfig, cores: int) -> Callable[[Path], Network]:
+    """Returns `open_network` with what the config says of engines and of this machine's cores."""
+    return partial(
+        open_network,
+        provider=config.provider,
+        engine=config.engine,
+        precision=config.precision,
+        plan=plan(
+            cores,
+            instances=config.instances,
+            threads=config.intra_op_threads,
+            alone_threads=config.alone_threads,
+        ),
+        gpu=GpuOptions(
+            devices=config.devices,
+            instances=config.instances or INSTANCES,
+            memory_limit_bytes=config.gpu_mem_limit_bytes,
+            provider_options=config.provider_options,
+            sizes=config.warm_up_sizes,
+            max_batch=config.max_batch or MAX_BATCH,
+        ),
+    )
 
 
 def open_network(
@@ -85,7 +112,7 @@ def open_network(
     _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", path, 100 * agreement)
     if engine == "auto":
         picture = samples(session)[-1]
-        ours, theirs = (_seconds(n.instances[0], picture) for n in (session, candidate))
+        ours, theirs = (_seconds(n.instances[0].run, picture) for n in (session, candidate))
         faster = candidate if theirs < ours else session
         _log.info(
             "%s: %.1f ms in ONNX Runtime, %.1f ms in OpenVINO: taking the faster",
@@ -145,11 +172,11 @@ def check_agreement(candidate: Network, reference: Network) -> float:
     quantised = reference.contract.precision == "int8"
     needed = LEAST_AGREEMENT_INT8 if quantised else LEAST_AGREEMENT
     least = 1.0
-    # The instances are alike; which of them answers does not change the answer.
-    runs = [candidate.instances[0], *([candidate.alone] if candidate.alone else [])]
+    # The instances that share the device are alike; the other one may be compiled otherwise.
+    runs = {instance.full_device: instance.run for instance in candidate.instances}
     for picture in samples(reference):
-        wanted = reference.instances[0](picture)
-        for run in runs:
+        wanted = reference.instances[0].run(picture)
+        for run in runs.values():
             got = run(picture)
             share = float((got == wanted).mean()) if got.shape == wanted.shape else 0.0
             if share < needed:
@@ -200,7 +227,7 @@ def _picture(height: int, width: int) -> UInt8Array:
     return picture
 
 
-def _seconds(run: Run, picture: UInt8Array) -> float:
+def _seconds(run: Callable[[UInt8Array], UInt8Array], picture: UInt8Array) -> float:
     """The best of a few runs, after the one that allocates."""
     run(picture)
     times = []

@@ -25,8 +25,8 @@ from service.core.engines.gpus import Gpu, GpuOptions, NoGpu, choose, visible_gp
 from service.core.engines.pinned import Cuda
 from service.core.engines.providers import CPU, Profile, Provider
 from service.core.engines.warm_up import first_line
-from service.core.images.frames import frame
 from service.core.images.prepare import accepted_sizes, ordinary_size
+from service.core.types import Instance
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -51,7 +51,7 @@ def usable_gpus(options: GpuOptions) -> list[Gpu]:
 
 def open_on_gpus(
     path: Path, contract: Contract, provider: str, options: GpuOptions, gpus: Sequence[Gpu]
-) -> list[Instance]:
+) -> list[GpuInstance]:
     """`options.instances` for each of `gpus`, neighbours in the list on different ones.
 
     provider: "cuda" or "tensorrt". Raises: NoGpu when it does not start, or would run elsewhere.
@@ -63,7 +63,7 @@ def open_on_gpus(
         # vary hardly a shape comes twice.
         options = replace(options, graphs=False)
     captures = CAPTURES if options.graphs else None
-    instances: list[Instance] = []
+    instances: list[GpuInstance] = []
     with _quiet():
         _preload()
         if provider == "tensorrt":
@@ -79,7 +79,7 @@ def open_on_gpus(
     return instances
 
 
-class Instance:
+class GpuInstance(Instance):
     """One session on one GPU, or two where TensorRT takes some shapes and CUDA the others."""
 
     def __init__(
@@ -93,21 +93,18 @@ class Instance:
         self._other = other
         self._profile = profile
 
-    def __call__(self, batch: UInt8Array) -> UInt8Array:
+    def run(self, batch: UInt8Array) -> UInt8Array:
         return self._for(batch.shape[:3])(batch)
 
     def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
         """See `BoundSession.stack`."""
-        return self._for((len(images), *frame(images))).stack(images)
+        return self._for((len(images), *images[0].shape[:2])).stack(images)
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
         return self._for(batch.shape[:3]).warm_up(batch)
 
-    def scored(self, batch: UInt8Array) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
         return self._for(batch.shape[:3]).scored(batch)
-
-    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
-        return self._for(batch.shape[:3]).ragged(batch, sizes)
 
     def _for(self, shape: tuple[int, ...]) -> BoundSession:
         if self._other is None or self._profile is None:
@@ -123,14 +120,14 @@ def _open(
     options: GpuOptions,
     gpu: Gpu,
     captures: Captures | None,
-) -> Instance:
+) -> GpuInstance:
     """Raises: NoGpu, or whatever ONNX Runtime raises."""
     place = Cuda(gpu.index, _cuda_major() or 0)
     cuda = providers.cuda(gpu.index, options)
     session = _session(path, [cuda], captures)
     bound = BoundSession(session, contract, place, captures)
     if provider == "cuda":
-        return Instance(bound)
+        return GpuInstance(bound)
     usual = ordinary_size(contract.input)
     sizes = accepted_sizes(options.sizes, contract.input) or ([usual] if usual else [])
     if not sizes:
@@ -139,9 +136,10 @@ def _open(
     engines = None
     if options.tensorrt_cache is not None:
         engines = _engine_folder(options.tensorrt_cache, path)
-    tensorrt = providers.tensorrt(gpu.index, contract, profile, engines)
+    given = options.provider_options.get("tensorrt", {})
+    tensorrt = providers.tensorrt(gpu.index, contract, profile, engines, given)
     inside = BoundSession(_session(path, [tensorrt, cuda], None), contract, place)
-    return Instance(inside, bound, profile)
+    return GpuInstance(inside, bound, profile)
 
 
 def _session(path: Path, wanted: list[Provider], captures: Captures | None) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from service.config import ProviderOptions
 
 INSTANCES: Final = 2
 """Sessions of a model on each GPU: while one copies, the other computes."""
@@ -33,9 +35,10 @@ class GpuOptions:
     """How networks run on GPUs.
 
     devices: indexes of the GPUs; empty for all that are visible. instances: sessions of a model on
-    each. memory_limit_bytes: of each GPU, for all sessions of one model; None for no limit. tf32:
-    float32 products may be rounded to 10 bits of mantissa. nhwc: prefer kernels that take channels
-    last. graphs: replay the launches of warmed-up shapes as CUDA graphs.
+    each. memory_limit_bytes: of each GPU, for all sessions of one model; None for no limit.
+    provider_options: over the service's own. tf32: float32 products may be rounded to 10 bits of
+    mantissa. nhwc: prefer kernels that take channels last. graphs: replay the launches of warmed-up
+    shapes as CUDA graphs.
     tensorrt_cache: folder for TensorRT's engines and timings; None: built anew at every start.
     sizes: (height, width) that TensorRT's engines take, from the smallest to the largest.
     max_batch: pictures of one inference.
@@ -44,6 +47,7 @@ class GpuOptions:
     devices: tuple[int, ...] = ()
     instances: int = INSTANCES
     memory_limit_bytes: int | None = None
+    provider_options: ProviderOptions = field(default_factory=dict)
     tf32: bool = True
     nhwc: bool = True
     graphs: bool = False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
-from service.core.engines.gpu_sessions import Instance, built_for, open_on_gpus, usable_gpus
+from service.core.engines.gpu_sessions import built_for, open_on_gpus, usable_gpus
 from service.core.engines.gpus import Gpu, GpuOptions, NoGpu
 from service.core.engines.providers import CPU, PROVIDERS
 from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import RaggedRun, Run, ScoredRun
+from service.core.types import Instance
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -72,52 +71,25 @@ class Session:
             raise ModelLoadError(str(error)) from error
         _check_signature(session, self.contract, path)
         self.provider = "cpu"
-        self._sessions: list[ort.InferenceSession] = []
-        self._alone: ort.InferenceSession | None = None
-        self._on_gpus: list[Instance] = []
+        self.instances: list[Instance] = []
         if gpus:
             if self._take_gpus(path, provider, gpu, gpus):
                 return
             session = _open(path, threads)
-        self._sessions = [session]
+        sessions = [session]
         if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
-            self._sessions += [_open(path, threads) for _ in range(instances - 1)]
+            sessions += [_open(path, threads) for _ in range(instances - 1)]
         else:
             # A session of one thread has none of its own: it runs on its callers', at once.
-            self._sessions *= instances
+            sessions *= instances
+        self.instances += [CpuInstance(session, self.contract) for session in sessions]
         if alone_threads > threads:
-            self._alone = _open(path, alone_threads, spin=True)
-
-    # Made for each caller: kept, they would hold the session that holds them, and the memory of a
-    # model that is replaced would wait for the collector.
-
-    @property
-    def instances(self) -> Sequence[Run]:
-        return self._on_gpus or [partial(self._run, session) for session in self._sessions]
-
-    @property
-    def alone(self) -> Run | None:
-        return None if self._alone is None else partial(self._run, self._alone)
-
-    @property
-    def scored(self) -> Sequence[ScoredRun]:
-        if self.contract.outputs.logits is None:
-            return ()
-        if self._on_gpus:
-            return [instance.scored for instance in self._on_gpus]
-        return [partial(self._run_scored, session) for session in self._sessions]
-
-    @property
-    def ragged(self) -> Sequence[RaggedRun]:
-        if self.contract.input.sizes is None:
-            return ()
-        if self._on_gpus:
-            return [instance.ragged for instance in self._on_gpus]
-        return [partial(self._run, session) for session in self._sessions]
+            lone = _open(path, alone_threads, spin=True)
+            self.instances.append(CpuInstance(lone, self.contract, full_device=True))
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
-        return self.instances[0](batch)
+        return self.instances[0].run(batch)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
@@ -129,7 +101,7 @@ class Session:
         """False when "auto" is to make do with the CPU. Raises: ModelLoadError when no other is."""
         wanted = "cuda" if provider == "auto" else provider
         try:
-            self._on_gpus = open_on_gpus(path, self.contract, wanted, options, gpus)
+            self.instances += open_on_gpus(path, self.contract, wanted, options, gpus)
         except NoGpu as error:
             if provider != "auto":
                 raise ModelLoadError(
@@ -142,24 +114,30 @@ class Session:
         self.provider = wanted
         return True
 
-    def _run(
-        self,
-        session: ort.InferenceSession,
-        batch: UInt8Array,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> UInt8Array:
+
+class CpuInstance(Instance):
+    """Calls one session of ONNX Runtime on the CPU, which may be shared with other instances."""
+
+    def __init__(
+        self, session: ort.InferenceSession, contract: Contract, *, full_device: bool = False
+    ) -> None:
+        self._session = session
+        self._contract = contract
+        self.full_device = full_device
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
-        feeds = self.contract.feeds(batch, sizes)
-        (label_maps,) = session.run([self.contract.outputs.label_map], feeds)
+        (label_maps,) = self._session.run(
+            [self._contract.outputs.label_map], self._contract.feeds(batch)
+        )
         return np.asarray(label_maps, np.uint8)
 
-    def _run_scored(
-        self, session: ort.InferenceSession, batch: UInt8Array
-    ) -> tuple[UInt8Array, Float32Array]:
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
-        outputs = self.contract.outputs
-        feeds = self.contract.feeds(batch)
-        label_maps, logits = session.run([outputs.label_map, outputs.logits], feeds)
+        outputs = self._contract.outputs
+        label_maps, logits = self._session.run(
+            [outputs.label_map, outputs.logits], self._contract.feeds(batch)
+        )
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core.engines.cores import Plan
 from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import RaggedRun, Run, ScoredRun
+from service.core.types import Instance
 from service.errors import ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -45,7 +45,6 @@ class OpenVinoNetwork:
         Raises: ModelLoadError when OpenVINO is not installed or cannot read the file.
         """
         self.contract = contract
-        self._plan = plan
         if contract.input.sizes is not None:
             raise ModelLoadError(
                 f"{path} takes images of several sizes in a batch, which is for GPUs and not for "
@@ -61,31 +60,30 @@ class OpenVinoNetwork:
             ) from error
         sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
         self._shared = _Compiled(core, model, contract, sizes, plan.instances, plan.threads)
-        self._alone: _Compiled | None = None
+        self.instances = [OpenVinoInstance(self._shared) for _ in range(plan.instances)]
         if plan.alone_threads > plan.threads:
-            self._alone = _Compiled(core, model, contract, sizes, 1, plan.alone_threads)
-
-    @property
-    def instances(self) -> Sequence[Run]:
-        return [self._shared.run] * self._plan.instances
-
-    @property
-    def alone(self) -> Run | None:
-        return None if self._alone is None else self._alone.run
-
-    @property
-    def scored(self) -> Sequence[ScoredRun]:
-        if self.contract.outputs.logits is None:
-            return ()
-        return [self._shared.run_scored] * self._plan.instances
-
-    @property
-    def ragged(self) -> Sequence[RaggedRun]:
-        return ()
+            lone = _Compiled(core, model, contract, sizes, 1, plan.alone_threads)
+            self.instances.append(OpenVinoInstance(lone, full_device=True))
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
+
+
+class OpenVinoInstance(Instance):
+    """Calls one stream of a compiled network."""
+
+    def __init__(self, compiled: _Compiled, *, full_device: bool = False) -> None:
+        self._compiled = compiled
+        self.full_device = full_device
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
+        """Raises whatever the runtime raises."""
+        return self._compiled.run(batch)
+
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        """Raises whatever the runtime raises."""
+        return self._compiled.run_with_logits(batch)
 
 
 class _Compiled:
@@ -120,11 +118,11 @@ class _Compiled:
         size = self._size(batch.shape[1], batch.shape[2])
         return np.concatenate([size.run(batch[i : i + 1]) for i in range(len(batch))])
 
-    def run_scored(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
         size = self._size(batch.shape[1], batch.shape[2])
         label_maps, logits = zip(
-            *(size.run_scored(batch[i : i + 1]) for i in range(len(batch))), strict=True
+            *(size.run_with_logits(batch[i : i + 1]) for i in range(len(batch))), strict=True
         )
         return np.concatenate(label_maps), np.concatenate(logits)
 
@@ -156,7 +154,7 @@ class _Size:
         with self._answered(image) as request:
             return np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
 
-    def run_scored(self, image: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+    def run_with_logits(self, image: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """uint8 RGB [1,H,W,3] -> uint8 [1,H,W] and float32 [1,C,H,W]."""
         with self._answered(image) as request:
             label_map = np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)

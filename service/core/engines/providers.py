@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from model.contract import Contract
@@ -102,11 +103,18 @@ def cuda(device: int, options: GpuOptions) -> Provider:
         told["gpu_mem_limit"] = str(options.memory_limit_bytes // options.instances)
     if options.graphs:
         told["enable_cuda_graph"] = "1"
-    return CUDA, told
+    return CUDA, told | dict(options.provider_options.get("cuda", {}))
 
 
-def tensorrt(device: int, contract: Contract, profile: Profile, engines: Path | None) -> Provider:
-    """engines: folder for the engines of this file and no other; the timings go beside it.
+def tensorrt(
+    device: int,
+    contract: Contract,
+    profile: Profile,
+    engines: Path | None,
+    given: Mapping[str, str] = MappingProxyType({}),
+) -> Provider:
+    """engines: folder for the engines of this file and no other; the timings go beside it. given:
+    options over these.
 
     Source of the keys: onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html.
 
@@ -140,7 +148,7 @@ def tensorrt(device: int, contract: Contract, profile: Profile, engines: Path | 
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engines.parent),
         }
-    return TENSORRT, told
+    return TENSORRT, told | dict(given)
 
 
 def misplaced(nodes: Sequence[str]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core.types import Clock, DeviceRun, Network, Run
+from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
 Shape = tuple[int, int, int]
@@ -21,10 +21,9 @@ def warm_up(network: Network, sizes: Sequence[tuple[int, int]]) -> None:
 
     Raises: ModelLoadError when the network fails or answers in another shape.
     """
-    runs = [*network.instances, *([network.alone] if network.alone else [])]
     for size in sizes:
-        for run in runs:
-            _try(network, run, (1, *size))
+        for instance in network.instances:
+            _try(network, instance, (1, *size))
 
 
 def warm_up_batches(
@@ -38,8 +37,8 @@ def warm_up_batches(
     for number, shape in enumerate(shapes):
         if clock() >= ends:
             return list(shapes[number:])
-        for run in network.instances:
-            _try(network, run, shape)
+        for instance in network.instances:
+            _try(network, instance, shape)
     return []
 
 
@@ -65,7 +64,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _try(network: Network, run: Run, shape: Shape) -> None:
+def _try(network: Network, instance: Instance, shape: Shape) -> None:
     """Raises: ModelLoadError."""
     count, height, width = shape
     images = (
@@ -73,7 +72,7 @@ def _try(network: Network, run: Run, shape: Shape) -> None:
     )
     black = np.zeros((*shape, 3), np.uint8)
     try:
-        label_maps = run.warm_up(black) if isinstance(run, DeviceRun) else run(black)
+        label_maps = instance.warm_up(black)
     except Exception as error:
         raise ModelLoadError(
             f"model {network.contract.model_name} fails on a black {images}: {first_line(error)}"

@@ -23,7 +23,7 @@ def check_output(options: SegmentOptions, served: Served) -> frozenset[int] | No
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
     output = options.output
     wanted = [*options.scores, *([output] if output and output.needs_logits else [])]
-    if wanted and not served.network.scored:
+    if wanted and served.contract.outputs.logits is None:
         raise InvalidParameter(
             f"output {wanted[0]} needs the logits, and model {served.name} version "
             f"{served.version} was exported without them: export it with --logits, or choose "

@@ -9,8 +9,8 @@ import pytest
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
 from service.api.grpc.stream import Stream
+from service.api.stubs import segmentation_pb2 as pb
 from service.errors import InvalidParameter, ShuttingDown
 
 EOF = aio.EOF  # type: ignore[attr-defined]  # stubs lack it

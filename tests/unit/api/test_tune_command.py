@@ -15,7 +15,7 @@ from cli.main import main
 from model.contract import InputSpec
 from service import tuning
 from service.core.engines.cores import Plan
-from service.core.types import Run
+from service.core.types import Instance
 from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings
 from service.tuning import (
@@ -29,6 +29,7 @@ from service.tuning import (
     tune,
 )
 from tests import tiny_models
+from tests.unit.core.fakes import Function
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -115,8 +116,8 @@ class Timed:
         return self
 
     @property
-    def instances(self) -> Sequence[Run]:
-        return [self._run]
+    def instances(self) -> Sequence[Instance]:
+        return [Function(self._run)]
 
     def _run(self, batch: UInt8Array) -> UInt8Array:
         self.now += len(batch) * self._milliseconds[self.opened[-1]] / 1e3

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from proto.segmentation.v1 import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2 as pb
 from service.api.status import TABLE, TYPE_PREFIX, Status
 from service.errors import NotAuthenticated, ServiceError
 from tests.drawing import encode

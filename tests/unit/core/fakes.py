@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-UInt8Array = npt.NDArray[np.uint8]
+from service.core.types import Float32Array, Instance, UInt8Array
 
 POISON = 13
 """A batch with an image whose first value is this makes the device fail."""
@@ -17,8 +17,31 @@ WAIT_S = 60.0
 """When a test that hangs gives up; no passing test waits for it."""
 
 
-class Device:
-    """A run function: the label map is the red channel.
+class Function(Instance):
+    """Makes an instance of one function, or of two."""
+
+    def __init__(
+        self,
+        run: Callable[[UInt8Array], UInt8Array],
+        run_with_logits: Callable[[UInt8Array], tuple[UInt8Array, Float32Array]] | None = None,
+        *,
+        full_device: bool = False,
+    ) -> None:
+        self._run = run
+        self._run_with_logits = run_with_logits
+        self.full_device = full_device
+
+    def run(self, batch: UInt8Array) -> UInt8Array:
+        return self._run(batch)
+
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        if self._run_with_logits is None:
+            raise RuntimeError("this network has no logits")
+        return self._run_with_logits(batch)
+
+
+class Device(Instance):
+    """An instance whose label map is the red channel.
 
     Between `hold` and `release` it finishes a batch for every `step` only.
     """
@@ -30,7 +53,7 @@ class Device:
         self._changed = threading.Condition()
         self._entered = threading.Semaphore(0)
 
-    def __call__(self, batch: UInt8Array) -> UInt8Array:
+    def run(self, batch: UInt8Array) -> UInt8Array:
         self.batches.append(batch.copy())
         self.threads.add(threading.get_ident())
         self._entered.release()
@@ -41,6 +64,9 @@ class Device:
         if (batch[:, 0, 0, 0] == POISON).any():
             raise RuntimeError("secret of the device")
         return batch[..., 0]
+
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        return self.run(batch), batch.transpose(0, 3, 1, 2).astype(np.float32)
 
     def hold(self) -> None:
         self._set_permits(0)

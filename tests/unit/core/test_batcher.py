@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from service.core.batching.batcher import Batcher
 from service.core.batching.lanes import Labelled
-from service.core.types import Run, ScoredRun
+from service.core.types import Instance, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
-from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, UInt8Array, settle
+from tests.unit.core.fakes import POISON, WAIT_S, Device, Function, Recorder, settle
 
 
 def picture(value: int, height: int = 4, width: int = 5) -> UInt8Array:
@@ -25,9 +25,8 @@ def picture(value: int, height: int = 4, width: int = 5) -> UInt8Array:
 
 @asynccontextmanager
 async def started(
-    run: Run,
+    instance: Instance,
     *,
-    scored: ScoredRun | None = None,
     max_batch: int = 4,
     max_batch_pixels: int = 1 << 20,
     max_queue: int = 100,
@@ -35,8 +34,7 @@ async def started(
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
-        [run],
-        scored=[scored] if scored else (),
+        [instance],
         model="m",
         max_batch=max_batch,
         max_batch_pixels=max_batch_pixels,
@@ -78,7 +76,7 @@ async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
         return answer
 
     image = picture(7)
-    async with started(run) as batcher:
+    async with started(Function(run)) as batcher:
         result = await batcher.submit(image)
     assert np.shares_memory(given[0], image)
     assert np.shares_memory(result.label_map, answer)
@@ -281,8 +279,10 @@ async def test_one_bad_image_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("run", [lambda batch: batch[:, :2, :, 0], lambda batch: batch[:0, ..., 0]])
-async def test_a_network_that_answers_in_another_shape_fails_visibly(run: Run) -> None:
-    async with started(run) as batcher:
+async def test_a_network_that_answers_in_another_shape_fails_visibly(
+    run: Callable[[UInt8Array], UInt8Array],
+) -> None:
+    async with started(Function(run)) as batcher:
         with pytest.raises(InferenceFailed):
             await batcher.submit(picture(2))
 
@@ -388,7 +388,7 @@ async def test_those_who_want_logits_share_batches_among_themselves() -> None:
         both.append(len(batch))
         return batch[..., 0], np.stack([batch[..., 0], batch[..., 1]], 1).astype(np.float32)
 
-    async with started(device, scored=scored) as batcher:
+    async with started(Function(device.run, scored)) as batcher:
         loop = asyncio.get_running_loop()
         first, plain = await queued_behind_a_busy_device(batcher, device, [picture(2), picture(3)])
         wanted = [loop.create_task(batcher.submit(picture(n), squeeze=squeeze)) for n in (5, 6)]
@@ -409,7 +409,7 @@ async def test_logits_of_another_size_or_none_at_all_fail_the_image() -> None:
         return batch[..., 0], np.zeros((len(batch), 2, 3, 3), np.float32)
 
     for run in (scored, None):
-        async with started(Device(), scored=run) as batcher:
+        async with started(Function(Device().run, run)) as batcher:
             with pytest.raises(InferenceFailed):
                 await batcher.submit(picture(1), squeeze=squeeze)
             assert (await batcher.submit(picture(1))).scores is None

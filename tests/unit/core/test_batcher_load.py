@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from service.core.batching.batcher import Batcher
 from service.core.batching.lanes import Labelled, Place
-from service.core.types import Priority
+from service.core.types import Priority, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core import virtual
-from tests.unit.core.fakes import POISON, Recorder, UInt8Array
+from tests.unit.core.fakes import POISON, Function, Recorder
 from tests.unit.core.virtual import Machine
 
 SHAPES = ((1, 1), (2, 3), (3, 2), (40, 50))
@@ -36,8 +36,7 @@ async def started(
     machine: Machine, *, instances: int = 1, alone: bool = False, **options: Any
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
-        [machine] * instances,
-        alone=machine if alone else None,
+        [machine] * instances + [Function(machine.run, full_device=True)] * alone,
         **{
             "model": "m",
             "max_batch": 4,
@@ -336,12 +335,12 @@ def test_a_lone_image_has_the_device_to_itself_and_a_crowd_the_instances() -> No
         return [name.removeprefix("infer-m-") for _, name, _ in machine.runs]
 
     names = virtual.run(scenario())
-    assert names[0] == "alone"
+    assert names[0] == "2", "the instance that takes the full device"
     # The first of the crowd came to an idle device; a free instance takes the second at once.
-    assert names[1] == "alone"
+    assert names[1] == "2"
     assert set(names[2:5]) <= {"0", "1"}
     assert names[5] in ("0", "1")
-    assert names[6] == "alone"
+    assert names[6] == "2"
 
 
 def test_what_cannot_be_in_time_is_refused_at_once() -> None:

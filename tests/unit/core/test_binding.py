@@ -16,8 +16,8 @@ from service.core.engines import binding
 from service.core.engines.binding import BoundSession
 from service.core.engines.capture import Captures
 from service.core.engines.pinned import Cpu
+from service.core.types import UInt8Array
 from tests import tiny_models
-from tests.unit.core.fakes import UInt8Array
 
 CPU = "CPUExecutionProvider"
 

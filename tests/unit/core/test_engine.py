@@ -24,12 +24,12 @@ from service.core.engines.choice import check_agreement, open_network, samples
 from service.core.engines.cores import Plan
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
-from service.core.types import Network, RaggedRun, Run, ScoredRun
+from service.core.types import Instance, Network, UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import street
-from tests.unit.core.fakes import UInt8Array
+from tests.unit.core.fakes import Function
 
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(instances=2, threads=1, alone_threads=2)
@@ -54,10 +54,10 @@ def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
     network = opened(path, "openvino")
     assert isinstance(network, OpenVinoNetwork)
     assert network.contract == tiny_models.contract()
-    assert network.alone is not None
+    assert [instance.full_device for instance in network.instances][-1]
     batch = np.random.default_rng(0).integers(0, 256, (3, 17, 31, 3), np.uint8)
-    for run in (*network.instances, network.alone):
-        label_maps = run(batch)
+    for instance in network.instances:
+        label_maps = instance.run(batch)
         assert label_maps.dtype == np.uint8
         assert (label_maps == tiny_models.expected_label_map(batch)).all()
 
@@ -67,14 +67,14 @@ def test_its_instances_run_at_once(path: Path) -> None:
     network = opened(path, "openvino")
     pictures = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda i: network.instances[i % 2](pictures[i]), range(12)))
+        answers = list(pool.map(lambda i: network.instances[i % 2].run(pictures[i]), range(12)))
     for picture, label_maps in zip(pictures, answers, strict=True):
         assert (label_maps == tiny_models.expected_label_map(picture)).all()
 
 
 @pytest.mark.usefixtures("openvino")
 def test_an_answer_outlives_the_next_run(path: Path) -> None:
-    run = opened(path, "openvino").instances[0]
+    run = opened(path, "openvino").instances[0].run
     first, kept = street()[None], street()[None].copy()
     answer = run(first)
     run(255 - first)
@@ -86,7 +86,7 @@ def test_compiled_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(openvino_runtime, "MAX_SIZES", 2)
     network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
     for side in (8, 9, 8, 10):  # 9 is the one not used for longest
-        network.instances[0](np.zeros((1, side, 4, 3), np.uint8))
+        network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
     assert list(network._shared._sizes) == [(8, 4), (10, 4)]
 
 
@@ -95,7 +95,7 @@ def test_a_large_model_keeps_fewer_sizes(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(openvino_runtime, "MAX_BYTES", path.stat().st_size - 1)
     network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
     for side in (8, 9):
-        network.instances[0](np.zeros((1, side, 4, 3), np.uint8))
+        network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
     assert list(network._shared._sizes) == [(9, 4)]
 
 
@@ -118,20 +118,10 @@ class Wrong:
         self._alone = alone
 
     @property
-    def instances(self) -> Sequence[Run]:
-        return [tiny_models.expected_label_map if self._alone else self._err]
-
-    @property
-    def scored(self) -> Sequence[ScoredRun]:
-        return ()
-
-    @property
-    def ragged(self) -> Sequence[RaggedRun]:
-        return ()
-
-    @property
-    def alone(self) -> Run | None:
-        return self._err if self._alone else None
+    def instances(self) -> Sequence[Instance]:
+        if not self._alone:
+            return [Function(self._err)]
+        return [Function(tiny_models.expected_label_map), Function(self._err, full_device=True)]
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         pass
@@ -301,7 +291,7 @@ def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
         path, provider=provider, engine="onnxruntime", plan=PLAN, precision=precision
     )
     grey = np.full((1, 2, 3, 3), 100, np.uint8)
-    assert (network.instances[0](grey) == _LABELS[network.contract.precision]).all()
+    assert (network.instances[0].run(grey) == _LABELS[network.contract.precision]).all()
     return network.contract.precision
 
 
@@ -384,17 +374,8 @@ def test_both_engines_give_the_logits(tmp_path: Path) -> None:
     other = OpenVinoNetwork(path, session.contract, plan)
     batch = np.stack([street(9, 13, seed=n) for n in range(2)])
     for network in (session, other):
-        assert len(network.scored) == 2
-        for run in network.scored:
-            label_maps, logits = run(batch)
+        assert len(network.instances) == 2
+        for instance in network.instances:
+            label_maps, logits = instance.run_with_logits(batch)
             assert (label_maps == tiny_models.expected_label_map(batch)).all()
             assert (logits == tiny_models.expected_logits(batch)).all()
-
-
-def test_without_logits_no_engine_has_scores(tmp_path: Path) -> None:
-    path = tiny_models.write_model(tmp_path)
-    session = Session(path, provider="cpu", threads=1)
-    assert session.scored == ()
-    if find_spec("openvino") is not None:
-        plan = Plan(instances=1, threads=1, alone_threads=0)
-        assert OpenVinoNetwork(path, session.contract, plan).scored == ()

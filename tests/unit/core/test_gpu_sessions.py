@@ -22,7 +22,6 @@ from model.contract import METADATA_KEY
 from service.core.engines import gpu_sessions
 from service.core.engines.gpus import GpuOptions, NoGpu
 from service.core.engines.onnx_runtime import Session
-from service.core.types import DeviceRun
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
@@ -159,10 +158,10 @@ def test_sessions_are_opened_on_every_gpu_without_a_fallback(
         assert opened.fallback == 0
         assert not opened.options.enable_mem_pattern
     assert len(session.instances) == 4
-    assert session.alone is None
+    assert not any(instance.full_device for instance in session.instances)
     pictures = [street(24 + i, 32)[None] for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda run, x: run(x), session.instances, pictures)
+        answers = pool.map(lambda instance, x: instance.run(x), session.instances, pictures)
         for picture, label_maps in zip(pictures, answers, strict=True):
             assert (label_maps == tiny_models.expected_label_map(picture)).all()
     assert [len(opened.graphs) for opened in pretended.opened] == [1, 1, 1, 1]
@@ -192,9 +191,9 @@ def test_logits_come_from_the_same_sessions(
 ) -> None:
     pretended = pretend(monkeypatch, gpus=GPUS[:1])
     session = open_on(tiny_models.write_model(tmp_path, logits=True), "cuda", graphs=True)
-    assert len(session.scored) == len(session.instances) == 2
+    assert len(session.instances) == 2
     rgb = street()[None]
-    label_maps, logits = session.scored[1](rgb)
+    label_maps, logits = session.instances[1].run_with_logits(rgb)
     assert (label_maps == tiny_models.expected_label_map(rgb)).all()
     assert (logits == tiny_models.expected_logits(rgb)).all()
     assert [graph for graph, _ in pretended.opened[1].graphs] == ["-1"]
@@ -205,10 +204,10 @@ def test_instances_bring_their_own_way_to_stack(
 ) -> None:
     pretend(monkeypatch)
     run = open_on(path, "cuda").instances[0]
-    assert isinstance(run, DeviceRun)
     images = [street(8, 9), street(8, 9)]
-    assert (run(run.stack(images)) == tiny_models.expected_label_map(np.stack(images))).all()
-    assert not isinstance(open_on(path, "cpu").instances[0], DeviceRun)
+    first = run.stack(images)
+    assert np.shares_memory(first, run.stack(images)), "memory that is used again"
+    assert (run.run(first) == tiny_models.expected_label_map(np.stack(images))).all()
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -218,7 +217,6 @@ def test_the_memory_is_free_as_soon_as_nobody_uses_the_session(
     pretend(monkeypatch, gpus=GPUS[:1])
     session = open_on(path, "cuda", graphs=graphs)
     run = session.instances[0]
-    assert isinstance(run, DeviceRun)
     run.warm_up(street(8, 8)[None])
     left = weakref.ref(run)
     gc.disable()
@@ -276,7 +274,6 @@ def test_tensorrt_takes_its_sizes_and_cuda_the_others(
         "enable_cuda_graph" not in told for _, told in (*cuda.providers, *tensorrt.providers)
     )
     run = session.instances[0]
-    assert isinstance(run, DeviceRun)
     for images, on_tensorrt, on_cuda in (
         ([street(20, 36)], 1, 0),
         ([street(20, 36)] * 2, 2, 0),
@@ -284,7 +281,7 @@ def test_tensorrt_takes_its_sizes_and_cuda_the_others(
         ([street(20, 41)], 2, 2),
     ):
         stacked = run.stack(images)
-        assert (run(stacked) == tiny_models.expected_label_map(np.stack(images))).all()
+        assert (run.run(stacked) == tiny_models.expected_label_map(np.stack(images))).all()
         assert (len(tensorrt.graphs), len(cuda.graphs)) == (on_tensorrt, on_cuda)
 
 

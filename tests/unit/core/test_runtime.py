@@ -14,11 +14,11 @@ from onnx import TensorProto
 
 from model.contract import METADATA_KEY, InputSpec
 from service.core.engines import onnx_runtime as runtime
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import CpuInstance, Session
+from service.core.types import UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
-from tests.unit.core.fakes import UInt8Array
 
 GOOD = {METADATA_KEY: tiny_models.contract().to_json()}
 
@@ -112,10 +112,10 @@ def test_warm_up_refuses_a_network_that_answers_in_another_size(tmp_path: Path) 
 def test_warm_up_refuses_a_network_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Session, session: object, batch: object) -> None:
+    def fail(self: CpuInstance, batch: object) -> None:
         raise RuntimeError("no memory\nand a long trace")
 
-    monkeypatch.setattr(Session, "_run", fail)
+    monkeypatch.setattr(CpuInstance, "run", fail)
     session = open_cpu(tiny_models.write_model(tmp_path))
     with pytest.raises(ModelLoadError, match="fails on a black 8x9 image: no memory$"):
         session.warm_up([(8, 9)])
@@ -172,10 +172,10 @@ def test_instances_run_at_once_and_answer_alike(
     path = tiny_models.write_model(tmp_path)
     session = Session(path, provider="cpu", threads=threads, instances=3)
     assert opened == [threads] * sessions
-    assert session.alone is None
+    assert not any(instance.full_device for instance in session.instances)
     pictures = [street(24 + i, 32)[None] for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        answers = pool.map(lambda run, x: run(x), session.instances, pictures)
+        answers = pool.map(lambda instance, x: instance.run(x), session.instances, pictures)
         for picture, label_maps in zip(pictures, answers, strict=True):
             assert (label_maps == tiny_models.expected_label_map(picture)).all()
 
@@ -183,23 +183,23 @@ def test_instances_run_at_once_and_answer_alike(
 def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
     path = tiny_models.write_model(tmp_path)
     session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
-    assert session.alone is not None
+    assert [instance.full_device for instance in session.instances] == [False, False, True]
     rgb = street()[None]
-    assert (session.alone(rgb) == tiny_models.expected_label_map(rgb)).all()
-    assert Session(path, provider="cpu", threads=2, alone_threads=2).alone is None
+    assert (session.instances[2].run(rgb) == tiny_models.expected_label_map(rgb)).all()
+    assert len(Session(path, provider="cpu", threads=2, alone_threads=2).instances) == 1
 
 
 def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lone picture's session that fails must not be found out by a request."""
     path = tiny_models.write_model(tmp_path)
-    real = Session._run
+    real = CpuInstance.run
     used: list[object] = []
 
-    def watched(self: Session, opened: object, batch: UInt8Array) -> UInt8Array:
-        used.append(opened)
-        return real(self, opened, batch)
+    def watched(self: CpuInstance, batch: UInt8Array) -> UInt8Array:
+        used.append(self._session)
+        return real(self, batch)
 
-    monkeypatch.setattr(Session, "_run", watched)
+    monkeypatch.setattr(CpuInstance, "run", watched)
     session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     session.warm_up([(8, 8)])
     assert len(used) == 3
@@ -207,7 +207,7 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
-    """bench.size_memory measures it on the shipped model."""
+    """On the shipped model it was measured, too (bench/LOG.md)."""
     session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
     sizes = np.random.default_rng(0).integers(8, 257, (1000, 2))
     sizes[::100] = 256  # the largest comes early and again
@@ -216,7 +216,7 @@ def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    run = session.instances[0]
+    run = session.instances[0].run
     for height, width in sizes[:200]:
         run(np.zeros((1, height, width, 3), np.uint8))
     before = resident_mb()

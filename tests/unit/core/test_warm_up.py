@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.core.engines.gpus import GpuOptions
+from service.config import SegmenterConfig
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
@@ -18,29 +18,28 @@ from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
 from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Limits, NullObserver
+from service.core.types import Float32Array, Instance, NullObserver, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
-from tests.unit.core.fakes import UInt8Array
 from tests.unit.core.pretend_gpu import GPUS, pretend
 
 
 @dataclass
-class Run:
-    """A `DeviceRun` that notes how it is called, each call at the cost of a second."""
+class Run(Instance):
+    """An instance that notes how it is called, each call at the cost of a second."""
 
     calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     shrinks: bool = False
 
-    def __call__(self, batch: UInt8Array) -> UInt8Array:
+    def run(self, batch: UInt8Array) -> UInt8Array:
         self.calls.append(("run", batch.shape[:3]))
         return np.zeros(batch.shape[:3], np.uint8)[: len(batch) - self.shrinks]
 
-    def stack(self, images: Sequence[UInt8Array]) -> UInt8Array:
-        return np.stack(images)
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        raise NotImplementedError
 
     def warm_up(self, batch: UInt8Array) -> UInt8Array:
-        label_maps = self(batch)
+        label_maps = self.run(batch)
         self.calls[-1] = ("warm up", batch.shape[:3])
         return label_maps
 
@@ -48,9 +47,6 @@ class Run:
 class Net:
     provider = "cuda"
     contract = tiny_models.contract()
-    alone = None
-    scored = ()
-    ragged = ()
 
     def __init__(self, *runs: Run) -> None:
         self.instances = runs
@@ -98,9 +94,8 @@ def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
 
 def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
     made = Loader(
+        SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
-        limits=Limits(max_batch=max_batch),
-        warm_up_sizes=[(8, 8)],
         observer=NullObserver(),
         clock=lambda: float(sum(len(run.calls) for run in net.instances if isinstance(run, Run))),
     )
@@ -130,19 +125,19 @@ def test_readiness_does_not_wait_for_rare_batches(
     assert "11 batches are not warmed up after 3 s" in caplog.text
 
 
-@pytest.mark.parametrize("graphs", [False, True])
 async def test_a_server_on_gpus_answers_and_says_where_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended = pretend(monkeypatch)
     tiny_models.write_model(tmp_path)
     segmenter = Segmenter(
-        tmp_path,
-        provider="cuda",
-        threads=1,
-        gpu=GpuOptions(instances=1, graphs=graphs),
-        limits=Limits(max_batch=2),
-        warm_up_sizes=[(24, 32)],
+        SegmenterConfig(
+            model_repository=tmp_path,
+            provider="cuda",
+            instances=1,
+            max_batch=2,
+            warm_up_sizes=((24, 32),),
+        )
     )
     await segmenter.start()
     rgb = drawing.street(24, 32)

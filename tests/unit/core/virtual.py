@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import numpy as np
 
 from service.core.batching.lanes import Batch, Step
-from tests.unit.core.fakes import POISON, UInt8Array
+from service.core.types import Float32Array, Instance, UInt8Array
+from tests.unit.core.fakes import POISON
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-class Machine:
+class Machine(Instance):
     """Devices in virtual time: a run ends `seconds(batch)` after it began, and is noted.
 
     The label map is the red channel, and a batch with a POISON image fails.
@@ -55,48 +56,29 @@ class Machine:
         self._seconds = seconds
         self.runs: list[tuple[float, str, UInt8Array]] = []
         """When each began, on which thread, with what."""
-        self.sizes: list[list[tuple[int, int]]] = []
-        """Of the images in each."""
         self.busy: dict[str, int] = {}
         self.most_busy = 0
 
-    def __call__(self, batch: UInt8Array) -> UInt8Array:
+    def run(self, batch: UInt8Array) -> UInt8Array:
         if (batch[:, 0, 0, 0] == POISON).any():
             raise RuntimeError("secret of the device")
         return batch[..., 0]
 
-    def ragged(self, batch: UInt8Array, sizes: Sequence[tuple[int, int]]) -> UInt8Array:
-        """As a call; beyond each image, which must be zeros, it answers nonsense."""
-        label_maps = self(batch).copy()
-        for label_map, image, (height, width) in zip(label_maps, batch, sizes, strict=True):
-            if image[height:].any() or image[:, width:].any():
-                raise ValueError("something lies beyond an image")
-            label_map[height:] = 77
-            label_map[:, width:] = 77
-        return label_maps
+    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        return self.run(batch), batch.transpose(0, 3, 1, 2).astype(np.float32)
 
     def thread(self, name: str, step: Step) -> _Thread:
         return _Thread(self, name, step)
 
     def begin(self, name: str, images: list[UInt8Array]) -> float:
         """Seconds that the run will take."""
-        batch = padded(images)
+        batch = np.stack(images)
         self.runs.append((asyncio.get_running_loop().time(), name, batch))
-        self.sizes.append([image.shape[:2] for image in images])
         self.busy[name] = self.busy.get(name, 0) + 1
         self.most_busy = max(self.most_busy, sum(self.busy.values()))
         if self.busy[name] > 1:
             raise RuntimeError(f"{name} was called twice at once")
         return self._seconds(batch)
-
-
-def padded(images: Sequence[UInt8Array]) -> UInt8Array:
-    """uint8 [H,W,3] of any sizes -> [N,H,W,3], each top left, zeros after it."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    batch = np.zeros((len(images), height, width, 3), np.uint8)
-    for place, image in zip(batch, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-    return batch
 
 
 class _Thread:

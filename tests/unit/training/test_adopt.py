@@ -25,7 +25,7 @@ from model.export.adopt.reference import bilinear, fit, nearest
 from service.core.engines.onnx_runtime import Session
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
-from training.onnx_predictor import OnnxPredictor
+from training.evaluation.onnx_predictor import OnnxPredictor
 
 UNIT = AdoptOptions(PRESETS["unit"])
 

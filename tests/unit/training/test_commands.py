@@ -14,14 +14,21 @@ import yaml
 from PIL import Image
 
 from cli.main import build_parser, main
+from fcn_client import FcnClient
 from tests.tiny_models import contract, write_model
 from tests.unit.training import brightest
+from tests.unit.training.evaluation.fake_server import (
+    FakeServer,
+    free_port,
+    label_map_reply,
+    model,
+    problem,
+)
 from tests.unit.training.recipes import raw_recipe
-from tests.unit.training.test_rest_predictor import FakeServer, free_port, model
 from training.analysis.masking import Shown
 from training.analysis.upper_bound import PAPER_MEAN_IU, Method
 from training.datasets import drawn
-from training.metrics import Absent
+from training.evaluation.metrics import Absent
 
 Capture = pytest.CaptureFixture[str]
 
@@ -139,6 +146,8 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "dataset": "brightest",
         "split": "test",
         "images": brightest.COUNT,
+        "failed": [],
+        "not_asked": 0,
         "absent": "nan",
         "shown": "all",
         "pixel_accuracy": 1.0,
@@ -201,16 +210,34 @@ def test_server(pictures: Path, capsys: Capture) -> None:
         assert evaluate(server.url, pictures, "--model", "b", "--json") == 0
     finally:
         server.close()
-    posts = [query["model"] for method, _, query, _ in server.requests if method == "POST"]
-    assert posts == [["a"]] * 6 + [["b"]] * 12
+    assert [query["model"] for query in server.posts] == [["a"]] * 6 + [["b"]] * 12
+
+
+def test_an_image_without_an_answer(pictures: Path, capsys: Capture) -> None:
+    """The others are scored, it is named, and the exit code says that something is missing."""
+    server = FakeServer()
+    slow = (pictures / "test/images/1.png").read_bytes()
+    server.segment = lambda body: (
+        problem(504, "deadline-exceeded") if body == slow else server.label(body)
+    )
+    try:
+        assert evaluate(server.url, pictures, "--json") == 1
+        out, err = capsys.readouterr()
+        report = json.loads(out)
+        assert (report["images"], report["mean_iu"]) == (brightest.COUNT - 1, 1.0)
+        (failed,) = report["failed"]
+        assert failed["image"].endswith("1.png") and "tune it" in failed["error"]
+        assert "1 of 6 images were not scored" in err
+        assert evaluate(server.url, pictures) == 1
+        assert "1.png: Out of tune" in capsys.readouterr().out
+    finally:
+        server.close()
 
 
 def test_a_server_that_answers_in_another_size(pictures: Path, capsys: Capture) -> None:
-    from tests.unit.training.test_rest_predictor import encode_label_map
-
     server = FakeServer()
     small: Any = np.zeros((3, 4), np.uint8)
-    server.segment = lambda _body: (200, encode_label_map(small), {})
+    server.segment = lambda _body: label_map_reply(small)
     try:
         assert evaluate(server.url, pictures) == 1
     finally:
@@ -316,15 +343,24 @@ def test_a_key_is_for_servers(pictures: Path, tmp_path: Path, capsys: Capture) -
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_no_server(pictures: Path, capsys: Capture, scheme: str) -> None:
+def test_no_server(
+    pictures: Path, capsys: Capture, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FcnClient, "_sleep", staticmethod(lambda _seconds: None))
     url = f"{scheme}://127.0.0.1:{free_port()}"
     assert evaluate(url, pictures) == 1
-    assert f"fcn: cannot reach {url}: " in capsys.readouterr().err
+    assert "fcn: cannot reach " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "words",
-    [["--in-flight", "0"], ["--threads", "-1"], ["--min-mean-iu", "65"], ["--in-flight", "x"]],
+    [
+        ["--in-flight", "0"],
+        ["--deadline", "0"],
+        ["--threads", "-1"],
+        ["--min-mean-iu", "65"],
+        ["--in-flight", "x"],
+    ],
 )
 def test_wrong_usage(onnx: str, pictures: Path, words: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as raised:

@@ -1,4 +1,4 @@
-"""docs/training.md lists every field of a recipe, with its default, and no other; docs/datasets.md
+"""docs/recipe.md lists every field of a recipe, with its default, and no other; docs/datasets.md
 every data set."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from training.config import TrainConfig
 from training.datasets import DATASETS, class_info
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "training.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipe.md"
 DATASETS_PAGE = PAGE.with_name("datasets.md")
 ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| ([^|]+) \|", re.M)
 

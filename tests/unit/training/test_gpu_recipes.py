@@ -26,7 +26,7 @@ from training.train import Trainer
 ROOT = Path(__file__).resolve().parents[3]
 GPU = ROOT / "training" / "configs" / "gpu"
 NAMES = sorted(path.stem for path in GPU.glob("*.yaml"))
-PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

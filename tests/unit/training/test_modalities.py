@@ -22,10 +22,10 @@ from tests.unit.training import nyu, trees
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
-from training.evaluate import evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import Scores
+from training.evaluation.predictors import NetworkPredictor
 from training.losses import cross_entropy
-from training.metrics import Scores
-from training.predictors import NetworkPredictor
 from training.train import train
 
 DATASETS = {
@@ -283,7 +283,7 @@ def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) 
 
 
 def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
-    from training.onnx_predictor import OnnxPredictor
+    from training.evaluation.onnx_predictor import OnnxPredictor
 
     raw = recipe("siftflow_both", outdoors, normalisation="siftflow", variant="32s")
     done = train(parse_config(raw, "test recipe"), tmp_path / "run", stop_after=2)

@@ -19,8 +19,8 @@ from tests.unit.training.test_train import assert_same_state
 from tests.unit.training.two_ranks import RECIPES, config
 from training.checkpoint import load_checkpoint
 from training.datasets import open_dataset
-from training.evaluate import evaluate
-from training.predictors import NetworkPredictor
+from training.evaluation.evaluate import evaluate
+from training.evaluation.predictors import NetworkPredictor
 from training.ranks import ALONE, Ranks
 from training.train import train
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model.contract import ClassInfo
 from training.datasets.base import VOID, Sample
-from training.metrics import Scores
+from training.evaluation.metrics import Scores
 from training.record import Record
 
 CLASSES = (ClassInfo(0, "sky", (10, 20, 30)), ClassInfo(1, "road", (40, 50, 60)))

@@ -117,8 +117,8 @@ def test_what_a_run_leaves_behind(tmp_path: Path, make_config: MakeConfig) -> No
 def test_validation_is_of_the_averaged_weights(tmp_path: Path, make_config: MakeConfig) -> None:
     """best.pt scores what its log line says, on the weights that are exported."""
     from training.datasets import open_dataset
-    from training.evaluate import evaluate
-    from training.predictors import NetworkPredictor
+    from training.evaluation.evaluate import evaluate
+    from training.evaluation.predictors import NetworkPredictor
 
     config = make_config(schedule__epochs=1)
     done = train(config, tmp_path)

@@ -18,8 +18,8 @@ from tests import narrow_network
 from tests.unit.training.recipes import changed, raw_recipe
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
-from training.evaluate import evaluate
-from training.predictors import NetworkPredictor
+from training.evaluation.evaluate import evaluate
+from training.evaluation.predictors import NetworkPredictor
 from training.ranks import RankError, Ranks, joined
 from training.train import Trainer, train
 

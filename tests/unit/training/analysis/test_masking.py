@@ -21,7 +21,7 @@ from training.analysis.masking import (
 )
 from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, Sample
-from training.metrics import Confusion, ScoreError
+from training.evaluation.metrics import Confusion, ScoreError
 
 FILL = (1, 2, 3)
 SEEN = [[10, 11, 12], [20, 21, 22], [30, 31, 32], [40, 41, 42]]

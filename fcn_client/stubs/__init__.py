@@ -1,0 +1,1 @@
+"""gRPC stubs of `segmentation.v1`, written by `make proto`."""

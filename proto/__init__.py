@@ -1,1 +1,0 @@
-"""Protocol definitions and the Python stubs generated from them by `proto/generate.py`."""

@@ -1,0 +1,10 @@
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 2356414784c6a644729affe155c3fafc.
+from typing import Any
+
+class SegmentationStub:
+    def __init__(self, channel: Any) -> None: ...
+    Segment: Any
+    SegmentStream: Any
+    ListModels: Any
+
+def add_SegmentationServicer_to_server(servicer: Any, server: Any) -> None: ...

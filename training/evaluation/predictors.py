@@ -1,0 +1,47 @@
+"""Ways to get a label map for an image: the interfaces, and a torch network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from model.fcn import FCN
+from model.heads import label_maps
+from training.datasets.base import Pixels
+
+
+class Predictor(Protocol):
+    """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size. What a network of other
+    channels or several heads takes and gives: see `Sample`."""
+
+    def __call__(self, image: Pixels, /) -> Pixels: ...
+
+
+class FilePredictor(Protocol):
+    """An image file -> uint8 [H,W] class ids, at the upright image's size; thread-safe.
+
+    Raises: ImageFailed, ServerLost.
+    """
+
+    def __call__(self, path: Path, /) -> Pixels: ...
+
+
+class NetworkPredictor:
+    """A torch network, one whole image at a time, no flip, no scales (the paper's protocol).
+
+    Takes the channels of its modality, and gives [H,W,K] if it has K > 1 heads.
+    """
+
+    def __init__(self, network: FCN, bf16: bool = False) -> None:
+        self.network = network.eval()
+        self.bf16 = bf16
+
+    @torch.inference_mode()
+    def __call__(self, image: Pixels, /) -> Pixels:
+        images = torch.tensor(image).permute(2, 0, 1)[None].float()
+        device = next(self.network.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(images.to(device))
+        return label_maps(logits, self.network.heads)[0].cpu().numpy()

@@ -1,0 +1,119 @@
+"""Scores for a reader, and for a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.analysis.masking import Shown, background_class, foreground_mean_iu
+from training.datasets import SegmentationDataset
+from training.datasets.base import GEOMETRIC
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.metrics import Absent, Confusion, ScoreError
+
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was scored, and how it did. `source_kind` as in `targets`."""
+
+    source: str
+    source_kind: str
+    data: SegmentationDataset
+    evaluation: Evaluation
+    seconds: float
+    absent: Absent = "nan"
+    """What classes without a labelled pixel do to the means."""
+    shown: Shown = "all"
+    """What of the pictures was shown."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
+        names = tuple(info.name for info in self.data.info.classes)
+        return {
+            "source": self.source,
+            "source_kind": self.source_kind,
+            "dataset": self.data.info.data.name,
+            "split": self.data.split,
+            "images": self.evaluation.images,
+            "failed": [
+                {"image": str(failure.image), "error": failure.error}
+                for failure in self.evaluation.failures
+            ],
+            "not_asked": self.evaluation.not_asked,
+            "seconds": round(self.seconds, 3),
+            "absent": self.absent,
+            "shown": self.shown,
+            **self.confusion.scores(self.absent).to_dict(names),
+            **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
+            **self._geometric(),
+        }
+
+    @property
+    def confusion(self) -> Confusion:
+        return self.evaluation.confusion
+
+    def _geometric(self) -> dict[str, dict[str, float | None]]:
+        """The IU of each geometric class, if there are any."""
+        if not self.data.info.geometric:
+            return {}
+        names = tuple(info.name for info in self.data.info.geometric)
+        scores = self.confusion.of(GEOMETRIC).scores(self.absent).to_dict(names)
+        return {"geometric_class_iu": scores["class_iu"]}
+
+    @property
+    def _objects(self) -> float | None:
+        """Mean IU without the background, if there is such a class and another one was scored."""
+        background = background_class(self.data)
+        if background is None:
+            return None
+        try:
+            return foreground_mean_iu(self.confusion.scores(self.absent), background)
+        except ScoreError:
+            return None
+
+    def table(self) -> str:
+        """Per class its IU and share of the labelled pixels, then the metrics; in percent."""
+        heads = self.data.info.heads
+        names = [info.name for classes in heads.values() for info in classes]
+        scores = self.confusion.scores(self.absent)
+        metrics = {
+            "pixel accuracy": scores.pixel_accuracy,
+            "mean accuracy": scores.mean_accuracy,
+            "mean IU": scores.mean_iu,
+            "frequency weighted IU": scores.frequency_weighted_iu,
+        }
+        if scores.geometric_accuracy is not None:
+            metrics["geometric accuracy"] = scores.geometric_accuracy
+        if self._objects is not None:
+            metrics["mean IU without background"] = self._objects
+        width = max(map(len, ["class", *names, *metrics]))
+        shown = "" if self.shown == "all" else f", {self.shown} alone"
+        lines = [
+            f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
+            f"{self.evaluation.images} images, "
+            f"{self.evaluation.images / max(self.seconds, 1e-9):.1f} a second"
+        ]
+        for head, classes in heads.items():
+            part = self.confusion.of(head)
+            lines += ["", f"{'class':<{width}}  IU [%]  pixels [%]"]
+            ious, shares = part.scores(self.absent).class_iu, part.class_shares()
+            for info, iu, share in zip(classes, ious, shares, strict=True):
+                shown = "-" if np.isnan(iu) else f"{100 * iu:.2f}"
+                lines.append(f"{info.name:<{width}}  {shown:>6}  {100 * share:>10.2f}")
+        lines.append("")
+        lines += [f"{name:<{width}}  {100 * value:>6.2f}" for name, value in metrics.items()]
+        lines += self._failed()
+        return "\n".join(lines)
+
+    def _failed(self) -> list[str]:
+        """Lines on what was not scored."""
+        if self.evaluation.complete:
+            return []
+        failures = self.evaluation.failures
+        lines = ["", f"not scored: {len(failures)} failed, {self.evaluation.not_asked} not asked"]
+        lines += [f"{failure.image}: {failure.error}" for failure in failures[:_SHOWN_FAILURES]]
+        return lines

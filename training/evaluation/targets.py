@@ -1,0 +1,176 @@
+"""What `fcn evaluate` can score: a checkpoint, an ONNX file or a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, urlsplit
+
+import torch
+
+from model.modality import RGB, Modality
+from training.analysis.masking import Shown, show
+from training.checkpoint import load_checkpoint
+from training.datasets import DatasetInfo, SegmentationDataset
+from training.evaluation.evaluate import (
+    Evaluation,
+    EvaluationError,
+    check_classes,
+    evaluate,
+    evaluate_files,
+)
+from training.evaluation.onnx_predictor import OnnxPredictor
+from training.evaluation.predictors import NetworkPredictor, Predictor
+from training.evaluation.server_predictor import DEADLINE_S, ServerPredictor
+from training.ranks import ALONE, Ranks
+
+KINDS = (
+    "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://, "
+    "grpcs://)"
+)
+
+ClassNames = dict[str, tuple[str, ...]]
+"""Names in order of their ids, by head."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkTarget:
+    """A network that runs in this process."""
+
+    name: str
+    kind: Literal["checkpoint", "onnx"]
+    class_names: ClassNames
+    predict: Predictor
+    modality: Modality = RGB
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTarget:
+    """A model behind an address; it gets the image files as they are."""
+
+    name: str
+    kind: Literal["rest", "grpc"]
+    class_names: ClassNames
+    predict: ServerPredictor
+    modality: Modality = RGB
+
+    def close(self) -> None:
+        """End the connections."""
+        self.predict.close()
+
+
+EvaluationTarget = NetworkTarget | ServerTarget
+
+
+def score(
+    target: EvaluationTarget,
+    data: SegmentationDataset,
+    *,
+    shown: Shown = "all",
+    in_flight: int = 4,
+    progress: bool = True,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """Evaluate the whole split, its images masked as `shown` says and shared among the processes.
+
+    `in_flight`: files that a server is asked for at a time.
+    Raises: EvaluationError, DatasetError.
+    """
+    _check_heads(target, data.info)
+    check_classes(next(iter(target.class_names.values())), target.name, data.info)
+    data = show(data, shown)
+    if isinstance(target, NetworkTarget):
+        confusion = evaluate(target.predict, data, progress=progress, ranks=ranks)
+        return Evaluation(confusion, len(data))
+    if shown != "all":
+        raise EvaluationError(
+            f"{target.name} gets the image files as they are: to show {shown} only, give the "
+            "checkpoint or the ONNX file"
+        )
+    if ranks.count > 1:
+        raise EvaluationError("a server is asked by one process: leave torchrun out")
+    return evaluate_files(target.predict, data, in_flight=in_flight, progress=progress)
+
+
+def _check_heads(target: EvaluationTarget, info: DatasetInfo) -> None:
+    """Raises: EvaluationError."""
+    if target.modality != info.modality:
+        raise EvaluationError(
+            f"{target.name} takes {target.modality} images, but the data set gives "
+            f"{info.modality}: choose --dataset, as nyudv2_rgbd"
+        )
+    if list(target.class_names) != list(info.heads):
+        raise EvaluationError(
+            f"{target.name} has {_labellings(target.class_names)}, the data set "
+            f"{_labellings(info.heads)}: choose --dataset, as siftflow or siftflow_both"
+        )
+
+
+def _labellings(heads: Iterable[str]) -> str:
+    names = list(heads)
+    return f"the labellings {' and '.join(names)}" if len(names) > 1 else "one labelling"
+
+
+def open_target(
+    text: str,
+    *,
+    model: str | None = None,
+    threads: int = 0,
+    api_key: str | None = None,
+    deadline_s: float = DEADLINE_S,
+) -> EvaluationTarget:
+    """`text`: as KINDS says; a server's URL may end in `?model=NAME`, which `model` overrides.
+
+    `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
+    `api_key`: for a server that wants one, visible ASCII. `deadline_s`: for a server's answer.
+    Raises: EvaluationError, CheckpointError, ContractError, FcnError.
+    """
+    parts = urlsplit(text)
+    if parts.scheme in ("http", "https", "grpc", "grpcs"):
+        return _server(text, model, api_key, deadline_s)
+    if model is not None:
+        raise EvaluationError(f"--model is for servers, and {text} is a file")
+    if api_key is not None:
+        raise EvaluationError(f"--api-key-file is for servers, and {text} is a file")
+    path = Path(text)
+    if parts.scheme and len(parts.scheme) > 1 and not path.exists():
+        raise EvaluationError(f"{text}: want {KINDS}")
+    if path.suffix == ".pt":
+        return _checkpoint(path, threads)
+    if path.suffix == ".onnx":
+        onnx = OnnxPredictor(path, threads)
+        return NetworkTarget(str(path), "onnx", {"": onnx.contract.class_names}, onnx)
+    raise EvaluationError(f"{text}: want {KINDS}")
+
+
+def _checkpoint(path: Path, threads: int) -> NetworkTarget:
+    checkpoint = load_checkpoint(path)
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
+    network = checkpoint.build_network().to(device)
+    names = {
+        head: tuple(info.name for info in classes)
+        for head, classes in checkpoint.dataset.heads.items()
+    }
+    predict = NetworkPredictor(network)
+    return NetworkTarget(str(path), "checkpoint", names, predict, checkpoint.network.modality)
+
+
+def _server(url: str, model: str | None, api_key: str | None, deadline_s: float) -> ServerTarget:
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    if set(query) - {"model"}:
+        raise EvaluationError(f"{url}: of a query only ?model=NAME has a meaning")
+    if not parts.netloc:
+        raise EvaluationError(f"{url}: want scheme://host:port")
+    name = model or query.get("model", [None])[0]
+    bare = parts._replace(query="", fragment="").geturl().rstrip("/")
+    predict = ServerPredictor(bare, name, api_key=api_key, deadline_s=deadline_s)
+    kind: Literal["rest", "grpc"] = "grpc" if parts.scheme.startswith("grpc") else "rest"
+    return ServerTarget(bare, kind, {"": predict.class_names}, predict)
