@@ -18,7 +18,7 @@ from service.config import SegmenterConfig
 from service.core.batching.batcher import Batcher
 from service.core.batching.device_thread import DeviceThread
 from service.core.batching.lanes import one_thread
-from service.core.engines.gpus import MAX_BATCH
+from service.core.engines.cuda import MAX_BATCH
 from service.core.engines.warm_up import batch_shapes, warm_up_batches
 from service.core.images.prepare import accepted_sizes, ordinary_size
 from service.core.models.model_settings import ModelSettings
@@ -57,6 +57,10 @@ class Served:
     @property
     def provider(self) -> str:
         return self.network.provider
+
+    @property
+    def path(self) -> Path:
+        return self.network.path
 
     @property
     def state(self) -> ModelState:
