@@ -32,10 +32,10 @@ from bench import images, record
 from bench.turns import Run, take_turns
 from model.build import BackboneName, NetworkSpec, build
 from model.contract import ClassInfo, Contract, TrainingData
-from model.export import ServedNetwork, export
+from model.export.export import ServedNetwork, export
+from model.export.fp32_model import load_fp32
+from model.export.quantize import Quantizer
 from model.fcn import FCN
-from model.float_model import open_float_model
-from model.quantize import Quantizer
 
 SIZES = ((360, 480), (375, 500))
 CLASSES = 21
@@ -172,7 +172,7 @@ def served_rows(spec: NetworkSpec, args: argparse.Namespace) -> list[dict[str, A
 
 def write_int8(path: Path, size: images.Size) -> Path:
     """Puts every layer in 8 bits, calibrated on drawn scenes, into a file beside the first."""
-    model = open_float_model(path)
+    model = load_fp32(path)
     scenes = (images.scene(size, seed) for seed in range(_CALIBRATION_IMAGES))
     target = path.with_name("model.int8.onnx")
     onnx.save_model(Quantizer(model, scenes).quantize(list(model.layers)), str(target))

@@ -19,7 +19,7 @@ from bench.gpu import device, networks
 from bench.gpu.networks import Exported, Scale
 from bench.networks import make
 from bench.turns import Run, take_turns
-from model.export import fold_norms
+from model.export.export import fold_norms
 from model.fcn import FCN, label_map
 from model.upsample import BilinearUpsample
 

@@ -12,9 +12,9 @@ from bench import images
 from bench.images import Size
 from bench.networks import contract, make, spec_of
 from model.build import NetworkSpec
-from model.export import export
-from model.float_model import open_float_model
-from model.half import Halver
+from model.export.export import export
+from model.export.fp16 import Fp16Converter
+from model.export.fp32_model import load_fp32
 
 NAMES = ("vgg16", "mobilenet_v1", "alexnet", "googlenet")
 _NARROW = 0.125
@@ -45,11 +45,11 @@ QUICK = Scale(
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Names a network's two files. `half_layers`: how many of the fp16 file's compute in fp16."""
+    """Names a network's two files. `fp16_layers`: how many of the fp16 file compute in fp16."""
 
     name: str
     fp32: Path
-    half_layers: int
+    fp16_layers: int
 
     @property
     def fp16(self) -> Path:
@@ -65,10 +65,10 @@ def prepare(name: str, folder: Path, narrow: bool) -> Exported:
     """Writes a model repository of its own for the network, only where it is missing."""
     repository = folder / ("narrow" if narrow else "whole") / name
     path = repository / name / "1" / "model.onnx"
-    count = path.with_name("half_layers.txt")
+    count = path.with_name("fp16_layers.txt")
     if not count.is_file():
         export(make(spec(name, narrow)), contract(name), path)
-        halver = Halver(open_float_model(path), [images.scene((96, 128))])
-        onnx.save_model(halver.halve(), str(path.with_name("model.fp16.onnx")))
-        count.write_text(str(len(halver.half_layers())))
+        converter = Fp16Converter(load_fp32(path), [images.scene((96, 128))])
+        onnx.save_model(converter.convert(), str(path.with_name("model.fp16.onnx")))
+        count.write_text(str(len(converter.fp16_layers())))
     return Exported(name, path, int(count.read_text()))

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from model.adopt.errors import AdoptError
-from model.adopt.original import Original, draw, first_line
-from model.adopt.pixels import Pixels
+from model.export.adopt.errors import AdoptError
+from model.export.adopt.original import Original
+from model.export.adopt.preprocessing import Preprocessing
+from model.export.onnx_file import first_line, random_images
 
 _MULTIPLES: Final = (1, 2, 4, 8, 14, 16, 32, 64, 128)
 """Powers of two, and the patches of DINOv2."""
@@ -21,7 +22,7 @@ _SMALLEST: Final = (1, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class AdoptOptions:
     """What the user says, None where it is to be found out.
 
     size: (height, width) that every picture is resized to. multiple_of_px: sides are padded to it.
@@ -30,7 +31,7 @@ class Choices:
     does it. align_corners: of the scores' resize to the picture.
     """
 
-    pixels: Pixels
+    preprocessing: Preprocessing
     size: tuple[int, int] | None = None
     multiple_of_px: int | None = None
     output_kind: str | None = None
@@ -41,13 +42,13 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Probed:
     """kind: "scores" of every class, "score" of class 1 alone, or "label_map".
 
     axis: of the channels in a four-dimensional output, else None. size: every picture is resized to
     it, or None. full_size: labels or scores have the size of the network's picture. factor: how
     much smaller they are, where that is a whole number that divides every side. one_at_a_time: the
-    network is run picture by picture. threshold: see Choices, for "score".
+    network is run picture by picture. threshold: see AdoptOptions, for "score".
     """
 
     kind: str
@@ -62,24 +63,24 @@ class Findings:
     probabilities: bool = False
 
 
-def examine(original: Original, choices: Choices, classes: int) -> Findings:
+def probe(original: Original, options: AdoptOptions, classes: int) -> Probed:
     """Raises: AdoptError."""
     network = original.network
-    if network.dtype == TensorProto.UINT8 and not choices.pixels.plain:
+    if network.dtype == TensorProto.UINT8 and not options.preprocessing.plain:
         raise AdoptError(
             f"input {network.input!r} takes uint8 pixels, which leaves nothing to normalise: say "
             "--normalise none"
         )
-    if choices.multiple_of_px is not None and choices.multiple_of_px < 1:
-        raise AdoptError(f"sides cannot be a multiple of {choices.multiple_of_px}: want 1 or more")
-    size = _fixed_size(original, choices)
+    if options.multiple_of_px is not None and options.multiple_of_px < 1:
+        raise AdoptError(f"sides cannot be a multiple of {options.multiple_of_px}: want 1 or more")
+    size = _fixed_size(original, options)
     if size is None:
-        multiple, results, single = _find_multiple(original, choices)
-        smallest = _find_smallest(original, choices, multiple, results, single)
+        multiple, results, single = _find_multiple(original, options)
+        smallest = _find_smallest(original, options, multiple, results, single)
     else:
         multiple = smallest = 1
-        results, single = _at_fixed_size(original, choices, size)
-    kind, axis = _read(results, choices, classes, original)
+        results, single = _at_fixed_size(original, options, size)
+    kind, axis = _read(results, options, classes, original)
     pairs = [(given, _plane(shape, axis)) for given, shape in results.items()]
     full = all(given == got for given, got in pairs)
     factors = {(given[0] / got[0], given[1] / got[1]) for given, got in pairs if 0 not in got}
@@ -89,7 +90,7 @@ def examine(original: Original, choices: Choices, classes: int) -> Findings:
         if tall == wide and tall == int(tall) and multiple % int(tall) == 0:
             factor = int(tall)
     sigmoid = original.network.ends_in == "Sigmoid"
-    threshold = choices.threshold
+    threshold = options.threshold
     if threshold is None:
         threshold = 0.5 if sigmoid else 0.0
     elif kind != "score":
@@ -99,7 +100,7 @@ def examine(original: Original, choices: Choices, classes: int) -> Findings:
         )
     elif sigmoid and not 0 < threshold < 1:
         raise AdoptError(f"the network gives probabilities: the threshold {threshold} is not one")
-    return Findings(
+    return Probed(
         kind=kind,
         axis=axis,
         size=size,
@@ -126,10 +127,10 @@ class _Shape:
 _Results = dict[tuple[int, int], _Shape]
 
 
-def _fixed_size(original: Original, choices: Choices) -> tuple[int, int] | None:
+def _fixed_size(original: Original, options: AdoptOptions) -> tuple[int, int] | None:
     height, width = original.network.height_px, original.network.width_px
     own = f"{height or 'any'}x{width or 'any'}"
-    size = choices.size
+    size = options.size
     if size is None:
         if height is None and width is None:
             return None
@@ -143,17 +144,17 @@ def _fixed_size(original: Original, choices: Choices) -> tuple[int, int] | None:
             f"the network takes pictures of {own} (height x width), not {size[0]}x{size[1]}: "
             "leave --size out"
         )
-    if choices.multiple_of_px is not None:
+    if options.multiple_of_px is not None:
         raise AdoptError(
             f"every picture is resized to {size[0]}x{size[1]}, so --multiple-of has no meaning"
         )
     return size
 
 
-def _try(original: Original, choices: Choices, count: int, height: int, width: int) -> _Shape:
+def _try(original: Original, options: AdoptOptions, count: int, height: int, width: int) -> _Shape:
     """Raises whatever the runtime raises."""
-    images = draw(np.random.default_rng(0), count, height, width).astype(np.float32)
-    result: npt.NDArray[Any] = original.run(choices.pixels.normalise(images))
+    images = random_images(np.random.default_rng(0), count, height, width).astype(np.float32)
+    result: npt.NDArray[Any] = original.run(options.preprocessing.normalise(images))
     if result.ndim < 3 or result.shape[0] != count or 0 in result.shape:
         raise AdoptError(
             f"for {count} pictures of {height}x{width} output {original.network.output!r} is "
@@ -171,27 +172,27 @@ def _try(original: Original, choices: Choices, count: int, height: int, width: i
 
 
 def _at_fixed_size(
-    original: Original, choices: Choices, size: tuple[int, int]
+    original: Original, options: AdoptOptions, size: tuple[int, int]
 ) -> tuple[_Results, bool]:
     """And whether only one picture at a time."""
     failure: Exception | None = None
     for count in _counts(original):
         try:
-            return {size: _try(original, choices, count, *size)}, count == 1
+            return {size: _try(original, options, count, *size)}, count == 1
         except Exception as error:
             failure = error
     raise _refused(failure, f"pictures of {size[0]}x{size[1]}")
 
 
-def _find_multiple(original: Original, choices: Choices) -> tuple[int, _Results, bool]:
+def _find_multiple(original: Original, options: AdoptOptions) -> tuple[int, _Results, bool]:
     """The smallest whose multiples the network takes, and what it gave."""
-    given = choices.multiple_of_px
+    given = options.multiple_of_px
     failure: Exception | None = None
     for count, multiple in product(_counts(original), (given,) if given else _MULTIPLES):
         height, width = _sides(multiple)
         try:
             results = {
-                size: _try(original, choices, count, *size)
+                size: _try(original, options, count, *size)
                 for size in ((height, width), (width, height))
             }
             return multiple, results, count == 1
@@ -202,14 +203,14 @@ def _find_multiple(original: Original, choices: Choices) -> tuple[int, _Results,
 
 
 def _find_smallest(
-    original: Original, choices: Choices, multiple: int, results: _Results, single: bool
+    original: Original, options: AdoptOptions, multiple: int, results: _Results, single: bool
 ) -> int:
     """The smallest side that works; what it gives is added to `results`."""
     largest, _ = _sides(multiple)
     for side in sorted({-(-side // multiple) * multiple for side in _SMALLEST}):
         try:
             found = {
-                size: _try(original, choices, 1 if single else 2, *size)
+                size: _try(original, options, 1 if single else 2, *size)
                 for size in ((side, side), (side, largest), (largest, side))
             }
         except Exception:
@@ -237,14 +238,14 @@ def _refused(failure: Exception | None, what: str) -> AdoptError:
 
 
 def _read(
-    results: _Results, choices: Choices, classes: int, original: Original
+    results: _Results, options: AdoptOptions, classes: int, original: Original
 ) -> tuple[str, int | None]:
     """Kind of the output, and the axis of its channels."""
     name = f"output {original.network.output!r}"
     size, shape = next(iter(results.items()))
     dims = shape.dims
     shown = f"{name} is {list(dims)} for pictures of {size[0]}x{size[1]}"
-    kind = choices.output_kind
+    kind = options.output_kind
     if kind is None and shape.whole and (len(dims) == 3 or 1 in (dims[1], dims[-1])):
         kind = "label_map"
     if kind == "label_map":
@@ -263,7 +264,7 @@ def _read(
         raise AdoptError(
             f"{shown}: want scores as [N,C,H,W] or [N,H,W,C], or whole numbers as [N,H,W]"
         )
-    axes = (1, 3) if choices.output_layout is None else (choices.output_layout.index("C"),)
+    axes = (1, 3) if options.output_layout is None else (options.output_layout.index("C"),)
     if fitting := [axis for axis in axes if dims[axis] == classes]:
         if len(fitting) == 2:
             raise AdoptError(

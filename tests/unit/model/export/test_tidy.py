@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model.graph import merge_slices
+from model.export.tidy import merge_slices
 
 
 def two_slices(

@@ -16,9 +16,9 @@ import model.build
 from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec, build
 from model.contract import METADATA_KEY, ClassInfo, Contract, TrainingData
-from model.export import export
+from model.export.export import export
+from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 from model.fcn import FCN
-from model.reopen import ReopenError, reopen
 from tests import tiny_models
 
 MOBILE = NetworkSpec("mobilenet_v1", width=0.125, fc6_channels=8, skip_channels=4)
@@ -70,7 +70,7 @@ def turned_round(path: Path, target: Path) -> Path:
 
 def test_the_logits_are_those_of_the_network(exported: tuple[FCN, Path]) -> None:
     network, path = exported
-    found, own = reopen(path)
+    found, own = network_from_onnx(path)
     assert own.architecture == "fcn8s-mobilenet_v1_0.125"
     assert not found.training
     images = torch.rand(2, 3, 50, 41) * 255
@@ -85,7 +85,7 @@ def test_vgg16_with_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     spec = NetworkSpec("vgg16", batch_norm=True, normalisation="torchvision", fc6_channels=8)
     network = randomised(spec)
     export(network, contract(spec), tmp_path / "model.onnx")
-    found, _ = reopen(tmp_path / "model.onnx")
+    found, _ = network_from_onnx(tmp_path / "model.onnx")
     assert found.backbone.weights_pixels == "torchvision"
     images = torch.rand(1, 3, 33, 40) * 255
     with torch.inference_mode():
@@ -110,5 +110,5 @@ def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path:
         (turned_round(path, tmp_path / "other.onnx"), "ONNX Runtime and PyTorch disagree"),
     ]
     for refused, message in refusals:
-        with pytest.raises(ReopenError, match=message):
-            reopen(refused)
+        with pytest.raises(NetworkFromOnnxError, match=message):
+            network_from_onnx(refused)

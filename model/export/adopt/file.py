@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -10,15 +9,16 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from model.adopt.errors import AdoptError
-from model.adopt.graph import IMAGE, LABEL_MAP, LOGITS, served
-from model.adopt.network import Network
-from model.adopt.original import Original, draw, first_line, session
-from model.adopt.reference import reference
-from model.adopt.trial import Choices, Findings, examine
-from model.context import NotLocal, context_of
-from model.contract import METADATA_KEY, Contract, InputSpec, OutputSpec
-from model.graph import tidy
+from model.contract import Contract, InputSpec, OutputSpec
+from model.export.adopt.errors import AdoptError
+from model.export.adopt.network import Network
+from model.export.adopt.original import Original
+from model.export.adopt.probe import AdoptOptions, Probed, probe
+from model.export.adopt.receptive_field import UnboundedField, halo_of
+from model.export.adopt.reference import reference
+from model.export.adopt.wrap import IMAGE, LABEL_MAP, LOGITS, wrap
+from model.export.onnx_file import first_line, random_images, save, session, written_beside
+from model.export.tidy import tidy
 
 MIN_AGREEMENT: Final = 0.999
 """Share of equal labels. Rounding differs with the order of sums; ties may fall either way."""
@@ -84,7 +84,7 @@ def adopt(
     network: Network,
     contract: Contract,
     path: Path,
-    choices: Choices,
+    options: AdoptOptions,
     *,
     logits: bool = False,
     min_agreement: float = MIN_AGREEMENT,
@@ -96,85 +96,69 @@ def adopt(
     """
     classes = len(contract.classes)
     original = Original(network)
-    findings = examine(original, choices, classes)
-    if logits and findings.kind == "label_map":
+    probed = probe(original, options, classes)
+    if logits and probed.kind == "label_map":
         raise AdoptError(f"output {network.output!r} is labels: there are no logits to give")
-    proto = served(network, findings, choices, classes, logits=logits)
+    proto = wrap(network, probed, options, classes, logits=logits)
     contract = replace(
         contract,
         input=InputSpec(
             name=IMAGE,
-            stride=findings.multiple_of_px,
-            min_side_px=findings.min_side_px,
-            multiple_of_px=findings.multiple_of_px,
+            stride=probed.multiple_of_px,
+            min_side_px=probed.min_side_px,
+            multiple_of_px=probed.multiple_of_px,
         ),
         outputs=OutputSpec(LABEL_MAP, LOGITS if logits else None),
         precision=network.precision,
     )
     tidy(proto, contract)
     proto.producer_name = "fcn adopt"
-    temporary = _beside(path)
-    try:
+    with written_beside(path) as temporary:
         try:
             onnx.checker.check_model(proto)
-            onnx.save_model(proto, str(temporary))
-            adopted = session(str(temporary))
+            adopted = session(proto)
         except Exception as error:  # the checker's and the runtime's share no base class
             raise AdoptError(f"the adopted graph does not load: {first_line(error)}") from error
-        contract = _with_context(adopted, proto, contract)
-        compared, difference = _compare(adopted, original, findings, choices, logits)
+        contract = _with_halo(adopted, proto, contract)
+        compared, difference = _compare(adopted, original, probed, options, logits)
         worst = min(row.label_agreement for row in compared)
         if worst < min_agreement:
             raise AdoptError(
                 f"the adopted file agrees with the network on {worst:.2%} of the labels, and "
                 f"{min_agreement:.2%} are wanted; nothing was written"
             )
-        onnx.helper.set_model_props(proto, {METADATA_KEY: contract.to_json()})
-        onnx.save_model(proto, str(temporary))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        save(proto, contract, temporary)
     report = AdoptReport(
         path=str(path),
         compared=compared,
         label_agreement=worst,
         largest_logit_difference=difference,
-        kind=findings.kind,
-        size=findings.size,
-        multiple_of_px=findings.multiple_of_px,
-        min_side_px=findings.min_side_px,
+        kind=probed.kind,
+        size=probed.size,
+        multiple_of_px=probed.multiple_of_px,
+        min_side_px=probed.min_side_px,
         context_px=contract.input.context_px,
-        one_at_a_time=findings.one_at_a_time,
+        one_at_a_time=probed.one_at_a_time,
         precision=contract.precision,
         file_bytes=path.stat().st_size,
     )
     return contract, report
 
 
-def _beside(path: Path) -> Path:
-    """A hidden name in the nearest folder that exists or may: a repository with a version folder
-    but no model in it would not be served."""
-    root = path.parents[2]
-    root.mkdir(parents=True, exist_ok=True)
-    folder = next(folder for folder in path.parents if folder.is_dir())
-    return folder / f".{path.name}.{os.getpid()}.tmp"
-
-
 def _compare(
-    adopted: Any, original: Original, findings: Findings, choices: Choices, logits: bool
+    adopted: Any, original: Original, probed: Probed, options: AdoptOptions, logits: bool
 ) -> tuple[tuple[Compared, ...], float | None]:
     """On random sizes, a batch among them, and on the smallest. Raises: AdoptError."""
     random = np.random.default_rng(0)
-    smallest, multiple = findings.min_side_px, findings.multiple_of_px
+    smallest, multiple = probed.min_side_px, probed.multiple_of_px
     sides = [random.integers(32, 257, 2) for _ in range(_RANDOM_SIZES)]
     planes = [*((int(h), int(w)) for h, w in sides), (smallest, smallest)]
     rows: list[Compared] = []
     largest, scale = 0.0, 1e-6
     for index, plane in enumerate(planes):
         height, width = (-(-max(px, smallest) // multiple) * multiple for px in plane)
-        images = draw(random, 2 if index == 1 else 1, height, width)
-        wanted, wanted_logits = reference(original, findings, choices, images)
+        images = random_images(random, 2 if index == 1 else 1, height, width)
+        wanted, wanted_logits = reference(original, probed, options, images)
         names = [LABEL_MAP, LOGITS] if logits else [LABEL_MAP]
         try:
             got = adopted.run(names, {IMAGE: images})
@@ -197,21 +181,21 @@ def _compare(
     return tuple(rows), largest / scale if logits else None
 
 
-def _with_context(adopted: Any, proto: onnx.ModelProto, contract: Contract) -> Contract:
+def _with_halo(adopted: Any, proto: onnx.ModelProto, contract: Contract) -> Contract:
     """The contract with stride and `context_px` if the graph has them and a trial confirms them.
 
     The trial: networks of any origin may know places, as by coordinates that they add to the
-    picture, which no reach shows.
+    image, which no receptive field shows.
     """
     try:
-        context = context_of(proto, contract)
-    except NotLocal:
+        halo = halo_of(proto, contract)
+    except UnboundedField:
         return contract
-    stride = int(np.lcm(context.stride, contract.input.multiple_of_px))
-    px = -(-context.px // stride) * stride
+    stride = int(np.lcm(halo.stride, contract.input.multiple_of_px))
+    px = -(-halo.halo_px // stride) * stride
     spec = replace(contract.input, stride=stride, context_px=px)
     side = 2 * px + 2 * stride + -(-max(_TRIAL_PX, spec.min_side_px) // stride) * stride
-    image = draw(np.random.default_rng(1), 1, side, side)
+    image = random_images(np.random.default_rng(1), 1, side, side)
     part = np.ascontiguousarray(image[:, stride : side - stride, stride : side - stride])
     whole, labels = (adopted.run([LABEL_MAP], {IMAGE: x})[0] for x in (image, part))
     inner = slice(px, part.shape[1] - px)

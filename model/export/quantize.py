@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
 from model.contract import METADATA_KEY, Contract
-from model.float_model import FloatModel, QuantizeError, copied
+from model.export.fp32_model import Fp32Model, QuantizeError, tensor_ranges
+from model.export.onnx_file import UInt8Array, copied
 
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -25,8 +25,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 PERCENTILE = 99.99
 """Of a tensor's values that lie within the range that the method `percentile` gives it."""
-
-UInt8Array = npt.NDArray[np.uint8]
 
 _WITH_INTEGERS = ("Conv", "Clip", "Relu", "MaxPool")
 """Operators that take and give 8-bit tensors; the last three so that none stands in between."""
@@ -36,7 +34,7 @@ class Quantizer:
     """Calibrates once; then makes int8 files of any choice of layers."""
 
     def __init__(
-        self, model: FloatModel, images: Iterable[UInt8Array], method: Method = "minmax"
+        self, model: Fp32Model, images: Iterable[UInt8Array], method: Method = "minmax"
     ) -> None:
         """`images`: uint8 RGB [H,W,3], of any sizes. Raises: QuantizeError if there are none."""
         self.model = model
@@ -127,56 +125,26 @@ def take_pixels(proto: onnx.ModelProto, contract: Contract) -> None:
         graph.node.remove(node)
 
 
-def _calibrate(model: FloatModel, images: Iterable[UInt8Array], method: Method) -> Any:
-    """The range of every tensor that may become 8-bit, as ONNX Runtime's quantiser wants it.
-
-    Ours rather than its calibrators, which add reductions to the graph and took three times as
-    long (bench/LOG.md).
-    """
-    import onnxruntime
+def _calibrate(model: Fp32Model, images: Iterable[UInt8Array], method: Method) -> Any:
+    """The range of every tensor that may become 8-bit, as ONNX Runtime's quantiser wants it."""
     from onnxruntime.quantization.calibrate import (
         CalibrationMethod,
         HistogramCollector,
         TensorsData,
     )
 
-    proto = copied(model.proto)
-    held = {tensor.name for tensor in proto.graph.initializer}
-    names = sorted(
-        {
-            name
-            for node in proto.graph.node
-            if node.op_type in _WITH_INTEGERS
-            for name in (node.input[0], *node.output)
-        }
-        - held
-    )
-    outputs = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [name for name in names if name not in outputs]
-    lowest = np.full(len(names), np.inf)
-    highest = -lowest
+    graph = model.proto.graph
+    touched = (node for node in graph.node if node.op_type in _WITH_INTEGERS)
+    names = {name for node in touched for name in (node.input[0], *node.output)}
+    names -= {tensor.name for tensor in graph.initializer}
+    if method == "minmax":
+        return TensorsData(CalibrationMethod.MinMax, tensor_ranges(model, sorted(names), images))
+    kind = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
     histograms = HistogramCollector(method, False, 2048, 128, PERCENTILE, "same")
-    count = 0
-    for image in images:
-        values = session.run(names, model.contract.feeds(image[None]))
-        lowest = np.minimum(lowest, [v.min() for v in values])
-        highest = np.maximum(highest, [v.max() for v in values])
-        if method != "minmax":
-            histograms.collect({n: [v] for n, v in zip(names, values, strict=True)})
-        count += 1
-    if not count:
-        raise QuantizeError("no image to calibrate with: name a folder that holds some")
-    if method != "minmax":
-        kind = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
-        return TensorsData(kind[method], histograms.compute_collection_result())
-    ranges = {
-        name: (np.float32(low), np.float32(high))
-        for name, low, high in zip(names, lowest, highest, strict=True)
-    }
-    return TensorsData(CalibrationMethod.MinMax, ranges)
+    tensor_ranges(
+        model,
+        sorted(names),
+        images,
+        lambda values: histograms.collect({name: [value] for name, value in values.items()}),
+    )
+    return TensorsData(kind[method], histograms.compute_collection_result())

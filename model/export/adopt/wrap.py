@@ -10,27 +10,27 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from model.adopt.network import Network
-from model.adopt.trial import Choices, Findings
+from model.export.adopt.network import Network
+from model.export.adopt.probe import AdoptOptions, Probed
 
 IMAGE, LABEL_MAP, LOGITS = "image", "label_map", "logits"
 _PREFIX = "network/"
 _TINY = 1e-30
 
 
-def served(
-    network: Network, findings: Findings, choices: Choices, classes: int, *, logits: bool
+def wrap(
+    network: Network, probed: Probed, options: AdoptOptions, classes: int, *, logits: bool
 ) -> onnx.ModelProto:
     """uint8 RGB `image` [N,H,W,3] -> uint8 `label_map` [N,H,W], and float `logits` [N,C,H,W]."""
     proto = onnx.compose.add_prefix(network.proto, _PREFIX)
-    graph, ours = proto.graph, _Nodes(network.opset)
+    graph, builder = proto.graph, _Nodes(network.opset)
     output = _PREFIX + network.output
     _keep_only(graph, output)
-    single = findings.one_at_a_time
-    image = ours.unsqueeze("one_image", 0) if single else IMAGE
-    _before(ours, image, network, findings, choices, into=_PREFIX + network.input)
-    before, ours.nodes = ours.nodes, []
-    labels, scores = _after(ours, image, output, findings, choices, logits=logits)
+    single = probed.one_at_a_time
+    image = builder.unsqueeze("one_image", 0) if single else IMAGE
+    _add_preprocessing(builder, image, network, probed, options, into=_PREFIX + network.input)
+    before, builder.nodes = builder.nodes, []
+    labels, scores = _add_postprocessing(builder, image, output, probed, options, logits=logits)
     wanted = {LABEL_MAP: labels, LOGITS: scores} if scores else {LABEL_MAP: labels}
     axes: dict[str, list[str | int]] = {
         LABEL_MAP: ["height", "width"],
@@ -38,11 +38,11 @@ def served(
     }
     kinds: dict[str, int] = {LABEL_MAP: TensorProto.UINT8, LOGITS: TensorProto.FLOAT}
     if single:
-        ends = [ours.squeeze(value, 0) for value in wanted.values()]
+        ends = [builder.squeeze(value, 0) for value in wanted.values()]
     else:
         for name, value in wanted.items():
-            ours.add("Identity", [value], into=name)
-    nodes = [*before, *graph.node, *ours.nodes]
+            builder.add("Identity", [value], into=name)
+    nodes = [*before, *graph.node, *builder.nodes]
     if single:
         body = helper.make_graph(
             nodes,
@@ -60,7 +60,7 @@ def served(
         ]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(ours.constants)
+    graph.initializer.extend(builder.constants)
     graph.input.append(
         helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", "height", "width", 3])
     )
@@ -115,114 +115,114 @@ class _Nodes:
         return self.add("Gather", [shape, self.constant(axes, np.int64)], axis=0)
 
 
-def _before(
-    ours: _Nodes, image: str, network: Network, findings: Findings, choices: Choices, into: str
+def _add_preprocessing(
+    builder: _Nodes, image: str, network: Network, probed: Probed, options: AdoptOptions, into: str
 ) -> None:
     """From uint8 [N,H,W,3] to the tensor `into`."""
-    pixels = choices.pixels
-    value = ours.add("Transpose", [image], perm=[0, 3, 1, 2])
+    pixels = options.preprocessing
+    value = builder.add("Transpose", [image], perm=[0, 3, 1, 2])
     if pixels.color_order == "BGR":
-        value = ours.add("Gather", [value, ours.constant([2, 1, 0], np.int64)], axis=1)
+        value = builder.add("Gather", [value, builder.constant([2, 1, 0], np.int64)], axis=1)
     bytes_stay = network.dtype == TensorProto.UINT8
-    if not bytes_stay or findings.size:
-        value = ours.cast(value, TensorProto.FLOAT)
-    if findings.size:
-        count = ours.part_of_shape(image, [0])
-        rest = ours.constant([3, *findings.size], np.int64)
+    if not bytes_stay or probed.size:
+        value = builder.cast(value, TensorProto.FLOAT)
+    if probed.size:
+        count = builder.part_of_shape(image, [0])
+        rest = builder.constant([3, *probed.size], np.int64)
         # With what lies outside left out, as Pillow does at the edges.
         averaged: dict[str, Any] = (
-            {"antialias": 1, "exclude_outside": 1} if choices.antialias else {}
+            {"antialias": 1, "exclude_outside": 1} if options.antialias else {}
         )
-        value = ours.resize(
+        value = builder.resize(
             value,
-            sizes=ours.add("Concat", [count, rest], axis=0),
+            sizes=builder.add("Concat", [count, rest], axis=0),
             mode="linear",
             coordinate_transformation_mode="half_pixel",
             **averaged,
         )
         if bytes_stay:
-            value = ours.cast(ours.add("Round", [value]), TensorProto.UINT8)
+            value = builder.cast(builder.add("Round", [value]), TensorProto.UINT8)
     if not pixels.plain:
         factor, offset = (np.reshape(part, (1, 3, 1, 1)) for part in pixels.factor_and_offset())
-        value = ours.add("Mul", [value, ours.constant(factor, np.float32)])
-        value = ours.add("Add", [value, ours.constant(offset, np.float32)])
+        value = builder.add("Mul", [value, builder.constant(factor, np.float32)])
+        value = builder.add("Add", [value, builder.constant(offset, np.float32)])
     if network.dtype == TensorProto.FLOAT16:
-        value = ours.cast(value, TensorProto.FLOAT16)
+        value = builder.cast(value, TensorProto.FLOAT16)
     if network.layout == "NHWC":
-        value = ours.add("Transpose", [value], perm=[0, 2, 3, 1])
-    ours.add("Identity", [value], into=into)
+        value = builder.add("Transpose", [value], perm=[0, 2, 3, 1])
+    builder.add("Identity", [value], into=into)
 
 
-def _after(
-    ours: _Nodes, image: str, raw: str, findings: Findings, choices: Choices, *, logits: bool
+def _add_postprocessing(
+    builder: _Nodes, image: str, raw: str, probed: Probed, options: AdoptOptions, *, logits: bool
 ) -> tuple[str, str]:
     """Labels uint8 [N,H,W] and logits float [N,C,H,W], "" where there are none."""
-    if findings.kind == "label_map":
-        return _labels(ours, image, raw, findings), ""
-    value = ours.add("Transpose", [raw], perm=[0, 3, 1, 2]) if findings.axis == 3 else raw
+    if probed.kind == "label_map":
+        return _labels(builder, image, raw, probed), ""
+    value = builder.add("Transpose", [raw], perm=[0, 3, 1, 2]) if probed.axis == 3 else raw
     scores = _to_picture(
-        ours,
-        ours.cast(value, TensorProto.FLOAT),
+        builder,
+        builder.cast(value, TensorProto.FLOAT),
         image,
-        findings,
+        probed,
         mode="linear",
-        coordinate_transformation_mode="align_corners" if choices.align_corners else "half_pixel",
+        coordinate_transformation_mode="align_corners" if options.align_corners else "half_pixel",
     )
-    if findings.kind == "scores":
-        index = ours.add("ArgMax", [scores], axis=1, keepdims=0)
-        labels = ours.cast(index, TensorProto.UINT8)
+    if probed.kind == "scores":
+        index = builder.add("ArgMax", [scores], axis=1, keepdims=0)
+        labels = builder.cast(index, TensorProto.UINT8)
     else:
-        above = ours.add("Greater", [scores, ours.constant(findings.threshold, np.float32)])
-        labels = ours.squeeze(ours.cast(above, TensorProto.UINT8), 1)
-    return labels, _logits(ours, scores, findings) if logits else ""
+        above = builder.add("Greater", [scores, builder.constant(probed.threshold, np.float32)])
+        labels = builder.squeeze(builder.cast(above, TensorProto.UINT8), 1)
+    return labels, _logits(builder, scores, probed) if logits else ""
 
 
-def _labels(ours: _Nodes, image: str, raw: str, findings: Findings) -> str:
-    value = raw if findings.axis is None else ours.squeeze(raw, findings.axis)
-    if not findings.full_size:
-        value = ours.cast(ours.unsqueeze(value, 1), TensorProto.FLOAT)
+def _labels(builder: _Nodes, image: str, raw: str, probed: Probed) -> str:
+    value = raw if probed.axis is None else builder.squeeze(raw, probed.axis)
+    if not probed.full_size:
+        value = builder.cast(builder.unsqueeze(value, 1), TensorProto.FLOAT)
         value = _to_picture(
-            ours,
+            builder,
             value,
             image,
-            findings,
+            probed,
             mode="nearest",
             nearest_mode="round_prefer_floor",
             coordinate_transformation_mode="half_pixel",
         )
-        value = ours.squeeze(value, 1)
-    return ours.cast(value, TensorProto.UINT8)
+        value = builder.squeeze(value, 1)
+    return builder.cast(value, TensorProto.UINT8)
 
 
-def _to_picture(ours: _Nodes, value: str, image: str, findings: Findings, **attributes: Any) -> str:
+def _to_picture(builder: _Nodes, value: str, image: str, probed: Probed, **attributes: Any) -> str:
     """[N,C,h,w] -> [N,C,H,W] of the picture."""
-    if findings.full_size:
+    if probed.full_size:
         return value
     aligned = attributes["coordinate_transformation_mode"] == "align_corners"
-    if findings.factor and not aligned:
-        # By a fixed factor, from which `model.context` can tell how far a label sees.
-        scales = ours.constant([1, 1, findings.factor, findings.factor], np.float32)
-        return ours.resize(value, scales=scales, **attributes)
-    parts = [ours.part_of_shape(value, [0, 1]), ours.part_of_shape(image, [1, 2])]
-    return ours.resize(value, sizes=ours.add("Concat", parts, axis=0), **attributes)
+    if probed.factor and not aligned:
+        # By a fixed factor, from which `receptive_field` can tell how far a label sees.
+        scales = builder.constant([1, 1, probed.factor, probed.factor], np.float32)
+        return builder.resize(value, scales=scales, **attributes)
+    parts = [builder.part_of_shape(value, [0, 1]), builder.part_of_shape(image, [1, 2])]
+    return builder.resize(value, sizes=builder.add("Concat", parts, axis=0), **attributes)
 
 
-def _logits(ours: _Nodes, scores: str, findings: Findings) -> str:
+def _logits(builder: _Nodes, scores: str, probed: Probed) -> str:
     """Such that their softmax is the network's probabilities, and their arg max the labels."""
-    threshold = np.float32(findings.threshold)
-    if findings.kind == "score":
-        if findings.probabilities:
-            other = ours.add("Sub", [ours.constant(1, np.float32), scores])
-            first = ours.add("Mul", [other, ours.constant(threshold, np.float32)])
-            second = ours.add("Mul", [scores, ours.constant(1 - threshold, np.float32)])
+    threshold = np.float32(probed.threshold)
+    if probed.kind == "score":
+        if probed.probabilities:
+            other = builder.add("Sub", [builder.constant(1, np.float32), scores])
+            first = builder.add("Mul", [other, builder.constant(threshold, np.float32)])
+            second = builder.add("Mul", [scores, builder.constant(1 - threshold, np.float32)])
         else:
-            nothing = ours.add("Mul", [scores, ours.constant(0, np.float32)])
-            first = ours.add("Add", [nothing, ours.constant(threshold, np.float32)])
+            nothing = builder.add("Mul", [scores, builder.constant(0, np.float32)])
+            first = builder.add("Add", [nothing, builder.constant(threshold, np.float32)])
             second = scores
-        scores = ours.add("Concat", [first, second], axis=1)
-    if findings.probabilities:
-        scores = ours.add("Max", [scores, ours.constant(_TINY, np.float32)])
-        scores = ours.add("Log", [scores])
+        scores = builder.add("Concat", [first, second], axis=1)
+    if probed.probabilities:
+        scores = builder.add("Max", [scores, builder.constant(_TINY, np.float32)])
+        scores = builder.add("Log", [scores])
     return scores
 
 

@@ -10,14 +10,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from model.adopt.errors import AdoptError
+from model.export.adopt.errors import AdoptError
 
 FloatArray = npt.NDArray[np.float32]
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Pixels:
+class Preprocessing:
     """A channel is (value * scale - mean) / std of a value in 0..255.
 
     `mean` and `std` are in the order in which the network takes its channels, `color_order`, "RGB"
@@ -45,7 +45,7 @@ class Pixels:
         std: Sequence[float] | None = None,
         scale: float | None = None,
         color_order: str | None = None,
-    ) -> Pixels:
+    ) -> Preprocessing:
         """A preset, or numbers, of which those that are left out do nothing. Raises: AdoptError."""
         numbers = {"mean": mean, "std": std, "scale": scale}
         given = {name: value for name, value in numbers.items() if value is not None}
@@ -89,9 +89,9 @@ def _triple(values: Sequence[float]) -> Triple:
 
 PRESETS: Final = {
     # Source: torchvision.transforms.v2.Normalize as in the docs of torchvision.models.
-    "imagenet": Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255),
-    "unit": Pixels(scale=1 / 255),
-    "none": Pixels(),
+    "imagenet": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255),
+    "unit": Preprocessing(scale=1 / 255),
+    "none": Preprocessing(),
     # Source: infer.py of shelhamer/fcn.berkeleyvision.org.
-    "caffe": Pixels((104.00698793, 116.66876762, 122.67891434), color_order="BGR"),
+    "caffe": Preprocessing((104.00698793, 116.66876762, 122.67891434), color_order="BGR"),
 }

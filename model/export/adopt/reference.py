@@ -8,45 +8,46 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.adopt.original import Original, UInt8Array
-from model.adopt.pixels import FloatArray
-from model.adopt.trial import Choices, Findings
+from model.export.adopt.original import Original
+from model.export.adopt.preprocessing import FloatArray
+from model.export.adopt.probe import AdoptOptions, Probed
+from model.export.onnx_file import UInt8Array
 
 _TINY = np.float32(1e-30)
 
 
 def reference(
-    original: Original, findings: Findings, choices: Choices, images: UInt8Array
+    original: Original, probed: Probed, options: AdoptOptions, images: UInt8Array
 ) -> tuple[UInt8Array, FloatArray | None]:
     """uint8 RGB [N,H,W,3] -> labels uint8 [N,H,W] and logits float32 [N,C,H,W], if it has any.
 
     Picture by picture, so that a network which mixes those of a batch is found out.
     """
-    pairs = [_one(original, findings, choices, image) for image in images]
+    pairs = [_one(original, probed, options, image) for image in images]
     labels = np.stack([labels for labels, _ in pairs])
     logits = [logits for _, logits in pairs if logits is not None]
     return labels, np.stack(logits) if logits else None
 
 
 def _one(
-    original: Original, findings: Findings, choices: Choices, image: UInt8Array
+    original: Original, probed: Probed, options: AdoptOptions, image: UInt8Array
 ) -> tuple[UInt8Array, FloatArray | None]:
     height, width = image.shape[:2]
     values = image.astype(np.float32)
-    if findings.size:
-        values = fit(values, findings.size, choices.antialias)
-    (raw,) = original.run(choices.pixels.normalise(values[None]))
-    if findings.kind == "label_map":
-        plane = raw if findings.axis is None else raw.squeeze(findings.axis - 1)
+    if probed.size:
+        values = fit(values, probed.size, options.antialias)
+    (raw,) = original.run(options.preprocessing.normalise(values[None]))
+    if probed.kind == "label_map":
+        plane = raw if probed.axis is None else raw.squeeze(probed.axis - 1)
         return nearest(plane, (height, width)).astype(np.uint8), None
-    scores = raw.transpose(2, 0, 1) if findings.axis == 3 else raw
-    scores = bilinear(scores.astype(np.float32), (height, width), choices.align_corners)
-    if findings.kind == "scores":
-        logits = np.log(np.maximum(scores, _TINY)) if findings.probabilities else scores
+    scores = raw.transpose(2, 0, 1) if probed.axis == 3 else raw
+    scores = bilinear(scores.astype(np.float32), (height, width), options.align_corners)
+    if probed.kind == "scores":
+        logits = np.log(np.maximum(scores, _TINY)) if probed.probabilities else scores
         return scores.argmax(axis=0).astype(np.uint8), logits
-    threshold = np.float32(findings.threshold)
+    threshold = np.float32(probed.threshold)
     label = (scores[0] > threshold).astype(np.uint8)
-    if not findings.probabilities:
+    if not probed.probabilities:
         return label, np.stack([np.full_like(scores[0], threshold), scores[0]])
     odds = np.stack([(1 - scores[0]) * threshold, scores[0] * (1 - threshold)])
     return label, np.log(np.maximum(odds, _TINY))

@@ -1,4 +1,4 @@
-"""The reach that is read off a graph is the reach that the graph has."""
+"""The field that is read off a graph is the field that the graph has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from model.build import NetworkSpec, build
-from model.context import Context, NotLocal, context_of
 from model.contract import ClassInfo, Contract, InputSpec, TrainingData
-from model.export import export
+from model.export.adopt.receptive_field import Halo, UnboundedField, halo_of
+from model.export.export import export
 from tests.narrow_network import narrow
 
 Array = npt.NDArray[np.uint8]
@@ -66,18 +66,18 @@ def _pool(kind: str, into: str, kernel: int, stride: int, pad: int) -> onnx.Node
 
 
 def test_a_pooling_reaches_as_far_as_its_kernel() -> None:
-    assert context_of(_graph([_pool("MaxPool", "y", 5, 1, 2)]), _contract()) == Context(2, 1)
-    assert context_of(_graph([_pool("AveragePool", "y", 3, 1, 2)]), _contract()) == Context(2, 1)
+    assert halo_of(_graph([_pool("MaxPool", "y", 5, 1, 2)]), _contract()) == Halo(2, 1)
+    assert halo_of(_graph([_pool("AveragePool", "y", 3, 1, 2)]), _contract()) == Halo(2, 1)
 
 
 def test_halved_and_doubled() -> None:
     """Output 2i and 2i+1 lie between the cells i-1, i and i+1, of two pixels each."""
     resize = helper.make_node("Resize", ["low", "", "scales"], ["y"], mode="linear")
     graph = _graph([_pool("AveragePool", "low", 2, 2, 0), resize], scales=_floats([1, 1, 2, 2]))
-    context = context_of(graph, _contract())
-    assert context.stride == 2
+    halo = halo_of(graph, _contract())
+    assert halo.stride == 2
     # Pixel 2i sees the cells i-1 and i: from 2i-2 on. Pixel 2i+1 sees i and i+1: up to 2i+3.
-    assert 2 <= context.px <= 4
+    assert 2 <= halo.halo_px <= 4
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ def test_halved_and_doubled() -> None:
 def test_what_may_see_every_pixel_is_named(
     nodes: Sequence[onnx.NodeProto], constants: dict[str, AnyArray], named: str
 ) -> None:
-    with pytest.raises(NotLocal, match=named):
-        context_of(_graph(nodes, **constants), _contract())
+    with pytest.raises(UnboundedField, match=named):
+        halo_of(_graph(nodes, **constants), _contract())
 
 
 def test_depth_to_space_and_back() -> None:
     """A block of 4 pixels becomes one cell and 4 pixels again: each depends on its block."""
     there = helper.make_node("SpaceToDepth", ["x"], ["deep"], blocksize=4)
     back = helper.make_node("DepthToSpace", ["deep"], ["y"], blocksize=4)
-    assert context_of(_graph([there, back]), _contract()) == Context(4, 4)
+    assert halo_of(_graph([there, back]), _contract()) == Halo(4, 4)
 
 
 def test_pads_and_crops_move_the_reach() -> None:
@@ -159,7 +159,7 @@ def test_pads_and_crops_move_the_reach() -> None:
         ends=_ints([10**9] * 2),
         axes=_ints([2, 3]),
     )
-    assert context_of(graph, _contract()) == Context(0, 1)
+    assert halo_of(graph, _contract()) == Halo(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,17 @@ that end. Input and output are uint8 as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model.contract import METADATA_KEY
-from model.float_model import FloatModel, QuantizeError, copied, tail_of
-
-UInt8Array = npt.NDArray[np.uint8]
+from model.export.fp32_model import Fp32Model, QuantizeError, tail_of, tensor_ranges
+from model.export.onnx_file import UInt8Array, copied
 
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
@@ -39,37 +37,34 @@ _SPLIT = float(2**13 + 1)
 Source: Dekker 1971, "A floating-point technique for extending the available precision"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranges:
-    """Largest absolute value of each float tensor, over `images` pictures."""
-
-    largest: Mapping[str, float]
-    images: int
-
-
-class Halver:
+class Fp16Converter:
     """Looks at the values once; then makes fp16 files of any choice of layers."""
 
     def __init__(
-        self, model: FloatModel, images: Iterable[UInt8Array], headroom: float = HEADROOM
+        self, model: Fp32Model, images: Iterable[UInt8Array], headroom: float = HEADROOM
     ) -> None:
         """`images`: uint8 RGB [H,W,3], of any sizes. Raises: QuantizeError if there are none."""
         self.model, self.headroom = model, headroom
         self._floats = _float_tensors(model.proto)
         self._candidates = _candidates(model, self._floats)
-        self.ranges = _look(model, self._candidates, self._floats, images)
+        names = {name for node in self._candidates for name in (*node.input, *node.output)}
+        names &= self._floats - {tensor.name for tensor in model.proto.graph.initializer}
+        self._largest = {
+            name: float(max(highest, -lowest))
+            for name, (lowest, highest) in tensor_ranges(model, sorted(names), images).items()
+        }
 
     def largest(self, layer: str) -> float:
         """Largest absolute value that the layer's convolution gave."""
         nodes = (_node(self.model.proto, name) for name in self.model.layers[layer])
-        return max(self.ranges.largest[node.output[0]] for node in nodes)
+        return max(self._largest[node.output[0]] for node in nodes)
 
-    def half_layers(self, keep_float: Sequence[str] = ()) -> set[str]:
-        """Those that `halve` gives fp16 arithmetic."""
+    def fp16_layers(self, keep_float: Sequence[str] = ()) -> set[str]:
+        """Those that `convert` gives fp16 arithmetic."""
         half = self._half(keep_float)
         return {layer for layer, names in self.model.layers.items() if half.issuperset(names)}
 
-    def halve(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
+    def convert(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
         """`keep_float`: layers left in fp32 besides those whose values need it.
 
         Raises: QuantizeError naming a layer that is unknown, or if no layer is left.
@@ -85,7 +80,7 @@ class Halver:
         return proto
 
     def simulated(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
-        """What `halve` gives, computed in fp32 with every fp16 number rounded to 11 bits.
+        """What `convert` gives, computed in fp32 with every fp16 number rounded to 11 bits.
 
         On a CPU without fp16 arithmetic ONNX Runtime computes an fp16 file in fp32 and leaves the
         roundings in between out, so that only the weights' show; a GPU rounds every tensor.
@@ -110,7 +105,7 @@ class Halver:
         def fits(name: str) -> bool:
             if name in weights:
                 return weights[name] <= LARGEST
-            return self.ranges.largest[name] <= limit
+            return self._largest[name] <= limit
 
         half = {
             node.name
@@ -123,7 +118,7 @@ class Halver:
         return half
 
 
-def _candidates(model: FloatModel, floats: set[str]) -> list[onnx.NodeProto]:
+def _candidates(model: Fp32Model, floats: set[str]) -> list[onnx.NodeProto]:
     """From the first convolutions to the last activations."""
     graph = model.proto.graph
     behind: set[str] = set()
@@ -149,41 +144,10 @@ def _float_tensors(proto: onnx.ModelProto) -> set[str]:
     return names | {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT}
 
 
-def _look(
-    model: FloatModel,
-    nodes: Sequence[onnx.NodeProto],
-    floats: set[str],
-    images: Iterable[UInt8Array],
-) -> Ranges:
-    import onnxruntime
-
-    proto = copied(model.proto)
-    held = {tensor.name for tensor in proto.graph.initializer}
-    names = sorted({n for node in nodes for n in (*node.input, *node.output) if n in floats} - held)
-    outputs = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(
-        helper.make_empty_tensor_value_info(name) for name in names if name not in outputs
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    largest = np.zeros(len(names))
-    count = 0
-    for image in images:
-        values = session.run(names, model.contract.feeds(image[None]))
-        largest = np.maximum(largest, [max(v.max(), -v.min()) for v in values])
-        count += 1
-    if not count:
-        raise QuantizeError("no image to look at: name a folder that holds some")
-    return Ranges(dict(zip(names, largest.tolist(), strict=True)), count)
-
-
 def _convert(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
     """fp16 weights for the nodes of `half`, and a cast for each tensor that crosses over."""
     graph = proto.graph
-    _halve_weights(graph, half, floats)
+    _convert_weights(graph, half, floats)
     made_half = {name for node in graph.node if node.name in half for name in node.output}
     held = {tensor.name for tensor in graph.initializer}
     casts: dict[str, str] = {}
@@ -202,7 +166,7 @@ def _convert(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
     _replace(graph, nodes)
 
 
-def _halve_weights(graph: onnx.GraphProto, half: set[str], floats: set[str]) -> None:
+def _convert_weights(graph: onnx.GraphProto, half: set[str], floats: set[str]) -> None:
     """A weight that fp32 nodes use too gets a copy."""
     tensors = {t.name: t for t in graph.initializer if t.name in floats}
     users = {name: [n.name in half for n in graph.node if name in n.input] for name in tensors}

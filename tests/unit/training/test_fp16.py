@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from cli.main import main
-from model.float_model import open_float_model, simulate
-from model.half import LARGEST, Halver
+from model.export.fp16 import LARGEST, Fp16Converter
+from model.export.fp32_model import load_fp32, simulate
 from tests.drawing import street
 from tests.unit.training.small_network import (
     LAYERS,
@@ -72,7 +72,7 @@ def test_writes_a_file_beside_the_model(
 
 
 def test_pixels_and_scores_stay_in_fp32(model: Path) -> None:
-    proto = Halver(open_float_model(model), [street(40, 50)]).halve()
+    proto = Fp16Converter(load_fp32(model), [street(40, 50)]).convert()
     types = element_types(proto)
     half = {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
     assert half == {"x0_half", "c1", "x1", "c2", "x2", "conv1_1.weight", "conv1_2.weight"}
@@ -96,10 +96,10 @@ def clipped(scale: float) -> onnx.ModelProto:
 def test_a_layer_whose_values_are_too_large_stays_in_fp32(tmp_path: Path) -> None:
     """They reach several units in the first layer; times 20000 they leave fp16's range."""
     path = write(tmp_path / "large.onnx", clipped(scale=20_000.0))
-    halver = Halver(open_float_model(path), [street(40, 50)])
-    assert halver.largest("conv1_1") > LARGEST
-    assert halver.half_layers() == {"conv1_2"}
-    halved = halver.halve()
+    converter = Fp16Converter(load_fp32(path), [street(40, 50)])
+    assert converter.largest("conv1_1") > LARGEST
+    assert converter.fp16_layers() == {"conv1_2"}
+    halved = converter.convert()
     types = element_types(halved)
     assert types["c1"] == types["x1"] == types["conv1_1.weight"] == TensorProto.FLOAT
     assert types["c2"] == types["conv1_2.weight"] == TensorProto.FLOAT16
@@ -120,18 +120,18 @@ def test_without_a_layer_in_range_nothing_is_written(
 
 
 def test_headroom_decides(model: Path) -> None:
-    float_model = open_float_model(model)
-    largest = Halver(float_model, [street(40, 50)]).largest("conv1_2")
+    float_model = load_fp32(model)
+    largest = Fp16Converter(float_model, [street(40, 50)]).largest("conv1_2")
     for headroom, fits in ((LARGEST / largest * 0.99, True), (LARGEST / largest * 1.01, False)):
-        halver = Halver(float_model, [street(40, 50)], headroom)
-        assert ("conv1_2" in halver.half_layers()) is fits
+        converter = Fp16Converter(float_model, [street(40, 50)], headroom)
+        assert ("conv1_2" in converter.fp16_layers()) is fits
 
 
 def test_the_simulation_rounds_what_a_gpu_rounds(model: Path) -> None:
     """Against numpy's own fp16, layer by layer, with sums in fp32 as tensor cores make them."""
-    float_model = open_float_model(model)
-    halver = Halver(float_model, [street(40, 50)])
-    proto = halver.simulated()
+    float_model = load_fp32(model)
+    converter = Fp16Converter(float_model, [street(40, 50)])
+    proto = converter.simulated()
     proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("x2"))
     picture = street(20, 24)[None]
     (got,) = simulate(proto).run(["x2"], {"image": picture})

@@ -14,9 +14,9 @@ from model.backbones.base import Backbone
 from model.backbones.caffe import Padding
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.vgg16 import VGG16
-from model.export import export
+from model.export.export import export
 from model.fcn import FCN
-from tests.unit.model.test_export import make_contract
+from tests.unit.model.export.test_export import make_contract
 
 
 def backbone(name: str, padding: Padding) -> Backbone:
@@ -46,7 +46,7 @@ def test_the_file_does_what_the_network_does(
                 nn.init.normal_(layer.weight)
             nn.init.constant_(layer.bias, 0.2)  # type: ignore[arg-type]
     path = tmp_path / "model.onnx"
-    report = export(network.eval(), make_contract(), path, "conv_transpose")
+    _, report = export(network.eval(), make_contract(), path, "conv_transpose")
     assert report.label_agreement >= 0.999
     assert report.largest_logit_difference is not None
     assert report.largest_logit_difference < 1e-4
@@ -57,7 +57,7 @@ def test_the_file_does_what_the_network_does(
         if node.op_type == "ConvTranspose"
     ]
     assert got == kernels
-    report = export(network, make_contract(), path)
+    _, report = export(network, make_contract(), path)
     assert report.label_agreement >= 0.999, "by phases, odd kernels too"
     assert report.largest_logit_difference is not None
     assert report.largest_logit_difference < 1e-4

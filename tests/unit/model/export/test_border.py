@@ -14,11 +14,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from model.backbones.vgg16 import VGG16
-from model.border import trim_border
-from model.export import _to_onnx, fold_norms, with_context
+from model.export.border import trim_border
+from model.export.export import _to_onnx, fold_norms, with_halo
 from model.fcn import FCN
 from model.upsample import BilinearUpsample
-from tests.unit.model.test_export import make_contract
+from tests.unit.model.export.test_export import make_contract
 
 Layer = tuple[str, int, int, int]
 """Kind, kernel, stride, padding."""
@@ -157,7 +157,7 @@ def test_an_exported_network_gives_the_same_logits() -> None:
         if isinstance(module, BilinearUpsample):
             module.lowering = "phases"
     proto = _to_onnx(folded, make_contract())
-    assert with_context(proto, make_contract()).input.context_px is not None
+    assert with_halo(proto, make_contract()).input.context_px is not None
     whole = session(proto)
     assert trim_border(proto.graph) == 92
     trimmed = session(proto)

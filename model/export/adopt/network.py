@@ -13,7 +13,8 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
-from model.adopt.errors import AdoptError
+from model.export.adopt.errors import AdoptError
+from model.export.onnx_file import first_line
 
 __all__ = ["AdoptError", "Network", "open_network"]
 
@@ -170,7 +171,7 @@ def _at_opset(proto: onnx.ModelProto, oldest: int, path: Path) -> onnx.ModelProt
     except Exception as error:
         raise AdoptError(
             f"{path} has opset {version}, {oldest} is needed, and it cannot be converted "
-            f"({_first_line(error)}): export the network at opset {_CONVERTED_OPSET}{instead}"
+            f"({first_line(error)}): export the network at opset {_CONVERTED_OPSET}{instead}"
         ) from error
     return converted
 
@@ -266,7 +267,3 @@ def described(value: onnx.ValueInfoProto) -> str:
         str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in _dims(value)
     )
     return f"{value.name!r} {name}[{','.join(dims)}]"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from model import export as export_module
 from model.build import NetworkSpec, build
 from model.contract import METADATA_KEY, ClassInfo, Contract, InputSpec, OutputSpec, TrainingData
-from model.export import ExportError, check_parity, export, fold_norms
+from model.export import export as export_module
+from model.export.export import export, fold_norms
+from model.export.parity import ExportError, check_parity
 from model.fcn import FCN, Variant, label_map
 from model.upsample import Lowering
 
@@ -54,7 +55,7 @@ def make_contract(logits: bool = True, classes: int = CLASSES, smallest: int = 1
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, Path]:
     network = make_network()
     path = tmp_path_factory.mktemp("models") / "1" / "model.onnx"
-    report = export(network, make_contract(), path)
+    _, report = export(network, make_contract(), path)
     assert report.label_agreement >= 0.999
     assert report.largest_logit_difference is not None
     assert report.largest_logit_difference < 1e-4
@@ -131,7 +132,7 @@ def test_every_lowering_is_the_same_network(
     tmp_path: Path, lowering: Lowering, logits: bool
 ) -> None:
     network = make_network(skip_channels=0)
-    report = export(network, make_contract(logits=logits), tmp_path / "m.onnx", lowering)
+    _, report = export(network, make_contract(logits=logits), tmp_path / "m.onnx", lowering)
     assert report.label_agreement == 1.0
     assert (report.largest_logit_difference or 0) < 1e-4
 
@@ -145,7 +146,7 @@ def test_the_file_says_nothing_of_the_machine(exported: tuple[FCN, Path]) -> Non
 @pytest.mark.parametrize("variant", ["32s", "16s"])
 def test_other_variants_without_logits(tmp_path: Path, variant: Variant) -> None:
     path = tmp_path / "model.onnx"
-    report = export(make_network(variant, skip_channels=0), make_contract(logits=False), path)
+    _, report = export(make_network(variant, skip_channels=0), make_contract(logits=False), path)
     assert report.label_agreement >= 0.999
     assert report.largest_logit_difference is None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
+
+from model.export.onnx_file import attributes
 
 LEAST_PADDING_PX = 16
 """Below it there is nothing to gain."""
@@ -221,14 +222,14 @@ def _insert(graph: onnx.GraphProto, node: onnx.NodeProto, band: _Band, copies: i
 
 
 def _window(graph: onnx.GraphProto, node: onnx.NodeProto) -> _Window:
-    given = _attributes(node)
+    given = attributes(node)
     pads = list(given.get("pads", [0, 0, 0, 0]))
     stride = list(given.get("strides", [1, 1]))[0]
     return _Window(_kernel(graph, node), stride, pads[0], pads[2], bool(given.get("ceil_mode", 0)))
 
 
 def _kernel(graph: onnx.GraphProto, node: onnx.NodeProto) -> int:
-    given = _attributes(node)
+    given = attributes(node)
     if "kernel_shape" in given:
         return int(given["kernel_shape"][0])
     weight = next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
@@ -237,7 +238,7 @@ def _kernel(graph: onnx.GraphProto, node: onnx.NodeProto) -> int:
 
 def _is_plain(node: onnx.NodeProto) -> bool:
     """The same along both axes, without dilation, with padding given in numbers."""
-    given = _attributes(node)
+    given = attributes(node)
     pads = list(given.get("pads", [0, 0, 0, 0]))
     return (
         given.get("auto_pad", b"NOTSET") == b"NOTSET"
@@ -247,7 +248,3 @@ def _is_plain(node: onnx.NodeProto) -> bool:
         and pads[0] == pads[1]
         and pads[2] == pads[3]
     )
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from model.backbones.vgg16 import Normalisation
 from model.build import BackboneName, NetworkSpec, build
 from model.contract import Contract, ContractError
-from model.export import ExportError, check_parity, fold_norms
+from model.export.export import fold_norms
+from model.export.parity import ExportError, check_parity
 from model.fcn import FCN
 
 _PREFIX = "network."
@@ -28,23 +29,23 @@ _ARCHITECTURE = re.compile(
 )
 
 
-class ReopenError(ValueError):
+class NetworkFromOnnxError(ValueError):
     """A file does not hold a network that can be rebuilt; the message says why."""
 
 
-def reopen(path: Path) -> tuple[FCN, Contract]:
+def network_from_onnx(path: Path) -> tuple[FCN, Contract]:
     """The network of a file that `fcn export` wrote, in fp32, and its contract.
 
-    Its labels have been compared with the file's on random pictures. Raises: ReopenError.
+    Its labels have been compared with the file's on random pictures. Raises: NetworkFromOnnxError.
     """
     try:
         proto = onnx.load(str(path))
     except Exception as error:  # protobuf's have no base class of their own
-        raise ReopenError(f"{path} cannot be read as an ONNX model: {error}") from error
+        raise NetworkFromOnnxError(f"{path} cannot be read as an ONNX model: {error}") from error
     try:
         contract = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, str(path))
     except ContractError as error:
-        raise ReopenError(str(error)) from error
+        raise NetworkFromOnnxError(str(error)) from error
     weights = _weights(proto.graph)
     problem = "it is none of this project's networks"
     for spec in _specs(contract, weights):
@@ -52,11 +53,11 @@ def reopen(path: Path) -> tuple[FCN, Contract]:
         try:
             _fill(network, weights)
             check_parity(network, contract, path)
-        except (ExportError, ReopenError) as error:
+        except (ExportError, NetworkFromOnnxError) as error:
             problem = str(error)
         else:
             return network.eval(), contract
-    raise ReopenError(
+    raise NetworkFromOnnxError(
         f"{path} ({contract.architecture}, {contract.precision}) cannot be rebuilt in torch: "
         f"{problem}; give the fp32 file or the run's checkpoint"
     )
@@ -104,10 +105,12 @@ def _specs(contract: Contract, weights: dict[str, Any]) -> Iterator[NetworkSpec]
 
 @torch.no_grad()
 def _fill(network: FCN, weights: dict[str, Any]) -> None:
-    """Raises: ReopenError naming a layer that is missing or does not fit."""
+    """Raises: NetworkFromOnnxError naming a layer that is missing or does not fit."""
     for name, value in network.state_dict().items():
         if name not in weights:
-            raise ReopenError(f"it has no {name}")
+            raise NetworkFromOnnxError(f"it has no {name}")
         if weights[name].shape != tuple(value.shape):
-            raise ReopenError(f"{name} is {weights[name].shape}, want {tuple(value.shape)}")
+            raise NetworkFromOnnxError(
+                f"{name} is {weights[name].shape}, want {tuple(value.shape)}"
+            )
         value.copy_(torch.from_numpy(weights[name].astype(np.float32)))
