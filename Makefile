@@ -8,14 +8,14 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
-LOCK := pyproject.toml constraints.txt
+LOCK := pyproject.toml fcn_client/pyproject.toml constraints.txt
 
 # ONNX Runtime must not report to its makers, see docs/operations.md.
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto bench bench-gpu lock clean
+.PHONY: help serve test clients check format proto dist bench bench-gpu lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 proto: $(BIN)/python ## generate the gRPC stubs again from proto/
 	$(BIN)/python proto/generate.py
 
+dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist fcn_client
+
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
 
@@ -58,17 +62,17 @@ lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites constrai
 		| sed 's/+cpu$$//'; } > constraints.txt
 
 clean: ## remove the virtual environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) build dist *.egg-info fcn_client/build fcn_client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of extras; a change of the pins or of pyproject.toml installs again.
 $(VENV)/.serve: $(LOCK) | $(BIN)/python
-	$(PIP) -e '.[cpu]'
+	$(PIP) -e './fcn_client[progress]' -e '.[cpu]'
 	@touch $@
 
 $(VENV)/.dev: $(LOCK) | $(BIN)/python
-	$(PIP) -e '.[cpu,openvino,train,dev]'
+	$(PIP) -e './fcn_client[progress]' -e '.[cpu,openvino,train,dev]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.

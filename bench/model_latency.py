@@ -25,7 +25,7 @@ from bench import record
 from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec, build
 from model.contract import ClassInfo, Contract, TrainingData
-from model.export import ServedNetwork, export
+from model.export.export import ServedNetwork, export
 from model.fcn import FCN
 
 SIZES = ((360, 480), (375, 500))

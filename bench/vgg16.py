@@ -29,9 +29,9 @@ from onnx import TensorProto, helper, numpy_helper
 from bench import record
 from bench.model_latency import bench_contract, make_network, session_options
 from bench.segment_load import Rest, Server, jpeg
-from model.export import export
-from model.float_model import FloatModel, open_float_model
-from model.quantize import Quantizer
+from model.export.export import export
+from model.export.fp32_model import load_fp32
+from model.export.quantize import Quantizer
 from training.datasets.drawn import draw
 
 SIZE = (375, 500)
@@ -108,7 +108,12 @@ def prepare(folder: Path) -> dict[str, float]:
             place.mkdir(parents=True, exist_ok=True)
             if not (place / "model.onnx").exists():
                 (place / "model.onnx").symlink_to(exact.resolve())
-            write_int8(exact, place / "model.int8.onnx", layers)
+            source = exact
+            if layers:
+                source = folder / f"{name}.onnx"
+                winograd = [f"backbone.{layer}" for layer in layers]
+                export(make_network("vgg16"), bench_contract(), source, winograd=winograd)
+            write_int8(source, place / "model.int8.onnx")
             equal = [(a == b).mean() for a, b in zip(labels(place / "model.int8.onnx"), wanted,
                                                     strict=True)]  # fmt: skip
             lines.append(f"{name} {np.mean(equal):.5f}")
@@ -116,9 +121,9 @@ def prepare(folder: Path) -> dict[str, float]:
     return {name: float(share) for name, share in map(str.split, found.read_text().splitlines())}
 
 
-def write_int8(source: Path, target: Path, winograd: tuple[str, ...]) -> None:
+def write_int8(source: Path, target: Path) -> None:
     """Every layer in 8 bits, calibrated on drawn pictures."""
-    model: FloatModel = open_float_model(source, [f"backbone.{layer}" for layer in winograd])
+    model = load_fp32(source)
     quantizer = Quantizer(model, map(picture, _CALIBRATION))
     onnx.save_model(quantizer.quantize(list(model.layers)), str(target))
 

@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _NOT_COMMANDS = frozenset({"main"})
 # What installs a module that a command wants and this environment lacks.
 _EXTRA_OF = {
+    "fcn_client": "client",
     "httpx": "client",
     "onnx": "train",
     "onnxruntime": "cpu",  # or gpu

@@ -28,9 +28,9 @@ from service.api.oip.grpc import OipRpc
 from service.api.oip.models import Statistics
 from service.api.oip.rest import OipOptions, OipRest
 from service.core.engines.memory import keep_freed_memory
-from service.core.segmenter import Limits, Segmenter
+from service.core.segmenter import Segmenter
 from service.errors import ServiceError
-from service.settings import Settings, parse_sizes
+from service.settings import Settings
 from service.telemetry import Telemetry, configure_logging
 
 # Longer than the idle time of common load balancers (60 s): the side that reuses a connection
@@ -92,34 +92,7 @@ class _Server:
         s = self._settings
         self._stopping = asyncio.Event()
         telemetry = Telemetry(s.latency_target_s)
-        segmenter = Segmenter(
-            s.model_repository,
-            limits=Limits(
-                max_image_bytes=s.max_image_bytes,
-                max_image_pixels=s.max_image_pixels,
-                max_inflight=s.max_inflight,
-                max_inflight_bytes=s.max_inflight_bytes,
-                max_inflight_pixels=s.max_inflight_pixels,
-                max_queue=s.max_queue,
-                max_wait_s=s.max_wait_ms / 1000,
-                max_batch=s.max_batch,
-                max_batch_pixels=s.max_batch_pixels,
-                max_whole_pixels=s.max_whole_pixels,
-            ),
-            provider=s.provider,
-            engine=s.engine,
-            precision=s.precision,
-            instances=s.instances,
-            threads=s.intra_op_threads,
-            alone_threads=s.alone_threads,
-            gpu=s.gpu_options(),
-            warm_up_sizes=parse_sizes(s.warm_up_sizes),
-            pool_workers=s.pool_workers,
-            default_model=s.default_model,
-            poll_s=s.model_poll_s,
-            changed=telemetry.loaded,
-            observer=telemetry,
-        )
+        segmenter = Segmenter(s.segmenter_config(), changed=telemetry.loaded, observer=telemetry)
         keys = _read_keys(s, telemetry)
         deadline_s = s.deadline_ms / 1000
         uploads = Uploads(

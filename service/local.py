@@ -6,15 +6,16 @@ Same code, same answers; the caller's threads wait while an event loop of its ow
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import threading
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import (
-    Limits,
     ModelStatus,
     Segmenter,
     SegmentOptions,
@@ -91,29 +92,17 @@ class LocalSegmenter:
         return Path(self._scratch.name)
 
 
-async def _started(repository: Path, s: Settings) -> Segmenter:
-    segmenter = Segmenter(
-        repository,
-        limits=Limits(
-            max_image_bytes=s.max_image_bytes,
-            max_image_pixels=s.max_image_pixels,
-            max_inflight=_PLENTY,
-            max_inflight_bytes=_PLENTY,
-            max_inflight_pixels=_PLENTY,
-            max_queue=_PLENTY,
-            max_wait_s=float("inf"),
-            max_batch=s.max_batch,
-            max_batch_pixels=s.max_batch_pixels,
-            max_whole_pixels=s.max_whole_pixels,
-        ),
-        provider=s.provider,
-        engine=s.engine,
-        instances=s.instances,
-        threads=s.intra_op_threads,
-        alone_threads=s.alone_threads,
-        gpu=s.gpu_options(),
-        pool_workers=s.pool_workers,
-        default_model=s.default_model,
+async def _started(repository: Path, settings: Settings) -> Segmenter:
+    config = replace(
+        settings.segmenter_config(),
+        model_repository=repository,
+        model_poll_s=0.0,
+        max_inflight=_PLENTY,
+        max_inflight_bytes=_PLENTY,
+        max_inflight_pixels=_PLENTY,
+        max_queue=_PLENTY,
+        max_wait_s=math.inf,
     )
+    segmenter = Segmenter(config)
     await segmenter.start()
     return segmenter

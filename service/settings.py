@@ -8,20 +8,33 @@ the same; a test compares.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.core.engines.gpus import INSTANCES, MAX_BATCH, GpuOptions
+from service.config import ApiConfig, ProviderOptions, SegmenterConfig
 
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
+_GPU_PROVIDERS: Final = ("cuda", "tensorrt")
+_IN_PLACE_OF: Final = {
+    "FCN_TF32": 'set FCN_PROVIDER_OPTIONS=\'{"cuda": {"use_tf32": 0}}\' for exact products',
+    "FCN_CUDA_GRAPHS": "leave it out: runs are no longer replayed as CUDA graphs",
+    "FCN_MAX_PADDING": "leave it out: images of several sizes do not share an inference any more",
+    "FCN_TENSORRT_CACHE": (
+        'set FCN_PROVIDER_OPTIONS=\'{"tensorrt": {"trt_engine_cache_enable": 1, '
+        '"trt_engine_cache_path": "FOLDER"}}\''
+    ),
+}
+"""What to do about settings that earlier versions had."""
 
 
 class SettingsError(ValueError):
@@ -52,12 +65,12 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of gRPC; 0 picks a free one."""
 
-    model_repository: Path = Path("model_repository")
+    model_repository: Path = SegmenterConfig.model_repository
     """Folder of models, `<name>/<version>/model.onnx`."""
-    model_poll_s: float = Field(0.0, ge=0)
+    model_poll_s: float = Field(SegmenterConfig.model_poll_s, ge=0)
     """Seconds between looks for new, changed and removed models, which are then loaded, replaced
     and unloaded; 0 looks at the start only."""
-    default_model: str | None = None
+    default_model: str | None = SegmenterConfig.default_model
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Where the network runs; `auto` takes CUDA when it works, else the CPU. The others do not
@@ -65,89 +78,80 @@ class Settings(BaseSettings):
     devices: str = Field("", pattern=r"^(\d+(,\d+)*)?$")
     """GPUs to use, by number among those this process sees, separated by commas; by default all of
     them. Each has the model, and all serve one queue."""
-    gpu_mem_limit_bytes: int | None = Field(None, ge=1)
+    gpu_mem_limit_bytes: int | None = Field(SegmenterConfig.gpu_mem_limit_bytes, ge=1)
     """Memory of each GPU that one model's tensors may take; by default all of it."""
-    tf32: bool = True
-    """Whether GPUs may round the factors of float32 products to 10 bits, which is several times as
-    fast."""
-    cuda_graphs: bool = False
-    """Whether the runs of warmed-up shapes are replayed as CUDA graphs; not with TensorRT."""
-    tensorrt_cache: Path | None = None
-    """Folder where TensorRT's engines and timings are kept; without one they are built at every
-    start."""
-    engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
-    """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
-    Runtime; `auto` takes the faster of the two at every start."""
+    provider_options: str = ""
+    """Options of ONNX Runtime's GPU providers, as JSON over the service's own:
+    `{"cuda": {"use_tf32": 0}, "tensorrt": {"trt_engine_cache_enable": 1}}`."""
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    """What runs the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
+    where its labels are those of ONNX Runtime."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """Which file of a model is served: `fp32` is `model.onnx`, `fp16` and `int8` the
     `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
     with instructions for it (VNNI, AMX, Arm's dot product), where there is such a file."""
-    instances: int | None = Field(None, ge=1)
+    instances: int | None = Field(SegmenterConfig.instances, ge=1)
     """Inferences at once: on the CPU by default one per core, 8 at most; on each GPU 2, each with a
     copy of the model."""
-    intra_op_threads: int | None = Field(None, ge=1)
+    intra_op_threads: int | None = Field(SegmenterConfig.intra_op_threads, ge=1)
     """Threads of each inference on the CPU; by default the cores divided by the instances."""
-    alone_threads: int | None = Field(None, ge=1)
+    alone_threads: int | None = Field(SegmenterConfig.alone_threads, ge=1)
     """Threads of an inference that has the idle CPU to itself; by default all cores. More than
     those of the others costs a second copy of the model; 1 saves it."""
     warm_up_sizes: str = Field("", pattern=r"^(\d+x\d+(,\d+x\d+)*)?$")
-    """Sizes of pictures, `heightxwidth` separated by commas, that every model runs before it is
-    ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds for those from the
-    smallest to the largest, and the first is the usual one."""
-    pool_workers: int | None = Field(None, ge=1)
+    """Sizes of images, `heightxwidth` separated by commas, that every model runs before it is
+    ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds its engines then."""
+    pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
 
-    max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
+    max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
-    max_image_pixels: int = Field(40_000_000, ge=1)
-    """Largest picture, height times width, checked before it is decoded."""
-    max_inflight: int = Field(64, ge=1)
+    max_image_pixels: int = Field(SegmenterConfig.max_image_pixels, ge=1)
+    """Largest image, height times width, checked before it is decoded."""
+    max_inflight: int = Field(SegmenterConfig.max_inflight, ge=1)
     """Requests between admission and answer; one more is answered 429."""
-    max_inflight_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    max_inflight_bytes: int = Field(SegmenterConfig.max_inflight_bytes, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
-    max_inflight_pixels: int | None = Field(None, ge=1)
-    """Pixels of the pictures between admission and answer; above, 429. One picture always fits. By
+    max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
+    """Pixels of the images between admission and answer; above, 429. One image always fits. By
     default chosen from the memory this process may use, 160 million at most."""
-    max_queue: int = Field(64, ge=1)
-    """Pictures that wait for one model; one more is answered 429."""
-    max_wait_ms: int = Field(5000, ge=1)
-    """Longest wait for the device, predicted from the measured pace, at which a request is taken;
-    above, 429. The deadline of a request may ask for less. An idle device takes whatever comes."""
-    max_uploads: int = Field(256, ge=1)
+    max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
+    """Images that wait for one model; one more is answered 429."""
+    max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
+    """Longest wait for the device, predicted from the measured latency, at which a request is
+    taken; above, 429. The deadline of a request may ask for less. An idle device takes whatever
+    comes."""
+    max_uploads: int = Field(ApiConfig.max_uploads, ge=1)
     """Uploads being read at once; one more is answered 429 unread."""
-    max_uploads_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    max_uploads_bytes: int = Field(ApiConfig.max_uploads_bytes, ge=1)
     """Bytes of the uploads being read; above, 429. One upload always fits."""
-    upload_timeout_s: float = Field(30.0, gt=0)
+    upload_timeout_s: float = Field(ApiConfig.upload_timeout_s, gt=0)
     """Seconds an upload may take; then it is answered 408."""
-    stream_window: int = Field(16, ge=1)
-    """Pictures of one gRPC stream that are read and not answered yet; the rest waits in the
+    stream_window: int = Field(ApiConfig.stream_window, ge=1)
+    """Images of one gRPC stream that are read and not answered yet; the rest waits in the
     transport. A stream may ask for fewer."""
-    max_batch: int | None = Field(None, ge=1)
-    """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
+    max_batch: int | None = Field(SegmenterConfig.max_batch, ge=1)
+    """Images of equal size that share one inference; by default 1 on the CPU, where sharing saves
     nothing and delays the first, and 8 on a GPU."""
-    max_batch_pixels: int = Field(8 * 1024 * 1024, ge=1)
-    """Pixels in one inference, over all its pictures; a single picture always fits."""
-    max_padding: float = Field(0.125, ge=0, lt=1)
-    """Share of those pixels that may be padding, where pictures of several sizes share an
-    inference: only with models made by `fcn ragged`, and where `FCN_MAX_BATCH` is above 1. 0 for
-    batches of one size."""
-    max_whole_pixels: int | None = Field(None, ge=1)
-    """Largest picture that is run in one piece, height times width; a larger one is run in
-    overlapping parts, with the same labels. By default chosen from the memory this process may
+    max_batch_pixels: int = Field(SegmenterConfig.max_batch_pixels, ge=1)
+    """Pixels in one inference, over all its images; a single image always fits."""
+    max_whole_pixels: int | None = Field(SegmenterConfig.max_whole_pixels, ge=1)
+    """Largest image that is run in one piece, height times width; a larger one is run in
+    overlapping tiles, with the same labels. By default chosen from the memory this process may
     use."""
-    deadline_ms: int = Field(30_000, ge=1)
+    deadline_ms: int = Field(round(1000 * ApiConfig.deadline_s), ge=1)
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
-    latency_target_s: float = Field(0.175, gt=0)
+    latency_target_s: float = Field(ApiConfig.latency_target_s, gt=0)
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
 
     grpc_compression: Literal["none", "gzip"] = "none"
     """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
     shrinks; worth it for JSON over a slow network. Compressed requests are read either way."""
 
-    drain_delay_s: float = Field(0.0, ge=0)
+    drain_delay_s: float = Field(ApiConfig.drain_delay_s, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
     notice."""
-    drain_s: float = Field(30.0, ge=0)
+    drain_s: float = Field(ApiConfig.drain_s, ge=0)
     """Seconds that requests in flight get to finish at SIGTERM."""
 
     api_keys_file: Path | None = None
@@ -163,6 +167,15 @@ class Settings(BaseSettings):
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
     """Shape of the log lines on stderr."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _no_engine_by_measurement(cls, engine: object) -> object:
+        if engine == "auto":
+            raise ValueError(
+                "`auto` is gone: measure once with fcn tune, or name onnxruntime or openvino"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:
@@ -181,24 +194,31 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _graphs_of_cuda(self) -> Self:
-        if self.cuda_graphs and self.provider == "tensorrt":
-            raise ValueError(
-                "FCN_CUDA_GRAPHS goes with FCN_PROVIDER=cuda, not with tensorrt: unset one of them"
-            )
+    def _readable_provider_options(self) -> Self:
+        parse_provider_options(self.provider_options)
         return self
 
-    def gpu_options(self) -> GpuOptions:
-        return GpuOptions(
-            devices=tuple(int(index) for index in self.devices.split(",") if index),
-            instances=self.instances or INSTANCES,
-            memory_limit_bytes=self.gpu_mem_limit_bytes,
-            tf32=self.tf32,
-            graphs=self.cuda_graphs,
-            tensorrt_cache=self.tensorrt_cache,
-            sizes=parse_sizes(self.warm_up_sizes),
-            max_batch=self.max_batch or MAX_BATCH,
+    def segmenter_config(self) -> SegmenterConfig:
+        return SegmenterConfig(
+            **self._values_of(SegmenterConfig)
+            | {
+                "provider_options": parse_provider_options(self.provider_options),
+                "devices": tuple(int(index) for index in self.devices.split(",") if index),
+                "warm_up_sizes": parse_sizes(self.warm_up_sizes),
+                "max_wait_s": self.max_wait_ms / 1000,
+            }
         )
+
+    def api_config(self) -> ApiConfig:
+        return ApiConfig(**self._values_of(ApiConfig) | {"deadline_s": self.deadline_ms / 1000})
+
+    def _values_of(self, config: type[SegmenterConfig | ApiConfig]) -> dict[str, Any]:
+        """Returns the settings that have the name of a field of `config`."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(config)
+            if field.name in Settings.model_fields
+        }
 
     def read_admin_key(self) -> str | None:
         """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
@@ -219,6 +239,37 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(height), int(width)) for height, width in sizes)
 
 
+def parse_provider_options(text: str) -> ProviderOptions:
+    """Reads `{"cuda": {"use_tf32": 0}}`; numbers and booleans become the runtime's texts.
+
+    Raises: ValueError.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"FCN_PROVIDER_OPTIONS is not JSON: {error}") from error
+    if not isinstance(found, dict) or not set(found) <= set(_GPU_PROVIDERS):
+        raise ValueError(
+            'FCN_PROVIDER_OPTIONS: give an object by provider, such as {"cuda": {"use_tf32": 0}}; '
+            f"providers are {' and '.join(_GPU_PROVIDERS)}"
+        )
+    for provider, options in found.items():
+        if not isinstance(options, dict) or not all(
+            isinstance(value, str | int | float) for value in options.values()
+        ):
+            raise ValueError(
+                f"FCN_PROVIDER_OPTIONS: the options of {provider} are to be an object of texts, "
+                "numbers and booleans"
+            )
+    return {
+        provider: {
+            name: str(int(value)) if isinstance(value, bool) else str(value)
+            for name, value in options.items()
+        }
+        for provider, options in found.items()
+    }
+
+
 def environment_name(field: str) -> str:
     """`http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()
@@ -230,6 +281,9 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     sentences = []
     for name in sorted(names):
         if not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        if instead := _IN_PLACE_OF.get(name.upper()):
+            sentences.append(f"{name} is no setting any more: {instead}")
             continue
         near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
         sentences.append(f"{name} is not a setting; the closest is {near[0]}")

@@ -18,7 +18,7 @@ from bench.gpu.latency import Scale, batch_of, named, open_all
 from bench.gpu.networks import Exported
 from bench.gpu.report import Budget, Result
 from bench.gpu.turns import take_turns
-from model.export import fold_norms
+from model.export.export import fold_norms
 from model.fcn import FCN, label_map
 from model.upsample import BilinearUpsample
 

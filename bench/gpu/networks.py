@@ -23,10 +23,10 @@ from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import VGG16
 from model.contract import ClassInfo, Contract, TrainingData
-from model.export import export
+from model.export.export import export
+from model.export.fp16 import Fp16Converter
+from model.export.fp32_model import load_fp32
 from model.fcn import FCN, Variant
-from model.float_model import open_float_model
-from model.half import Halver
 
 CLASSES = 21
 """PASCAL VOC's, as in the paper."""
@@ -91,10 +91,10 @@ def prepare(name: str, folder: Path, narrow: bool) -> Exported:
             training_data=TrainingData("none: random weights", "none"),
         )
         export(make(name, narrow), contract, path)
-        model = open_float_model(path)
-        halver = Halver(model, [picture((96, 128))])
-        onnx.save_model(halver.halve(), str(path.with_name("model.fp16.onnx")))
-        half = len(halver.half_layers())
+        model = load_fp32(path)
+        converter = Fp16Converter(model, [picture((96, 128))])
+        onnx.save_model(converter.convert(), str(path.with_name("model.fp16.onnx")))
+        half = len(converter.fp16_layers())
         counts.write_text(f"{half} {len(model.layers) - half}")
     half, rest = map(int, counts.read_text().split())
     return Exported(name, repository, half, rest)

@@ -64,9 +64,7 @@ def _decoded(path: Path) -> Iterator[UInt8Array]:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UnusableInput(
-            f"{path} is a video, which needs PyAV: pip install 'fcn-serve[video]'"
-        ) from error
+        raise UnusableInput(f"{path} is a video, which needs PyAV: pip install av") from error
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.config import SegmenterConfig
 from service.core import outputs as render
 from service.core.batching.admission import Admission, Permit
 from service.core.batching.lanes import Finish, Labelled, Place, Squeeze, Ticket
-from service.core.engines.choice import open_network as open_with_engine
-from service.core.engines.cores import available_cores, plan
-from service.core.engines.gpus import GpuOptions
+from service.core.engines.choice import network_opener
+from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.images import header
 from service.core.images.decode import decode, undecoded
@@ -36,7 +36,6 @@ from service.core.types import (
     Clock,
     Dtype,
     IndexEntry,
-    Limits,
     ModelState,
     ModelStatus,
     Network,
@@ -61,7 +60,6 @@ from service.errors import (
 __all__ = [
     "Dtype",
     "IndexEntry",
-    "Limits",
     "ModelState",
     "ModelStatus",
     "Network",
@@ -86,70 +84,40 @@ class Segmenter:
 
     def __init__(
         self,
-        repository: Path,
+        config: SegmenterConfig,
         *,
-        limits: Limits | None = None,
-        provider: str = "auto",
-        engine: str = "onnxruntime",
-        precision: str = "auto",
-        instances: int | None = None,
-        threads: int | None = None,
-        alone_threads: int | None = None,
-        gpu: GpuOptions | None = None,
-        warm_up_sizes: Sequence[tuple[int, int]] = (),
-        pool_workers: int | None = None,
-        default_model: str | None = None,
-        poll_s: float = 0.0,
         changed: Callable[[Sequence[ModelStatus]], None] | None = None,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
-        """repository: see `service.core.models.repository`. default_model: used when none is
-        asked for.
-
-        provider, engine, precision, gpu: see `engine.open_network`. instances, threads,
-        alone_threads: of the CPU, see `cores.plan`. warm_up_sizes: (height, width) that run before
-        the first request, as far as the model takes them, besides an ordinary one.
-        pool_workers: threads that decode and render, None for as many as cores.
-        poll_s: seconds between looks for new, changed and removed models; 0: never.
-        changed: told of the models that serve whenever they are others.
-        open_network: how to load a model file, in place of these.
+        """changed: told of the models that serve whenever they are others.
+        open_network: how to load a model file, in place of what the config says of engines.
         """
         cores = available_cores()
-        self._limits = limits or Limits()
+        self._config = config
         memory_bytes = available_memory_bytes()
-        self._whole_pixels = self._limits.max_whole_pixels or whole_pixels(memory_bytes)
+        self._whole_pixels = config.max_whole_pixels or whole_pixels(memory_bytes)
         self._observer = observer or NullObserver()
         self._clock = clock
-        self._poll_s = poll_s
-        opener = open_network or partial(
-            open_with_engine,
-            provider=provider,
-            engine=engine,
-            precision=precision,
-            gpu=gpu,
-            plan=plan(cores, instances=instances, threads=threads, alone_threads=alone_threads),
-        )
-        self._pool = Pool(pool_workers or cores, clock)
+        self._pool = Pool(config.pool_workers or cores, clock)
         self._fleet = Fleet(
-            repository,
+            config.model_repository,
             Loader(
-                open_network=opener,
-                limits=self._limits,
-                warm_up_sizes=warm_up_sizes,
+                config,
+                open_network=open_network or network_opener(config, cores),
                 observer=self._observer,
                 clock=clock,
             ),
-            default_model=default_model,
+            default_model=config.default_model,
             changed=changed or (lambda models: None),
         )
         self._catalog = self._fleet.catalog
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
-            max_requests=self._limits.max_inflight,
-            max_bytes=self._limits.max_inflight_bytes,
-            max_pixels=self._limits.max_inflight_pixels or admitted_pixels(memory_bytes),
+            max_requests=config.max_inflight,
+            max_bytes=config.max_inflight_bytes,
+            max_pixels=config.max_inflight_pixels or admitted_pixels(memory_bytes),
             observer=self._observer,
         )
         self._started = False
@@ -163,8 +131,8 @@ class Segmenter:
             await self.aclose()
             raise
         self._started = True
-        if self._poll_s:
-            self._watching = asyncio.create_task(self._fleet.watch(self._poll_s))
+        if self._config.model_poll_s:
+            self._watching = asyncio.create_task(self._fleet.watch(self._config.model_poll_s))
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again and serves what is new, changed, or failed before.
@@ -242,7 +210,7 @@ class Segmenter:
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes, pixels = _cost(image)
         # More than is taken is refused by its header, and so costs no pixels.
-        pixels = min(pixels, self._limits.max_image_pixels)
+        pixels = min(pixels, self._config.max_image_pixels)
         if not self._admission.fits(n_bytes, pixels):
             raise self._overloaded(served)
         place = served.batcher.reserve(pixels, deadline, options.priority)
@@ -346,7 +314,7 @@ class Segmenter:
         Raises: _TooLargeWhole, and whatever is wrong with the picture.
         """
         contract = served.contract
-        picture.rgb = _decode(picture.body, self._limits)
+        picture.rgb = _decode(picture.body, self._config)
         picture.prepared = prepared = prepare(picture.rgb, contract.input)
         picture.decoded_s = self._clock()
         if picture.pixels != picture.permit.pixels:
@@ -472,9 +440,9 @@ class _Picture:
         return self.prepared.geometry.height * self.prepared.geometry.width
 
 
-def _decode(body: bytes | UInt8Array, limits: Limits) -> UInt8Array:
+def _decode(body: bytes | UInt8Array, config: SegmenterConfig) -> UInt8Array:
     if isinstance(body, bytes):
-        image = decode(body, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+        image = decode(body, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     else:
-        image = undecoded(body, max_pixels=limits.max_image_pixels)
+        image = undecoded(body, max_pixels=config.max_image_pixels)
     return image.rgb

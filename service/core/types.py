@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -157,12 +158,16 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """provider: where it runs, "cpu", "cuda" or "tensorrt"."""
+    """Tells how a version runs.
+
+    provider: where, "cpu", "cuda" or "tensorrt". path: the file.
+    """
 
     version: str
     state: ModelState
     contract: Contract
     provider: str
+    path: Path
 
     @property
     def precision(self) -> str:
@@ -200,33 +205,13 @@ class IndexEntry:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the service takes on at once.
-
-    max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
-    their uploads, pixels None: as the memory allows; one request always fits.
-    max_queue: images admitted and waiting for one model.
-    max_wait_s: longest predicted wait for the device at which a request is taken.
-    max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
-    max_batch_pixels bounds a batch's memory: N * H * W; one image always fits.
-    max_whole_pixels: a larger picture is run in parts; None: as the memory allows.
-    """
-
-    max_image_bytes: int = 32 * 1024 * 1024
-    max_image_pixels: int = 40_000_000
-    max_inflight: int = 64
-    max_inflight_bytes: int = 256 * 1024 * 1024
-    max_inflight_pixels: int | None = None
-    max_queue: int = 64
-    max_wait_s: float = 5.0
-    max_batch: int | None = None
-    max_batch_pixels: int = 8 * 1024 * 1024
-    max_whole_pixels: int | None = None
-
-
 class Network(Protocol):
-    """A loaded model, as the segmenter uses it; `runtime.Session` is the real one."""
+    """Names what the segmenter needs of a loaded model; `onnx_runtime.Session` is one."""
+
+    @property
+    def path(self) -> Path:
+        """The file that runs, which may be one beside the version's `model.onnx`."""
+        ...
 
     @property
     def contract(self) -> Contract: ...

@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import Contract
+from service.config import SegmenterConfig
 from service.core.batching.batcher import Batcher
 from service.core.batching.device_thread import DeviceThread
 from service.core.batching.lanes import one_thread
-from service.core.engines.gpus import MAX_BATCH
+from service.core.engines.cuda import MAX_BATCH
 from service.core.engines.warm_up import batch_shapes, warm_up_batches
 from service.core.images.prepare import accepted_sizes, ordinary_size
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile, check_present
-from service.core.types import Clock, Limits, ModelState, Network, Observer
+from service.core.types import Clock, ModelState, Network, Observer
 from service.errors import ModelLoadError
 
 BATCHES_S: Final = 60.0
@@ -56,6 +57,10 @@ class Served:
     @property
     def provider(self) -> str:
         return self.network.provider
+
+    @property
+    def path(self) -> Path:
+        return self.network.path
 
     @property
     def state(self) -> ModelState:
@@ -97,17 +102,14 @@ class Loader:
 
     def __init__(
         self,
+        config: SegmenterConfig,
         *,
         open_network: Callable[[Path], Network],
-        limits: Limits,
-        warm_up_sizes: Sequence[tuple[int, int]],
         observer: Observer,
         clock: Clock,
     ) -> None:
-        """warm_up_sizes: (height, width) for every model, as far as it takes them."""
         self._open = open_network
-        self._limits = limits
-        self._warm_up_sizes = warm_up_sizes
+        self._config = config
         self._observer = observer
         self._clock = clock
         self._at_work = 0
@@ -128,14 +130,14 @@ class Loader:
 
     def serve(self, loaded: Loaded) -> Served:
         """Takes requests from now on."""
-        file, network, limits = loaded.file, loaded.network, self._limits
+        file, network, config = loaded.file, loaded.network, self._config
         batcher = Batcher(
             network.instances,
             model=file.name,
             max_batch=self._max_batch(network, loaded.settings),
-            max_batch_pixels=limits.max_batch_pixels,
-            max_queue=limits.max_queue,
-            max_wait_s=limits.max_wait_s,
+            max_batch_pixels=config.max_batch_pixels,
+            max_queue=config.max_queue,
+            max_wait_s=config.max_wait_s,
             observer=self._observer,
             clock=self._clock,
             # A GPU waits for whoever launches its kernels, and that takes little: such a thread
@@ -165,7 +167,7 @@ class Loader:
                 f"{file.path}: the contract allows no size at all: no multiple of "
                 f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
             )
-        wanted = (*self._warm_up_sizes, *settings.warm_up_sizes)
+        wanted = (*self._config.warm_up_sizes, *settings.warm_up_sizes)
         sizes = [*accepted_sizes(wanted, contract.input), size]
         network.warm_up(sizes)
         if network.provider != "cpu":
@@ -178,13 +180,13 @@ class Loader:
     def _max_batch(self, network: Network, settings: ModelSettings) -> int:
         # On a CPU a batch takes as long as its images one by one: it would delay the first.
         usual = 1 if network.provider == "cpu" else MAX_BATCH
-        return settings.max_batch or self._limits.max_batch or usual
+        return settings.max_batch or self._config.max_batch or usual
 
     def _warm_up_batches(
         self, file: ModelFile, network: Network, sizes: Sequence[tuple[int, int]], max_batch: int
     ) -> None:
         """On a GPU, where each number of images is a shape of its own. Raises: ModelLoadError."""
-        shapes = batch_shapes(sizes, max_batch, self._limits.max_batch_pixels)
+        shapes = batch_shapes(sizes, max_batch, self._config.max_batch_pixels)
         began = self._clock()
         left = warm_up_batches(network, shapes, BATCHES_S, self._clock)
         _log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from model.contract import Contract
@@ -34,6 +35,9 @@ class Entry(Protocol):
 
     @property
     def provider(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
 
 
 E = TypeVar("E", bound=Entry)
@@ -155,7 +159,7 @@ class Catalog(Generic[E]):
                 name,
                 self._default(name),
                 tuple(
-                    VersionStatus(e.version, e.state, e.contract, e.provider)
+                    VersionStatus(e.version, e.state, e.contract, e.provider, e.path)
                     for e in versions.values()
                 ),
                 tuple(

@@ -9,6 +9,7 @@ import pytest
 
 from service.api.oip import infer as oip_pictures
 from service.api.oip.infer import segment_all
+from service.config import SegmenterConfig
 from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
 from service.errors import ImageTooLarge
 from tests.drawing import street
@@ -28,7 +29,9 @@ async def test_scores_of_all_pictures_together_are_limited(
     limit = "MAX_SCORES_AS_NUMBERS_BYTES" if as_numbers else "MAX_SCORES_BYTES"
     other = "MAX_SCORES_BYTES" if as_numbers else "MAX_SCORES_AS_NUMBERS_BYTES"
     monkeypatch.setattr(oip_pictures, other, 1)
-    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    segmenter = Segmenter(
+        SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
+    )
     await segmenter.start()
     draft = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
 

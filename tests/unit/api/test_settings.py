@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from cli import serve as command
-from service.core.engines.gpus import GpuOptions
-from service.core.segmenter import Limits
+from service.config import ApiConfig, SegmenterConfig
 from service.settings import (
     Settings,
     SettingsError,
@@ -63,7 +63,8 @@ def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"devices": "GPU-1"}, "FCN_DEVICES='GPU-1'"),
         ({"gpu_mem_limit_bytes": "0"}, "FCN_GPU_MEM_LIMIT_BYTES='0'"),
         ({"provider": "rocm"}, "FCN_PROVIDER='rocm'"),
-        ({"provider": "tensorrt", "cuda_graphs": "1"}, "FCN_CUDA_GRAPHS goes with .*cuda, not"),
+        ({"engine": "tvm"}, "FCN_ENGINE='tvm'"),
+        ({"engine": "auto"}, "FCN_ENGINE='auto': `auto` is gone: measure once with fcn tune"),
     ],
 )
 def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:
@@ -118,45 +119,98 @@ def test_sizes_are_height_and_width() -> None:
     assert parse_sizes("360x480,37x41") == ((360, 480), (37, 41))
 
 
-def test_settings_of_gpus_become_options(tmp_path: Path) -> None:
-    assert load_settings().gpu_options() == GpuOptions()
-    flags = {
+def test_the_configs_have_the_settings_defaults() -> None:
+    settings = load_settings()
+    assert settings.segmenter_config() == SegmenterConfig()
+    assert settings.api_config() == ApiConfig()
+
+
+def test_no_setting_of_the_segmenter_is_left_out() -> None:
+    """Every field of a config is filled from a setting: none keeps its default by oversight."""
+    given = {
+        "model_repository": "elsewhere",
+        "model_poll_s": "1.5",
+        "default_model": "fcn",
+        "provider": "cuda",
+        "provider_options": '{"cuda": {"use_tf32": false, "gpu_external_alloc": 7}}',
+        "engine": "openvino",
+        "precision": "fp32",
         "devices": "1,0",
-        "instances": "3",
         "gpu_mem_limit_bytes": "1000",
-        "tf32": "0",
-        "cuda_graphs": "1",
-        "tensorrt_cache": str(tmp_path),
+        "instances": "3",
+        "intra_op_threads": "2",
+        "alone_threads": "4",
         "warm_up_sizes": "360x480,500x500",
-        "max_batch": "16",
+        "pool_workers": "5",
+        "max_image_bytes": "11",
+        "max_image_pixels": "12",
+        "max_inflight": "13",
+        "max_inflight_bytes": "14",
+        "max_inflight_pixels": "15",
+        "max_queue": "16",
+        "max_wait_ms": "1700",
+        "max_batch": "18",
+        "max_batch_pixels": "19",
+        "max_whole_pixels": "21",
+        "max_uploads": "22",
+        "max_uploads_bytes": "23",
+        "upload_timeout_s": "24",
+        "deadline_ms": "25000",
+        "latency_target_s": "0.26",
+        "stream_window": "27",
+        "grpc_compression": "gzip",
+        "drain_delay_s": "28",
+        "drain_s": "29",
     }
-    assert load_settings(flags).gpu_options() == GpuOptions(
-        devices=(1, 0),
-        instances=3,
-        memory_limit_bytes=1000,
-        tf32=False,
-        graphs=True,
-        tensorrt_cache=tmp_path,
-        sizes=((360, 480), (500, 500)),
-        max_batch=16,
-    )
-
-
-def test_limits_have_the_cores_defaults() -> None:
-    settings, limits = load_settings(), Limits()
-    for name in (
-        "image_bytes",
-        "image_pixels",
-        "inflight",
-        "inflight_bytes",
-        "inflight_pixels",
-        "queue",
-        "batch",
-        "batch_pixels",
-        "padding",
+    settings = load_settings(given)
+    for made, default in (
+        (settings.segmenter_config(), SegmenterConfig()),
+        (settings.api_config(), ApiConfig()),
     ):
-        assert getattr(settings, f"max_{name}") == getattr(limits, f"max_{name}")
-    assert settings.max_wait_ms == 1000 * limits.max_wait_s
+        same = [f.name for f in fields(made) if getattr(made, f.name) == getattr(default, f.name)]
+        assert same == []
+    segmenter = settings.segmenter_config()
+    assert segmenter.devices == (1, 0)
+    assert segmenter.warm_up_sizes == ((360, 480), (500, 500))
+    assert segmenter.max_wait_s == 1.7
+    assert segmenter.provider_options == {"cuda": {"use_tf32": "0", "gpu_external_alloc": "7"}}
+    assert settings.api_config().deadline_s == 25
+
+
+def test_the_largest_image_fits_into_a_tensor() -> None:
+    assert ApiConfig(max_image_bytes=10, max_image_pixels=100_000).max_tensor_bytes > 300_000
+    assert ApiConfig(max_image_bytes=10**6, max_image_pixels=10).max_tensor_bytes > 10**6
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("FCN_TF32", 'FCN_TF32 is no setting any more: set FCN_PROVIDER_OPTIONS=.*"use_tf32": 0'),
+        ("FCN_CUDA_GRAPHS", "FCN_CUDA_GRAPHS is no setting any more: leave it out"),
+        ("FCN_TENSORRT_CACHE", "FCN_PROVIDER_OPTIONS=.*trt_engine_cache_path"),
+    ],
+)
+def test_settings_of_earlier_versions_say_what_is_in_their_place(
+    monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=words):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "give an object by provider"),
+        ('{"rocm": {}}', "providers are cuda and tensorrt"),
+        ('{"cuda": 1}', "the options of cuda are to be an object"),
+        ('{"tensorrt": {"a": []}}', "the options of tensorrt are to be an object"),
+    ],
+)
+def test_provider_options_are_checked(text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"FCN_PROVIDER_OPTIONS.*{words}"):
+        load_settings({"provider_options": text})
 
 
 def test_every_setting_has_a_flag_and_help() -> None:

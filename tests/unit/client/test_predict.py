@@ -236,7 +236,7 @@ def test_a_video_without_its_decoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnusableInput, match=r"pip install 'fcn-serve\[video\]'"):
+    with pytest.raises(UnusableInput, match="pip install av$"):
         list(frames(tmp_path / "film.mp4"))
 
 

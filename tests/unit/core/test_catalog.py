@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ class Entry:
     state: ModelState = ModelState.READY
     contract: Contract = contract()
     provider: str = "cpu"
+    path: Path = Path("model.onnx")
 
 
 def catalog(*entries: Entry, default_model: str | None = None) -> Catalog[Entry]:
@@ -115,6 +117,7 @@ def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
         state: ModelState = ModelState.READY
         contract: Contract = contract()
         provider: str = "cpu"
+        path: Path = Path("model.onnx")
 
     entry = Failing()
     found: Catalog[Failing] = Catalog()

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.engines.memory import give_back
+from service.config import SegmenterConfig
+from service.core.engines.memory import trim_heap
 from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import ModelStatus, Segmenter, SegmentOptions
 from service.core.types import Network
@@ -169,9 +170,9 @@ async def test_the_memory_of_the_version_before_is_freed(
 
     def returned() -> None:
         left.append(sum(network() is not None for network in networks))
-        give_back()
+        trim_heap()
 
-    monkeypatch.setattr("service.core.models.manager.give_back", returned)
+    monkeypatch.setattr("service.core.models.manager.trim_heap", returned)
 
     def opened(path: Path) -> Network:
         network = Session(path, provider="cpu", threads=1)
@@ -414,7 +415,9 @@ async def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "tiny" / "model.toml").write_text("maxbatch = 2")
     with pytest.raises(ModelLoadError, match="unknown key 'maxbatch'"):
-        await Segmenter(tmp_path, provider="cpu", threads=1).start()
+        await Segmenter(
+            SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
+        ).start()
 
 
 async def test_an_alias_means_a_model_or_a_version(tmp_path: Path) -> None:
@@ -438,7 +441,9 @@ async def test_an_alias_of_nothing_stops_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "aliases.toml").write_text('street = "tiny/2"')
     with pytest.raises(ModelLoadError, match="street means tiny/2, which does not serve: .* tiny"):
-        await Segmenter(tmp_path, provider="cpu", threads=1).start()
+        await Segmenter(
+            SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
+        ).start()
 
 
 # Polling
@@ -574,7 +579,10 @@ async def test_wrong_names_and_aliases_are_told_of_and_passed_over(
 async def test_the_looks_come_by_themselves_and_end_with_the_server(tmp_path: Path) -> None:
     write_model(tmp_path, version=1, bias=RED)
     before = asyncio.all_tasks()
-    async with serving(tmp_path, poll_s=0.02) as segmenter, under_load(segmenter, 2) as labels:
+    async with (
+        serving(tmp_path, model_poll_s=0.02) as segmenter,
+        under_load(segmenter, 2) as labels,
+    ):
         await until(labels, 0)
         write_model(tmp_path, version=2, bias=GREEN)
         await until(labels, 1)
@@ -586,7 +594,7 @@ async def test_a_look_that_fails_is_not_the_last(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(tmp_path, version=1, bias=RED)
-    async with serving(tmp_path, poll_s=0.02) as segmenter:
+    async with serving(tmp_path, model_poll_s=0.02) as segmenter:
         with monkeypatch.context() as patch:
             patch.setattr("service.core.models.manager.look", lambda root: 1 / 0)
             await eventually(lambda: "looking at the model repository failed" in caplog.text)

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
+from service.config import SegmenterConfig
 from service.core.images import header
 from service.core.outputs import scores as scores_module
 from service.core.segmenter import (
-    Limits,
     ModelState,
     Output,
     Segmenter,
@@ -56,9 +56,20 @@ PNG = drawing.png(RGB)
 OPTIONS = SegmentOptions()
 
 
+CPU = {"provider": "cpu", "intra_op_threads": 1}
+_SEAMS = ("observer", "changed", "clock", "open_network")
+
+
+def segmenter_of(repository: Path, **options: Any) -> Segmenter:
+    """options: of the config, or one of the segmenter's seams."""
+    seams = {name: options.pop(name) for name in _SEAMS if name in options}
+    config = SegmenterConfig(model_repository=repository, **{**CPU, **options})
+    return Segmenter(config, **seams)
+
+
 @asynccontextmanager
 async def serving(repository: Path, **options: Any) -> AsyncIterator[Segmenter]:
-    segmenter = Segmenter(repository, **{"provider": "cpu", "threads": 1, **options})
+    segmenter = segmenter_of(repository, **options)
     await segmenter.start()
     try:
         yield segmenter
@@ -73,6 +84,7 @@ class FakeNetwork:
     device: Device = field(default_factory=Device)
     contract: Contract = field(default_factory=tiny_models.contract)
     provider: str = "cpu"
+    path: Path = Path("model.onnx")
 
     @property
     def instances(self) -> Sequence[Instance]:
@@ -218,7 +230,7 @@ async def test_probabilities_come_with_a_model_that_has_logits(
         some = await segmenter.segment(PNG, replace(options, classes=("blue", "red")))
         sure = await segmenter.segment(PNG, replace(OPTIONS, output=Output.CONFIDENCE))
         labels = await segmenter.segment(PNG, OPTIONS)
-    async with serving(tmp_path, limits=Limits(max_whole_pixels=300)) as segmenter:
+    async with serving(tmp_path, max_whole_pixels=300) as segmenter:
         in_parts = await segmenter.segment(PNG, options)
     scores = np.load(io.BytesIO(whole.body))
     assert (whole.media_type, scores.dtype) == ("application/x-npy", np.dtype(dtype))
@@ -264,8 +276,8 @@ async def test_scores_come_as_arrays_beside_the_body(tmp_path: Path) -> None:
     )
     write_model(tmp_path, logits=True, model_contract=contract)
     options = replace(OPTIONS, scores=(Score.PROBABILITIES, Score.LOGITS))
-    for limits in (Limits(), Limits(max_whole_pixels=300)):
-        async with serving(tmp_path, limits=limits) as segmenter:
+    for max_whole_pixels in (None, 300):
+        async with serving(tmp_path, max_whole_pixels=max_whole_pixels) as segmenter:
             reply = await segmenter.segment(PNG, options)
             alone = await segmenter.segment(
                 PNG, replace(options, scores=(Score.LOGITS,), output=None)
@@ -376,7 +388,7 @@ async def test_the_folders_name_counts_and_a_difference_is_warned_of(
 
 async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
     write_model(tmp_path)
-    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    segmenter = segmenter_of(tmp_path)
     assert not segmenter.ready()
     assert segmenter.models() == []
     with pytest.raises(ModelNotReady, match="still loading"):
@@ -426,7 +438,7 @@ async def test_openvino_behind_the_segmenter_answers_as_onnx_runtime_does(tmp_pa
 async def test_an_engine_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="engine 'tvm'"):
-        await Segmenter(tmp_path, provider="cpu", engine="tvm").start()
+        await segmenter_of(tmp_path, engine="tvm").start()
 
 
 NO_CONTRACT = tiny_models.build()
@@ -441,7 +453,7 @@ async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
 ) -> None:
     write_model(tmp_path, "a-good-one")
     tiny_models.write_file(model, tmp_path, "bad")
-    segmenter = Segmenter(tmp_path, provider="cpu", threads=1)
+    segmenter = segmenter_of(tmp_path)
     before = asyncio.all_tasks()
     with pytest.raises(ModelLoadError, match=says) as caught:
         await segmenter.start()
@@ -452,20 +464,20 @@ async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
 
 async def test_a_missing_repository_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is not a folder"):
-        await Segmenter(tmp_path / "none", provider="cpu").start()
+        await segmenter_of(tmp_path / "none").start()
 
 
 async def test_a_default_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     write_model(tmp_path)
     with pytest.raises(ModelLoadError, match="'other' is not in the repository, which has tiny"):
-        await Segmenter(tmp_path, provider="cpu", default_model="other").start()
+        await segmenter_of(tmp_path, default_model="other").start()
 
 
 async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) -> None:
     spec = InputSpec(max_side_px=20, multiple_of_px=32)
     write_model(tmp_path, model_contract=tiny_models.contract(input_spec=spec))
     with pytest.raises(ModelLoadError, match="allows no size at all: no multiple of 32 px"):
-        await Segmenter(tmp_path, provider="cpu").start()
+        await segmenter_of(tmp_path).start()
 
 
 # Bad requests
@@ -494,9 +506,7 @@ async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
     contract = tiny_models.contract(input_spec=InputSpec(max_side_px=128))
     write_model(tmp_path, model_contract=contract)
     recorder = Recorder()
-    async with serving(
-        tmp_path, limits=Limits(max_image_bytes=20_000), observer=recorder
-    ) as segmenter:
+    async with serving(tmp_path, max_image_bytes=20_000, observer=recorder) as segmenter:
         with pytest.raises(error, match=says):
             await segmenter.segment(image, options)
         reply = await segmenter.segment(PNG, OPTIONS)
@@ -510,8 +520,7 @@ async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
 
 async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
     recorder = Recorder()
-    limits = Limits(max_inflight=2)
-    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+    async with on_device(tmp_path, max_inflight=2, observer=recorder) as (segmenter, device):
         device.hold()
         first = send(segmenter)
         await device.entered()
@@ -532,7 +541,7 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
 async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.core.engines.memory.FEWEST_ADMITTED", 1)
+    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_PIXELS", 1)
     for memory_bytes, room in ((1, False), (1 << 40, True)):
         monkeypatch.setattr(
             "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m
@@ -570,8 +579,10 @@ async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
     recorder = Recorder()
-    limits = Limits(max_queue=1, max_batch=1)
-    async with on_device(tmp_path, limits=limits, observer=recorder) as (segmenter, device):
+    async with on_device(tmp_path, max_queue=1, max_batch=1, observer=recorder) as (
+        segmenter,
+        device,
+    ):
         device.hold()
         first = send(segmenter)
         await device.entered()
@@ -696,7 +707,7 @@ def in_parts(network: FakeNetwork, context_px: int | None = 4) -> dict[str, Any]
     """Options for a server that runs 23 x 31 pixels in parts of at most 200."""
     spec = InputSpec(stride=4, context_px=context_px)
     network.contract = replace(network.contract, input=spec)
-    return {"open_network": lambda path: network, "limits": Limits(max_whole_pixels=200)}
+    return {"open_network": lambda path: network, "max_whole_pixels": 200}
 
 
 async def test_a_large_picture_is_run_in_parts_that_fit(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.core.engines.gpus import GpuOptions
+from service.config import SegmenterConfig
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
@@ -18,7 +18,7 @@ from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
 from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Float32Array, Instance, Limits, NullObserver, UInt8Array
+from service.core.types import Float32Array, Instance, NullObserver, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.pretend_gpu import GPUS, pretend
@@ -45,6 +45,7 @@ class Run(Instance):
 
 
 class Net:
+    path = Path("model.onnx")
     provider = "cuda"
     contract = tiny_models.contract()
 
@@ -94,9 +95,8 @@ def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
 
 def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
     made = Loader(
+        SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
-        limits=Limits(max_batch=max_batch),
-        warm_up_sizes=[(8, 8)],
         observer=NullObserver(),
         clock=lambda: float(sum(len(run.calls) for run in net.instances if isinstance(run, Run))),
     )
@@ -126,19 +126,19 @@ def test_readiness_does_not_wait_for_rare_batches(
     assert "11 batches are not warmed up after 3 s" in caplog.text
 
 
-@pytest.mark.parametrize("graphs", [False, True])
 async def test_a_server_on_gpus_answers_and_says_where_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended = pretend(monkeypatch)
     tiny_models.write_model(tmp_path)
     segmenter = Segmenter(
-        tmp_path,
-        provider="cuda",
-        threads=1,
-        gpu=GpuOptions(instances=1, graphs=graphs),
-        limits=Limits(max_batch=2),
-        warm_up_sizes=[(24, 32)],
+        SegmenterConfig(
+            model_repository=tmp_path,
+            provider="cuda",
+            instances=1,
+            max_batch=2,
+            warm_up_sizes=((24, 32),),
+        )
     )
     await segmenter.start()
     rgb = drawing.street(24, 32)
@@ -153,8 +153,8 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     for picture, reply in zip(pictures, replies, strict=True):
         assert (reply.label_map == tiny_models.expected_label_map(picture)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
-    assert len(pretended.opened) == len(GPUS)
+    assert len(pretended.opened) == GPUS
     # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    assert {nice for opened in pretended.opened for nice in opened.nice} == {usual}
+    assert set().union(*(opened.nice for opened in pretended.opened)) == {usual}
     await segmenter.aclose()

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from service.settings import Settings, unknown_names
+from service.settings import Settings, parse_provider_options, unknown_names
 from tests.unit.repository.pages import ROOT
 
 COMPOSE = ("docker-compose.yml", "docker-compose.gpu.yml")
@@ -57,7 +57,8 @@ def test_named_volumes_are_declared(name: str) -> None:
 
 def test_the_cache_of_tensorrt_is_on_a_volume_the_user_may_write_to() -> None:
     service = yaml.safe_load((ROOT / COMPOSE[1]).read_text())["services"]["fcn"]
-    folder = service["environment"]["FCN_TENSORRT_CACHE"]
+    options = parse_provider_options(service["environment"]["FCN_PROVIDER_OPTIONS"])
+    folder = options["tensorrt"]["trt_engine_cache_path"]
     assert f"tensorrt:{folder}" in service["volumes"]
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     assert f"mkdir {folder} && chown 10001:10001 {folder}" in dockerfile

@@ -1,0 +1,54 @@
+"""The segmenter in this process is wired as the server's is."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.core.engines import choice
+from service.core.engines.onnx_runtime import Session
+from service.local import LocalSegmenter
+from service.settings import load_settings
+from tests import tiny_models
+
+CPU = {"provider": "cpu", "intra_op_threads": "1"}
+
+
+def write_int8(repository: Path) -> Path:
+    """A model with a file in 8 bits beside it; returns the path of `model.onnx`."""
+    path = tiny_models.write_model(repository)
+    contract = dataclasses.replace(tiny_models.contract(), precision="int8")
+    other = tiny_models.write_model(repository / "aside", model_contract=contract)
+    other.rename(path.with_name(choice.INT8_FILE))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("precision", "served"), [("auto", "int8"), ("int8", "int8"), ("fp32", "fp32")]
+)
+def test_the_precision_is_that_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, served: str
+) -> None:
+    monkeypatch.setattr(choice, "multiplies_int8", lambda: True)
+    write_int8(tmp_path / "models")
+    settings = load_settings({**CPU, "precision": precision})
+    with closing(LocalSegmenter(tmp_path / "models", settings)) as segmenter:
+        assert [model.default.precision for model in segmenter.models()] == [served]
+
+
+def test_the_settings_sizes_are_warmed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    warm_up = Session.warm_up
+
+    def watched(self: Session, wanted: list[tuple[int, int]]) -> None:
+        sizes.extend(wanted)
+        warm_up(self, wanted)
+
+    monkeypatch.setattr(Session, "warm_up", watched)
+    tiny_models.write_model(tmp_path)
+    settings = load_settings({**CPU, "warm_up_sizes": "24x32"})
+    LocalSegmenter(tmp_path, settings).close()
+    assert (24, 32) in sizes
