@@ -30,7 +30,7 @@ NEAR_BEST: Final = 0.97
 """Share of the best images/s: what comes this close and is simpler is chosen."""
 MIN_SPEEDUP_FOR_BATCH: Final = 1.08
 """Factor over the images/s of single images: in a batch each waits for the others, so less is no
-gain. On a quiet machine batches of 4 gained nothing, and on a busy one by chance 5 % (bench/LOG.md)."""
+gain. On a quiet machine batches of 4 gained nothing, on a busy one by chance 5 % (bench/LOG.md)."""
 MIN_SPEEDUP_FOR_COPY: Final = 1 / 0.9
 """Factor by which a lone image must be faster for a second copy of the model in memory."""
 _SHARE_OF_THROUGHPUT = 0.75
