@@ -88,7 +88,7 @@ class Folder:
         self._records = _read(journal)
         for record in self._records.values():
             if (other := record.settings.get("model")) != labeller.identity:
-                raise UnusableInput(
+                raise InvalidInput(
                     f"{root} was made by another network, {other}, and this is "
                     f"{labeller.identity}: give another --out, or --afresh to do all of it again"
                 )
