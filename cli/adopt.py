@@ -9,7 +9,7 @@ from cli._arguments import positive
 
 HELP = "make any ONNX segmentation network one that the server loads"
 
-# As model.adopt has them, which is imported only when the command runs.
+# As model.export.adopt has them, which is imported only when the command runs.
 _PRESETS = ("imagenet", "unit", "none", "caffe")
 _LAYOUTS = ("NCHW", "NHWC")
 
@@ -98,7 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from model.adopt import Choices, Pixels
+    from model.export.adopt import AdoptOptions, Preprocessing
     from training.adopt import adopt_file
 
     report = adopt_file(
@@ -106,8 +106,10 @@ def run(args: argparse.Namespace) -> int:
         args.repository,
         args.name,
         args.classes,
-        Choices(
-            pixels=Pixels.chosen(args.normalise, args.mean, args.std, args.scale, args.color_order),
+        AdoptOptions(
+            preprocessing=Preprocessing.chosen(
+                args.normalise, args.mean, args.std, args.scale, args.color_order
+            ),
             size=tuple(args.size) if args.size else None,
             multiple_of_px=args.multiple_of,
             output_kind=args.output_kind,

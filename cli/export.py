@@ -17,6 +17,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=int, help="(one above the highest there is)")
     parser.add_argument("--logits", action="store_true", help="add the logits as a second output")
     parser.add_argument(
+        "--winograd",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="EXPERIMENTAL: compute these layers with half the multiplications; for 3x3 and 7x7 "
+        "layers of 512 channels or more that `fcn quantize` then makes 8-bit, in OpenVINO. How "
+        "near the labels stay is known for random weights only. The file grows",
+    )
+    parser.add_argument(
         "--scores", type=Path, help="JSON from `fcn evaluate --json`, for contract and card"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing version")
@@ -31,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         version=args.version,
         logits=args.logits,
+        winograd=args.winograd,
         scores=args.scores,
         overwrite=args.overwrite,
     )

@@ -70,14 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-float", nargs="+", default=[], metavar="LAYER", help="left in float in any case"
     )
-    parser.add_argument(
-        "--winograd",
-        nargs="+",
-        default=[],
-        metavar="LAYER",
-        help="computed with half the multiplications: for 3x3 and 7x7 layers of 512 channels or "
-        "more, in OpenVINO; the file grows (int8 only)",
-    )
+    parser.add_argument("--winograd", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument(
         "--reduce-range",
         action="store_true",
@@ -96,56 +89,43 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from model.float_model import QuantizeError
-    from training.datasets import open_dataset
-    from training.half import HalfReport, halve_file
-    from training.quantize import QuantizeReport, quantize_file
-    from training.reduced import dataset_images, folder_images, spread
+    from model.export.fp32_model import QuantizeError
+    from training.quantization import (
+        Calibration,
+        Fp16Report,
+        QuantizeReport,
+        convert_file_to_fp16,
+        quantize_file,
+    )
 
     _check_options(args, QuantizeError)
-    scored = []
     if args.calibrate:
-        if args.score:
-            raise QuantizeError("--score needs labels: name a data set with --data-root")
-        images = folder_images(args.calibrate)
-        calibration, comparison = spread(images, args.images), spread(images[::-1], args.compare)
+        calibration = Calibration.from_folder(args.calibrate, args.images, args.compare)
     else:
-        name = args.dataset or (
-            "folder" if (args.data_root / "classes.yaml").is_file() else "camvid"
+        calibration = Calibration.from_dataset(
+            args.dataset, args.data_root, args.images, args.compare, args.score
         )
-        train, val = (open_dataset(name, args.data_root, split) for split in ("train", "val"))
-        calibration = spread(dataset_images(train), args.images)
-        comparison = spread(dataset_images(val), args.compare)
-        scored = [open_dataset(name, args.data_root, split) for split in args.score]
     target = args.out or args.model.with_name(f"model.{args.to}.onnx")
-    if args.min_agreement is None:
-        args.min_agreement = _MIN_AGREEMENT[args.to]
-    report: QuantizeReport | HalfReport
+    common = {
+        "min_agreement": _MIN_AGREEMENT[args.to]
+        if args.min_agreement is None
+        else args.min_agreement,
+        "keep_float": args.keep_float,
+        "overwrite": args.overwrite,
+    }
+    report: QuantizeReport | Fp16Report
     if args.to == "fp16":
-        report = halve_file(
-            args.model,
-            target,
-            calibration,
-            comparison,
-            min_agreement=args.min_agreement,
-            headroom=args.headroom or 4.0,
-            keep_float=args.keep_float,
-            scored=scored,
-            overwrite=args.overwrite,
+        report = convert_file_to_fp16(
+            args.model, target, calibration, headroom=args.headroom or 4.0, **common
         )
     else:
         report = quantize_file(
             args.model,
             target,
             calibration,
-            comparison,
             method=args.method or "minmax",
-            min_agreement=args.min_agreement,
-            keep_float=args.keep_float,
-            winograd=args.winograd,
             reduce_range=args.reduce_range,
-            scored=scored,
-            overwrite=args.overwrite,
+            **common,
         )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     return 0
@@ -156,12 +136,15 @@ def _check_options(args: argparse.Namespace, error: type[ValueError]) -> None:
     given = {
         "--method": (args.method is not None, "int8"),
         "--reduce-range": (args.reduce_range, "int8"),
-        "--winograd": (bool(args.winograd), "int8"),
         "--headroom": (args.headroom is not None, "fp16"),
     }
     for option, (is_given, precision) in given.items():
         if is_given and args.to != precision:
             raise error(f"{option} is for --to {precision}: leave it out")
+    if args.winograd:
+        raise error("--winograd is for `fcn export` now: export the checkpoint again with it")
+    if args.calibrate and args.score:
+        raise error("--score needs labels: name a data set with --data-root")
 
 
 def _positive(text: str) -> int:

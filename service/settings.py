@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.config import ApiConfig, ProviderOptions, SegmenterConfig
@@ -83,9 +83,9 @@ class Settings(BaseSettings):
     provider_options: str = ""
     """Options of ONNX Runtime's GPU providers, as JSON over the service's own:
     `{"cuda": {"use_tf32": 0}, "tensorrt": {"trt_engine_cache_enable": 1}}`."""
-    engine: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
-    """What runs the network on the CPU. OpenVINO serves only where its labels are those of ONNX
-    Runtime; `auto` takes the faster of the two at every start."""
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    """What runs the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
+    where its labels are those of ONNX Runtime."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """Which file of a model is served: `fp32` is `model.onnx`, `fp16` and `int8` the
     `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
@@ -99,28 +99,28 @@ class Settings(BaseSettings):
     """Threads of an inference that has the idle CPU to itself; by default all cores. More than
     those of the others costs a second copy of the model; 1 saves it."""
     warm_up_sizes: str = Field("", pattern=r"^(\d+x\d+(,\d+x\d+)*)?$")
-    """Sizes of pictures, `heightxwidth` separated by commas, that every model runs before it is
-    ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds for those from the
-    smallest to the largest, and the first is the usual one."""
+    """Sizes of images, `heightxwidth` separated by commas, that every model runs before it is
+    ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds its engines then."""
     pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
 
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
     max_image_pixels: int = Field(SegmenterConfig.max_image_pixels, ge=1)
-    """Largest picture, height times width, checked before it is decoded."""
+    """Largest image, height times width, checked before it is decoded."""
     max_inflight: int = Field(SegmenterConfig.max_inflight, ge=1)
     """Requests between admission and answer; one more is answered 429."""
     max_inflight_bytes: int = Field(SegmenterConfig.max_inflight_bytes, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
-    """Pixels of the pictures between admission and answer; above, 429. One picture always fits. By
+    """Pixels of the images between admission and answer; above, 429. One image always fits. By
     default chosen from the memory this process may use, 160 million at most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
-    """Pictures that wait for one model; one more is answered 429."""
+    """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
-    """Longest wait for the device, predicted from the measured pace, at which a request is taken;
-    above, 429. The deadline of a request may ask for less. An idle device takes whatever comes."""
+    """Longest wait for the device, predicted from the measured latency, at which a request is
+    taken; above, 429. The deadline of a request may ask for less. An idle device takes whatever
+    comes."""
     max_uploads: int = Field(ApiConfig.max_uploads, ge=1)
     """Uploads being read at once; one more is answered 429 unread."""
     max_uploads_bytes: int = Field(ApiConfig.max_uploads_bytes, ge=1)
@@ -128,16 +128,16 @@ class Settings(BaseSettings):
     upload_timeout_s: float = Field(ApiConfig.upload_timeout_s, gt=0)
     """Seconds an upload may take; then it is answered 408."""
     stream_window: int = Field(ApiConfig.stream_window, ge=1)
-    """Pictures of one gRPC stream that are read and not answered yet; the rest waits in the
+    """Images of one gRPC stream that are read and not answered yet; the rest waits in the
     transport. A stream may ask for fewer."""
     max_batch: int | None = Field(SegmenterConfig.max_batch, ge=1)
-    """Pictures of equal size that share one inference; by default 1 on the CPU, where sharing saves
+    """Images of equal size that share one inference; by default 1 on the CPU, where sharing saves
     nothing and delays the first, and 8 on a GPU."""
     max_batch_pixels: int = Field(SegmenterConfig.max_batch_pixels, ge=1)
-    """Pixels in one inference, over all its pictures; a single picture always fits."""
+    """Pixels in one inference, over all its images; a single image always fits."""
     max_whole_pixels: int | None = Field(SegmenterConfig.max_whole_pixels, ge=1)
-    """Largest picture that is run in one piece, height times width; a larger one is run in
-    overlapping parts, with the same labels. By default chosen from the memory this process may
+    """Largest image that is run in one piece, height times width; a larger one is run in
+    overlapping tiles, with the same labels. By default chosen from the memory this process may
     use."""
     deadline_ms: int = Field(round(1000 * ApiConfig.deadline_s), ge=1)
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
@@ -167,6 +167,15 @@ class Settings(BaseSettings):
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
     """Shape of the log lines on stderr."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _no_engine_by_measurement(cls, engine: object) -> object:
+        if engine == "auto":
+            raise ValueError(
+                "`auto` is gone: measure once with fcn tune, or name onnxruntime or openvino"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from model.adopt import AdoptError, AdoptReport, Choices, adopt, open_network
-from model.adopt.file import MIN_AGREEMENT
 from model.contract import Contract
+from model.export.adopt import AdoptError, AdoptOptions, AdoptReport, adopt, open_network
+from model.export.adopt.file import MIN_AGREEMENT
 from training.datasets.folder import load_info
 from training.publish import next_version
 
@@ -21,7 +21,7 @@ def adopt_file(
     repository: Path,
     name: str,
     class_list: Path,
-    choices: Choices,
+    options: AdoptOptions,
     *,
     version: int | None = None,
     output: str | None = None,
@@ -48,20 +48,20 @@ def adopt_file(
         training_data=info.data,
     )
     network = open_network(network_path, output=output, layout=input_layout)
-    if choices.antialias and (choices.size or network.height_px or network.width_px):
+    if options.antialias and (options.size or network.height_px or network.width_px):
         network = open_network(
             network_path, output=output, layout=input_layout, opset=_ANTIALIAS_OPSET
         )
     contract, report = adopt(
-        network, contract, path, choices, logits=logits, min_agreement=min_agreement
+        network, contract, path, options, logits=logits, min_agreement=min_agreement
     )
-    (folder / "README.md").write_text(_card(contract, network_path, choices, report))
+    (folder / "README.md").write_text(_card(contract, network_path, options, report))
     return report
 
 
-def _card(contract: Contract, network: Path, choices: Choices, report: AdoptReport) -> str:
+def _card(contract: Contract, network: Path, options: AdoptOptions, report: AdoptReport) -> str:
     """Markdown: what the model is, how it takes its pictures, and how it was compared."""
-    data, pixels = contract.training_data, choices.pixels
+    data, pixels = contract.training_data, options.preprocessing
     if report.size:
         served = f"any; every picture is resized to {report.size[0]}x{report.size[1]} (height x "
         served += "width) inside the graph, and its scores back"

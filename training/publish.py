@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import yaml
 
 from model.contract import Contract, InputSpec, OutputSpec
-from model.export import ParityReport, export
+from model.export.export import export
+from model.export.parity import ParityReport
 from model.fcn import FCN
 from model.modality import RGB
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -30,6 +32,7 @@ def publish(
     name: str | None = None,
     version: int | None = None,
     logits: bool = False,
+    winograd: Sequence[str] = (),
     scores: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ParityReport]:
@@ -37,8 +40,9 @@ def publish(
 
     `name` defaults to the recipe's, `version` to the one after the highest there is. `scores` is
     what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
-    val scores that training measured.
-    Raises: PublishError, CheckpointError, ContractError, ExportError.
+    val scores that training measured. `winograd`: see `export`.
+    Raises: PublishError, CheckpointError, ContractError, ExportError,
+    WinogradError.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     measured = _read_scores(scores) if scores else None
@@ -49,7 +53,7 @@ def publish(
     if path.exists() and not overwrite:
         raise PublishError(f"{path} exists: choose another --version or say --overwrite")
     contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
-    report = export(network, contract, path)
+    contract, report = export(network, contract, path, winograd=winograd)
     card = folder / "README.md"
     card.write_text(model_card(checkpoint, contract, measured))
     return path, report

@@ -20,13 +20,13 @@ def load_teacher(path: Path, info: DatasetInfo) -> FCN:
     if info.modality != RGB or info.geometric:
         raise ConfigError("distill.teacher is for RGB pictures with one labelling")
     if path.suffix == ".onnx":
-        from model.reopen import ReopenError, reopen
+        from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 
         if not path.is_file():
             raise ConfigError(f"distill.teacher: there is no file {path}")
         try:
-            network, contract = reopen(path)
-        except ReopenError as error:
+            network, contract = network_from_onnx(path)
+        except NetworkFromOnnxError as error:
             raise ConfigError(f"distill.teacher: {error}") from error
         names: tuple[str, ...] = contract.class_names
     else:

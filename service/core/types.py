@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -157,12 +158,16 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """provider: where it runs, "cpu", "cuda" or "tensorrt"."""
+    """Tells how a version runs.
+
+    provider: where, "cpu", "cuda" or "tensorrt". path: the file.
+    """
 
     version: str
     state: ModelState
     contract: Contract
     provider: str
+    path: Path
 
     @property
     def precision(self) -> str:
@@ -201,7 +206,12 @@ class IndexEntry:
 
 
 class Network(Protocol):
-    """A loaded model, as the segmenter uses it; `runtime.Session` is the real one."""
+    """Names what the segmenter needs of a loaded model; `onnx_runtime.Session` is one."""
+
+    @property
+    def path(self) -> Path:
+        """The file that runs, which may be one beside the version's `model.onnx`."""
+        ...
 
     @property
     def contract(self) -> Contract: ...

@@ -13,10 +13,10 @@ from PIL import Image
 
 from cli.main import main
 from fcn_client.stubs import segmentation_pb2 as pb
-from model.adopt import PRESETS, Choices, open_network
-from model.adopt.original import Original
-from model.adopt.reference import reference
-from model.adopt.trial import examine
+from model.export.adopt import PRESETS, AdoptOptions, open_network
+from model.export.adopt.original import Original
+from model.export.adopt.probe import probe
+from model.export.adopt.reference import reference
 from tests.foreign_graphs import attention, dilated
 from tests.serving import Server, running
 
@@ -65,9 +65,9 @@ def test_an_odd_picture(name: str, folder: Path, server: Server) -> None:
     assert reply.status_code == 200, reply.text
     labels = np.asarray(Image.open(io.BytesIO(reply.content)))
     assert labels.shape == (211, 157)
-    choices = Choices(PRESETS["imagenet"])
+    options = AdoptOptions(PRESETS["imagenet"])
     original = Original(open_network(folder / f"{name}.onnx"))
-    wanted, _ = reference(original, examine(original, choices, 5), choices, picture[None])
+    wanted, _ = reference(original, probe(original, options, 5), options, picture[None])
     assert len(np.unique(wanted)) > 1
     assert (labels == wanted[0]).mean() >= 0.999
     rpc = server.stub.Segment(pb.SegmentRequest(image=body.getvalue(), model=name), timeout=10)

@@ -1,14 +1,12 @@
 """Which engine runs a model file: ONNX Runtime, or OpenVINO where its labels are the same.
 
-ONNX Runtime is the yardstick. OpenVINO never serves before it has labelled sample pictures of
-several sizes as ONNX Runtime does.
+ONNX Runtime is the reference. OpenVINO never serves before it has labelled sample images of several
+sizes as ONNX Runtime does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy.typing as npt
 
 from service.config import SegmenterConfig
 from service.core.engines.cores import Plan, multiplies_int8, plan
-from service.core.engines.gpus import INSTANCES, MAX_BATCH, GpuOptions
+from service.core.engines.cuda import INSTANCES, GpuOptions
 from service.core.engines.onnx_runtime import Session
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.prepare import prepare
@@ -28,20 +26,19 @@ from service.errors import ImageTooLarge, ModelLoadError
 
 UInt8Array = npt.NDArray[np.uint8]
 
-ENGINES: Final = ("onnxruntime", "openvino", "auto")
+ENGINES: Final = ("onnxruntime", "openvino")
 PRECISIONS: Final = ("auto", "fp32", "fp16", "int8")
 INT8_FILE: Final = "model.int8.onnx"
-"""Beside `model.onnx`: the same network in 8 bits, as `fcn quantize` writes it."""
+"""The same network in 8 bits, beside `model.onnx`, as `fcn quantize` writes it."""
 FP16_FILE: Final = "model.fp16.onnx"
-"""Beside it, too: on numbers of 16 bits, as `fcn quantize --to fp16` writes it."""
+"""The same on numbers of 16 bits, as `fcn quantize --to fp16` writes it."""
 SAMPLE_SIZES: Final = ((97, 131), (256, 256), (240, 320))
 """(height, width): odd, square and wide."""
-LEAST_AGREEMENT: Final = 0.999
-"""Share of each sample picture's pixels with the same label; float networks gave 1."""
-LEAST_AGREEMENT_INT8: Final = 0.97
-"""The same of quantised networks: engines round them differently, and labels change on borders.
+MIN_AGREEMENT: Final = 0.999
+"""Share of each sample image's pixels with the same label; float networks gave 1."""
+MIN_AGREEMENT_INT8: Final = 0.97
+"""The same for quantised networks: engines round them differently, and labels change on borders.
 0.987 to 0.997 were seen, and 0.16 where the labels were wrong."""
-_ROUNDS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -63,8 +60,6 @@ def network_opener(config: SegmenterConfig, cores: int) -> Callable[[Path], Netw
             instances=config.instances or INSTANCES,
             memory_limit_bytes=config.gpu_mem_limit_bytes,
             provider_options=config.provider_options,
-            sizes=config.warm_up_sizes,
-            max_batch=config.max_batch or MAX_BATCH,
         ),
     )
 
@@ -78,65 +73,39 @@ def open_network(
     precision: str = "auto",
     gpu: GpuOptions | None = None,
 ) -> Network:
-    """engine: one of `ENGINES`; "auto" takes the faster that answers rightly, by a measurement.
+    """Opens the file of the wanted precision in the wanted engine.
 
-    provider, gpu: see `runtime.Session`. On a GPU there is ONNX Runtime only. precision: one of
-    `PRECISIONS`; "fp32" is the file at `path`, "int8" and "fp16" those beside it, and "auto" takes
-    fp16 where it exists and the network runs on a GPU, int8 on a CPU made for it.
+    engine: one of `ENGINES`; on a GPU there is ONNX Runtime only. provider, gpu: see
+    `onnx_runtime.Session`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
+    "fp16" those beside it, and "auto" takes fp16 where it exists and the network runs on a GPU,
+    int8 on a CPU made for it.
 
-    Raises: ModelLoadError, also when OpenVINO is asked for and cannot be had or disagrees, or a
-    precision of which there is no file.
+    Raises: ModelLoadError, also when OpenVINO cannot be had or disagrees, or when there is no file
+    of that precision.
     """
     if engine not in ENGINES:
         raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    path, session = _open_session(path, provider, precision, plan, gpu)
+    session = _open_session(path, provider, precision, plan, gpu)
     if engine == "onnxruntime":
         return session
     if session.provider != "cpu":
-        if engine == "openvino":
-            raise ModelLoadError(
-                "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, "
-                "or FCN_ENGINE=onnxruntime"
-            )
-        return session
-    if engine == "auto" and importlib.util.find_spec("openvino") is None:
-        return session
-    try:
-        candidate = OpenVinoNetwork(path, session.contract, plan)
-        agreement = check_agreement(candidate, session)
-    except ModelLoadError as error:
-        if engine == "openvino":
-            raise
-        _log.warning("ONNX Runtime instead of OpenVINO: %s", error)
-        return session
-    _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", path, 100 * agreement)
-    if engine == "auto":
-        picture = samples(session)[-1]
-        ours, theirs = (_seconds(n.instances[0].run, picture) for n in (session, candidate))
-        faster = candidate if theirs < ours else session
-        _log.info(
-            "%s: %.1f ms in ONNX Runtime, %.1f ms in OpenVINO: taking the faster",
-            path,
-            ours * 1e3,
-            theirs * 1e3,
+        raise ModelLoadError(
+            "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, or "
+            "FCN_ENGINE=onnxruntime"
         )
-        return faster
+    candidate = OpenVinoNetwork(session.path, session.contract, plan)
+    agreement = check_agreement(candidate, session)
+    _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", session.path, 100 * agreement)
     return candidate
 
 
 def _open_session(
     path: Path, provider: str, precision: str, plan: Plan, gpu: GpuOptions | None
-) -> tuple[Path, Session]:
-    """The file of that precision, and ONNX Runtime with it."""
+) -> Session:
+    """Opens the file of that precision in ONNX Runtime."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    small, half = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
-    asked = {"fp32": path, "int8": small, "fp16": half}.get(precision)
-    if asked is not None and not asked.is_file() and asked != path:
-        raise ModelLoadError(
-            f"{asked} is missing: make it with `fcn quantize --to {precision} {path}`, or set "
-            "FCN_PRECISION=auto"
-        )
+    int8, fp16 = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
 
     def opened(file: Path, provider: str = provider) -> Session:
         return Session(
@@ -148,41 +117,46 @@ def _open_session(
             gpu=gpu,
         )
 
-    if asked is not None:
-        return asked, opened(asked)
-    on_gpu = half if half.is_file() else path
-    on_cpu = small if small.is_file() and multiplies_int8() else path
-    if provider == "cpu":
-        return on_cpu, opened(on_cpu)
+    wanted = {"fp32": path, "int8": int8, "fp16": fp16}.get(precision)
+    if wanted is not None:
+        if wanted != path and not wanted.is_file():
+            raise ModelLoadError(
+                f"{wanted} is missing: make it with `fcn quantize --to {precision} {path}`, or set "
+                "FCN_PRECISION=auto"
+            )
+        return opened(wanted)
+    on_gpu = fp16 if fp16.is_file() else path
+    on_cpu = int8 if int8.is_file() and multiplies_int8() else path
     if provider != "auto":
-        return on_gpu, opened(on_gpu)
+        return opened(on_cpu if provider == "cpu" else on_gpu)
     session = opened(path)  # whether there is a GPU shows in the attempt
     chosen = on_cpu if session.provider == "cpu" else on_gpu
     if chosen == path:
-        return path, session
+        return session
     del session  # before the other takes its memory
-    return chosen, opened(chosen, "cpu" if chosen == on_cpu else "auto")
+    return opened(chosen, "cpu" if chosen == on_cpu else "auto")
 
 
 def check_agreement(candidate: Network, reference: Network) -> float:
-    """The least share of equal labels over the sample pictures, in every way to run `candidate`.
+    """Returns the least share of equal labels over the sample images, in every way to run
+    `candidate`.
 
-    Raises: ModelLoadError below `LEAST_AGREEMENT`, or `LEAST_AGREEMENT_INT8`.
+    Raises: ModelLoadError below `MIN_AGREEMENT`, or `MIN_AGREEMENT_INT8`.
     """
     quantised = reference.contract.precision == "int8"
-    needed = LEAST_AGREEMENT_INT8 if quantised else LEAST_AGREEMENT
+    needed = MIN_AGREEMENT_INT8 if quantised else MIN_AGREEMENT
     least = 1.0
     # The instances that share the device are alike; the other one may be compiled otherwise.
     runs = {instance.full_device: instance.run for instance in candidate.instances}
-    for picture in samples(reference):
-        wanted = reference.instances[0].run(picture)
+    for image in samples(reference):
+        wanted = reference.instances[0].run(image)
         for run in runs.values():
-            got = run(picture)
+            got = run(image)
             share = float((got == wanted).mean()) if got.shape == wanted.shape else 0.0
             if share < needed:
                 raise ModelLoadError(
                     f"model {reference.contract.model_name}: OpenVINO gives {share:.1%} of the "
-                    f"pixels of a {picture.shape[1]}x{picture.shape[2]} picture the label of ONNX "
+                    f"pixels of a {image.shape[1]}x{image.shape[2]} image the label of ONNX "
                     f"Runtime, and must {needed:.1%}: set FCN_ENGINE=onnxruntime"
                 )
             least = min(least, share)
@@ -190,30 +164,28 @@ def check_agreement(candidate: Network, reference: Network) -> float:
 
 
 def samples(network: Network) -> list[UInt8Array]:
-    """uint8 RGB [1,H,W,3], drawn: shaded sky and ground with boxes and some grain.
-
-    Of `SAMPLE_SIZES`, as far as the model takes them.
+    """Draws images uint8 RGB [1,H,W,3] of `SAMPLE_SIZES`, as far as the model takes them.
 
     Raises: ModelLoadError when it takes none.
     """
-    pictures: dict[tuple[int, ...], UInt8Array] = {}
+    images: dict[tuple[int, ...], UInt8Array] = {}
     for height, width in SAMPLE_SIZES:
         try:
-            tensor = prepare(_picture(height, width), network.contract.input).tensor[None]
+            tensor = prepare(_image(height, width), network.contract.input).tensor[None]
         except ImageTooLarge:
             continue
-        pictures[tensor.shape] = tensor
-    if not pictures:
+        images[tensor.shape] = tensor
+    if not images:
         sizes = ", ".join(f"{height}x{width}" for height, width in SAMPLE_SIZES)
         raise ModelLoadError(
             f"model {network.contract.model_name} takes none of the sizes {sizes}, in which "
             "OpenVINO is compared with ONNX Runtime: set FCN_ENGINE=onnxruntime"
         )
-    return list(pictures.values())
+    return list(images.values())
 
 
-def _picture(height: int, width: int) -> UInt8Array:
-    """uint8 RGB [H,W,3], always the same for a size."""
+def _image(height: int, width: int) -> UInt8Array:
+    """Draws uint8 RGB [H,W,3], always the same for a size."""
     generator = np.random.default_rng(0)
     down, across = np.mgrid[0:height, 0:width]
     pixels = np.stack(
@@ -223,16 +195,5 @@ def _picture(height: int, width: int) -> UInt8Array:
         top, left = int(generator.integers(height)), int(generator.integers(width))
         pixels[top : top + height // 3, left : left + width // 4] = generator.integers(0, 256, 3)
     pixels += generator.normal(0, 6, pixels.shape)
-    picture: UInt8Array = np.clip(pixels, 0, 255).astype(np.uint8)
-    return picture
-
-
-def _seconds(run: Callable[[UInt8Array], UInt8Array], picture: UInt8Array) -> float:
-    """The best of a few runs, after the one that allocates."""
-    run(picture)
-    times = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        run(picture)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    image: UInt8Array = np.clip(pixels, 0, 255).astype(np.uint8)
+    return image

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how inferences on the CPU share them."""
+"""Counts the cores this process may use, and shares them among inferences on the CPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-_MOST_INSTANCES = 8
+_MAX_INSTANCES = 8
 """By default. Each holds the network's intermediate results of one batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the cores are divided among inferences.
+    """Divides the cores among inferences.
 
     instances: inferences at once. threads: of each. alone_threads: of the one that has an idle
     device to itself; no more than `threads` means that it is an inference like any other.
@@ -34,20 +34,21 @@ def plan(
     threads: int | None = None,
     alone_threads: int | None = None,
 ) -> Plan:
-    """What is given, and the rest chosen so that no more threads compute than there are cores.
+    """Takes what is given, and chooses the rest so that no more threads compute than there are
+    cores.
 
     One thread per inference and an inference per core gives the most images per second, and all
     cores for a lone image the shortest answer (bench/LOG.md).
     """
     if threads is None:
-        threads = max(1, cores // instances if instances else math.ceil(cores / _MOST_INSTANCES))
+        threads = max(1, cores // instances if instances else math.ceil(cores / _MAX_INSTANCES))
     if instances is None:
         instances = max(1, cores // threads)
     return Plan(instances, threads, cores if alone_threads is None else alone_threads)
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
-    """At least 1. In a container with `--cpus 2` on a 64-core host this is 2."""
+    """Returns 1 or more. In a container with `--cpus 2` on a 64-core host this is 2."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:  # not on Linux
@@ -57,7 +58,7 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def multiplies_int8(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the CPU sums products of 8-bit numbers in one instruction (VNNI, AMX, Arm's dot
+    """Tells whether the CPU sums products of 8-bit numbers in one instruction (VNNI, AMX, Arm's dot
     product), exactly. Without it 8-bit networks gain little, and x86 saturates some of the sums
     (microsoft/onnxruntime#28415). False where the system does not say."""
     try:
@@ -72,7 +73,7 @@ def multiplies_int8(cpuinfo: Path = _CPUINFO) -> bool:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Cores allowed by cgroup v2 (`cpu.max`: "quota period") or v1; None when unlimited."""
+    """Reads the cores allowed by cgroup v2 (`cpu.max`: "quota period") or v1; None: unlimited."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One ONNX file in ONNX Runtime, on GPUs (`gpu_sessions`) or on the CPU.
+"""One ONNX file in ONNX Runtime, on GPUs (`cuda`) or on the CPU.
 
 Session options follow what users of the runtime reported, by issue number of microsoft/onnxruntime.
 """
@@ -15,9 +15,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
-from service.core.engines.gpu_sessions import built_for, open_on_gpus, usable_gpus
-from service.core.engines.gpus import Gpu, GpuOptions, NoGpu
-from service.core.engines.providers import CPU, PROVIDERS
+from service.core.engines.cuda import (
+    CPU,
+    EXECUTION_PROVIDERS,
+    GpuOptions,
+    NoGpu,
+    built_for,
+    open_instances,
+)
 from service.core.engines.warm_up import first_line, warm_up
 from service.core.types import Instance
 from service.errors import ModelLoadError
@@ -27,20 +32,20 @@ Float32Array = npt.NDArray[np.float32]
 
 _BRIEF_SPINNING: Final = (1, 31)
 """The version tried. Those without the option would spin for many milliseconds, and not say so."""
-_CALLED: Final = {"cuda": "CUDA", "tensorrt": "TensorRT"}
+PROVIDERS: Final = ("auto", "cpu", *EXECUTION_PROVIDERS)
+"""As settings, metrics and replies call them."""
+
+COPIES_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of weights that instances of one thread may have for themselves. Callers of one session
+share its pool of memory: in 8 bits on a Zen 4 they did 0.80 to 0.93 of the images per second that
+two sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
 _log = logging.getLogger(__name__)
 
 
-COPIES_BYTES: Final = 256 * 1024 * 1024
-"""Of weights, that instances of one thread may have for themselves. Callers of one session share
-its pool of memory: in 8 bits on a Zen 4 they did 0.80 to 0.93 of the images per second that two
-sessions do (bench/LOG.md). Callers of a session of several threads would share those, too."""
-
-
 class Session:
-    """A network ready to run, a `Network`.
+    """Holds a network that is ready to run; see `Network`.
 
-    provider: where it runs, "cpu", "cuda" or "tensorrt".
+    path: the file. provider: where it runs, "cpu", "cuda" or "tensorrt".
     """
 
     def __init__(
@@ -60,20 +65,22 @@ class Session:
 
         Raises: ModelLoadError in one line that names the file and what is wrong with it.
         """
-        gpu = gpu or GpuOptions()
-        gpus = _gpus(provider, gpu)
+        if provider not in PROVIDERS:
+            raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
+        on_gpu = provider != "cpu" and (provider != "auto" or built_for("cuda"))
         # On a GPU it only reads the contract, by which the options of the others are chosen.
-        session = _open(path, threads, optimise=not gpus)
+        session = _open(path, threads, optimise=not on_gpu)
         try:
             metadata = session.get_modelmeta().custom_metadata_map
             self.contract = Contract.from_metadata(metadata, str(path))
         except ContractError as error:
             raise ModelLoadError(str(error)) from error
         _check_signature(session, self.contract, path)
+        self.path = path
         self.provider = "cpu"
         self.instances: list[Instance] = []
-        if gpus:
-            if self._take_gpus(path, provider, gpu, gpus):
+        if on_gpu:
+            if self._open_on_gpus(provider, gpu or GpuOptions()):
                 return
             session = _open(path, threads)
         sessions = [session]
@@ -88,28 +95,28 @@ class Session:
             self.instances.append(CpuInstance(lone, self.contract, full_device=True))
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """The first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
+        """Runs the first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
         return self.instances[0].run(batch)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
 
-    def _take_gpus(
-        self, path: Path, provider: str, options: GpuOptions, gpus: Sequence[Gpu]
-    ) -> bool:
-        """False when "auto" is to make do with the CPU. Raises: ModelLoadError when no other is."""
+    def _open_on_gpus(self, provider: str, options: GpuOptions) -> bool:
+        """Returns False when "auto" is to make do with the CPU.
+
+        Raises: ModelLoadError when a GPU is asked for and cannot be had.
+        """
         wanted = "cuda" if provider == "auto" else provider
         try:
-            self.instances += open_on_gpus(path, self.contract, wanted, options, gpus)
+            self.instances += open_instances(self.path, self.contract, wanted, options)
         except NoGpu as error:
             if provider != "auto":
                 raise ModelLoadError(
-                    f"{_CALLED[wanted]} was asked for but does not start on this machine, so "
-                    f"{path} would run elsewhere: {error}: check the driver and the CUDA "
-                    "libraries, or set FCN_PROVIDER=cpu"
+                    f"{self.path} does not run on {wanted} here: {error}: mend that, or set "
+                    "FCN_PROVIDER=cpu"
                 ) from error
-            _log.warning("%s runs on the CPU, not on a GPU: %s", path, error)
+            _log.warning("%s runs on the CPU, not on a GPU: %s", self.path, error)
             return False
         self.provider = wanted
         return True
@@ -141,37 +148,12 @@ class CpuInstance(Instance):
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
 
-def _gpus(provider: str, options: GpuOptions) -> Sequence[Gpu]:
-    """To run on; none for the CPU.
-
-    Raises: ModelLoadError when a GPU is asked for and there is none.
-    """
-    if provider not in PROVIDERS:
-        raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
-    wanted = "cuda" if provider == "auto" else provider
-    if provider == "cpu" or (provider == "auto" and not built_for(wanted)):
-        return ()
-    if not built_for(wanted):
-        raise ModelLoadError(
-            f"{_CALLED[wanted]} was asked for but this build of ONNX Runtime has none: install the "
-            "gpu extra in place of cpu, or set FCN_PROVIDER=cpu"
-        )
-    try:
-        return usable_gpus(options)
-    except NoGpu as error:
-        if provider != "auto":
-            raise ModelLoadError(
-                f"{_CALLED[wanted]} was asked for but no GPU can be used: {error}: mend that, or "
-                "set FCN_PROVIDER=cpu"
-            ) from error
-        _log.warning("models run on the CPU, not on a GPU: %s", error)
-        return ()
-
-
 def _open(
     path: Path, threads: int, *, spin: bool = False, optimise: bool = True
 ) -> ort.InferenceSession:
-    """spin: threads wait for the next part of a run without sleeping, where that can be kept brief.
+    """Opens a session on the CPU.
+
+    spin: threads wait for the next part of a run without sleeping, where that can be kept brief.
     optimise: False opens faster and runs slowly.
 
     Raises: ModelLoadError.
@@ -183,7 +165,7 @@ def _open(
     # Plans memory for one shape and keeps a plan for each it has seen (#11118).
     options.enable_mem_pattern = False
     # Spinning between runs takes the cores that decode and render need (#27916). Briefly, and where
-    # nothing else wants them, it made a lone picture 5 % faster.
+    # nothing else wants them, it made a lone image 5 % faster.
     spin = spin and _version() >= _BRIEF_SPINNING
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if spin:
@@ -200,7 +182,7 @@ def _open(
 
 
 def _version() -> tuple[int, ...]:
-    """(1, 31) of 1.31.1."""
+    """Returns (1, 31) for 1.31.1."""
     return tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 

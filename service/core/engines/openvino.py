@@ -2,7 +2,7 @@
 
 A network compiled for any height and width has answered with wrong labels in int8, without a word.
 So every size gets a compiled network of its own, and the sizes used last are kept; and before any
-of it serves, its labels are compared with those of ONNX Runtime (`engine`).
+of it serves, its labels are compared with those of ONNX Runtime (`choice`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 MAX_SIZES: Final = 16
-"""Compiled sizes that each of the two groups of threads keeps; a new one costs about 0.2 s."""
+"""Compiled sizes that each of the two groups of threads keeps. A new one costs about 0.2 s."""
 MAX_BYTES: Final = 512 * 1024 * 1024
-"""Of weights in them, in each group: every size has a copy of the weights. One size always fits."""
+"""Bytes of weights in them, in each group: every size has a copy of them. One always fits."""
 
 
 class OpenVinoNetwork:
-    """A network ready to run, a `Network`."""
+    """Holds a network that is ready to run; see `Network`."""
 
     provider = "cpu"
 
@@ -44,11 +44,12 @@ class OpenVinoNetwork:
 
         Raises: ModelLoadError when OpenVINO is not installed or cannot read the file.
         """
+        self.path = path
         self.contract = contract
         if contract.input.sizes is not None:
             raise ModelLoadError(
-                f"{path} takes images of several sizes in a batch, which is for GPUs and not for "
-                "OpenVINO: set FCN_ENGINE=onnxruntime, or serve the file it was made of"
+                f"{path} wants the sizes of its images, which OpenVINO does not give: set "
+                "FCN_ENGINE=onnxruntime, or serve the file it was made of"
             )
         core = _core()
         try:
@@ -87,7 +88,7 @@ class OpenVinoInstance(Instance):
 
 
 class _Compiled:
-    """The network for each of the sizes used last, for `streams` callers of `threads` each."""
+    """Keeps a network for each of the sizes used last, for `streams` callers of `threads` each."""
 
     def __init__(
         self, core: Any, model: Any, contract: Contract, sizes: int, streams: int, threads: int
@@ -110,7 +111,7 @@ class _Compiled:
         self._sizes: OrderedDict[tuple[int, int], _Size] = OrderedDict()
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W], image by image.
+        """Labels uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W].
 
         Image by image: together they take as long on a CPU, and each number of images would be
         another network to compile.
@@ -119,7 +120,7 @@ class _Compiled:
         return np.concatenate([size.run(batch[i : i + 1]) for i in range(len(batch))])
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        """uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
+        """Returns class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
         size = self._size(batch.shape[1], batch.shape[2])
         label_maps, logits = zip(
             *(size.run_with_logits(batch[i : i + 1]) for i in range(len(batch))), strict=True
@@ -141,7 +142,7 @@ class _Compiled:
 
 
 class _Size:
-    """The network compiled for one size, and the buffers that no caller uses at the moment."""
+    """Holds the network for one size, and the buffers that no caller uses at the moment."""
 
     def __init__(self, compiled: Any, contract: Contract) -> None:
         self._compiled = compiled
@@ -150,12 +151,12 @@ class _Size:
         self._idle: list[Any] = []
 
     def run(self, image: UInt8Array) -> UInt8Array:
-        """uint8 RGB [1,H,W,3] -> uint8 [1,H,W]."""
+        """Labels uint8 RGB [1,H,W,3] -> uint8 [1,H,W]."""
         with self._answered(image) as request:
             return np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
 
     def run_with_logits(self, image: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        """uint8 RGB [1,H,W,3] -> uint8 [1,H,W] and float32 [1,C,H,W]."""
+        """Returns class ids uint8 [1,H,W] and logits float32 [1,C,H,W]."""
         with self._answered(image) as request:
             label_map = np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
             return label_map, np.array(request.get_tensor(self._outputs.logits).data, np.float32)
@@ -171,7 +172,7 @@ class _Size:
 
 
 def _core() -> Any:
-    """Raises: ModelLoadError when the package is missing."""
+    """Imports the package. Raises: ModelLoadError when it is missing."""
     # `import openvino` imports its model converter, which imports a package that reports to the
     # makers. Where that is missing the converter makes do with a stub: so it is missing here.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The first run of each shape, before anybody waits for it."""
+"""Runs each shape for the first time before anybody waits for it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
 Shape = tuple[int, int, int]
-"""Of a batch: N, height, width."""
+"""N, height and width of a batch."""
 
 
 def warm_up(network: Network, sizes: Sequence[tuple[int, int]]) -> None:
-    """Every way to run `network` answers one black image of each (height, width).
+    """Has every instance answer one black image of each (height, width).
 
     The first run of a size allocates, on CUDA tunes and loads kernels, and in OpenVINO compiles:
     better now than on somebody's request.
@@ -29,7 +29,7 @@ def warm_up(network: Network, sizes: Sequence[tuple[int, int]]) -> None:
 def warm_up_batches(
     network: Network, shapes: Sequence[Shape], seconds: float, clock: Clock
 ) -> list[Shape]:
-    """As `warm_up`, of batches, until the time is over. Returns the shapes it did not come to.
+    """Has every instance answer batches until the time is over; returns the shapes not come to.
 
     Raises: ModelLoadError.
     """
@@ -45,8 +45,8 @@ def warm_up_batches(
 def batch_shapes(
     sizes: Sequence[tuple[int, int]], max_batch: int, max_batch_pixels: int
 ) -> list[Shape]:
-    """Every batch that can come of pictures of these sizes; of all sizes first the full ones, in
-    which pictures come when there is most to do."""
+    """Lists every batch that images of these sizes can make; of all sizes first the full ones, in
+    which images come when there is most to do."""
     found = [
         (count, height, width)
         for count in range(max_batch, 1, -1)
@@ -60,12 +60,12 @@ def batch_shapes(
 
 
 def first_line(error: Exception) -> str:
-    """Of a runtime's message, which may go on for pages."""
+    """Cuts a runtime's message, which may go on for pages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _try(network: Network, instance: Instance, shape: Shape) -> None:
-    """Raises: ModelLoadError."""
+    """Runs a black batch. Raises: ModelLoadError."""
     count, height, width = shape
     images = (
         f"{height}x{width} image" if count == 1 else f"batch of {count} {height}x{width} images"

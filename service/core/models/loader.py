@@ -18,7 +18,7 @@ from model.contract import Contract
 from service.config import SegmenterConfig
 from service.core.batching.device_threads import serve
 from service.core.batching.queue import BatchQueue
-from service.core.engines.gpus import MAX_BATCH
+from service.core.engines.cuda import MAX_BATCH
 from service.core.engines.warm_up import batch_shapes, warm_up_batches
 from service.core.images.prepare import accepted_sizes, ordinary_size
 from service.core.models.model_settings import ModelSettings
@@ -59,6 +59,10 @@ class Served:
     @property
     def provider(self) -> str:
         return self.network.provider
+
+    @property
+    def path(self) -> Path:
+        return self.network.path
 
     @property
     def state(self) -> ModelState:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.core.engines.memory import give_back
+from service.core.engines.memory import trim_heap
 from service.core.models.changes import Watch
 from service.core.models.loader import Loader, Served, source_of
 from service.core.models.model_settings import (
@@ -282,7 +282,7 @@ class Fleet:
         await asyncio.to_thread(served.join)
         _log.info("closed %s version %s", served.name, served.version)
         del served  # the last to hold it: now its memory is free
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(trim_heap)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that goes on when whoever asked for it leaves."""

@@ -63,6 +63,8 @@ def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"devices": "GPU-1"}, "FCN_DEVICES='GPU-1'"),
         ({"gpu_mem_limit_bytes": "0"}, "FCN_GPU_MEM_LIMIT_BYTES='0'"),
         ({"provider": "rocm"}, "FCN_PROVIDER='rocm'"),
+        ({"engine": "tvm"}, "FCN_ENGINE='tvm'"),
+        ({"engine": "auto"}, "FCN_ENGINE='auto': `auto` is gone: measure once with fcn tune"),
     ],
 )
 def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:

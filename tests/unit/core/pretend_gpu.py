@@ -10,104 +10,103 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from service.core.engines import gpu_sessions
-from service.core.engines.gpus import Gpu, NoGpu
-from service.core.engines.pinned import Cpu
+from service.core.engines import cuda
+from service.core.engines.cuda import NoGpu
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-GPUS = [Gpu(0, "Pretend A", 1 << 34), Gpu(1, "Pretend B", 1 << 34)]
+GPUS = 2
 
 
 @dataclass
 class Opened:
-    """A session on a pretended GPU. graphs: of each run, the CUDA graph id and the thread. nice:
-    of those threads."""
+    """A session on a pretended GPU. runs: how many. nice: of the threads of those."""
 
     providers: list[tuple[str, dict[str, str]]]
     options: ort.SessionOptions
     fallback: int
-    graphs: list[tuple[str | None, int]] = field(default_factory=list)
-    nice: list[int] = field(default_factory=list)
+    runs: int = 0
+    nice: set[int] = field(default_factory=set)
 
     @property
     def told(self) -> dict[str, str]:
+        """The options of the provider that was asked for first."""
         return self.providers[0][1]
 
 
 @dataclass
 class Pretended:
-    """opened: sessions asked to run on a GPU. places: indexes of the GPUs of their memory.
+    """Says how the GPUs behave, and keeps what was opened.
 
-    starts: providers that do. on_cpu: operators that no GPU takes. fails: what opening raises.
-    complaint: what preloading prints. missing: what the system's loader says.
+    gpus: how many, or why there are none. starts: providers that do. on_cpu: operators that no GPU
+    takes. fails: what opening raises. complaint: what preloading prints. missing: what the system's
+    loader says. opened: sessions asked to run on a GPU.
     """
 
-    gpus: list[Gpu] | NoGpu
+    gpus: int | NoGpu
     starts: tuple[str, ...]
     on_cpu: frozenset[str] = frozenset()
     fails: Exception | None = None
     complaint: str = ""
     missing: str = ""
     opened: list[Opened] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Node:
+    op_type: str
+
+
+@dataclass
+class _Part:
+    ep_name: str
+    op_type: str
+
+    def get_nodes(self) -> list[_Node]:
+        return [_Node(self.op_type)]
+
+
+class _OnGpu:
+    def __init__(self, session: Any, pretended: Pretended, opened: Opened) -> None:
+        self._session = session
+        self._pretended = pretended
+        self._opened = opened
+
+    def get_providers(self) -> list[str]:
+        return [
+            name for name, _ in self._opened.providers if name in (*self._pretended.starts, CPU)
+        ]
+
+    def get_provider_graph_assignment_info(self) -> list[_Part]:
+        asked = "session.record_ep_graph_assignment_info"
+        assert self._opened.options.get_session_config_entry(asked) == "1"
+        operators = [
+            node.op_type
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+        return [_Part(CPU if op in self._pretended.on_cpu else CUDA, op) for op in operators]
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._opened.runs += 1
+        self._opened.nice.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        self._session.run_with_iobinding(binding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def pretend(
     monkeypatch: pytest.MonkeyPatch,
     *,
-    gpus: list[Gpu] | NoGpu = GPUS,
+    gpus: int | NoGpu = GPUS,
     build: tuple[str, ...] = (TENSORRT, CUDA, CPU),
     starts: tuple[str, ...] = (TENSORRT, CUDA),
     **more: Any,
 ) -> Pretended:
-    told = Pretended(gpus, starts, **more)
+    pretended = Pretended(gpus, starts, **more)
     real = ort.InferenceSession
-
-    class Node:
-        def __init__(self, op_type: str) -> None:
-            self.op_type = op_type
-
-    class Part:
-        def __init__(self, ep_name: str, op_type: str) -> None:
-            self.ep_name = ep_name
-            self._nodes = [Node(op_type)]
-
-        def get_nodes(self) -> list[Node]:
-            return self._nodes
-
-    class OnGpu:
-        def __init__(self, session: Any, opened: Opened) -> None:
-            self._session = session
-            self._opened = opened
-
-        def get_providers(self) -> list[str]:
-            return [n for n, _ in self._opened.providers if n in (*told.starts, CPU)]
-
-        def get_provider_graph_assignment_info(self) -> list[Part]:
-            asked = "session.record_ep_graph_assignment_info"
-            assert self._opened.options.get_session_config_entry(asked) == "1"
-            operators = [
-                node.op_type
-                for part in self._session.get_provider_graph_assignment_info()
-                for node in part.get_nodes()
-            ]
-            return [Part(CPU if op in told.on_cpu else CUDA, op) for op in operators]
-
-        def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-            graph = options and options.get_run_config_entry("gpu_graph_id")
-            self._opened.graphs.append((graph, threading.get_ident()))
-            self._opened.nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            self._session.run_with_iobinding(binding, options)
-
-        def run(self, names: list[str], feeds: Any, options: Any = None) -> Any:
-            graph = options and options.get_run_config_entry("gpu_graph_id")
-            self._opened.graphs.append((graph, threading.get_ident()))
-            return self._session.run(names, feeds, options)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._session, name)
 
     def open_session(
         path: str, options: ort.SessionOptions, providers: Any, enable_fallback: int = 1
@@ -116,28 +115,27 @@ def pretend(
         if providers == [CPU]:
             return session
         opened = Opened(providers, options, enable_fallback)
-        told.opened.append(opened)
-        if told.fails:
-            raise told.fails
-        return OnGpu(session, opened)
+        pretended.opened.append(opened)
+        if pretended.fails:
+            raise pretended.fails
+        return _OnGpu(session, pretended, opened)
 
-    def visible(cuda_major: int | None) -> list[Gpu]:
-        if isinstance(told.gpus, NoGpu):
-            raise told.gpus
-        return told.gpus
-
-    def place(index: int, cuda_major: int) -> Cpu:
-        told.places.append(index)
-        return Cpu()
-
-    def preload() -> None:
-        if told.complaint:
-            print(told.complaint)
+    def count_gpus(cuda_major: int | None) -> int:
+        if isinstance(pretended.gpus, NoGpu):
+            raise pretended.gpus
+        return pretended.gpus
 
     monkeypatch.setattr(ort, "InferenceSession", open_session)
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(build))
-    monkeypatch.setattr(ort, "preload_dlls", preload)
-    monkeypatch.setattr(gpu_sessions, "visible_gpus", visible)
-    monkeypatch.setattr(gpu_sessions, "Cuda", place)
-    monkeypatch.setattr(gpu_sessions, "_missing", lambda provider: told.missing)
-    return told
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print(pretended.complaint, end=""))
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "count_gpus", count_gpus)
+    monkeypatch.setattr(cuda, "_missing_library", lambda provider: pretended.missing)
+    # The memory of "GPU 1" is the CPU's, which has the number 0 alone.
+    allocate = ort.OrtValue.ortvalue_from_shape_and_type
+    monkeypatch.setattr(
+        ort.OrtValue,
+        "ortvalue_from_shape_and_type",
+        lambda shape, dtype, device, index: allocate(shape, dtype, device, 0),
+    )
+    return pretended

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from service.config import SegmenterConfig
-from service.core.engines.memory import give_back
+from service.core.engines.memory import trim_heap
 from service.core.engines.onnx_runtime import Session
 from service.core.segmenter import ModelStatus, Segmenter, SegmentOptions
 from service.core.types import Network
@@ -170,9 +170,9 @@ async def test_the_memory_of_the_version_before_is_freed(
 
     def returned() -> None:
         left.append(sum(network() is not None for network in networks))
-        give_back()
+        trim_heap()
 
-    monkeypatch.setattr("service.core.models.manager.give_back", returned)
+    monkeypatch.setattr("service.core.models.manager.trim_heap", returned)
 
     def opened(path: Path) -> Network:
         network = Session(path, provider="cpu", threads=1)

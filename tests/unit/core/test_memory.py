@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from service.core.engines.memory import (
-    FEWEST,
-    FEWEST_ADMITTED,
-    MOST,
-    MOST_ADMITTED,
+    MAX_ADMITTED_PIXELS,
+    MAX_WHOLE_PIXELS,
+    MIN_ADMITTED_PIXELS,
+    MIN_WHOLE_PIXELS,
     admitted_pixels,
     available_memory_bytes,
     whole_pixels,
@@ -39,17 +39,17 @@ def test_without_a_limit_it_is_the_machine(tmp_path: Path, text: str) -> None:
 
 
 def test_pixels_follow_the_memory_within_bounds() -> None:
-    assert whole_pixels(1) == FEWEST
-    assert whole_pixels(1 << 50) == MOST
+    assert whole_pixels(1) == MIN_WHOLE_PIXELS
+    assert whole_pixels(1 << 50) == MAX_WHOLE_PIXELS
     gib = 1 << 30
-    assert FEWEST < whole_pixels(8 * gib) < whole_pixels(16 * gib) < MOST
+    assert MIN_WHOLE_PIXELS < whole_pixels(8 * gib) < whole_pixels(16 * gib) < MAX_WHOLE_PIXELS
 
 
 def test_what_is_admitted_follows_the_memory_within_bounds() -> None:
     gib = 1 << 30
-    assert admitted_pixels(1) == FEWEST_ADMITTED
+    assert admitted_pixels(1) == MIN_ADMITTED_PIXELS
     assert 48_000_000 < admitted_pixels(gib) < 100_000_000
-    assert admitted_pixels(2 * gib) == admitted_pixels(1 << 50) == MOST_ADMITTED
+    assert admitted_pixels(2 * gib) == admitted_pixels(1 << 50) == MAX_ADMITTED_PIXELS
 
 
 _FAULTS = """

@@ -84,6 +84,7 @@ class FakeNetwork:
     device: Device = field(default_factory=Device)
     contract: Contract = field(default_factory=tiny_models.contract)
     provider: str = "cpu"
+    path: Path = Path("model.onnx")
 
     @property
     def instances(self) -> Sequence[Instance]:
@@ -540,7 +541,7 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
 async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.core.engines.memory.FEWEST_ADMITTED", 1)
+    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_PIXELS", 1)
     for memory_bytes, room in ((1, False), (1 << 40, True)):
         monkeypatch.setattr(
             "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import model.build
 from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec
-from model.export import fold_norms
+from model.export.export import fold_norms
 from model.fcn import FCN
 from model.weights.layers import Layer
 from model.weights.start import write_start_weights

@@ -17,17 +17,17 @@ from torch.nn import functional
 
 import cli.adopt
 from cli.main import main
-from model.adopt import AdoptError, AdoptReport, Choices, Pixels, open_network
-from model.adopt.file import MIN_AGREEMENT
-from model.adopt.pixels import PRESETS
-from model.adopt.reference import bilinear, fit, nearest
 from model.contract import ContractError
+from model.export.adopt import AdoptError, AdoptOptions, AdoptReport, Preprocessing, open_network
+from model.export.adopt.file import MIN_AGREEMENT
+from model.export.adopt.preprocessing import PRESETS
+from model.export.adopt.reference import bilinear, fit, nearest
 from service.core.engines.onnx_runtime import Session
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
 from training.evaluation.onnx_predictor import OnnxPredictor
 
-UNIT = Choices(PRESETS["unit"])
+UNIT = AdoptOptions(PRESETS["unit"])
 
 
 def class_list(folder: Path, count: int) -> Path:
@@ -39,10 +39,10 @@ def class_list(folder: Path, count: int) -> Path:
 
 
 def adopted(
-    folder: Path, network: Path, classes: int = 4, choices: Choices = UNIT, **more: Any
+    folder: Path, network: Path, classes: int = 4, options: AdoptOptions = UNIT, **more: Any
 ) -> AdoptReport:
     report = adopt_file(
-        network, folder / "models", "net", class_list(folder, classes), choices, **more
+        network, folder / "models", "net", class_list(folder, classes), options, **more
     )
     assert max(row.classes for row in report.compared) > 1, "one class everywhere tells nothing"
     return report
@@ -54,17 +54,17 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "NCHW": ({}, {}, {"kind": "scores", "size": None, "multiple_of_px": 1, "min_side_px": 1}),
     "NHWC in": ({"dims": ("N", "H", "W", 3)}, {}, {"kind": "scores"}),
     "NHWC out": ({"channels_last": True}, {}, {"kind": "scores"}),
-    "caffe": ({}, {"pixels": PRESETS["caffe"]}, {}),
-    "imagenet": ({}, {"pixels": PRESETS["imagenet"]}, {}),
+    "caffe": ({}, {"preprocessing": PRESETS["caffe"]}, {}),
+    "imagenet": ({}, {"preprocessing": PRESETS["imagenet"]}, {}),
     "stride": ({"stride": 4}, {}, {"multiple_of_px": 1, "context_px": None}),
     "aligned": ({"stride": 4}, {"align_corners": True}, {}),
     "stride, multiple": ({"stride": 4}, {"multiple_of_px": 8}, {"multiple_of_px": 8}),
     "pool": ({"pool": 4}, {}, {"multiple_of_px": 4}),
     "fp16": ({"dtype": FLOAT16, "stride": 2}, {}, {"precision": "fp16"}),
-    "bytes": ({"dtype": UINT8}, {"pixels": PRESETS["none"]}, {}),
+    "bytes": ({"dtype": UINT8}, {"preprocessing": PRESETS["none"]}, {}),
     "bytes, fixed": (
         {"dtype": UINT8, "dims": (1, 40, 56, 3)},
-        {"pixels": Pixels(color_order="BGR")},
+        {"preprocessing": Preprocessing(color_order="BGR")},
         {"size": (40, 56)},
     ),
     "labels": ({"labels": "flat"}, {}, {"kind": "label_map"}),
@@ -92,9 +92,9 @@ def test_forms(form: str, tmp_path: Path) -> None:
     network, said, found = FORMS[form]
     classes = {"score": 2, "sigmoid": 2}.get(form, 4)
     path = plain(tmp_path / "net.onnx", **{"classes": 4, **network})
-    choices = Choices(**{"pixels": PRESETS["unit"], **said})
+    options = AdoptOptions(**{"preprocessing": PRESETS["unit"], **said})
     logits = "labels" not in network
-    report = adopted(tmp_path, path, classes, choices, logits=logits)
+    report = adopted(tmp_path, path, classes, options, logits=logits)
     assert report.label_agreement >= 0.999
     if logits:
         # A resized value that is rounded to a byte may fall to either side.
@@ -121,16 +121,16 @@ def test_choices_count(tmp_path: Path) -> None:
     network = plain(tmp_path / "net.onnx", stride=4)
     picture = np.random.default_rng(3).integers(0, 256, (1, 60, 84, 3), np.uint8)
     answers = []
-    for choices in (
+    for options in (
         UNIT,
-        Choices(PRESETS["unit"], align_corners=True),
-        Choices(Pixels(scale=1 / 255, color_order="BGR")),
-        Choices(Pixels(mean=(0.5, 0.4, 0.3), scale=1 / 255)),
-        Choices(Pixels(std=(0.5, 0.2, 0.1), scale=1 / 255)),
-        Choices(PRESETS["unit"], size=(32, 48)),
-        Choices(PRESETS["unit"], size=(32, 48), antialias=False),
+        AdoptOptions(PRESETS["unit"], align_corners=True),
+        AdoptOptions(Preprocessing(scale=1 / 255, color_order="BGR")),
+        AdoptOptions(Preprocessing(mean=(0.5, 0.4, 0.3), scale=1 / 255)),
+        AdoptOptions(Preprocessing(std=(0.5, 0.2, 0.1), scale=1 / 255)),
+        AdoptOptions(PRESETS["unit"], size=(32, 48)),
+        AdoptOptions(PRESETS["unit"], size=(32, 48), antialias=False),
     ):
-        report = adopted(tmp_path, network, choices=choices)
+        report = adopted(tmp_path, network, options=options)
         answers.append(Session(Path(report.path), provider="cpu", threads=1).run(picture))
     assert len({labels.tobytes() for labels in answers}) == len(answers)
 
@@ -139,7 +139,9 @@ def test_context(tmp_path: Path) -> None:
     # Two convolutions of 3x3.
     assert adopted(tmp_path, plain(tmp_path / "a.onnx")).context_px == 2
     strided = adopted(
-        tmp_path, plain(tmp_path / "b.onnx", stride=4), choices=Choices(UNIT.pixels, None, 4)
+        tmp_path,
+        plain(tmp_path / "b.onnx", stride=4),
+        options=AdoptOptions(UNIT.preprocessing, None, 4),
     )
     assert strided.context_px and strided.context_px % 4 == 0
     placed = plain(tmp_path / "c.onnx", coordinates=True)
@@ -150,8 +152,8 @@ def test_logits_are_the_probabilities(tmp_path: Path) -> None:
     """Their softmax is what the network ends in, and their arg max the labels."""
     for end, classes, threshold in (("Softmax", 4, None), ("Sigmoid", 1, 0.5), ("Sigmoid", 1, 0.3)):
         network = plain(tmp_path / "net.onnx", classes, end=end)
-        choices = Choices(PRESETS["unit"], threshold=threshold)
-        report = adopted(tmp_path, network, max(2, classes), choices, logits=True)
+        options = AdoptOptions(PRESETS["unit"], threshold=threshold)
+        report = adopted(tmp_path, network, max(2, classes), options, logits=True)
         picture = np.random.default_rng(3).integers(0, 256, (1, 33, 47, 3), np.uint8)
         file = _session(report.path)
         labels, logits = file.run(["label_map", "logits"], {"image": picture})
@@ -262,7 +264,7 @@ def test_refused(
 ) -> None:
     path = plain(tmp_path / "net.onnx", **network)
     more = {name: said[name] for name in ("output", "logits") if name in said}
-    choices = {n: v for n, v in said.items() if n not in (*more, "classes")}
+    options = {n: v for n, v in said.items() if n not in (*more, "classes")}
     classes = class_list(tmp_path, said.get("classes", 4))
     with pytest.raises(AdoptError, match=message):
         adopt_file(
@@ -270,7 +272,7 @@ def test_refused(
             tmp_path / "models",
             "net",
             classes,
-            Choices(**{"pixels": PRESETS["unit"], **choices}),
+            AdoptOptions(**{"preprocessing": PRESETS["unit"], **options}),
             **more,
         )
     assert not list(tmp_path.glob("models/**/*"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.main import main
-from model.export import ExportError, ParityReport
+from model.export.parity import ExportError, ParityReport
 from service.core.engines.onnx_runtime import Session
 from tests.unit.training.recipes import MakeConfig
 from training import publish as publish_module
@@ -44,10 +44,12 @@ def checkpoint(run_dir: Path) -> Checkpoint:
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes a placeholder: the real exporter has tests of its own, and one here."""
 
-    def write(network: Any, contract: Any, path: Path) -> ParityReport:
+    def write(
+        network: Any, contract: Any, path: Path, *, winograd: Any = ()
+    ) -> tuple[Any, ParityReport]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contract.to_json())
-        return ParityReport(((1, 32, 32),), 0.0, 1.0)
+        return contract, ParityReport(((1, 32, 32),), 0.0, 1.0)
 
     monkeypatch.setattr(publish_module, "export", write)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from cli.main import main
-from model.float_model import open_float_model, simulate
-from model.quantize import METHODS, Quantizer
+from model.export.fp32_model import load_fp32, simulate
+from model.export.quantize import METHODS, Quantizer
 from tests.drawing import street
 from tests.unit.training.small_network import (
     LAYERS,
@@ -76,7 +75,7 @@ def test_weights_are_bytes_by_channel_and_the_tail_is_float(model: Path, picture
 
 def test_pixels_need_no_normalisation(model: Path) -> None:
     """(x - 128) / 128 is what 8-bit pixels with that scale and zero point mean."""
-    float_model = open_float_model(model)
+    float_model = load_fp32(model)
     quantized = Quantizer(float_model, [street(40, 50)]).quantize(LAYERS)
     kinds = [node.op_type for node in quantized.graph.node]
     assert not {"Sub", "Div"} & set(kinds)
@@ -88,13 +87,13 @@ def test_pixels_need_no_normalisation(model: Path) -> None:
 
 
 def test_other_normalisations_stay(tmp_path: Path) -> None:
-    float_model = open_float_model(write(tmp_path / "m.onnx", network(centre=127.5)))
+    float_model = load_fp32(write(tmp_path / "m.onnx", network(centre=127.5)))
     quantized = Quantizer(float_model, [street(40, 50)]).quantize(LAYERS)
     assert {"Sub", "Div"} <= {node.op_type for node in quantized.graph.node}
 
 
 def test_reduced_range_is_seven_bits(model: Path) -> None:
-    quantizer = Quantizer(open_float_model(model), [street(40, 50)])
+    quantizer = Quantizer(load_fp32(model), [street(40, 50)])
     for reduced, limit in ((False, 127), (True, 64)):
         graph = quantizer.quantize(LAYERS, reduce_range=reduced).graph
         weights = [numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) == 4]
@@ -152,41 +151,9 @@ def test_bad_files_are_refused(
         assert message in capsys.readouterr().err
 
 
-def test_a_layer_in_winograds_form(model: Path, pictures: Path) -> None:
-    """Its sums and products are 8-bit, and counted as the one layer they are."""
-    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5",
-                     "--winograd", "conv1_2"]) == 0  # fmt: skip
-    target = model.with_name("model.int8.onnx")
-    graph = onnx.load(str(target)).graph
-    held = {t.name: t.data_type for t in graph.initializer}
-    products = [n for n in graph.node if n.op_type == "Conv" and n.name.endswith(".product")]
-    assert len(products) == 16
-    dequantized = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
-    assert all(held[dequantized[n.input[1]]] == TensorProto.INT8 for n in products)
-    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
-    exact = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    picture = {"image": street(33, 47)[None]}
-    labels, wanted = (s.run(["label_map"], picture)[0] for s in (session, exact))
-    assert (labels == wanted).mean() > 0.85
-
-
-@pytest.mark.parametrize(
-    ("layer", "words"),
-    [("conv9", "no layer 'conv9': choose from conv1_1, conv1_2"), ("fc7", "layer fc7: .*1x1")],
-)
-def test_layers_without_winograds_form(
-    tmp_path: Path, pictures: Path, layer: str, words: str, capsys: pytest.CaptureFixture[str]
+def test_winograd_is_a_matter_of_export(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    proto = network()
-    taps = numpy_helper.from_array(np.ones((8, 8, 1, 1), np.float32), "fc7.weight")
-    proto.graph.initializer.append(taps)
-    place = next(i for i, n in enumerate(proto.graph.node) if "score.weight" in n.input)
-    proto.graph.node[place].input[0] = "x3"
-    proto.graph.node.insert(place, helper.make_node("Conv", ["x2", "fc7.weight"], ["c3"]))
-    proto.graph.node.insert(place + 1, helper.make_node("Relu", ["c3"], ["x3"]))
-    if layer != "fc7":
-        proto = network()
-    path = write(tmp_path / "model.onnx", proto)
-    assert quantize([path, "--calibrate", pictures, "--winograd", layer]) == 1
-    assert re.search(words, capsys.readouterr().err)
-    assert not path.with_name("model.int8.onnx").exists()
+    assert quantize([model, "--calibrate", pictures, "--winograd", "conv1_2"]) == 1
+    assert "--winograd is for `fcn export` now" in capsys.readouterr().err
+    assert not model.with_name("model.int8.onnx").exists()

@@ -1,0 +1,21 @@
+"""A contract for an ONNX segmentation network of any origin.
+
+`network` reads the file, `probe` learns by running it what the file does not say, `preprocessing`
+is how it wants its image, `wrap` puts around it what a server's contract asks for, `reference`
+computes the same in numpy, and `file` compares the two and writes.
+"""
+
+from model.export.adopt.file import AdoptReport, adopt
+from model.export.adopt.network import AdoptError, open_network
+from model.export.adopt.preprocessing import PRESETS, Preprocessing
+from model.export.adopt.probe import AdoptOptions
+
+__all__ = [
+    "PRESETS",
+    "AdoptError",
+    "AdoptReport",
+    "AdoptOptions",
+    "Preprocessing",
+    "adopt",
+    "open_network",
+]

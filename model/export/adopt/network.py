@@ -1,0 +1,269 @@
+"""A network's ONNX file: read, checked, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx import TensorProto, helper, numpy_helper
+
+from model.export.adopt.errors import AdoptError
+from model.export.onnx_file import first_line
+
+__all__ = ["AdoptError", "Network", "open_network"]
+
+OLDEST_OPSET: Final = 11
+"""The first whose Resize has half-pixel and aligned corners. Older files are converted."""
+_CONVERTED_OPSET: Final = 18
+_FLOATS: Final = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16"}
+_INPUTS: Final = {**_FLOATS, TensorProto.UINT8: "uint8"}
+_MOST_BYTES: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """`proto`: weights inside, constants as initializers. `path`: the file as it was given.
+
+    `input` and `output` are tensor names, `layout` is the input's, "NCHW" or "NHWC".
+    `height_px`, `width_px`: the only ones it takes, or None for a free side. `one_at_a_time`: its
+    batch is fixed to one picture.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    input: str
+    output: str
+    dtype: int
+    layout: str
+    height_px: int | None
+    width_px: int | None
+    one_at_a_time: bool
+    precision: str
+
+    @property
+    def opset(self) -> int:
+        return _opset(self.proto)
+
+    @property
+    def ends_in(self) -> str:
+        """The kind of the last node that computes something of the output; "" if none does."""
+        name = self.output
+        for node in reversed(self.proto.graph.node):
+            if name in node.output:
+                if node.op_type not in ("Cast", "Identity"):
+                    return str(node.op_type)
+                name = node.input[0]
+        return ""
+
+
+def open_network(
+    path: Path, *, output: str | None = None, layout: str | None = None, opset: int = OLDEST_OPSET
+) -> Network:
+    """`output`: which, where there are several. `layout`: of the input, where it cannot be seen.
+
+    opset: what the graph is at least brought to. Raises: AdoptError.
+    """
+    proto = _read(path)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    proto = _at_opset(proto, max(opset, OLDEST_OPSET), path)
+    _constants_as_initializers(proto.graph)
+    value = _image_input(proto.graph, path)
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in _dims(value)]
+    layout = layout or _layout(value.name, dims)
+    if dims[layout.index("C")] not in (3, None):
+        raise AdoptError(
+            f"input {value.name!r} has {dims[layout.index('C')]} channels as {layout}: only "
+            "networks of RGB or BGR pictures can be adopted"
+        )
+    if dims[0] not in (None, 1):
+        raise AdoptError(
+            f"input {value.name!r} takes exactly {dims[0]} pictures at once: export the network "
+            "with a dynamic batch, or for one picture"
+        )
+    return Network(
+        path=path,
+        proto=proto,
+        input=value.name,
+        output=_output(proto.graph, output),
+        dtype=value.type.tensor_type.elem_type,
+        layout=layout,
+        height_px=dims[layout.index("H")],
+        width_px=dims[layout.index("W")],
+        one_at_a_time=dims[0] == 1,
+        precision=_precision(proto.graph),
+    )
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise AdoptError(f"there is no file {path}")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base class with onnx's
+        raise AdoptError(f"{path} cannot be read as an ONNX model: {error}") from error
+    outside = {
+        entry.value
+        for tensor in _tensors(proto.graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in sorted(outside):
+        if not (path.parent / name).is_file():
+            raise AdoptError(
+                f"{path} keeps weights in {name!r}, which is not beside it: put that file into "
+                f"{path.parent}"
+            )
+    if outside:
+        weights = sum((path.parent / name).stat().st_size for name in outside)
+        if weights > _MOST_BYTES:
+            raise AdoptError(
+                f"{path} has {weights / 2**30:.1f} GiB of weights and one ONNX file holds 2: "
+                "export the network in fp16"
+            )
+        try:
+            onnx.load_external_data_for_model(proto, str(path.parent))
+        except Exception as error:
+            raise AdoptError(f"the weights of {path} cannot be read: {error}") from error
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:
+        raise AdoptError(f"{path} is not a valid ONNX model: {error}") from error
+    return proto
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Weights, those in constants and subgraphs too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _at_opset(proto: onnx.ModelProto, oldest: int, path: Path) -> onnx.ModelProto:
+    version, newest = _opset(proto), onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise AdoptError(
+            f"{path} has opset {version} and this version of onnx knows up to {newest}: export "
+            f"the network at opset {_CONVERTED_OPSET}, or install a newer onnx"
+        )
+    if version >= oldest:
+        return proto
+    # Only averaging needs more than the oldest.
+    instead = ", or say --no-antialias" if version >= OLDEST_OPSET else ""
+    try:
+        converted = onnx.version_converter.convert_version(proto, _CONVERTED_OPSET)
+        onnx.checker.check_model(converted)
+    except Exception as error:
+        raise AdoptError(
+            f"{path} has opset {version}, {oldest} is needed, and it cannot be converted "
+            f"({first_line(error)}): export the network at opset {_CONVERTED_OPSET}{instead}"
+        ) from error
+    return converted
+
+
+def _constants_as_initializers(graph: onnx.GraphProto) -> None:
+    """One kind of constant instead of the seven that a Constant node may hold."""
+    for node in [n for n in graph.node if n.op_type == "Constant"]:
+        (attribute,) = node.attribute
+        value: Any = helper.get_attribute_value(attribute)
+        if attribute.name == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+        elif attribute.name in ("value_float", "value_floats"):
+            tensor = numpy_helper.from_array(np.array(value, np.float32), node.output[0])
+        elif attribute.name in ("value_int", "value_ints"):
+            tensor = numpy_helper.from_array(np.array(value, np.int64), node.output[0])
+        else:
+            continue  # strings and sparse tensors
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
+
+
+def _image_input(graph: onnx.GraphProto, path: Path) -> onnx.ValueInfoProto:
+    held = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in held]
+    if len(inputs) != 1:
+        named = ", ".join(described(value) for value in inputs) or "none"
+        raise AdoptError(
+            f"{path} has {len(inputs)} inputs ({named}): only a network with one, the picture, "
+            "can be adopted"
+        )
+    (value,) = inputs
+    kind = value.type.tensor_type
+    if kind.elem_type not in _INPUTS or len(_dims(value)) != 4:
+        raise AdoptError(
+            f"input {described(value)} is no picture: want float, float16 or uint8 of four "
+            "dimensions, as [N,3,H,W] or [N,H,W,3]"
+        )
+    return value
+
+
+def _layout(name: str, dims: list[int | None]) -> str:
+    first, last = dims[1] == 3, dims[3] == 3
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    shown = ",".join("?" if d is None else str(d) for d in dims)
+    if not first and None not in (dims[1], dims[3]):
+        raise AdoptError(
+            f"input {name!r} is [{shown}], without 3 channels: only networks of RGB or BGR "
+            "pictures can be adopted"
+        )
+    raise AdoptError(
+        f"input {name!r} is [{shown}], which does not say where its channels are: say "
+        "--input-layout NCHW or NHWC"
+    )
+
+
+def _output(graph: onnx.GraphProto, wanted: str | None) -> str:
+    names = [value.name for value in graph.output]
+    if wanted is None and len(names) == 1:
+        return str(names[0])
+    listed = ", ".join(described(value) for value in graph.output)
+    if wanted is None:
+        raise AdoptError(f"the network has {len(names)} outputs: say --output with one of {listed}")
+    if wanted not in names:
+        raise AdoptError(f"there is no output {wanted!r}: the network has {listed}")
+    return wanted
+
+
+def _precision(graph: onnx.GraphProto) -> str:
+    """Of most of the weights; int8 if some of the network is."""
+    if any(n.op_type in ("DequantizeLinear", "QLinearConv", "ConvInteger") for n in graph.node):
+        return "int8"
+    kinds: tuple[int, ...] = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    sizes = dict.fromkeys(kinds, 0)
+    for tensor in graph.initializer:
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += int(np.prod(tensor.dims))
+    most = max(sizes, key=lambda kind: sizes[kind])
+    return dict(zip(kinds, ("fp32", "fp16", "bf16"), strict=True))[most]
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[Any]:
+    return list(value.type.tensor_type.shape.dim)
+
+
+def described(value: onnx.ValueInfoProto) -> str:
+    """`'out' float[N,21,H,W]`, as far as the file says so."""
+    kind = value.type.tensor_type
+    name = TensorProto.DataType.Name(kind.elem_type).lower()
+    dims = (
+        str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in _dims(value)
+    )
+    return f"{value.name!r} {name}[{','.join(dims)}]"

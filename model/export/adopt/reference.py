@@ -1,0 +1,99 @@
+"""What an adopted file must answer, computed in numpy around the network as it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model.export.adopt.original import Original
+from model.export.adopt.preprocessing import FloatArray
+from model.export.adopt.probe import AdoptOptions, Probed
+from model.export.onnx_file import UInt8Array
+
+_TINY = np.float32(1e-30)
+
+
+def reference(
+    original: Original, probed: Probed, options: AdoptOptions, images: UInt8Array
+) -> tuple[UInt8Array, FloatArray | None]:
+    """uint8 RGB [N,H,W,3] -> labels uint8 [N,H,W] and logits float32 [N,C,H,W], if it has any.
+
+    Picture by picture, so that a network which mixes those of a batch is found out.
+    """
+    pairs = [_one(original, probed, options, image) for image in images]
+    labels = np.stack([labels for labels, _ in pairs])
+    logits = [logits for _, logits in pairs if logits is not None]
+    return labels, np.stack(logits) if logits else None
+
+
+def _one(
+    original: Original, probed: Probed, options: AdoptOptions, image: UInt8Array
+) -> tuple[UInt8Array, FloatArray | None]:
+    height, width = image.shape[:2]
+    values = image.astype(np.float32)
+    if probed.size:
+        values = fit(values, probed.size, options.antialias)
+    (raw,) = original.run(options.preprocessing.normalise(values[None]))
+    if probed.kind == "label_map":
+        plane = raw if probed.axis is None else raw.squeeze(probed.axis - 1)
+        return nearest(plane, (height, width)).astype(np.uint8), None
+    scores = raw.transpose(2, 0, 1) if probed.axis == 3 else raw
+    scores = bilinear(scores.astype(np.float32), (height, width), options.align_corners)
+    if probed.kind == "scores":
+        logits = np.log(np.maximum(scores, _TINY)) if probed.probabilities else scores
+        return scores.argmax(axis=0).astype(np.uint8), logits
+    threshold = np.float32(probed.threshold)
+    label = (scores[0] > threshold).astype(np.uint8)
+    if not probed.probabilities:
+        return label, np.stack([np.full_like(scores[0], threshold), scores[0]])
+    odds = np.stack([(1 - scores[0]) * threshold, scores[0] * (1 - threshold)])
+    return label, np.log(np.maximum(odds, _TINY))
+
+
+def fit(values: FloatArray, size: tuple[int, int], antialias: bool) -> FloatArray:
+    """Float [H,W,3] -> [h,w,3], half-pixel bilinear; with `antialias` by Pillow."""
+    if not antialias:
+        return bilinear(values.transpose(2, 0, 1), size, align_corners=False).transpose(1, 2, 0)
+    planes = [Image.fromarray(np.ascontiguousarray(values[..., c])) for c in range(3)]
+    resample = Image.Resampling.BILINEAR
+    return np.stack([np.asarray(p.resize(size[::-1], resample)) for p in planes], axis=-1)
+
+
+def bilinear(planes: FloatArray, size: tuple[int, int], align_corners: bool) -> FloatArray:
+    """Float [C,h,w] -> [C,H,W], edges repeated."""
+    if planes.shape[1:] == size:
+        return planes
+    rows = _weights(planes.shape[1], size[0], align_corners)
+    columns = _weights(planes.shape[2], size[1], align_corners)
+    return np.asarray(np.matmul(np.matmul(rows, planes), columns.T), np.float32)
+
+
+def _weights(given: int, wanted: int, align_corners: bool) -> FloatArray:
+    """[wanted, given]: each row has the two neighbours' shares."""
+    places = np.arange(wanted, dtype=np.float64)
+    if align_corners:
+        places *= (given - 1) / (wanted - 1) if wanted > 1 else 0.0
+    else:
+        places = (places + 0.5) * given / wanted - 0.5
+    places = places.clip(0, given - 1)
+    first = np.floor(places).astype(np.int64)
+    second = np.minimum(first + 1, given - 1)
+    share = places - first
+    weights = np.zeros((wanted, given))
+    every = np.arange(wanted)
+    np.add.at(weights, (every, first), 1 - share)
+    np.add.at(weights, (every, second), share)
+    return weights.astype(np.float32)
+
+
+def nearest(plane: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """[h,w] -> [H,W]: the cell whose middle is nearest, the first of two as near."""
+    for axis, wanted in enumerate(size):
+        given = plane.shape[axis]
+        places = (np.arange(wanted) + 0.5) * given / wanted - 0.5
+        index = np.ceil(places - 0.5).astype(np.int64).clip(0, given - 1)
+        plane = plane.take(index, axis=axis)
+    return plane

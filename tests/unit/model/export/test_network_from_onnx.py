@@ -1,0 +1,114 @@
+"""An exported file becomes a network again, and only if it is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import model.build
+from model.backbones.vgg16 import VGG16
+from model.build import NetworkSpec, build
+from model.contract import METADATA_KEY, ClassInfo, Contract, TrainingData
+from model.export.export import export
+from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
+from model.fcn import FCN
+from tests import tiny_models
+
+MOBILE = NetworkSpec("mobilenet_v1", width=0.125, fc6_channels=8, skip_channels=4)
+
+
+def contract(spec: NetworkSpec) -> Contract:
+    return Contract(
+        model_name="small",
+        architecture=spec.architecture,
+        classes=tuple(ClassInfo(i, f"class{i}", (i, i, i)) for i in range(3)),
+        training_data=TrainingData("none", "CC0-1.0"),
+    )
+
+
+def randomised(spec: NetworkSpec) -> FCN:
+    torch.manual_seed(0)
+    network = build(spec, 3)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, Path]:
+    path = tmp_path_factory.mktemp("small") / "model.onnx"
+    network = randomised(MOBILE)
+    export(network, contract(MOBILE), path)
+    return network, path
+
+
+def renamed(path: Path, target: Path, architecture: str) -> Path:
+    proto = onnx.load(str(path))
+    own = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, str(path))
+    own = dataclasses.replace(own, architecture=architecture)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: own.to_json()})
+    onnx.save(proto, str(target))
+    return target
+
+
+def turned_round(path: Path, target: Path) -> Path:
+    """The last upsampling changes the sign, so that the least likely class wins."""
+    proto = onnx.load(str(path))
+    (kernels,) = (t for t in proto.graph.initializer if list(t.dims[1:]) == [1, 2, 2])
+    kernels.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(kernels), kernels.name))
+    onnx.save(proto, str(target))
+    return target
+
+
+def test_the_logits_are_those_of_the_network(exported: tuple[FCN, Path]) -> None:
+    network, path = exported
+    found, own = network_from_onnx(path)
+    assert own.architecture == "fcn8s-mobilenet_v1_0.125"
+    assert not found.training
+    images = torch.rand(2, 3, 50, 41) * 255
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_vgg16_with_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are found by trying: nothing in the file names them."""
+    narrow = partial(VGG16, channels=(3, 4, 4, 6, 8))
+    monkeypatch.setattr(model.build, "VGG16", narrow)
+    spec = NetworkSpec("vgg16", batch_norm=True, normalisation="torchvision", fc6_channels=8)
+    network = randomised(spec)
+    export(network, contract(spec), tmp_path / "model.onnx")
+    found, _ = network_from_onnx(tmp_path / "model.onnx")
+    assert found.backbone.weights_pixels == "torchvision"
+    images = torch.rand(1, 3, 33, 40) * 255
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path: Path) -> None:
+    _, path = exported
+    (tmp_path / "noise.onnx").write_bytes(b"no model")
+    bare = onnx.load(str(path))
+    del bare.metadata_props[:]
+    onnx.save(bare, str(tmp_path / "bare.onnx"))
+    refusals = [
+        (tmp_path / "noise.onnx", "cannot be read as an ONNX model"),
+        (tmp_path / "bare.onnx", "has no contract"),
+        (tiny_models.write_model(tmp_path), "none of this project's networks"),
+        (
+            renamed(path, tmp_path / "wide.onnx", "fcn8s-mobilenet_v1"),
+            r"conv0.conv.weight is \(8, 3, 3, 3\), want \(32, 3, 3, 3\)",
+        ),
+        (renamed(path, tmp_path / "bn.onnx", "fcn8s-vgg16"), "it has no backbone.conv1_1.weight"),
+        (turned_round(path, tmp_path / "other.onnx"), "ONNX Runtime and PyTorch disagree"),
+    ]
+    for refused, message in refusals:
+        with pytest.raises(NetworkFromOnnxError, match=message):
+            network_from_onnx(refused)

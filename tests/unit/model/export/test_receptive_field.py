@@ -1,0 +1,204 @@
+"""The field that is read off a graph is the field that the graph has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from model.build import NetworkSpec, build
+from model.contract import ClassInfo, Contract, InputSpec, TrainingData
+from model.export.adopt.receptive_field import Halo, UnboundedField, halo_of
+from model.export.export import export
+from tests.narrow_network import narrow
+
+Array = npt.NDArray[np.uint8]
+AnyArray = npt.NDArray[Any]
+
+
+def _ints(values: Sequence[int]) -> AnyArray:
+    return np.array(values, np.int64)
+
+
+def _floats(values: Sequence[float]) -> AnyArray:
+    return np.array(values, np.float32)
+
+
+def _contract(stride: int = 32) -> Contract:
+    classes = tuple(ClassInfo(i, f"class {i}", (i, i, i)) for i in range(3))
+    return Contract(
+        "net", "net", classes, TrainingData("none", "CC0-1.0"), InputSpec(stride=stride)
+    )
+
+
+def _graph(nodes: Sequence[onnx.NodeProto], **constants: AnyArray) -> onnx.ModelProto:
+    """uint8 NHWC `image` -> cast and transposed `x` -> `nodes` -> `y` -> arg max -> `label_map`."""
+    head = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["x"], perm=[0, 3, 1, 2]),
+    ]
+    tail = [
+        helper.make_node("ArgMax", ["y"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["label_map"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        [*head, *nodes, *tail],
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [helper.make_tensor_value_info("label_map", TensorProto.UINT8, ["N", "h", "w"])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _pool(kind: str, into: str, kernel: int, stride: int, pad: int) -> onnx.NodeProto:
+    return helper.make_node(
+        kind, ["x"], [into], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4
+    )
+
+
+def test_a_pooling_reaches_as_far_as_its_kernel() -> None:
+    assert halo_of(_graph([_pool("MaxPool", "y", 5, 1, 2)]), _contract()) == Halo(2, 1)
+    assert halo_of(_graph([_pool("AveragePool", "y", 3, 1, 2)]), _contract()) == Halo(2, 1)
+
+
+def test_halved_and_doubled() -> None:
+    """Output 2i and 2i+1 lie between the cells i-1, i and i+1, of two pixels each."""
+    resize = helper.make_node("Resize", ["low", "", "scales"], ["y"], mode="linear")
+    graph = _graph([_pool("AveragePool", "low", 2, 2, 0), resize], scales=_floats([1, 1, 2, 2]))
+    halo = halo_of(graph, _contract())
+    assert halo.stride == 2
+    # Pixel 2i sees the cells i-1 and i: from 2i-2 on. Pixel 2i+1 sees i and i+1: up to 2i+3.
+    assert 2 <= halo.halo_px <= 4
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "named"),
+    [
+        ([helper.make_node("GlobalAveragePool", ["x"], ["y"])], {}, "GlobalAveragePool"),
+        ([helper.make_node("InstanceNormalization", ["x"], ["y"])], {}, "InstanceNormalization"),
+        (
+            [helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear")],
+            {"sizes": _ints([1, 3, 64, 64])},
+            "Resize",
+        ),
+        (
+            [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")],
+            {"scales": _floats([1, 1, 2, 2])},
+            "Resize",
+        ),
+        (
+            [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="linear")],
+            {"scales": _floats([1, 1, 0.5, 0.5])},
+            "shrinks",
+        ),
+        (
+            [helper.make_node("Slice", ["x", "starts", "ends", "axes"], ["y"])],
+            {"starts": _ints([-9]), "ends": _ints([9]), "axes": _ints([2])},
+            "Slice",
+        ),
+        ([helper.make_node("Concat", ["x", "x"], ["y"], axis=3)], {}, "side by side"),
+        (
+            [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+            {"shape": _ints([0, 3, -1, 8])},
+            "may move pixels",
+        ),
+        (
+            [helper.make_node("Gather", ["x", "index"], ["y"], axis=2)],
+            {"index": _ints([0])},
+            "Gather",
+        ),
+        ([helper.make_node("Softmax", ["x"], ["y"], axis=3)], {}, "not over the classes"),
+        (
+            [helper.make_node("Pad", ["x", "pads"], ["y"], mode="reflect")],
+            {"pads": _ints([0, 0, 1, 1, 0, 0, 1, 1])},
+            "Pad",
+        ),
+        (
+            [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], auto_pad="SAME_UPPER")],
+            {},
+            "pads by the picture's size",
+        ),
+        ([_pool("MaxPool", "y", 2, 2, 0)], {}, "the picture's size"),
+        (
+            [_pool("MaxPool", "low", 2, 2, 0), helper.make_node("Add", ["x", "low"], ["y"])],
+            {},
+            "different strides",
+        ),
+    ],
+)
+def test_what_may_see_every_pixel_is_named(
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, AnyArray], named: str
+) -> None:
+    with pytest.raises(UnboundedField, match=named):
+        halo_of(_graph(nodes, **constants), _contract())
+
+
+def test_depth_to_space_and_back() -> None:
+    """A block of 4 pixels becomes one cell and 4 pixels again: each depends on its block."""
+    there = helper.make_node("SpaceToDepth", ["x"], ["deep"], blocksize=4)
+    back = helper.make_node("DepthToSpace", ["deep"], ["y"], blocksize=4)
+    assert halo_of(_graph([there, back]), _contract()) == Halo(4, 4)
+
+
+def test_pads_and_crops_move_the_reach() -> None:
+    pad = helper.make_node("Pad", ["x", "pads"], ["wide"])
+    crop = helper.make_node("Slice", ["wide", "starts", "ends", "axes"], ["y"])
+    graph = _graph(
+        [pad, crop],
+        pads=_ints([0, 0, 4, 4, 0, 0, 0, 0]),
+        starts=_ints([4, 4]),
+        ends=_ints([10**9] * 2),
+        axes=_ints([2, 3]),
+    )
+    assert halo_of(graph, _contract()) == Halo(0, 1)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetworkSpec("mobilenet_v1", "8s", skip_channels=4),
+        NetworkSpec("alexnet", "32s", fc6_channels=4),
+    ],
+    ids=lambda spec: spec.architecture,
+)
+def test_no_pixel_beyond_the_context_counts(
+    spec: NetworkSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Change everything farther away than the contract says: the logits stay as they are."""
+    narrow(monkeypatch)
+    torch.manual_seed(0)
+    network = build(spec, 3).eval()
+    for name, parameter in network.named_parameters():
+        if "score" in name and parameter.dim() == 4:  # zero at the start
+            torch.nn.init.normal_(parameter)
+    path = tmp_path / "model.onnx"
+    contract = _contract()
+    export(network, contract, path)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = Contract.from_metadata(session.get_modelmeta().custom_metadata_map, "net")
+    context = found.input.context_px
+    assert context is not None and context % 32 == 0 and context < 1000
+    side, middle = 2 * context + 64, context + 32
+    random = np.random.default_rng(0)
+    near: Array = random.integers(0, 256, (1, side, side, 3), np.uint8)
+    far = random.integers(0, 256, near.shape, np.uint8)
+    # Kept: what the pixels from `middle` to `middle + 15` may depend on.
+    kept = slice(middle - context, middle + 16 + context)
+    far[:, kept, kept] = near[:, kept, kept]
+    with torch.inference_mode():
+        logits = [
+            network(torch.from_numpy(image).permute(0, 3, 1, 2).float()) for image in (near, far)
+        ]
+    answered = slice(middle, middle + 16)
+    a, b = (part[:, :, answered, answered] for part in logits)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(logits[0][:, :, :16, :16], logits[1][:, :, :16, :16])
