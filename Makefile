@@ -49,7 +49,7 @@ dist: $(VENV)/.dev ## build the distributions of the server and of the client in
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
 
-bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU (eight minutes)
+bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU
 	$(BIN)/python -m bench.gpu
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.

@@ -52,6 +52,8 @@ class Checkpoint:
     """of the iterations since the last whole epoch"""
     cuda_random_states: list[Tensor] = field(default_factory=list)
     """of each process's GPU; empty when the CPU trained"""
+    environment: dict[str, str] = field(default_factory=dict)
+    """versions and device, see `training.environment`"""
 
     def build_network(self) -> FCN:
         """The network with the averaged weights (the trained ones if there is no average).

@@ -35,7 +35,7 @@ from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.datasets.base import GEOMETRIC, DatasetInfo
 from training.datasets.folder import load_info
-from training.revision import git_revision
+from training.environment import git_revision
 
 _LISTS = Path(__file__).parent / "datasets"
 VOC_CLASSES = _LISTS / "sbd.yaml"

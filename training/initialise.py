@@ -16,7 +16,7 @@ from model.fcn import FCN
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetInfo, SegmentationDataset
-from training.loader import training_batches
+from training.loader import EpochPlan, step_loader
 
 _BATCH = 8
 
@@ -197,14 +197,14 @@ def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) 
         return
     augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
     count = min(config.init.calibration_images, len(data))
-    batches = training_batches(
+    steps = step_loader(
         data,
         augment,
-        batch_size=min(_BATCH, count),
+        EpochPlan(len(data), min(_BATCH, count)),
         seed=config.seed,
         start=0,
         total=max(1, count // _BATCH),
         workers=0,
     )
-    bar = tqdm(batches, "measuring norms", unit="batch")
-    backbone.restore_norms(images.float() for images, _target in bar)
+    bar = tqdm(steps, "measuring norms", unit="batch")
+    backbone.restore_norms(images.float() for step in bar for images, _target in step)

@@ -13,7 +13,7 @@ from fcn_client.types import ClassInfo, Model, ModelVersion
 class Labeller(Protocol):
     """One version of one model; called from several threads.
 
-    identity: changes when the answers might, so that a resumed job does not mix two networks.
+    identity: differs between networks, so that a resumed job does not mix two of them.
     """
 
     name: str
@@ -47,12 +47,13 @@ class RemoteLabeller:
             chosen = _model(client.models(), model, client.url)
             self.name = chosen.name
             self.version = version or chosen.default_version
-            self.classes = _version(chosen, self.version).classes
+            found = _version(chosen, self.version)
+            self.classes = found.classes
             check_keep(self._keep, self.classes)
         except BaseException:
             client.close()
             raise
-        self.identity = f"{self.name} {self.version}"
+        self.identity = f"{self.name} {self.version} {found.precision}"
 
     def __call__(self, picture: bytes) -> bytes:
         return self._client.segment(

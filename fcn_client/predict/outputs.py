@@ -86,6 +86,12 @@ class Folder:
         if afresh:
             journal.unlink(missing_ok=True)
         self._records = _read(journal)
+        for record in self._records.values():
+            if (other := record.settings.get("model")) != labeller.identity:
+                raise UnusableInput(
+                    f"{root} was made by another network, {other}, and this is "
+                    f"{labeller.identity}: give another --out, or --afresh to do all of it again"
+                )
         self._journal = journal.open("a", encoding="utf-8")
 
     def holds(self, item: Item) -> bool:

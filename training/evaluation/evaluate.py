@@ -12,9 +12,9 @@ from tqdm import tqdm
 from fcn_client.window import on_threads
 from training.datasets import DatasetInfo, SegmentationDataset
 from training.datasets.base import Pixels
+from training.distributed import SINGLE, World
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor, Predictor
-from training.ranks import ALONE, Ranks
 
 
 class EvaluationError(ValueError):
@@ -57,7 +57,7 @@ def evaluate(
     data: SegmentationDataset,
     *,
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
 ) -> Confusion:
     """Count over the whole split, one image at a time at its own size.
 
@@ -65,12 +65,12 @@ def evaluate(
     and all get the sum. Raises: DatasetError, EvaluationError.
     """
     confusion = Confusion(data.info.head_sizes)
-    indices = ranks.share(range(len(data)))
-    shown = progress and ranks.first
+    indices = world.share(range(len(data)))
+    shown = progress and world.is_main
     for index in tqdm(indices, data.split, unit="image", disable=not shown):
         sample = data[index]
         _count(confusion, data.pairs[index][0], sample.target, predict(sample.image))
-    confusion.counts = ranks.sum(torch.from_numpy(confusion.counts)).numpy()
+    confusion.counts = world.sum(torch.from_numpy(confusion.counts)).numpy()
     return confusion
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.analysis.masking import Shown, background_class, foreground_mean_iu
+from training.analysis.masking import Mask, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
 from training.datasets.base import GEOMETRIC
 from training.evaluation.evaluate import Evaluation
@@ -27,8 +27,8 @@ class Report:
     seconds: float
     absent: Absent = "nan"
     """What classes without a labelled pixel do to the means."""
-    shown: Shown = "all"
-    """What of the pictures was shown."""
+    mask: Mask = "all"
+    """Pixels of the images that were kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
@@ -46,7 +46,7 @@ class Report:
             "not_asked": self.evaluation.not_asked,
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
-            "shown": self.shown,
+            "mask": self.mask,
             **self.confusion.scores(self.absent).to_dict(names),
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
             **self._geometric(),
@@ -91,9 +91,9 @@ class Report:
         if self._objects is not None:
             metrics["mean IU without background"] = self._objects
         width = max(map(len, ["class", *names, *metrics]))
-        shown = "" if self.shown == "all" else f", {self.shown} alone"
+        masked = "" if self.mask == "all" else f", {self.mask} alone"
         lines = [
-            f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
+            f"{self.source} on {self.data.info.data.name}, {self.data.split}{masked}: "
             f"{self.evaluation.images} images, "
             f"{self.evaluation.images / max(self.seconds, 1e-9):.1f} a second"
         ]

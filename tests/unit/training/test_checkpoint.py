@@ -40,6 +40,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
         "best_mean_iu": 0.5,
         "val_scores": {"mean_iu": 0.5, "class_iu": {"sky": None}},
         "epoch_losses": [0.25, 0.125],
+        "environment": {"torch": "2.13.0"},
     }
     return Checkpoint(**(fields | changes))
 
@@ -83,7 +84,7 @@ def test_a_file_of_an_earlier_version_lacks_the_optional_fields(tmp_path: Path) 
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     fields = torch.load(path, weights_only=True)
-    del fields["epoch_losses"], fields["cuda_random_states"]
+    del fields["epoch_losses"], fields["cuda_random_states"], fields["environment"]
     torch.save(fields, path)
     assert load_checkpoint(path).epoch_losses == []
 

@@ -22,7 +22,7 @@ from training.checkpoint import load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetInfo, open_dataset
 from training.learner import Learner
-from training.losses import distillation, labelled_mass
+from training.losses import distillation, labelled_weight
 from training.publish import shared_recipe
 from training.teacher import load_teacher
 from training.train import Trainer, train
@@ -99,7 +99,7 @@ def test_a_step_adds_the_teachers_part(make_config: MakeConfig) -> None:
     fresh = build(config.network, 4).train()
     with torch.no_grad():
         divergence = distillation(fresh(images.float()), teacher(images.float()), target, 3.0)
-    part = 0.25 * float(divergence) / labelled_mass(target)
+    part = 0.25 * float(divergence) / float(labelled_weight([target]))
     assert part > 1e-3
     assert losses[False] - losses[True] == pytest.approx(part, rel=1e-4)
 

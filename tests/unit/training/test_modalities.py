@@ -25,7 +25,7 @@ from training.datasets import open_dataset
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import Scores
 from training.evaluation.predictors import NetworkPredictor
-from training.losses import cross_entropy
+from training.losses import LossConfig, cross_entropy, heads_loss
 from training.train import train
 
 DATASETS = {
@@ -183,7 +183,7 @@ def test_another_modality_is_not_scored(
     train(rooms_config(rooms, "hha"), tmp_path, stop_after=1)
     words = ["--data-root", str(rooms), "--dataset", "nyudv2"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
-    assert "takes hha pictures, but the data set gives rgb" in capsys.readouterr().err
+    assert "takes hha images, but the data set gives rgb" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("modality", ["rgbd", "hha", "rgb-hha"])
@@ -242,12 +242,10 @@ def test_both_heads_and_the_backbone_between_them_learn(outdoors: Path, tmp_path
 
 
 def test_the_losses_weigh_the_same() -> None:
-    from training.config import LossConfig
-    from training.learner import heads_loss
-
     logits = torch.randn(2, 5, 4, 6)
     target = torch.stack([torch.randint(0, n, (2, 4, 6)) for n in (3, 2)], dim=-1)
-    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, LossConfig(reduction="sum"), None, 1.0)
+    config, normaliser = LossConfig(reduction="sum"), torch.ones(())
+    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, config, None, normaliser)
     parts = [
         cross_entropy(logits[:, :3], target[..., 0], None, "sum"),
         cross_entropy(logits[:, 3:], target[..., 1], None, "sum"),
@@ -272,7 +270,7 @@ def test_one_labelling_is_not_scored_as_two(
     words = ["--data-root", str(outdoors), "--dataset", "siftflow"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
     said = capsys.readouterr().err
-    assert "a geometric labelling beside the semantic, the data set one labelling" in said
+    assert "has the labellings sem and geo, the data set one labelling" in said
 
 
 def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) -> None:

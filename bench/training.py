@@ -1,10 +1,10 @@
-"""Training images per second: our trainer against a plain loop, and what the loader alone gives.
+"""Measures training images per second: our trainer, a plain loop, and what the loader alone gives.
 
-    python -m bench.training_throughput --network mobilenet_v1 --precision fp32
+    python -m bench.training --network mobilenet_v1 --precision fp32
 
 The plain loop is written as torchvision's `references/segmentation` does it: a Dataset of PIL
 images, random resize, flip and crop, a DataLoader, `CrossEntropyLoss`, SGD with momentum, and
-autocast where we have it. Network, crop, batch, optimiser, workers and threads are the same; ours
+autocast where we have it. Network, crop, batch, optimizer, workers and threads are the same; ours
 also jitters colours. The two take turns in one process; the first steps of each turn, fed by what
 its worker had read ahead, are not counted. Scenes are drawn, 360x480, in a temporary folder.
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,13 +28,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from bench import record
+from bench.turns import order
 from model.build import BackboneName, build
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
-from training.loader import training_batches
+from training.loader import step_loader
 from training.train import Trainer
 
 HEIGHT, WIDTH = 360, 480
@@ -45,7 +46,7 @@ Step = Callable[[Tensor, Tensor], float]
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
-    """float32 [3,h,w] RGB in 0..255 (the network normalises) and int64 [h,w]."""
+    """Gives float32 [3,h,w] RGB in 0..255 (the network normalises) and int64 [h,w]."""
 
     def __init__(self, folder: Path, crop: tuple[int, int]) -> None:
         self.images = sorted((folder / "images").iterdir())
@@ -81,7 +82,7 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def plain_step(config: TrainConfig, classes: int) -> Step:
-    """One optimiser step of a plain loop over the same network."""
+    """Makes the optimizer step of a plain loop over the same network."""
     torch.manual_seed(config.seed)
     network = build(config.network, classes).train()
     criterion = nn.CrossEntropyLoss(ignore_index=VOID)
@@ -98,8 +99,8 @@ def plain_step(config: TrainConfig, classes: int) -> Step:
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="training images per second")
+def main(words: Sequence[str] | None = None) -> int:
+    parser = record.parser("bench.training", __doc__)
     parser.add_argument("--network", choices=get_args(BackboneName), default="mobilenet_v1")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch", type=int, default=4)
@@ -108,74 +109,68 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="counted, of each turn")
     parser.add_argument("--warm-up", type=int, default=4, help="steps not counted, of each turn")
     parser.add_argument("--images", type=int, default=32, help="drawn")
-    parser.add_argument("--loader-batches", type=int, default=16, help="of the loaders alone")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=record.RESULTS / "training-throughput.json")
-    args = parser.parse_args()
-    counts = (args.batch, args.rounds, args.steps, args.images, args.loader_batches, *args.crop)
-    if min(counts) < 1 or min(args.warm_up, args.workers) < 0:
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "training.json")
+    args = parser.parse_args(words)
+    if min(args.batch, args.rounds, args.steps, args.images, *args.crop) < 1 or args.warm_up < 0:
         parser.error("want at least one of everything that is counted")
     if args.images < args.batch:
         parser.error("--images: want at least one batch")
     with tempfile.TemporaryDirectory() as folder:
         row = measure(args, Path(folder))
     print_row(row)
-    rows = [old for old in earlier_rows(args.out) if key(old) != key(row)]
+    earlier = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    rows = [old for old in earlier if key(old) != key(row)]
     record.write(args.out, {"rows": sorted([*rows, row], key=key)})
+    return 0
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One row."""
     for split, count in (("train", args.images), ("val", 1)):
         drawn.write(folder / "data", split, count, HEIGHT, WIDTH, seed=0)
     config = config_of(args, folder / "data")
-    trainer = Trainer(config, folder / "run", resume=False)
+    trainer = Trainer(config, folder / "run", resume=False, run_log=None)
     trainer.network.train()
-    if trainer.record is not None:
-        trainer.record.close()
-    plain = plain_step(config, trainer.train_data.num_classes)
 
     def our_step(images: Tensor, target: Tensor) -> float:
         return trainer.learner.step([(images, target)])
 
+    steps = args.rounds * (args.warm_up + args.steps)
     loops: dict[str, tuple[Step, Batches]] = {
-        "ours": (
-            our_step,
-            our_batches(trainer, args.rounds * (args.warm_up + args.steps)),
+        "ours": (our_step, our_batches(trainer, steps)),
+        "plain": (
+            plain_step(config, trainer.train_data.num_classes),
+            plain_batches(folder / "data" / "train", args),
         ),
-        "plain": (plain, plain_batches(folder / "data" / "train", args)),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
-    with tqdm(total=len(loops) * args.rounds, desc=args.network, unit="turn") as bar:
-        for _ in range(args.rounds):
-            for name, (step, batches) in loops.items():
-                times[name].append(_turn(step, batches, args.warm_up, args.steps))
-                bar.update()
+    for turn in range(args.rounds):
+        for name in order(loops, turn):
+            times[name].append(_turn(*loops[name], args.warm_up, args.steps))
     del loops
-    speed = {name: images_per_s(turns, args) for name, turns in times.items()}
+    images = args.steps * args.batch
+    speed = {name: round(images * args.rounds / sum(each), 3) for name, each in times.items()}
     return {
         "network": config.network.architecture,
         "precision": args.precision,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "cpu": record.machine()["cpu"],
-        "batch": args.batch,
+        **{name: getattr(args, name) for name in ("batch", "threads", "workers", "rounds")},
         "crop": list(args.crop),
-        "threads": args.threads,
-        "workers": args.workers,
-        "rounds": args.rounds,
         "steps": args.steps,
-        **speed,
-        "ratio": round(speed["ours"]["images_per_s"] / speed["plain"]["images_per_s"], 3),
-        "loader": {
-            "ours": loader_rate(our_batches(trainer, args.loader_batches + 1), args),
+        "images_per_s": speed,
+        "each_turn": {name: [round(images / s, 3) for s in each] for name, each in times.items()},
+        "ratio": round(speed["ours"] / speed["plain"], 3),
+        "loader_images_per_s": {
+            "ours": loader_rate(our_batches(trainer, steps), args),
             "plain": loader_rate(plain_batches(folder / "data" / "train", args), args),
         },
     }
 
 
 def config_of(args: argparse.Namespace, root: Path) -> TrainConfig:
-    """SGD without a moving average, which a plain loop has none of; the rest is the default."""
+    """Takes SGD without a moving average, which a plain loop has none of, and else the defaults."""
     height, width = args.crop
     raw: dict[str, Any] = {
         "name": "throughput",
@@ -192,21 +187,20 @@ def config_of(args: argparse.Namespace, root: Path) -> TrainConfig:
 
 def our_batches(trainer: Trainer, total: int) -> Batches:
     config = trainer.config
-    return iter(
-        training_batches(
-            trainer.train_data,
-            config.augment,
-            batch_size=config.schedule.batch_size,
-            seed=config.seed,
-            start=0,
-            total=total,
-            workers=config.data.workers,
-        )
+    steps = step_loader(
+        trainer.train_data,
+        config.augment,
+        trainer.plan,
+        seed=config.seed,
+        start=0,
+        total=total,
+        workers=config.data.workers,
     )
+    return (batch for step in steps for batch in step)
 
 
 def plain_batches(folder: Path, args: argparse.Namespace) -> Batches:
-    """Without end: an epoch after the other, as a reference script's outer loop has it."""
+    """Goes on without end: an epoch after the other, as a reference script's outer loop has it."""
     loader = DataLoader(
         PlainDataset(folder, (args.crop[0], args.crop[1])),
         args.batch,
@@ -221,7 +215,7 @@ def plain_batches(folder: Path, args: argparse.Namespace) -> Batches:
 
 
 def _turn(step: Step, batches: Batches, warm_up: int, steps: int) -> float:
-    """Seconds of the counted steps, waiting for their batches included."""
+    """Times the counted steps, in seconds, waiting for their batches included."""
     for _ in range(warm_up):
         step(*next(batches))
     started = time.perf_counter()
@@ -230,48 +224,30 @@ def _turn(step: Step, batches: Batches, warm_up: int, steps: int) -> float:
     return time.perf_counter() - started
 
 
-def images_per_s(turns: list[float], args: argparse.Namespace) -> dict[str, Any]:
-    """Of all turns together, and of each."""
-    images = args.steps * args.batch
-    return {
-        "images_per_s": round(images * len(turns) / sum(turns), 3),
-        "turns": [round(images / seconds, 3) for seconds in turns],
-    }
-
-
 def loader_rate(batches: Batches, args: argparse.Namespace) -> float:
-    """Images a second with nothing else to do; the first batch, which starts the worker, apart."""
+    """Counts images a second with nothing else to do, after the batch that starts the worker."""
     next(batches)
     started = time.perf_counter()
-    for _ in range(args.loader_batches):
+    for _ in range(args.steps):
         next(batches)
-    images: int = args.loader_batches * args.batch
-    return round(images / (time.perf_counter() - started), 1)
+    return round(float(args.steps * args.batch / (time.perf_counter() - started)), 1)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a later run replaces."""
+    """Tells which row a later run replaces."""
     return row["network"], row["precision"], row["batch"], tuple(row["crop"])
 
 
-def earlier_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return rows
-
-
 def print_row(row: dict[str, Any]) -> None:
-    ours, plain, loader = row["ours"], row["plain"], row["loader"]
+    speed, loader = row["images_per_s"], row["loader_images_per_s"]
     print("| network | precision | batch | crop | ours | plain loop | ratio | our loader alone |")
     print("|---|---|---|---|---|---|---|---|")
     print(
         f"| {row['network']} | {row['precision']} | {row['batch']} "
-        f"| {row['crop'][0]}x{row['crop'][1]} "
-        f"| {ours['images_per_s']:.2f} | {plain['images_per_s']:.2f} | {row['ratio']:.2f} "
-        f"| {loader['ours']:.0f} |"
+        f"| {row['crop'][0]}x{row['crop'][1]} | {speed['ours']:.2f} | {speed['plain']:.2f} "
+        f"| {row['ratio']:.2f} | {loader['ours']:.0f} |"
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,19 +14,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from model.contract import ClassInfo
 from training.datasets.base import VOID, Sample
 from training.evaluation.metrics import Scores
-from training.record import Record
+from training.run_log import RunLog
 
 CLASSES = (ClassInfo(0, "sky", (10, 20, 30)), ClassInfo(1, "road", (40, 50, 60)))
 SCORES = Scores(0.9, 0.8, 0.7, 0.6, np.array([0.75, np.nan]))
 RATES = {"backbone_lr": 1e-4, "head_lr": 1e-3}
 
 
-def write(record: Record, iteration: int, scores: Scores | None = None, loss: float = 0.5) -> None:
+def write(record: RunLog, iteration: int, scores: Scores | None = None, loss: float = 0.5) -> None:
     record.epoch(
         iteration=iteration,
         epoch=iteration // 10,
         loss=loss,
-        rates=RATES,
+        learning_rates=RATES,
         images_per_s=12.345,
         scores=scores,
     )
@@ -44,7 +44,7 @@ def board(run_dir: Path) -> EventAccumulator:
 
 
 def test_csv_and_scalars(tmp_path: Path) -> None:
-    record = Record(tmp_path, CLASSES)
+    record = RunLog(tmp_path, CLASSES)
     write(record, 10)
     write(record, 20, SCORES, loss=0.25)
     record.close()
@@ -81,11 +81,11 @@ def test_csv_and_scalars(tmp_path: Path) -> None:
 
 
 def test_picture_is_image_truth_and_prediction(tmp_path: Path) -> None:
-    record = Record(tmp_path, CLASSES)
+    record = RunLog(tmp_path, CLASSES)
     target = np.array([[0, 1], [VOID, 1]], np.uint8)
     prediction = np.array([[1, 1], [0, 0]], np.uint8)
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    record.picture("val/0", 10, Sample(image, target), prediction)
+    record.image("val/0", 10, Sample(image, target), prediction)
     record.close()
     (event,) = board(tmp_path).Images("val/0")
     shown = np.array(Image.open(io.BytesIO(event.encoded_image_string)))
@@ -97,11 +97,11 @@ def test_picture_is_image_truth_and_prediction(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_drops_what_it_will_do_again(tmp_path: Path) -> None:
-    record = Record(tmp_path, CLASSES)
+    record = RunLog(tmp_path, CLASSES)
     for iteration in (10, 20, 30):
         write(record, iteration, loss=1.0)
     record.close()
-    record = Record(tmp_path, CLASSES, iteration=20)
+    record = RunLog(tmp_path, CLASSES, iteration=20)
     write(record, 30, loss=2.0)
     record.close()
     assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [
@@ -115,7 +115,7 @@ def test_a_resumed_run_drops_what_it_will_do_again(tmp_path: Path) -> None:
 
 def test_a_log_with_other_columns_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("iteration,epoch,loss,lr_factor\n10,1,0.5,0.9\n")
-    record = Record(tmp_path, CLASSES, iteration=10)
+    record = RunLog(tmp_path, CLASSES, iteration=10)
     write(record, 20)
     record.close()
     assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [
@@ -126,5 +126,5 @@ def test_a_log_with_other_columns_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_new_run_starts_a_new_log(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("of another run\n")
-    Record(tmp_path, CLASSES).close()
+    RunLog(tmp_path, CLASSES).close()
     assert rows(tmp_path) == []

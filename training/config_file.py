@@ -1,4 +1,4 @@
-"""A recipe as it stands in its files: `extends`, and `section.field=value` overrides.
+"""Config files: `extends`, `section.field=value` overrides, and names that fields had before.
 
 A file may name another that it extends, by a path relative to itself; what it says itself wins,
 field by field. What the fields mean is left to `training.config`.
@@ -16,12 +16,18 @@ EXTENDS = "extends"
 Raw = dict[str, Any]
 """Sections and fields as YAML has them."""
 
+_RENAMED = {
+    ("data", "shown"): ("mask", {}),
+    ("optimizer", "learned"): ("trainable", {"score": "score_layers"}),
+}
+"""Section and former field to the field now, with the values that are called otherwise."""
+
 
 class ConfigError(ValueError):
-    """A recipe cannot be read or has a wrong value; the message names file and field."""
+    """A config cannot be read or has a wrong value; the message names file and field."""
 
 
-def read_recipe(path: Path, _heirs: tuple[Path, ...] = ()) -> Raw:
+def read_config(path: Path, _heirs: tuple[Path, ...] = ()) -> Raw:
     """The file with everything it extends, without the word `extends`.
 
     `_heirs`: the files that led here, which must not come again.
@@ -38,7 +44,7 @@ def read_recipe(path: Path, _heirs: tuple[Path, ...] = ()) -> Raw:
     if base.resolve() in heirs:
         names = " -> ".join(heir.name for heir in (*heirs, base))
         raise ConfigError(f"{path}: {EXTENDS}: recipes extend each other in a circle, {names}")
-    return merged(read_recipe(base, heirs), raw)
+    return merged(read_config(base, heirs), raw)
 
 
 def merged(base: Raw, changes: Raw) -> Raw:
@@ -48,6 +54,25 @@ def merged(base: Raw, changes: Raw) -> Raw:
         inner = result.get(name)
         both = isinstance(inner, dict) and isinstance(value, dict)
         result[name] = merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def renamed(raw: Raw, source: str) -> Raw:
+    """`raw` with former names of fields and values replaced: people's files and checkpoints have
+    them. Raises: ConfigError where a field is given by both of its names."""
+    result = dict(raw)
+    for (section, before), (now, values) in _RENAMED.items():
+        fields = result.get(section)
+        if not isinstance(fields, dict) or before not in fields:
+            continue
+        if now in fields:
+            raise ConfigError(
+                f"{source}: {section}.{before} is called {section}.{now} now: leave the former out"
+            )
+        fields = dict(fields)
+        value = fields.pop(before)
+        fields[now] = values.get(value, value) if isinstance(value, str) else value
+        result[section] = fields
     return result
 
 

@@ -1,4 +1,4 @@
-"""What test_ranks.py runs in two processes under torchrun: `two_ranks.py FOLDER DATA`.
+"""What test_world.py runs in two processes under torchrun: `two_processes.py FOLDER DATA`.
 
 Each scenario is one that a single process runs too; results are checkpoints and JSON in FOLDER.
 """
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import narrow_network
 from tests.unit.training.recipes import changed, raw_recipe
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
+from training.distributed import DistributedError, World, init_distributed
 from training.evaluation.evaluate import evaluate
 from training.evaluation.predictors import NetworkPredictor
-from training.ranks import RankError, Ranks, joined
 from training.train import Trainer, train
 
 PLAIN: dict[str, Any] = {
@@ -50,60 +51,60 @@ NORMED: dict[str, Any] = {}  # MobileNetV1 with dropout
 
 
 def config(data: Path, changes: dict[str, Any]) -> TrainConfig:
-    return parse_config(changed(raw_recipe(data), changes), "two ranks")
+    return parse_config(changed(raw_recipe(data), changes), "two world")
 
 
-def run(folder: Path, data: Path, ranks: Ranks) -> None:
+def run(folder: Path, data: Path, world: World) -> None:
     for name, changes in RECIPES.items():
-        done = train(config(data, changes), folder / name, ranks=ranks)
+        done = train(config(data, changes), folder / name, world=world)
     # The last of them on every image, each once: 3 images, 2 processes.
     split = open_dataset("folder", data, "test")
-    confusion = evaluate(NetworkPredictor(done.build_network()), split, ranks=ranks)
-    if ranks.first:
+    confusion = evaluate(NetworkPredictor(done.build_network()), split, world=world)
+    if world.is_main:
         (folder / "confusion.json").write_text(json.dumps(confusion.counts.tolist()))
 
 
-def run_together(folder: Path, data: Path, ranks: Ranks) -> None:
+def run_together(folder: Path, data: Path, world: World) -> None:
     """What only several processes can show."""
     normed = config(data, NORMED)
-    train(normed, folder / "straight", ranks=ranks)
-    train(normed, folder / "parts", stop_after=4, ranks=ranks)
-    trainer = Trainer(normed, folder / "parts", resume=True, ranks=ranks)
+    train(normed, folder / "straight", world=world)
+    train(normed, folder / "parts", stop_after=4, world=world)
+    trainer = Trainer(normed, folder / "parts", resume=True, world=world)
     trainer.run()
     own = trainer.learner.network.state_dict()
     same = all(
-        len({value.numpy().tobytes() for value in ranks.gather(tensor.contiguous())}) == 1
+        len({value.numpy().tobytes() for value in world.gather(tensor.contiguous())}) == 1
         for tensor in own.values()
     )
     refusal = ""
     try:
-        train(config(data, {"schedule__batch_size": 1}), folder / "refused", ranks=ranks)
+        train(config(data, {"schedule__batch_size": 1}), folder / "refused", world=world)
     except ConfigError as error:
         refusal = str(error)
-    if ranks.first:
+    if world.is_main:
         (folder / "together.json").write_text(json.dumps({"same": same, "refusal": refusal}))
 
 
 def main() -> None:
     folder, data = map(Path, sys.argv[1:])
-    with pytest.MonkeyPatch.context() as patch, joined() as ranks:
+    with pytest.MonkeyPatch.context() as patch, init_distributed() as world:
         narrow_network.narrow(patch)
         narrow_network.narrow_alexnet(patch)
-        run(folder, data, ranks)
-        run_together(folder, data, ranks)
+        run(folder, data, world)
+        run_together(folder, data, world)
     be_silent(folder)
 
 
 def be_silent(folder: Path) -> None:
     """The second process no longer answers; the first one must not wait for ever."""
     try:
-        with joined(timeout_s=2) as ranks:
-            if not ranks.first:
+        with init_distributed(timeout_s=2) as world:
+            if not world.is_main:
                 while not (folder / "silence.txt").exists():
                     time.sleep(0.1)
                 os._exit(0)
-            ranks.sum_number(1.0)
-    except RankError as error:
+            world.sum(torch.ones(()))
+    except DistributedError as error:
         (folder / "silence.txt").write_text(str(error))
 
 

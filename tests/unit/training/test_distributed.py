@@ -16,12 +16,12 @@ import yaml
 
 from tests.unit.training.recipes import changed, raw_recipe
 from tests.unit.training.test_train import assert_same_state
-from tests.unit.training.two_ranks import RECIPES, config
+from tests.unit.training.two_processes import RECIPES, config
 from training.checkpoint import load_checkpoint
 from training.datasets import open_dataset
+from training.distributed import SINGLE, World
 from training.evaluation.evaluate import evaluate
 from training.evaluation.predictors import NetworkPredictor
-from training.ranks import ALONE, Ranks
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,9 +44,9 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, streets: Path) -> Path:
-    """What two_ranks.py leaves behind."""
+    """What two_processes.py leaves behind."""
     folder = tmp_path_factory.mktemp("two")
-    script = Path(__file__).with_name("two_ranks.py")
+    script = Path(__file__).with_name("two_processes.py")
     done = torchrun(str(script), str(folder), str(streets))
     assert done.returncode == 0, done.stderr
     return folder
@@ -135,14 +135,14 @@ def test_the_commands_under_torchrun(tmp_path: Path, streets: Path) -> None:
 def test_parts_follow_one_another_and_miss_nothing() -> None:
     items = list(range(7))
     for count in (1, 2, 3, 7, 9):
-        parts = [Ranks(rank, count).share(items) for rank in range(count)]
+        parts = [World(rank, count).share(items) for rank in range(count)]
         assert sum(parts, []) == items
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_alone_nothing_is_exchanged() -> None:
     own = torch.arange(3.0, requires_grad=True)
-    assert ALONE.sum_with_own_gradient(own) is own
-    assert torch.equal(ALONE.sum(own), own)
-    assert ALONE.gather(own) == [own]
-    assert ALONE.first
+    assert SINGLE.sum_with_own_gradient(own) is own
+    assert torch.equal(SINGLE.sum(own), own)
+    assert SINGLE.gather(own) == [own]
+    assert SINGLE.is_main

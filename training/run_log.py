@@ -1,4 +1,4 @@
-"""What a run leaves behind: log.csv, TensorBoard scalars and prediction pictures."""
+"""The log of a run: log.csv, TensorBoard scalars and images of predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.evaluation.metrics import Scores
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 
-class Record:
+class RunLog:
     """Appends to `run_dir/log.csv` and `run_dir/tensorboard`; a resumed run goes on in both."""
 
     def __init__(self, run_dir: Path, classes: tuple[ClassInfo, ...], iteration: int = 0) -> None:
@@ -59,16 +59,16 @@ class Record:
         iteration: int,
         epoch: int,
         loss: float,
-        rates: Mapping[str, float],
+        learning_rates: Mapping[str, float],
         images_per_s: float,
         scores: Scores | None,
     ) -> None:
-        """One line of the CSV, and the same as scalars. `rates`: backbone_lr and head_lr."""
+        """Write a line of the CSV, and the same as scalars. `learning_rates` by column."""
         row: dict[str, Any] = {
             "iteration": iteration,
             "epoch": epoch,
             "loss": round(loss, 6),
-            **{name: float(f"{rate:.6g}") for name, rate in rates.items()},
+            **{name: float(f"{rate:.6g}") for name, rate in learning_rates.items()},
             "images_per_s": round(images_per_s, 2),
         }
         if scores is not None:
@@ -86,9 +86,9 @@ class Record:
                 self.board.add_scalar(tag, value, iteration)
         self.board.flush()
 
-    def picture(self, tag: str, iteration: int, sample: Sample, prediction: Pixels) -> None:
-        """Image, ground truth and prediction side by side; void pixels black in both maps. Of more
-        channels the first three, of several labellings the first."""
+    def image(self, tag: str, iteration: int, sample: Sample, prediction: Pixels) -> None:
+        """Show an image, its ground truth and a prediction side by side, void pixels black in both:
+        the first three channels and the first head."""
         target, shown = sample.target, prediction.copy()
         if target.ndim == 3:
             target, shown = target[..., 0], shown[..., 0]

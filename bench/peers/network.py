@@ -1,6 +1,6 @@
-"""What every peer does around its server, and the bare limit without one: JPEG to PNG.
+"""Turns a JPEG into a palette PNG: every peer around it, and the bare limit without a server.
 
-Runs in the peers' own environments: numpy, Pillow and onnxruntime, nothing of this project.
+It runs in the peers' own environments: numpy, Pillow and onnxruntime, nothing of this project.
 The session is set as in service/core. Decoder and encoder are Pillow, at its fastest level: the
 best that these servers' users have at hand. The service reads plain JPEGs with libjpeg-turbo alone,
 to the same pixels, and packs its PNGs with a writer of its own.
@@ -25,13 +25,13 @@ PNG_LEVEL = 1
 
 
 def setting(name: str, default: int = 0) -> int:
-    """BENCH_WORKERS, BENCH_THREADS (of one inference), BENCH_BATCH (1: none), BENCH_PORT, and
-    BENCH_LIMIT: requests inside at once before the server refuses, 0 for no bound."""
+    """Reads BENCH_WORKERS, BENCH_THREADS (of one inference), BENCH_BATCH (1: none), BENCH_PORT or
+    BENCH_BOUND: requests inside at once before the server refuses, 0 for no bound."""
     return int(os.environ.get(f"BENCH_{name}", default))
 
 
 class Network:
-    """One session over the file BENCH_MODEL, with as many threads as BENCH_THREADS."""
+    """Holds one session over the file BENCH_MODEL, with as many threads as BENCH_THREADS."""
 
     def __init__(self, path: str | None = None, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
@@ -47,12 +47,12 @@ class Network:
         self._palette = palette(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """uint8 RGB [N,H,W,3] -> uint8 [N,H,W]."""
+        """Labels uint8 RGB [N,H,W,3]: uint8 [N,H,W]."""
         (label_maps,) = self._session.run(["label_map"], {self._input: batch})
         return np.asarray(label_maps, np.uint8)
 
     def encode(self, label_map: UInt8Array) -> bytes:
-        """uint8 [H,W] -> palette PNG."""
+        """Packs uint8 [H,W] into a palette PNG."""
         image = Image.fromarray(label_map)
         image.putpalette(self._palette)
         buffer = io.BytesIO()
@@ -60,22 +60,22 @@ class Network:
         return buffer.getvalue()
 
     def segment(self, body: bytes) -> bytes:
-        """JPEG -> palette PNG of the same size."""
+        """Makes a palette PNG of the JPEG's size."""
         return self.encode(self.run(decode(body)[None])[0])
 
     def segment_batch(self, bodies: Sequence[bytes]) -> list[bytes]:
-        """JPEGs of one size -> PNGs, with one run of the network."""
+        """Makes PNGs of JPEGs of one size, with one run of the network."""
         return [self.encode(found) for found in self.run(np.stack([decode(b) for b in bodies]))]
 
 
 def decode(body: bytes) -> UInt8Array:
-    """JPEG -> uint8 RGB [H,W,3]."""
+    """Decodes a JPEG to uint8 RGB [H,W,3]."""
     with Image.open(io.BytesIO(body), formats=("JPEG",)) as image:
         return np.array(image.convert("RGB"))
 
 
 def palette(metadata: dict[str, str]) -> bytes:
-    """RGB of 256 classes, from the contract inside the model file."""
+    """Reads the colours of 256 classes from the contract inside the model file."""
     table = bytearray(768)
     for info in json.loads(metadata[CONTRACT_KEY])["classes"]:
         table[3 * info["id"] : 3 * info["id"] + 3] = bytes(info["color"])
