@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -41,7 +42,7 @@ class Broken:
     """A segmenter with a fault: its check passes, and then it fails in a way nobody thought of."""
 
     def models(self) -> list[ModelStatus]:
-        version = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu")
+        version = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
         return [ModelStatus("tiny", "1", (version,))]
 
     def check(self, options: object) -> None: ...
