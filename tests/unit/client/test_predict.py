@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from fcn_client.errors import NotAuthenticated, Problem, Unreachable, UnusableInput
-from fcn_client.picture import overlay
+from fcn_client.errors import FcnConnectionError, InvalidInput, NotAuthenticated
+from fcn_client.images import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
 from fcn_client.types import ClassInfo
@@ -228,7 +228,7 @@ def test_mp4(tmp_path: Path) -> None:
     for rgb, expected in zip(seen, sent, strict=True):
         np.testing.assert_allclose(rgb.astype(int), expected.astype(int), atol=12)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UnusableInput, match="cannot be read as a video"):
+    with pytest.raises(InvalidInput, match="cannot be read as a video"):
         list(frames(path))
 
 
@@ -236,7 +236,7 @@ def test_a_video_without_its_decoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnusableInput, match="pip install av$"):
+    with pytest.raises(InvalidInput, match="pip install av$"):
         list(frames(tmp_path / "film.mp4"))
 
 
@@ -276,11 +276,11 @@ class Drawn:
         pass
 
 
-WITHDRAWN = NotAuthenticated(Problem("", "Not authenticated", 401, "the key was taken away"))
+WITHDRAWN = NotAuthenticated("the key was taken away")
 
 
 @pytest.mark.parametrize(
-    "end", [Unreachable("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
+    "end", [FcnConnectionError("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
 )
 def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
