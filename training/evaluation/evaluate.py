@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fcn_client.window import on_threads
+from fcn_client.sync.window import in_window
 from training.datasets import DatasetInfo, SegmentationDataset
 from training.datasets.base import UInt8Array
 from training.distributed import SINGLE, World
@@ -98,7 +98,7 @@ def evaluate_files(
         except (ImageFailed, ServerLost) as error:
             return error
 
-    answers = on_threads(work, range(len(data)), in_flight, ordered=True)
+    answers = in_window(work, range(len(data)), in_flight, ordered=True)
     with (
         closing(answers),
         tqdm(total=len(data), desc=data.split, unit="image", disable=not progress) as bar,

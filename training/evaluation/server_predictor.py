@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_client import FcnClient, FcnError, NotAllowed, NotAuthenticated, TimedOut, Unreachable
+from fcn_client import (
+    FcnClient,
+    FcnConnectionError,
+    FcnError,
+    FcnTimeoutError,
+    NotAllowed,
+    NotAuthenticated,
+)
 from fcn_client.predict import RemoteLabeller
 from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
@@ -55,9 +62,9 @@ class ServerPredictor:
             try:
                 answer = self._labeller(body)
                 break
-            except (Unreachable, NotAuthenticated, NotAllowed) as error:
+            except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
                 raise ServerLost(str(error)) from error
-            except TimedOut as error:
+            except FcnTimeoutError as error:
                 if attempt == _ATTEMPTS:
                     raise ImageFailed(f"{error} (asked {attempt} times; see --deadline)") from error
             except FcnError as error:

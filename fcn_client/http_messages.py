@@ -1,4 +1,4 @@
-"""REST with httpx: one pool of kept connections a client."""
+"""The requests and replies of REST, from and to the client's own types."""
 
 from __future__ import annotations
 
@@ -7,100 +7,37 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import httpx
 
 from fcn_client.errors import (
+    DecodeError,
+    FcnConnectionError,
     FcnError,
-    TimedOut,
-    Unreachable,
-    UnreadableAnswer,
-    UnusableInput,
-    from_document,
+    FcnTimeoutError,
+    InvalidInput,
 )
+from fcn_client.problems import from_document
 from fcn_client.retry import GRACE_S
 from fcn_client.types import Call, Model, ModelVersion, RawReply, Timings, classes_of
 
 CONNECT_S: Final = 5.0
 # Just below the 65 s after which the server closes an idle connection.
 KEEP_ALIVE_S: Final = 55.0
-_LIMITS: Final = httpx.Limits(
+LIMITS: Final = httpx.Limits(
     max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S
 )
 
 
-class RestTransport:
-    """For one thread or many."""
-
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._client = httpx.Client(base_url=url, headers=dict(headers), limits=_LIMITS)
-        self._url = url
-
-    def segment(self, call: Call) -> RawReply:
-        return _reply(self._send(_segment(self._client, call)), call.request_id)
-
-    def stream(self, request_id: str, *_: object) -> NoReturn:
-        raise _no_streams(self._url)
-
-    def models(self, timeout_s: float) -> tuple[Model, ...]:
-        return _models(
-            self._send(self._client.build_request("GET", "v1/models", timeout=timeout_s))
-        )
-
-    def ready(self, timeout_s: float) -> bool:
-        request = self._client.build_request("GET", "readyz", timeout=timeout_s)
-        return self._send(request).status_code == httpx.codes.OK
-
-    def close(self) -> None:
-        self._client.close()
-
-    def _send(self, request: httpx.Request) -> httpx.Response:
-        try:
-            return self._client.send(request)
-        except httpx.HTTPError as error:
-            raise _failure(error, self._url) from error
-
-
-class AsyncRestTransport:
-    """For the tasks of one event loop."""
-
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._client = httpx.AsyncClient(base_url=url, headers=dict(headers), limits=_LIMITS)
-        self._url = url
-
-    async def segment(self, call: Call) -> RawReply:
-        return _reply(await self._send(_segment(self._client, call)), call.request_id)
-
-    def stream(self, request_id: str, *_: object) -> NoReturn:
-        raise _no_streams(self._url)
-
-    async def models(self, timeout_s: float) -> tuple[Model, ...]:
-        request = self._client.build_request("GET", "v1/models", timeout=timeout_s)
-        return _models(await self._send(request))
-
-    async def ready(self, timeout_s: float) -> bool:
-        request = self._client.build_request("GET", "readyz", timeout=timeout_s)
-        return (await self._send(request)).status_code == httpx.codes.OK
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        try:
-            return await self._client.send(request)
-        except httpx.HTTPError as error:
-            raise _failure(error, self._url) from error
-
-
-def _no_streams(url: str) -> UnusableInput:
-    return UnusableInput(
+def no_streams(url: str) -> InvalidInput:
+    return InvalidInput(
         f"{url} is REST, which has no streams: give the gRPC address, grpc://host:8001, or use "
         "segment_many"
     )
 
 
-def _segment(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
+def segment_request(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     query: list[tuple[str, str | int | float | bool | None]] = [("output", call.output)]
     query += [("classes", name) for name in call.classes]
     for name, value in (
@@ -120,14 +57,14 @@ def _segment(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Requ
         "POST",
         "segment",
         params=httpx.QueryParams(query),
-        content=call.picture,
+        content=call.image,
         headers={"Content-Type": "application/octet-stream", "X-Request-ID": call.request_id},
         timeout=httpx.Timeout(wait_s, connect=min(wait_s, CONNECT_S)),
     )
 
 
-def _reply(response: httpx.Response, request_id: str) -> RawReply:
-    """Raises: ServerError for any status but 200."""
+def reply_of(response: httpx.Response, request_id: str) -> RawReply:
+    """Reads an answer. Raises: ServerError for any status but 200."""
     headers = response.headers
     request_id = headers.get("X-Request-ID", request_id)
     if response.status_code != httpx.codes.OK:
@@ -152,21 +89,21 @@ def _refusal(response: httpx.Response, request_id: str) -> FcnError:
     )
 
 
-def _failure(error: httpx.HTTPError, url: str) -> FcnError:
+def failure(error: httpx.HTTPError, url: str) -> FcnError:
     reason = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return TimedOut(f"{url} did not answer in the time allowed ({reason}): allow more")
-    return Unreachable(f"cannot reach {url}: {reason}")
+        return FcnTimeoutError(f"{url} did not answer in the time allowed ({reason}): allow more")
+    return FcnConnectionError(f"cannot reach {url}: {reason}")
 
 
-def _models(response: httpx.Response) -> tuple[Model, ...]:
-    """Raises: ServerError, UnreadableAnswer."""
+def models_of(response: httpx.Response) -> tuple[Model, ...]:
+    """Reads the list of models. Raises: ServerError, DecodeError."""
     if response.status_code != httpx.codes.OK:
         raise _refusal(response, response.headers.get("X-Request-ID", ""))
     try:
         return tuple(_model(entry) for entry in json.loads(response.content)["models"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UnreadableAnswer(f"{response.url} is no list of models: {error!r}") from error
+        raise DecodeError(f"{response.url} is no list of models: {error!r}") from error
 
 
 def _model(entry: Mapping[str, Any]) -> Model:
@@ -189,7 +126,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
 
 
 def timings_of(server_timing: str) -> Timings:
-    """From `decode;dur=1.20, queue;dur=0.01, ...` in milliseconds; other stages are passed over.
+    """Reads `decode;dur=1.20, queue;dur=0.01, ...` in milliseconds, passing over other stages.
 
     Source: W3C Server Timing.
     """
@@ -206,7 +143,7 @@ def timings_of(server_timing: str) -> Timings:
 
 
 def retry_after_s(header: str | None, now_s: float | None = None) -> float | None:
-    """Seconds from now: the header is a number of them, or a date. None where it is neither.
+    """Reads seconds from now: a number of them, or a date. None where the header is neither.
 
     Source: RFC 9110 section 10.2.3.
     """
