@@ -1,4 +1,4 @@
-"""The picture out of a request's body, with its limit enforced while the body streams in.
+"""Takes the image out of a request's body, with its limit enforced while the body streams in.
 
 Neither `Content-Length` nor a part's headers are trusted: bytes are counted as they arrive, and
 what is over the limit is never held.
@@ -6,24 +6,21 @@ what is over the limit is never held.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from collections.abc import AsyncIterator
+from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive
 
+from service.api.uploads import Upload
 from service.errors import (
+    Cancelled,
     ImageTooLarge,
     InvalidParameter,
-    Overloaded,
     UnsupportedImageFormat,
-    UploadTooSlow,
     quoted,
 )
-
-T = TypeVar("T")
 
 FIELD: Final = "image"
 RAW_TYPES: Final = (
@@ -43,116 +40,30 @@ MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4 * 1024
 
 
-RETRY_UPLOAD_S: Final = 1.0
-"""Told when too many bodies are being read: how long they take is up to those who send them."""
+async def chunks(receive: Receive, upload: Upload) -> AsyncIterator[bytes]:
+    """Reads a request's body from ASGI, and counts it.
+
+    Raises: Cancelled when the caller leaves, Overloaded.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Cancelled()
+        chunk = message.get("body", b"")
+        upload.received(len(chunk))
+        yield chunk
+        more = message.get("more_body", False)
 
 
-class Uploads:
-    """The bodies being read, of all connections and transports: so many, so large, so long."""
-
-    def __init__(
-        self,
-        *,
-        max_count: int,
-        max_bytes: int,
-        timeout_s: float,
-        rejected: Callable[[str], None],
-    ) -> None:
-        """max_bytes: of all of them together; a single one always fits. rejected: the observer's,
-        told "uploads"."""
-        self._max_count = max_count
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._rejected = rejected
-        self._count = 0
-        self._bytes = 0
-
-    @property
-    def timeout_s(self) -> float:
-        """A body that takes longer is given up."""
-        return self._timeout_s
-
-    @property
-    def held(self) -> tuple[int, int]:
-        """Bodies being read, and their bytes so far."""
-        return self._count, self._bytes
-
-    def begin(self) -> Upload:
-        """To be used in a `with` block, or ended. Raises: Overloaded, and nothing has been read."""
-        if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
-            raise self._refused()
-        self._count += 1
-        return Upload(self)
-
-    def _refused(self) -> Overloaded:
-        self._rejected("uploads")
-        return Overloaded(RETRY_UPLOAD_S)
-
-    def _received(self, n_bytes: int) -> None:
-        """Raises: Overloaded."""
-        if self._count > 1 and self._bytes + n_bytes > self._max_bytes:
-            raise self._refused()
-        self._bytes += n_bytes
-
-    def _end(self, n_bytes: int) -> None:
-        self._count -= 1
-        self._bytes -= n_bytes
-
-
-class Upload:
-    """One body being read, until the end of its `with` block."""
-
-    __slots__ = ("_bytes", "_uploads")
-
-    def __init__(self, uploads: Uploads) -> None:
-        self._uploads = uploads
-        self._bytes = 0
-
-    async def in_time(self, reading: Coroutine[Any, Any, T]) -> T:
-        """Raises: UploadTooSlow, and what `reading` raises."""
-        try:
-            async with asyncio.timeout(self._uploads._timeout_s) as scope:
-                return await reading
-        except TimeoutError:
-            if not scope.expired():  # `reading` raised it
-                raise
-            raise UploadTooSlow(self._uploads._timeout_s) from None
-
-    async def counted(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The same chunks. Raises: Overloaded."""
-        async for chunk in stream:
-            self.received(len(chunk))
-            yield chunk
-
-    def received(self, n_bytes: int) -> None:
-        """Raises: Overloaded."""
-        self._uploads._received(n_bytes)
-        self._bytes += n_bytes
-
-    def end(self) -> None:
-        """It is over, or given up. To be called once, unless it is used in a `with` block."""
-        self._uploads._end(self._bytes)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.end()
-
-
-async def read_picture(
+async def read_image(
     stream: AsyncIterator[bytes],
     content_type: str | None,
     content_encoding: str | None,
     content_length: str | None,
     max_bytes: int,
 ) -> bytes:
-    """The bytes of the one picture in the body.
+    """The bytes of the one image in the body.
 
     Raises: ImageTooLarge, UnsupportedImageFormat, InvalidParameter (a multipart body is wrong).
     """
@@ -169,42 +80,28 @@ async def read_picture(
         if received > limit:
             raise _too_large(max_bytes)
         form.feed(chunk)
-    return form.picture()
-
-
-def picture_in(
-    body: bytes, content_type: str | None, content_encoding: str | None, max_bytes: int
-) -> bytes:
-    """As `read_picture`, of a body that is here already."""
-    if content_type in _AS_IT_IS and content_encoding is None:
-        form = None  # nothing to parse
-    else:
-        form = _form(content_type, content_encoding, max_bytes)
-    if len(body) > (max_bytes if form is None else max_bytes + MULTIPART_OVERHEAD_BYTES):
-        raise _too_large(max_bytes)
-    if form is None:
-        return body
-    form.feed(body)
-    return form.picture()
+    return form.image()
 
 
 def _form(content_type: str | None, content_encoding: str | None, max_bytes: int) -> _Form | None:
-    """What takes the body apart; None when the body is the picture.
+    """What takes the body apart; None when the body is the image.
 
     Raises: UnsupportedImageFormat, InvalidParameter.
     """
     if content_encoding and content_encoding.strip().lower() != "identity":
         raise UnsupportedImageFormat(
-            f"Content-Encoding {quoted(content_encoding)} is not read: send the picture as it is, "
+            f"Content-Encoding {quoted(content_encoding)} is not read: send the image as it is, "
             "its format compresses already"
         )
+    if content_type in _AS_IT_IS:
+        return None  # nothing to parse
     kind, options = parse_options_header(content_type)
     media_type = kind.decode("latin-1")
     if media_type == "multipart/form-data":
         return _Form(options.get(b"boundary", b""), max_bytes)
     if media_type and media_type not in _AS_IT_IS:
         raise UnsupportedImageFormat(
-            f"Content-Type {quoted(media_type)} is not read: send the picture as the body with "
+            f"Content-Type {quoted(media_type)} is not read: send the image as the body with "
             f"its type, such as image/jpeg, or as the multipart/form-data field {FIELD!r}"
         )
     return None
@@ -212,7 +109,7 @@ def _form(content_type: str | None, content_encoding: str | None, max_bytes: int
 
 def _too_large(max_bytes: int) -> ImageTooLarge:
     return ImageTooLarge(
-        f"the upload is larger than {max_bytes} bytes: send a smaller or more compressed picture"
+        f"the upload is larger than {max_bytes} bytes: send a smaller or more compressed image"
     )
 
 
@@ -266,12 +163,12 @@ class _Form:
         except FormParserError as error:
             raise _broken() from error
 
-    def picture(self) -> bytes:
-        """Once the body is over. Raises: InvalidParameter when it was cut or had no picture."""
+    def image(self) -> bytes:
+        """Once the body is over. Raises: InvalidParameter when it was cut or had no image."""
         if not self._ended:
             raise _broken()
         if not self._parts:
-            raise InvalidParameter(f"the form is empty: send the picture as field {FIELD!r}")
+            raise InvalidParameter(f"the form is empty: send the image as field {FIELD!r}")
         return b"".join(self._chunks)
 
     def _part_begin(self) -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.http.upload import MULTIPART_OVERHEAD_BYTES, Uploads, read_picture
+from service.api.http.body import MULTIPART_OVERHEAD_BYTES, read_image
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,
-    Overloaded,
     ServiceError,
     UnsupportedImageFormat,
-    UploadTooSlow,
 )
 
 BOUNDARY = "a-boundary"
@@ -47,7 +44,7 @@ def read(
     limit: int = 1000,
 ) -> bytes:
     source = chunks if isinstance(chunks, Source) else Source(chunks)
-    return asyncio.run(read_picture(aiter(source), content_type, encoding, length, limit))
+    return asyncio.run(read_image(aiter(source), content_type, encoding, length, limit))
 
 
 def form(data: bytes, name: str = "image", disposition: str = "form-data") -> bytes:
@@ -74,7 +71,7 @@ def test_raw_and_form_give_the_bytes_back(data: bytes, sizes: list[int]) -> None
 
 @given(data=st.binary(max_size=400), sizes=st.lists(st.integers(0, 50), max_size=20))
 def test_no_form_breaks_anything(data: bytes, sizes: list[int]) -> None:
-    """Whatever is sent as a form is a picture or one of our errors."""
+    """Whatever is sent as a form is an image or one of our errors."""
     with contextlib.suppress(ServiceError):
         read(cut(data, sizes), FORM)
 
@@ -150,71 +147,3 @@ def test_encodings() -> None:
 def test_wrong_forms(body: bytes, words: str) -> None:
     with pytest.raises(InvalidParameter, match=words):
         read([body], FORM)
-
-
-# Many at once, and slow ones
-
-
-def uploads(told: list[str] | None = None, **limits: float) -> Uploads:
-    chosen: dict[str, Any] = {"max_count": 2, "max_bytes": 100, "timeout_s": 5.0, **limits}
-    return Uploads(**chosen, rejected=(told if told is not None else []).append)
-
-
-async def test_one_upload_too_many_is_refused_unread() -> None:
-    told: list[str] = []
-    limit = uploads(told)
-    with limit.begin(), limit.begin():
-        with pytest.raises(Overloaded) as caught:
-            limit.begin()
-        assert caught.value.retry_after_s >= 1
-        assert told == ["uploads"]
-    with limit.begin():
-        assert limit.held == (1, 0)
-    assert limit.held == (0, 0)
-
-
-async def test_bytes_are_counted_while_they_arrive() -> None:
-    told: list[str] = []
-    limit = uploads(told, max_count=9)
-    with limit.begin() as first, limit.begin() as second:
-        first.received(90)
-        with pytest.raises(Overloaded):
-            async for _ in second.counted(aiter(Source([b"x" * 5, b"x" * 6]))):
-                pass
-        assert limit.held == (2, 95)
-        first.received(5)
-        with pytest.raises(Overloaded):
-            limit.begin()
-    assert limit.held == (0, 0)
-    assert told == ["uploads", "uploads"]
-
-
-async def test_a_single_upload_always_fits() -> None:
-    limit = uploads()
-    with limit.begin() as upload:
-        chunks = [chunk async for chunk in upload.counted(aiter(Source([b"x" * 80] * 3)))]
-    assert b"".join(chunks) == b"x" * 240
-
-
-async def test_a_slow_upload_is_given_up() -> None:
-    async def trickle() -> AsyncIterator[bytes]:
-        while True:
-            await asyncio.sleep(0.005)
-            yield b"x"
-
-    limit = uploads(timeout_s=0.03)
-    with (
-        pytest.raises(UploadTooSlow, match=r"not complete after 0.03 s: send a smaller"),
-        limit.begin() as upload,
-    ):
-        reading = read_picture(upload.counted(trickle()), "image/png", None, None, 10**6)
-        await upload.in_time(reading)
-    assert limit.held == (0, 0)
-
-
-async def test_a_timeout_of_the_readers_own_is_not_ours() -> None:
-    async def broken() -> bytes:
-        raise TimeoutError("of the reader's own")
-
-    with uploads().begin() as upload, pytest.raises(TimeoutError, match="of the reader's own"):
-        await upload.in_time(broken())

@@ -1,4 +1,4 @@
-"""The two ways to `POST /segment`, and what a connection goes through on the direct one."""
+"""What a connection to `POST /segment` goes through, byte by byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ordinary(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines
 
 
 def chunked(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines: str) -> bytes:
-    """The same request in a form that goes through FastAPI."""
+    """The same request with a body whose length is not said."""
     head = [f"POST /segment{query} HTTP/1.1", "Host: x", f"Content-Type: {kind}", *lines]
     head += ["Transfer-Encoding: chunked", "", ""]
     middle = len(body) // 2
@@ -53,40 +53,28 @@ def chunked(body: bytes = PNG, kind: str = "image/png", query: str = "", *lines:
         ((), 200),
         ((JPEG, "image/jpeg"), 200),
         ((FORM, "multipart/form-data; boundary=b"), 200),
-        ((PNG, "IMAGE/PNG"), 200),
         ((PNG, "application/octet-stream; charset=none"), 200),
-        ((PNG, "image/png", "?output=json"), 200),
         ((PNG, "image/png", "?output=json&deadline_ms=20000&model=tiny&version=1"), 200),
-        ((PNG, "image/png", "?output=overlay&alpha=0.25&outlines=true"), 200),
-        ((PNG, "image/png", "?output=probabilities&version=1&dtype=float16"), 200),
         ((PNG, "image/png", "?classes=green%2Cred&output=%63olor"), 200),
-        ((PNG, "image/png", "", "Accept: application/geo+json"), 200),
         ((PNG, "image/png", "", "Accept: application/json", "Accept: image/png"), 200),
-        ((PNG, "image/png", "", "Content-Encoding: identity"), 200),
         ((PNG, "image/png", "", "X-Request-ID: mine"), 200),
         ((PNG, "image/png", "", "X-Request-ID: not usable"), 200),
         ((PNG, "image/png", "", "Connection: close"), 200),
-        ((PNG, "image/png", "?output=nothing"), 400),
-        ((PNG, "image/png", "?outputs=json"), 400),
         ((PNG, "image/png", "?alpha=0.5&alpha=0.5"), 400),
-        ((PNG, "image/png", "?classes=purple"), 400),
-        ((PNG, "image/png", "?output=confidence"), 400),
         ((PNG, "image/png", "?model=nobody"), 404),
-        ((PNG, "image/png", "?version=9"), 404),
         ((PNG, "image/png", "", "Accept: text/html"), 406),
         ((bytes(MAX_IMAGE_BYTES + 1), "image/png"), 413),
-        ((png(street(1001, 1001)[:, :, :1].repeat(3, 2) * 0), "image/png"), 413),
         ((PNG, "text/plain"), 415),
-        ((b"GIF89a", "image/png"), 415),
-        ((PNG, "image/png", "", "Content-Encoding: gzip"), 415),
         ((PNG, "text/plain", "?model=nobody"), 404),
-        ((PNG, "multipart/form-data"), 400),
+        ((PNG, "image/png", "", "Content-Encoding: gzip"), 415),
         ((FORM[:-9], "multipart/form-data; boundary=b"), 400),
         ((PNG[:-30], "image/png"), 400),
         ((b"", "image/png"), 400),
     ],
 )  # fmt: skip
-def test_both_ways_say_the_same(server: Server, words: tuple[str], status: int) -> None:
+def test_a_body_of_known_length_and_one_in_chunks(
+    server: Server, words: tuple[str], status: int
+) -> None:
     said = []
     for write in (ordinary, chunked):
         link = Link(server)
@@ -162,9 +150,8 @@ def test_other_requests_on_the_same_connection(link: Link) -> None:
 
 def test_http_1_0(link: Link) -> None:
     link.send(ordinary().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
-    status, headers, _ = link.answer()
-    assert (status, headers["connection"]) == (200, "close")
-    assert link.is_over()
+    assert link.answer()[0] == 200
+    assert link.is_over()  # as is this version's way, when nobody says otherwise
 
 
 def test_what_is_no_http_ends_the_connection(link: Link) -> None:
