@@ -21,7 +21,7 @@ class Labeller(Protocol):
     identity: str
     classes: tuple[ClassInfo, ...]
 
-    def __call__(self, image: bytes) -> bytes:
+    def __call__(self, image: bytes, /) -> bytes:
         """Makes a file's bytes an 8-bit palette PNG of class ids, 255 void. Raises: FcnError."""
         ...
 
@@ -55,7 +55,7 @@ class RemoteLabeller:
             raise
         self.identity = f"{self.name} {self.version} {found.precision}"
 
-    def __call__(self, image: bytes) -> bytes:
+    def __call__(self, image: bytes, /) -> bytes:
         return self._client.segment(
             image,
             model=self.name,

@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 a209e5fca9e7c7c61414ca5ac74a6a11.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 bd5bfca12eda15c231be837d81c71a17.
 # mypy: disable-error-code="type-arg"
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper

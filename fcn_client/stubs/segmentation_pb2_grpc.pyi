@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 a209e5fca9e7c7c61414ca5ac74a6a11.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 bd5bfca12eda15c231be837d81c71a17.
 from typing import Any
 
 class SegmentationStub:
