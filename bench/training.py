@@ -34,7 +34,7 @@ from bench.turns import order
 from model.build import BackboneName, build
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
-from training.loader import training_batches
+from training.loader import step_loader
 from training.train import Trainer
 
 HEIGHT, WIDTH = 360, 480
@@ -130,10 +130,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for split, count in (("train", args.images), ("val", 1)):
         drawn.write(folder / "data", split, count, HEIGHT, WIDTH, seed=0)
     config = config_of(args, folder / "data")
-    trainer = Trainer(config, folder / "run", resume=False)
+    trainer = Trainer(config, folder / "run", resume=False, run_log=None)
     trainer.network.train()
-    if trainer.record is not None:
-        trainer.record.close()
 
     def our_step(images: Tensor, target: Tensor) -> float:
         return trainer.learner.step([(images, target)])
@@ -189,17 +187,16 @@ def config_of(args: argparse.Namespace, root: Path) -> TrainConfig:
 
 def our_batches(trainer: Trainer, total: int) -> Batches:
     config = trainer.config
-    return iter(
-        training_batches(
-            trainer.train_data,
-            config.augment,
-            batch_size=config.schedule.batch_size,
-            seed=config.seed,
-            start=0,
-            total=total,
-            workers=config.data.workers,
-        )
+    steps = step_loader(
+        trainer.train_data,
+        config.augment,
+        trainer.plan,
+        seed=config.seed,
+        start=0,
+        total=total,
+        workers=config.data.workers,
     )
+    return (batch for step in steps for batch in step)
 
 
 def plain_batches(folder: Path, args: argparse.Namespace) -> Batches:

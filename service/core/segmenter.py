@@ -165,6 +165,23 @@ class Segmenter:
         """Those that serve, by name."""
         return self._catalog.statuses()
 
+    def status(
+        self, name: str | None, version: str | None = None
+    ) -> tuple[ModelStatus, VersionStatus]:
+        """Finds the model and version that a request of these names means, ready or not.
+
+        Raises: InvalidParameter, UnknownModel, UnknownVersion.
+        """
+        return self._catalog.status(name, version)
+
+    def default_model(self) -> str | None:
+        """Names the model that answers requests which name none; None when they must name one."""
+        return self._catalog.default_name()
+
+    def metric_label(self, name: str | None) -> str:
+        """Names the model that a request of this name means, for metrics; "" for made-up names."""
+        return self._catalog.metric_label(name)
+
     def ready(self) -> bool:
         """True while new requests are taken and every loaded model's default version answers.
 

@@ -43,6 +43,7 @@ VIOLATIONS = (
         "import service.core.images.decode",
         "The api knows of the core",
     ),
+    ("service/api/oip/grpc.py", "import service.api.http.parameters", "gRPC knows nothing of HTTP"),
     ("service/api/http/routes.py", "import service.settings", "Only app reads the settings"),
     ("service/core/segmenter.py", "import service.api", "Inside the service"),
 )

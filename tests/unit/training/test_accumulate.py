@@ -22,7 +22,7 @@ from model.fcn import FCN, AnyVariant
 from tests.unit.training.recipes import MakeConfig
 from tests.unit.training.test_train import assert_same_state
 from training.config import ConfigError
-from training.loader import Division, _Order
+from training.loader import EpochPlan, StepSampler
 from training.train import train
 
 # Without norms and dropout, which see and draw for each batch alone.
@@ -77,9 +77,10 @@ def test_resumed_is_the_same_to_the_bit(
 
 
 def test_batches_of_a_step_are_the_large_batch_in_order() -> None:
-    parts = list(_Order(Division(13, 2, accumulate=3), 0, 0, 4))
-    whole = list(_Order(Division(13, 6), 0, 0, 4))
-    assert [sum(parts[step : step + 3], []) for step in (0, 3, 6, 9)] == whole
+    parts = list(StepSampler(EpochPlan(13, 2, accumulate=3), 0, 0, 4))
+    whole = list(StepSampler(EpochPlan(13, 6), 0, 0, 4))
+    assert [len(step) for step in parts] == [3] * 4
+    assert [[sum(step, [])] for step in parts] == whole
 
 
 def test_dice_needs_the_whole_batch(make_config: MakeConfig) -> None:

@@ -22,7 +22,7 @@ from training.checkpoint import load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetInfo, open_dataset
 from training.learner import Learner
-from training.losses import distillation, labelled_mass
+from training.losses import distillation, labelled_weight
 from training.publish import shared_recipe
 from training.teacher import load_teacher
 from training.train import Trainer, train
@@ -99,7 +99,7 @@ def test_a_step_adds_the_teachers_part(make_config: MakeConfig) -> None:
     fresh = build(config.network, 4).train()
     with torch.no_grad():
         divergence = distillation(fresh(images.float()), teacher(images.float()), target, 3.0)
-    part = 0.25 * float(divergence) / labelled_mass(target)
+    part = 0.25 * float(divergence) / float(labelled_weight([target]))
     assert part > 1e-3
     assert losses[False] - losses[True] == pytest.approx(part, rel=1e-4)
 
@@ -165,7 +165,9 @@ def test_what_is_no_teacher_is_refused(
     checkpoint = tmp_path / "run" / "last.pt"
     train(make_config(schedule__epochs=1), checkpoint.parent)
     info = open_dataset("folder", streets, "train").info
-    others = DatasetInfo((ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data)
+    others = DatasetInfo.single_head(
+        (ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data
+    )
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     refusals = [
         (tmp_path / "none.pt", info, "there is no checkpoint"),
@@ -176,7 +178,7 @@ def test_what_is_no_teacher_is_refused(
     for path, wanted, message in refusals:
         with pytest.raises(ConfigError, match=message):
             load_teacher(path, wanted)
-    depth = DatasetInfo(info.classes, info.data, modality="rgbd")
+    depth = DatasetInfo.single_head(info.classes, info.data, modality="rgbd")
     with pytest.raises(ConfigError, match="for RGB pictures with one labelling"):
         load_teacher(checkpoint, depth)
 

@@ -128,7 +128,7 @@ def test_two_steps(runs: Runs, name: str) -> None:
     scores = {key for key in done.weights if key.startswith("score_")}
     assert scores
     assert scores <= moved
-    if config.optimizer.learned == "score":
+    if config.optimizer.trainable == "score_layers":
         assert all(key.startswith("score_") for key in moved)
     groups = done.optimizer["param_groups"]
     assert {group["momentum"] for group in groups} == {config.optimizer.momentum}
