@@ -28,8 +28,8 @@ from service.core.images import header
 from service.core.images.decode import decode, undecoded
 from service.core.images.prepare import Prepared, prepare, restore
 from service.core.images.tiles import tiles
-from service.core.models.loader import Loader, Served
-from service.core.models.manager import Fleet
+from service.core.models.loader import LoadedModel, Loader
+from service.core.models.manager import ModelManager
 from service.core.outputs import writing
 from service.core.pool import Pool
 from service.core.types import (
@@ -101,7 +101,7 @@ class Segmenter:
         self._observer = observer or NullObserver()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
-        self._fleet = Fleet(
+        self._manager = ModelManager(
             config.model_repository,
             Loader(
                 config,
@@ -112,7 +112,7 @@ class Segmenter:
             default_model=config.default_model,
             changed=changed or (lambda models: None),
         )
-        self._catalog = self._fleet.catalog
+        self._registry = self._manager.registry
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=config.max_inflight,
@@ -126,13 +126,13 @@ class Segmenter:
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
         try:
-            await self._fleet.start()
+            await self._manager.start()
         except BaseException:
             await self.aclose()
             raise
         self._started = True
         if self._config.model_poll_s:
-            self._watching = asyncio.create_task(self._fleet.watch(self._config.model_poll_s))
+            self._watching = asyncio.create_task(self._manager.watch(self._config.model_poll_s))
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again and serves what is new, changed, or failed before.
@@ -141,7 +141,7 @@ class Segmenter:
         failed, while those that served go on; ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.load(name)
+        await self._manager.load(name)
 
     async def unload(self, name: str) -> None:
         """Takes no new requests for a model; returns when those it has are answered and its memory
@@ -150,20 +150,20 @@ class Segmenter:
         Raises: UnknownModel, ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.unload(name)
+        await self._manager.unload(name)
 
     @property
     def loading(self) -> bool:
         """Whether a thread is loading a model, which cannot be interrupted."""
-        return self._fleet.busy
+        return self._manager.busy
 
     def index(self) -> list[IndexEntry]:
         """Every version in the repository, by name and number, whether it serves or not."""
-        return self._fleet.index()
+        return self._manager.index()
 
     def models(self) -> list[ModelStatus]:
         """Those that serve, by name."""
-        return self._catalog.statuses()
+        return self._registry.statuses()
 
     def status(
         self, name: str | None, version: str | None = None
@@ -172,15 +172,15 @@ class Segmenter:
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
-        return self._catalog.status(name, version)
+        return self._registry.status(name, version)
 
     def default_model(self) -> str | None:
         """Names the model that answers requests which name none; None when they must name one."""
-        return self._catalog.default_name()
+        return self._registry.default_name()
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request of this name means, for metrics; "" for made-up names."""
-        return self._catalog.metric_label(name)
+        return self._registry.metric_label(name)
 
     def ready(self) -> bool:
         """True while new requests are taken and every loaded model's default version answers.
@@ -208,7 +208,7 @@ class Segmenter:
     def check_any(self, deadline_s: float | None) -> None:
         """As `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
         deadline = None if deadline_s is None else self._clock() + deadline_s
-        served = [s for s in self._catalog.entries() if s.batcher.alive]
+        served = [s for s in self._registry.models() if s.batcher.alive]
         if served and not self._admission.fits():
             raise self._overloaded(served[0])
         if served and all(s.batcher.crowded(deadline, Priority.HIGH) for s in served):
@@ -256,14 +256,14 @@ class Segmenter:
         self._draining = True
         if self._watching is not None:
             self._watching.cancel()
-        self._fleet.close()
+        self._manager.close()
         self._pool.close()
 
     async def _answer(
         self,
         options: SegmentOptions,
         body: bytes | UInt8Array,
-        served: Served,
+        served: LoadedModel,
         deadline: float | None,
         kept: frozenset[int] | None,
         place: Place,
@@ -324,7 +324,7 @@ class Segmenter:
         )
 
     def _read(
-        self, options: SegmentOptions, served: Served, picture: _Picture, ticket: Ticket
+        self, options: SegmentOptions, served: LoadedModel, picture: _Picture, ticket: Ticket
     ) -> None:
         """On a thread of the pool: decodes, and puts what can be run whole into the queue.
 
@@ -363,7 +363,7 @@ class Segmenter:
 
     async def _in_parts(
         self,
-        served: Served,
+        served: LoadedModel,
         image: UInt8Array,
         deadline: float | None,
         place: Place,
@@ -399,10 +399,10 @@ class Segmenter:
             raise errors.exceptions[0] from None
         return Labelled(label_map, queue_s, infer_s, 1, scores)
 
-    def _served(self, options: SegmentOptions) -> Served:
+    def _served(self, options: SegmentOptions) -> LoadedModel:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
         self._check_open()
-        return self._catalog.find(options.model, options.version)
+        return self._registry.find(options.model, options.version)
 
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""
@@ -412,7 +412,7 @@ class Segmenter:
         if not self._started:
             raise ModelNotReady("the models are still loading: try again in a moment")
 
-    def _overloaded(self, served: Served) -> Overloaded:
+    def _overloaded(self, served: LoadedModel) -> Overloaded:
         self._observer.rejected("overloaded")
         return Overloaded(served.batcher.retry_after_s())
 
