@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto dist bench bench-gpu lock clean
+.PHONY: help serve test clients check format proto sync dist bench bench-gpu lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 proto: $(BIN)/python ## generate the gRPC stubs again from proto/
 	$(BIN)/python proto/generate.py
+
+sync: $(VENV)/.dev ## make the client for threads again from the one for asyncio
+	$(BIN)/python tools/make_sync.py
 
 dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
 	$(BIN)/python -m build --outdir dist .

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
 from service.core.segmenter import SegmentOptions
@@ -26,13 +26,13 @@ class LocalLabeller:
         version: str | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """source: a model file or a model repository. Raises: ServiceError, UnusableInput."""
+        """source: a model file or a model repository. Raises: ServiceError, InvalidInput."""
         self._segmenter = LocalSegmenter(source, settings)
         try:
             try:
                 found, chosen = self._segmenter.status(model, version)
             except ServiceError as error:
-                raise UnusableInput(f"{source}: {error} (--model, --model-version)") from error
+                raise InvalidInput(f"{source}: {error} (--model, --model-version)") from error
             self.name, self.version = found.name, chosen.version
             self._keep = tuple(keep)
             self.classes = tuple(
@@ -46,10 +46,10 @@ class LocalLabeller:
             self.close()
             raise
 
-    def __call__(self, picture: bytes) -> bytes:
+    def __call__(self, image: bytes) -> bytes:
         options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
         try:
-            return self._segmenter.segment(picture, options).body
+            return self._segmenter.segment(image, options).body
         except ServiceError as error:
             raise FcnError(f"{error.title}: {error}") from error
 

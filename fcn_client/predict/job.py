@@ -1,4 +1,4 @@
-"""Items in, outputs written: several at a time, one's failure no other's."""
+"""Predicts several items at a time and writes their outputs; one's failure is no other's."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from fcn_client.errors import FcnError, NotAllowed, NotAuthenticated, Unreachable
+from fcn_client.errors import FcnConnectionError, FcnError, NotAllowed, NotAuthenticated
 from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
 from fcn_client.predict.outputs import Folder, Record
 from fcn_client.progress import progress_bar
-from fcn_client.window import on_threads
+from fcn_client.sync.window import in_window
 
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of items. `skipped`: complete before. `failures`: (source, frame, why)."""
+    """Counts items. `skipped`: complete before. `failures`: (source, frame, why)."""
 
     done: int = 0
     skipped: int = 0
@@ -34,7 +34,7 @@ def predict(
 ) -> Summary:
     """Writes what is missing. The CSV is written in any case, also when this is interrupted.
 
-    Raises: Unreachable when the server is gone, NotAuthenticated or NotAllowed when it wants
+    Raises: FcnConnectionError when the server is gone, NotAuthenticated or NotAllowed when it wants
     another key: a second call goes on from there. OSError when the outputs cannot be written.
     """
     summary = Summary()
@@ -49,9 +49,9 @@ def predict(
 
     def work(index: int, item: Item) -> tuple[Item, Record | FcnError]:
         try:
-            picture = item.load()
-            return item, folder.write(item, picture, labeller(picture))
-        except (Unreachable, NotAuthenticated, NotAllowed):
+            body = item.load()
+            return item, folder.write(item, body, labeller(body))
+        except (FcnConnectionError, NotAuthenticated, NotAllowed):
             raise
         except FcnError as error:
             return item, error
@@ -59,7 +59,7 @@ def predict(
     with (
         closing(folder),
         progress_bar(progress, total) as bar,
-        closing(on_threads(work, missing(), in_flight, ordered=False)) as results,
+        closing(in_window(work, missing(), in_flight, ordered=False)) as results,
     ):
         for item, result in results:
             if isinstance(result, Record):

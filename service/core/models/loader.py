@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,14 @@ import numpy.typing as npt
 
 from model.contract import Contract
 from service.config import SegmenterConfig
-from service.core.batching.batcher import Batcher
-from service.core.batching.device_thread import DeviceThread
-from service.core.batching.lanes import one_thread
+from service.core.batching.device_threads import serve
+from service.core.batching.queue import BatchQueue
 from service.core.engines.cuda import MAX_BATCH
 from service.core.engines.warm_up import batch_shapes, warm_up_batches
 from service.core.images.prepare import accepted_sizes, ordinary_size
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile, check_present
+from service.core.threads import DEVICE_NICE
 from service.core.types import Clock, ModelState, Network, Observer
 from service.errors import ModelLoadError
 
@@ -35,15 +36,16 @@ _log = logging.getLogger(__name__)
 class LoadedModel:
     """One version of a model. Whoever uses it does so in its `with` block.
 
-    It takes requests from `start` to `close`. source: what it was made of, see `source_of`.
+    It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
     palette: see `Contract.palette`.
     """
 
     name: str
     version: str
     network: Network
-    batcher: Batcher
+    queue: BatchQueue
     source: object = None
+    threads: Sequence[threading.Thread] = ()
     palette: npt.NDArray[np.uint8] = field(init=False)
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,19 +63,21 @@ class LoadedModel:
 
     @property
     def state(self) -> ModelState:
-        return ModelState.READY if self.batcher.alive else ModelState.FAILED
+        return ModelState.READY if self.queue.alive else ModelState.FAILED
 
-    def start(self) -> None:
-        self.batcher.start()
-        _log.info("serving %s version %s on %s", self.name, self.version, self.provider)
+    @property
+    def shared_instances(self) -> int:
+        """Counts those that share the device."""
+        return sum(not instance.full_device for instance in self.network.instances)
 
     def close(self) -> None:
         """Fails what it still has with ShuttingDown."""
-        self.batcher.close()
+        self.queue.close()
 
     def join(self) -> None:
         """Waits, after `close`, for the end of the device threads."""
-        self.batcher.join()
+        for thread in self.threads:
+            thread.join()
 
     async def until_unused(self) -> None:
         if self._users:
@@ -96,7 +100,7 @@ class LoadedModel:
 
 
 class Loader:
-    """Loads models, on any thread."""
+    """`load`, on any thread, then `start`."""
 
     def __init__(
         self,
@@ -128,21 +132,30 @@ class Loader:
             seconds = self._warm_up(file, settings, network, size)
         finally:
             self._at_work -= 1
-        batcher = Batcher(
-            network.instances,
+        shared = sum(not instance.full_device for instance in network.instances)
+        queue = BatchQueue(
             model=file.name,
+            instances=shared,
+            full_device=shared < len(network.instances),
             max_batch=self._max_batch(network, settings),
             max_batch_pixels=self._config.max_batch_pixels,
             max_queue=self._config.max_queue,
             max_wait_s=self._config.max_wait_s,
             observer=self._observer,
             clock=self._clock,
-            # A GPU waits for whoever launches its kernels, and that takes little: such a thread
-            # does not stand back.
-            thread=one_thread if network.provider == "cpu" else DeviceThread,
         )
-        batcher.expect(size[0] * size[1], seconds)
-        return LoadedModel(file.name, file.version, network, batcher, source_of(file, settings))
+        queue.seed(size[0] * size[1], seconds)
+        return LoadedModel(file.name, file.version, network, queue, source_of(file, settings))
+
+    def start(self, model: LoadedModel) -> None:
+        """Starts a model's device threads: it takes requests from now on."""
+        # A GPU waits for whoever launches its kernels, and that takes little: such a thread does
+        # not stand back.
+        nice = DEVICE_NICE if model.provider == "cpu" else 0
+        model.threads = serve(
+            model.network.instances, model.queue, name=model.name, nice=nice, clock=self._clock
+        )
+        _log.info("serving %s version %s on %s", model.name, model.version, model.provider)
 
     def _warm_up(
         self, file: ModelFile, settings: ModelSettings, network: Network, size: tuple[int, int]

@@ -246,16 +246,18 @@ class ModelManager:
         self._loading = key
         try:
             model = await asyncio.to_thread(self._loader.load, file, settings)
+            self._loader.start(model)
         except ModelLoadError as error:
             raise self._failed(key, source, error) from error
-        except Exception as error:  # of a runtime, or no memory: no reason to take others down
+        except (
+            Exception
+        ) as error:  # of a runtime, or no memory or threads: no reason to take others down
             _log.exception("loading %s failed", file.path)
             text = f"{file.path} cannot be loaded: {type(error).__name__}; the log has more"
             raise self._failed(key, source, ModelLoadError(text)) from error
         finally:
             self._loading = None
         self._failures.pop(key, None)
-        model.start()
         self.registry.add(model)
         if before is not None:
             self._drain(before)

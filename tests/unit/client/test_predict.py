@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from fcn_client.errors import NotAuthenticated, Problem, Unreachable, UnusableInput
-from fcn_client.picture import overlay
+from fcn_client.errors import FcnConnectionError, InvalidInput, NotAuthenticated
+from fcn_client.images import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
 from fcn_client.types import ClassInfo
@@ -206,7 +206,7 @@ def test_a_film_that_breaks_off(
     assert (code, report["done"]) == (1, 2)
     (failure,) = report["failed"]
     assert failure["source"] == "a.gif"
-    assert "cannot be read as a picture with frames" in failure["error"]
+    assert "cannot be read as an image with frames" in failure["error"]
 
 
 def test_mp4(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_mp4(tmp_path: Path) -> None:
     for rgb, expected in zip(seen, sent, strict=True):
         np.testing.assert_allclose(rgb.astype(int), expected.astype(int), atol=12)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UnusableInput, match="cannot be read as a video"):
+    with pytest.raises(InvalidInput, match="cannot be read as a video"):
         list(frames(path))
 
 
@@ -236,7 +236,7 @@ def test_a_video_without_its_decoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnusableInput, match="pip install av$"):
+    with pytest.raises(InvalidInput, match="pip install av$"):
         list(frames(tmp_path / "film.mp4"))
 
 
@@ -276,11 +276,11 @@ class Drawn:
         pass
 
 
-WITHDRAWN = NotAuthenticated(Problem("", "Not authenticated", 401, "the key was taken away"))
+WITHDRAWN = NotAuthenticated("the key was taken away")
 
 
 @pytest.mark.parametrize(
-    "end", [Unreachable("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
+    "end", [FcnConnectionError("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
 )
 def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
@@ -313,7 +313,7 @@ def test_an_answer_that_is_no_label_map_fails_its_picture(tmp_path: Path) -> Non
         def __call__(self, picture: bytes) -> bytes:
             return self.body
 
-    for body, why in ((b"?", "no PNG"), (png(street()), "is a RGB picture")):
+    for body, why in ((b"?", "no PNG"), (png(street()), "is a RGB image")):
         labeller = Wrong(body)
         items = find(tmp_path / "a.png").items()
         summary = predict(items, labeller, Folder(tmp_path / "out", labeller))
@@ -335,7 +335,7 @@ def test_a_file_that_vanished_fails_alone(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["nothing.png"], "nothing.png does not exist"),
-        (["."], "holds no picture or video (try --recursive)"),
+        (["."], "holds no image or video (try --recursive)"),
         (["deep/b.png", "--write", "logits"], "--write logits: use label_map, overlay, color"),
         (["deep/b.png", "--alpha", "2"], "alpha is 2: give a number from 0 to 1"),
         (["deep/b.png", "--local", "no.onnx"], "no.onnx does not exist"),

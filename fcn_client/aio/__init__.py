@@ -1,0 +1,1 @@
+"""Holds the client for asyncio, from which `make sync` makes `fcn_client/sync/`."""
