@@ -46,10 +46,10 @@ class LocalLabeller:
             self.close()
             raise
 
-    def __call__(self, picture: bytes) -> bytes:
+    def __call__(self, image: bytes) -> bytes:
         options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
         try:
-            return self._segmenter.segment(picture, options).body
+            return self._segmenter.segment(image, options).body
         except ServiceError as error:
             raise FcnError(f"{error.title}: {error}") from error
 

@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import closing
 
     from fcn_client.errors import InvalidInput
-    from fcn_client.predict import PICTURES, Folder, Labeller, RemoteLabeller, find, predict
+    from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
 
     write = [kind for kind in args.write.split(",") if kind]
-    if not write or not set(write) <= set(PICTURES):
-        raise InvalidInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
+    if not write or not set(write) <= set(IMAGE_FOLDERS):
+        raise InvalidInput(f"--write {args.write}: use {', '.join(IMAGE_FOLDERS)}, one or several")
     annotations = [kind for kind in args.annotations.split(",") if kind]
     if not set(annotations) <= set(FORMATS):
         raise InvalidInput(f"--annotations {args.annotations}: use {', '.join(FORMATS)}, or both")

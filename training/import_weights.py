@@ -33,8 +33,9 @@ from model.weights.names import NETWORKS, Normalisation
 from model.weights.read import read_weights
 from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.datasets.base import GEOMETRIC, DatasetInfo
+from training.datasets.base import DatasetInfo
 from training.datasets.folder import load_info
+from training.datasets.siftflow import GEOMETRIC, SEMANTIC
 from training.environment import git_revision
 
 _LISTS = Path(__file__).parent / "datasets"
@@ -216,7 +217,8 @@ def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo
     listed, pixels = RELEASED[classes]
     info = load_info(listed)
     if GEOMETRIC in heads:
-        info = dataclasses.replace(info, geometric=load_info(_GEOMETRIC).classes)
+        both = {SEMANTIC: info.classes, GEOMETRIC: load_info(_GEOMETRIC).classes}
+        info = dataclasses.replace(info, heads=both)
     return info, pixels
 
 

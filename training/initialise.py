@@ -37,8 +37,8 @@ def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> 
 
 
 def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
-    """Raises: ConfigError if the network takes other channels than the data set gives, or if two
-    labellings are to be learned from another loss than the paper's."""
+    """Refuse a network of other channels than the data set gives, and several labellings with
+    another loss than the paper's. Raises: ConfigError."""
     modality = config.network.modality
     if modality != info.modality:
         raise ConfigError(
@@ -46,12 +46,12 @@ def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
             "choose the data.dataset of that modality, as nyudv2_rgbd, or the network"
         )
     loss = config.loss
-    if info.geometric and (
+    if len(info.heads) > 1 and (
         loss.reduction != "sum" or loss.dice or loss.class_weight_offset is not None
     ):
         raise ConfigError(
-            f"{config.data.dataset} has two labellings, learned from the summed loss alone: set "
-            "loss.reduction=sum, loss.dice=0 and loss.class_weight_offset=null"
+            f"{config.data.dataset} has several labellings, learned from the summed loss alone: "
+            "set loss.reduction=sum, loss.dice=0 and loss.class_weight_offset=null"
         )
 
 
@@ -128,12 +128,8 @@ def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tupl
             f"init.checkpoint: {error}; train the previous stage first, or say where it is"
         ) from error
     _check_same_net(checkpoint, wanted, path)
-    same_classes = _names(checkpoint.dataset) == _names(data.info)
+    same_classes = [*checkpoint.dataset.class_names.values()] == [*data.info.class_names.values()]
     return checkpoint.ema or checkpoint.weights, same_classes
-
-
-def _names(info: DatasetInfo) -> list[list[str]]:
-    return [[entry.name for entry in classes] for classes in info.heads.values()]
 
 
 def _of_stream(weights: Weights, stream: str) -> Weights:

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from model.contract import ClassInfo, palette_of
-from training.datasets.base import VOID, Pixels, Sample
+from training.datasets.base import VOID, Sample, UInt8Array
 from training.evaluation.metrics import Scores
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -86,7 +86,7 @@ class RunLog:
                 self.board.add_scalar(tag, value, iteration)
         self.board.flush()
 
-    def image(self, tag: str, iteration: int, sample: Sample, prediction: Pixels) -> None:
+    def image(self, tag: str, iteration: int, sample: Sample, prediction: UInt8Array) -> None:
         """Show an image, its ground truth and a prediction side by side, void pixels black in both:
         the first three channels and the first head."""
         target, shown = sample.target, prediction.copy()

@@ -182,16 +182,16 @@ class Trainer:
         epoch = iteration // self.plan.steps_per_epoch
         scores: Scores | None = None
         if epoch % self.config.schedule.val_every_epochs == 0 or iteration == self.total:
-            scores = validate(self.learner, self.val_data, self.run_log)
-        if scores is not None and self.world.is_main:
-            tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
+            confusion = validate(self.learner, self.val_data, self.run_log)
+            scores = confusion.scores()
+            self.val_scores = confusion.to_dict(self.train_data.info.class_names)
+            if self.world.is_main:
+                tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
         if self.run_log is not None:
             self._log(self.run_log, epoch, images_per_s, scores)
         self.epoch_losses = []
         improved = scores is not None and scores.mean_iu > self.best_mean_iu
         if scores is not None:
-            names = tuple(info.name for info in self.train_data.info.classes)
-            self.val_scores = scores.to_dict(names)
             self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
         checkpoint = self._checkpoint()
         # The best first: interrupted in between, a resumed run repeats the epoch and both.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.modality import LOG_DEPTH_MEAN, RGB, Modality
-from training.datasets.base import VOID, Pixels, Sample
+from training.datasets.base import VOID, Sample, UInt8Array
 
 _GREY = 128
 """Fills the image beyond its border. ImageNet's mean is near it, so it is near the networks' 0."""
@@ -108,7 +108,7 @@ class Augmentation:
         out.target[place] = target
         return out
 
-    def _recolour(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+    def _recolour(self, image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
         brightness, contrast, saturation = (
             1 + rng.uniform(-amount, amount)
             for amount in (self.brightness, self.contrast, self.saturation)

@@ -22,11 +22,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import VOID, DatasetError, Pixels, Sample, SegmentationDataset
+from training.datasets.base import VOID, DatasetError, Sample, SegmentationDataset, UInt8Array
 from training.evaluation.metrics import ScoreError, Scores
 
 Mask = Literal["all", "foreground", "background", "shape"]
-"""Pixels of an image that are kept: `foreground` hides the background, and so on; `shape` hides
+"""UInt8Array of an image that are kept: `foreground` hides the background, and so on; `shape` hides
 both, in two colours."""
 
 BACKGROUND = "background"
@@ -112,7 +112,7 @@ class _Masked(SegmentationDataset):
             return hide_foreground(sample, background=self._background)
         return shape(sample, background=self._background)
 
-    def read_target(self, path: Path) -> Pixels:
+    def read_target(self, path: Path) -> UInt8Array:
         return self._data.read_target(path)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fcn_client.sync.window import in_window
 from training.datasets import DatasetInfo, SegmentationDataset
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.distributed import SINGLE, World
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor, Predictor
@@ -92,7 +92,7 @@ def evaluate_files(
     failures: list[Failure] = []
     scored = 0
 
-    def work(index: int, _item: int) -> tuple[Pixels, Pixels] | ImageFailed | ServerLost:
+    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | ImageFailed | ServerLost:
         try:
             return data.target(index), predict(data.pairs[index][0])
         except (ImageFailed, ServerLost) as error:
@@ -121,7 +121,7 @@ def evaluate_files(
 
 def check_classes(names: tuple[str, ...], source: str, info: DatasetInfo) -> None:
     """Raises EvaluationError unless class ids mean the same in the predictor and the data set."""
-    wanted = tuple(entry.name for entry in info.classes)
+    wanted = next(iter(info.class_names.values()))
     if names == wanted:
         return
     data = f"the data set {info.data.name!r}"
@@ -139,7 +139,7 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _count(confusion: Confusion, image: Path, target: Pixels, prediction: Pixels) -> None:
+def _count(confusion: Confusion, image: Path, target: UInt8Array, prediction: UInt8Array) -> None:
     """Raises: EvaluationError, ScoreError."""
     if prediction.shape != target.shape:
         answer, label = ("x".join(map(str, array.shape)) for array in (prediction, target))

@@ -17,7 +17,7 @@ from fcn_client import (
     NotAuthenticated,
 )
 from fcn_client.predict import RemoteLabeller
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
 
 DEADLINE_S = 120.0
@@ -55,7 +55,7 @@ class ServerPredictor:
         self.name = self._labeller.name
         self.class_names = tuple(entry.name for entry in self._labeller.classes)
 
-    def __call__(self, path: Path, /) -> Pixels:
+    def __call__(self, path: Path, /) -> UInt8Array:
         """Raises: ImageFailed, ServerLost."""
         body = path.read_bytes()
         for attempt in range(1, _ATTEMPTS + 1):

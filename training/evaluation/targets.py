@@ -154,12 +154,14 @@ def _checkpoint(path: Path, threads: int) -> NetworkTarget:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
     network = checkpoint.build_network().to(device)
-    names = {
-        head: tuple(info.name for info in classes)
-        for head, classes in checkpoint.dataset.heads.items()
-    }
     predict = NetworkPredictor(network)
-    return NetworkTarget(str(path), "checkpoint", names, predict, checkpoint.network.modality)
+    return NetworkTarget(
+        str(path),
+        "checkpoint",
+        checkpoint.dataset.class_names,
+        predict,
+        checkpoint.network.modality,
+    )
 
 
 def _server(url: str, model: str | None, api_key: str | None, deadline_s: float) -> ServerTarget:

@@ -165,7 +165,9 @@ def test_what_is_no_teacher_is_refused(
     checkpoint = tmp_path / "run" / "last.pt"
     train(make_config(schedule__epochs=1), checkpoint.parent)
     info = open_dataset("folder", streets, "train").info
-    others = DatasetInfo((ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data)
+    others = DatasetInfo.single_head(
+        (ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data
+    )
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     refusals = [
         (tmp_path / "none.pt", info, "there is no checkpoint"),
@@ -176,7 +178,7 @@ def test_what_is_no_teacher_is_refused(
     for path, wanted, message in refusals:
         with pytest.raises(ConfigError, match=message):
             load_teacher(path, wanted)
-    depth = DatasetInfo(info.classes, info.data, modality="rgbd")
+    depth = DatasetInfo.single_head(info.classes, info.data, modality="rgbd")
     with pytest.raises(ConfigError, match="for RGB pictures with one labelling"):
         load_teacher(checkpoint, depth)
 

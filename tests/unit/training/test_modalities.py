@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,13 +16,11 @@ import yaml
 import model.build
 from cli.main import main
 from model.backbones.vgg16 import VGG16
-from model.modality import CHANNEL_COUNTS
 from tests.unit.training import nyu, trees
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
 from training.evaluation.evaluate import evaluate
-from training.evaluation.metrics import Scores
 from training.evaluation.predictors import NetworkPredictor
 from training.losses import LossConfig, cross_entropy, heads_loss
 from training.train import train
@@ -114,7 +111,7 @@ def test_train_resume_evaluate(
     assert main(["evaluate", str(tmp_path / "parts/last.pt"), *words]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["pixel_accuracy"] == scores.pixel_accuracy
-    assert "geometric_accuracy" not in printed
+    assert "heads" not in printed
 
 
 def test_depth_is_learned_from(rooms: Path, tmp_path: Path) -> None:
@@ -204,18 +201,19 @@ def test_two_heads(outdoors: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     train(config, tmp_path / "parts", stop_after=3)
     assert same_weights(train(config, tmp_path / "parts", resume=True), whole)
     assert whole.val_scores is not None
-    assert 0 <= whole.val_scores["geometric_accuracy"] <= 1
+    assert 0 <= whole.val_scores["heads"]["geo"]["pixel_accuracy"] <= 1
     capsys.readouterr()
     words = ["--data-root", str(outdoors), "--dataset", "siftflow_both", "--absent", "exclude_gt"]
     assert main(["evaluate", str(tmp_path / "whole/last.pt"), *words]) == 0
     page = capsys.readouterr().out
-    assert "geometric accuracy" in page
+    assert "pixel accuracy of geo" in page
     assert main(["evaluate", str(tmp_path / "whole/last.pt"), *words, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     wanted = scored_by_hand(whole, outdoors)
     assert printed["pixel_accuracy"] == pytest.approx(wanted[0])
-    assert printed["geometric_accuracy"] == pytest.approx(wanted[1])
-    assert len(printed["class_iu"]) == 33
+    assert printed["heads"]["geo"]["pixel_accuracy"] == pytest.approx(wanted[1])
+    assert len(printed["class_iu"]) == len(printed["heads"]["sem"]["class_iu"]) == 33
+    assert len(printed["heads"]["geo"]["class_iu"]) == 3
 
 
 def scored_by_hand(checkpoint: Checkpoint, root: Path) -> tuple[float, float]:
@@ -259,7 +257,7 @@ def test_the_losses_weigh_the_same() -> None:
 def test_two_heads_learn_from_the_summed_loss(
     outdoors: Path, tmp_path: Path, loss: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"siftflow_both has two labellings.*reduction=sum"):
+    with pytest.raises(ConfigError, match=r"siftflow_both has several labellings.*reduction=sum"):
         train(outdoors_config(outdoors, loss=loss), tmp_path)
 
 
@@ -297,9 +295,3 @@ def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     card = (tmp_path / "repository/scenes/README.md").read_text()
     recipe_of_card = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
     assert recipe_of_card["data"]["dataset"] == "siftflow_both"
-
-
-def test_scores_of_one_labelling_are_as_before() -> None:
-    scores = Scores(1.0, 1.0, 1.0, 1.0, np.ones(2))
-    assert "geometric_accuracy" not in scores.to_dict(("a", "b"))
-    assert CHANNEL_COUNTS["rgb-hha"] == 6

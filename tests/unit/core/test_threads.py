@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.core.pool import Pool
+from service.core.threads import Pool, yield_to_event_loop
 from service.errors import DeadlineExceeded, ShuttingDown
 from tests.unit.core.fakes import WAIT_S, settle
 
@@ -103,9 +106,9 @@ async def test_work_that_is_handed_on_tells_its_future_only_what_it_raises(pool:
         raise TimeoutError("of the work's own")
 
     futures[2].cancel()
-    pool.give(lambda: called.append(1), futures[0])
-    pool.give(fail, futures[1])
-    pool.give(lambda: called.append(2), futures[2])
+    pool.submit(lambda: called.append(1), futures[0])
+    pool.submit(fail, futures[1])
+    pool.submit(lambda: called.append(2), futures[2])
     with pytest.raises(TimeoutError, match="of the work's own"):
         await futures[1]
     await pool.run(lambda: None, None)  # whatever was queued before has had its turn
@@ -117,11 +120,26 @@ async def test_closing_answers_what_was_to_be_handed_on(pool: Pool) -> None:
     busy = loop.create_task(pool.run(job, None))
     await asyncio.to_thread(job.begun.wait, WAIT_S)
     futures: list[asyncio.Future[str]] = [loop.create_future() for _ in range(2)]
-    pool.give(lambda: None, futures[0])
+    pool.submit(lambda: None, futures[0])
     pool.close()
-    pool.give(lambda: None, futures[1])
+    pool.submit(lambda: None, futures[1])
     for future in futures:
         with pytest.raises(ShuttingDown):
             await future
     job.end.set()
     assert await busy == "done"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_a_thread_stands_back_and_the_others_do_not() -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def stand_back() -> int:
+        yield_to_event_loop(3)
+        return nice()
+
+    before = nice()
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(stand_back).result() == min(19, before + 3)
+    assert nice() == before

@@ -1,11 +1,11 @@
-"""The batcher under any load, in virtual time: what must hold whatever comes."""
+"""The queue under any load, in virtual time: what must hold whatever comes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.batching.batcher import Batcher
-from service.core.batching.lanes import Labelled, Place
+from service.core.batching.policy import InferenceResult
+from service.core.batching.queue import BatchQueue
 from service.core.types import Priority, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core import virtual
-from tests.unit.core.fakes import POISON, Function, Recorder
-from tests.unit.core.virtual import Machine
+from tests.unit.core.fakes import POISON, Recorder
+from tests.unit.core.queues import submit
+from tests.unit.core.virtual import Machine, VirtualQueue
 
 SHAPES = ((1, 1), (2, 3), (3, 2), (40, 50))
 CAP_S = 0.1
@@ -33,10 +34,12 @@ def picture(value: int, shape: tuple[int, int] = (2, 3)) -> UInt8Array:
 
 @asynccontextmanager
 async def started(
-    machine: Machine, *, instances: int = 1, alone: bool = False, **options: Any
-) -> AsyncIterator[Batcher]:
-    batcher = Batcher(
-        [machine] * instances + [Function(machine.run, full_device=True)] * alone,
+    machine: Machine, *, instances: int = 1, full_device: bool = False, **options: Any
+) -> AsyncIterator[VirtualQueue]:
+    queue = VirtualQueue(
+        machine,
+        instances=instances,
+        full_device=full_device,
         **{
             "model": "m",
             "max_batch": 4,
@@ -45,20 +48,27 @@ async def started(
             "age_cap_s": CAP_S,
             "observer": Recorder(),
             "clock": asyncio.get_running_loop().time,
-            "thread": machine.thread,
             **options,
         },
     )
-    batcher.start()
     try:
-        yield batcher
+        yield queue
     finally:
-        batcher.close()
+        queue.close()
+
+
+@contextmanager
+def reserved(queue: BatchQueue) -> Iterator[None]:
+    request = queue.reserve(6)
+    try:
+        yield
+    finally:
+        queue.release(request)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """after_s: since the arrival before. decode_s: between its place and its image."""
+    """after_s: since the arrival before. decode_s: between its room and its image."""
 
     after_s: float
     shape: tuple[int, int]
@@ -103,7 +113,7 @@ class World:
     told: list[Told] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
 
-    async def play(self, batcher: Batcher, arrivals: list[Arrival]) -> None:
+    async def play(self, queue: BatchQueue, arrivals: list[Arrival]) -> None:
         """Every arrival in its time, until the last is answered."""
         loop = asyncio.get_running_loop()
         tasks = []
@@ -112,23 +122,26 @@ class World:
                 await asyncio.sleep(arrival.after_s)
             told = Told(arrival, loop.time())
             self.told.append(told)
-            task = loop.create_task(self._one(batcher, told))
+            task = loop.create_task(self._one(queue, told))
             tasks.append(task)
             if arrival.leaves_s is not None:
                 loop.call_later(arrival.leaves_s, task.cancel)
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(10)  # whatever still runs comes to its end
 
-    async def _one(self, batcher: Batcher, told: Told) -> None:
+    async def _one(self, queue: BatchQueue, told: Told) -> None:
         arrival, now = told.arrival, asyncio.get_running_loop().time
         deadline = None if arrival.deadline_s is None else told.came_s + arrival.deadline_s
         try:
             pixels = arrival.shape[0] * arrival.shape[1]
-            with batcher.reserve(pixels, deadline, arrival.priority) as place:
+            request = queue.reserve(pixels, deadline, arrival.priority)
+            try:
                 await asyncio.sleep(arrival.decode_s)
                 told.queued_s = now()
-                image = picture(arrival.value, arrival.shape)
-                told.result = await batcher.submit(image, deadline, place)
+                queue.put(request, picture(arrival.value, arrival.shape))
+                told.result = await queue.result(request)
+            finally:
+                queue.release(request)
         except BaseException as error:
             told.result = error
             if isinstance(error, asyncio.CancelledError):
@@ -138,15 +151,15 @@ class World:
             told.answers += 1
 
 
-def counters(batcher: Batcher) -> tuple[int, ...]:
+def counters(queue: BatchQueue) -> tuple[int, ...]:
     """All that is held: nothing, once everybody is answered."""
     return (
-        len(batcher._queue),
-        *(batcher._queue.pixels(p) for p in Priority),
-        *batcher._reserved.values(),
-        *batcher._reserved_pixels.values(),
-        len(batcher._again),
-        len(batcher._running),
+        len(queue._policy),
+        *(queue._policy.pixels(p) for p in Priority),
+        *queue._reserved.values(),
+        *queue._reserved_pixels.values(),
+        len(queue._retries),
+        len(queue._running),
     )
 
 
@@ -154,7 +167,7 @@ def counters(batcher: Batcher) -> tuple[int, ...]:
 @given(
     arrivals=ARRIVALS,
     instances=st.integers(1, 3),
-    alone=st.booleans(),
+    full_device=st.booleans(),
     max_batch=st.integers(1, 5),
     max_batch_pixels=st.sampled_from([1, 13, 4000, 1 << 20]),
     max_queue=st.sampled_from([1, 5, 1000]),
@@ -163,7 +176,7 @@ def counters(batcher: Batcher) -> tuple[int, ...]:
 def test_whatever_comes(
     arrivals: list[Arrival],
     instances: int,
-    alone: bool,
+    full_device: bool,
     max_batch: int,
     max_batch_pixels: int,
     max_queue: int,
@@ -176,17 +189,17 @@ def test_whatever_comes(
         async with started(
             world.machine,
             instances=instances,
-            alone=alone,
+            full_device=full_device,
             max_batch=max_batch,
             max_batch_pixels=max_batch_pixels,
             max_queue=max_queue,
             max_wait_s=max_wait_s,
             observer=world.recorder,
-        ) as batcher:
-            await world.play(batcher, arrivals)
-            assert counters(batcher) == (0,) * len(counters(batcher))
-            assert sorted(map(id, batcher._idle)) == sorted(map(id, batcher._lanes))
-            assert batcher.alive
+        ) as queue:
+            await world.play(queue, arrivals)
+            assert counters(queue) == (0,) * len(counters(queue))
+            assert len(queue.idle) == instances + full_device
+            assert queue.alive
 
     virtual.run(scenario())
     for told in world.told:
@@ -211,7 +224,7 @@ def check_answer(told: Told) -> None:
     assert told.answers == 1 or isinstance(result, asyncio.CancelledError) or told.answers == 0
     waited_s = told.answered_s - told.came_s
     match result:
-        case Labelled():
+        case InferenceResult():
             assert result.label_map.shape == arrival.shape
             assert (result.label_map == arrival.value).all()
             assert arrival.value != POISON
@@ -245,8 +258,8 @@ def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None
     world = World()
 
     async def scenario() -> None:
-        async with started(world.machine, max_batch=max_batch) as batcher:
-            await world.play(batcher, patient)
+        async with started(world.machine, max_batch=max_batch) as queue:
+            await world.play(queue, patient)
 
     virtual.run(scenario())
     began = {}
@@ -281,14 +294,14 @@ def test_a_rare_size_does_not_starve() -> None:
 
     async def scenario() -> float:
         machine = Machine(lambda batch: RUN_S)
-        async with started(machine, max_batch=4) as batcher:
+        async with started(machine, max_batch=4) as queue:
             loop = asyncio.get_running_loop()
-            flood = [loop.create_task(batcher.submit(picture(1))) for _ in range(40)]
+            flood = [loop.create_task(submit(queue, picture(1))) for _ in range(40)]
             await asyncio.sleep(0)
-            rare = loop.create_task(batcher.submit(picture(2, (3, 2))))
+            rare = loop.create_task(submit(queue, picture(2, (3, 2))))
             for _ in range(60):
                 await asyncio.sleep(0.004)
-                flood.append(loop.create_task(batcher.submit(picture(1))))
+                flood.append(loop.create_task(submit(queue, picture(1))))
             began = loop.time()
             await asyncio.gather(rare, *flood)
             return float(loop.time() - began) if not rare.done() else rare.result().queue_s
@@ -303,14 +316,14 @@ def test_priorities_count_for_a_while(priority: Priority) -> None:
 
     async def scenario() -> list[int]:
         machine = Machine(lambda batch: RUN_S)
-        async with started(machine, max_batch=1) as batcher:
+        async with started(machine, max_batch=1) as queue:
             loop = asyncio.get_running_loop()
-            tasks = [loop.create_task(batcher.submit(picture(n))) for n in range(3)]
+            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(3)]
             await asyncio.sleep(0.001)
-            tasks.append(loop.create_task(batcher.submit(picture(9), priority=priority)))
+            tasks.append(loop.create_task(submit(queue, picture(9), priority=priority)))
             for n in range(20, 30):
                 await asyncio.sleep(RUN_S / 2)  # twice what the device can do
-                tasks.append(loop.create_task(batcher.submit(picture(n))))
+                tasks.append(loop.create_task(submit(queue, picture(n))))
             await asyncio.gather(*tasks)
         return [int(batch[0, 0, 0, 0]) for _, _, batch in machine.runs]
 
@@ -325,22 +338,22 @@ def test_priorities_count_for_a_while(priority: Priority) -> None:
 def test_a_lone_image_has_the_device_to_itself_and_a_crowd_the_instances() -> None:
     async def scenario() -> list[str]:
         machine = Machine(lambda batch: RUN_S)
-        async with started(machine, instances=2, alone=True, max_batch=1) as batcher:
-            await batcher.submit(picture(1))
-            await asyncio.gather(*(batcher.submit(picture(n)) for n in range(4)))
-            with batcher.reserve(6):  # somebody is decoding: no longer alone
-                await batcher.submit(picture(1))
-            await batcher.submit(picture(1))
+        async with started(machine, instances=2, full_device=True, max_batch=1) as queue:
+            await submit(queue, picture(1))
+            await asyncio.gather(*(submit(queue, picture(n)) for n in range(4)))
+            with reserved(queue):  # somebody is decoding: no longer alone
+                await submit(queue, picture(1))
+            await submit(queue, picture(1))
         assert machine.most_busy == 2
-        return [name.removeprefix("infer-m-") for _, name, _ in machine.runs]
+        return [name for _, name, _ in machine.runs]
 
     names = virtual.run(scenario())
-    assert names[0] == "2", "the instance that takes the full device"
+    assert names[0] == "full"
     # The first of the crowd came to an idle device; a free instance takes the second at once.
-    assert names[1] == "2"
+    assert names[1] == "full"
     assert set(names[2:5]) <= {"0", "1"}
     assert names[5] in ("0", "1")
-    assert names[6] == "2"
+    assert names[6] == "full"
 
 
 def test_what_cannot_be_in_time_is_refused_at_once() -> None:
@@ -349,24 +362,25 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
         machine, recorder = Machine(lambda batch: RUN_S), Recorder()
         async with started(
             machine, max_batch=1, max_wait_s=4.5 * RUN_S, observer=recorder
-        ) as batcher:
-            await batcher.submit(picture(1))  # the pace is known from here
-            tasks = [loop.create_task(batcher.submit(picture(n))) for n in range(3)]
+        ) as queue:
+            await submit(queue, picture(1))  # the pace is known from here
+            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(3)]
             await asyncio.sleep(0)
-            assert batcher.wait_s() == pytest.approx(3 * RUN_S)
+            assert queue.wait_s() == pytest.approx(3 * RUN_S)
             with pytest.raises(Overloaded):
-                batcher.reserve(6, loop.time() + 5.2 * RUN_S)
-            place = batcher.reserve(6, loop.time() + 5.5 * RUN_S)
+                queue.reserve(6, loop.time() + 5.2 * RUN_S)
+            taken = queue.reserve(6, loop.time() + 5.5 * RUN_S)
             assert recorder.reasons == ["too_late"]
-            with batcher.reserve(6):
-                assert batcher.wait_s() == pytest.approx(5 * RUN_S)
-                assert batcher.crowded()
+            with reserved(queue):
+                assert queue.wait_s() == pytest.approx(5 * RUN_S)
+                assert queue.is_overloaded()
                 with pytest.raises(Overloaded):
-                    batcher.check()
-                batcher.check(None, Priority.HIGH)  # of all these only what runs is ahead of it
+                    queue.check()
+                queue.check(None, Priority.HIGH)  # of all these only what runs is ahead of it
                 with pytest.raises(Overloaded):
-                    batcher.reserve(6)
-            assert (await batcher.submit(picture(7), None, place)).label_map[0, 0] == 7
+                    queue.reserve(6)
+            queue.put(taken, picture(7))
+            assert (await queue.result(taken)).label_map[0, 0] == 7
             await asyncio.gather(*tasks)
 
     virtual.run(scenario())
@@ -376,13 +390,13 @@ def test_a_batch_is_not_made_too_large_for_a_deadline_in_it() -> None:
     async def scenario() -> list[int]:
         loop = asyncio.get_running_loop()
         machine = Machine(lambda batch: RUN_S * len(batch))
-        async with started(machine, max_batch=8) as batcher:
-            await batcher.submit(picture(1))
+        async with started(machine, max_batch=8) as queue:
+            await submit(queue, picture(1))
             deadline = loop.time() + 5.5 * RUN_S
-            tasks = [loop.create_task(batcher.submit(picture(1))) for _ in range(3)]
+            tasks = [loop.create_task(submit(queue, picture(1))) for _ in range(3)]
             await asyncio.sleep(0)
-            tasks.append(loop.create_task(batcher.submit(picture(1), deadline)))
-            tasks += [loop.create_task(batcher.submit(picture(1))) for _ in range(4)]
+            tasks.append(loop.create_task(submit(queue, picture(1), deadline)))
+            tasks += [loop.create_task(submit(queue, picture(1))) for _ in range(4)]
             await asyncio.gather(*tasks)
         return [len(batch) for _, _, batch in machine.runs]
 
@@ -396,12 +410,12 @@ def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
     async def scenario() -> None:
         seconds = iter([60.0, *[RUN_S] * 60])
         machine = Machine(lambda batch: next(seconds))
-        async with started(machine, max_wait_s=0.2) as batcher:
+        async with started(machine, max_wait_s=0.2) as queue:
             loop = asyncio.get_running_loop()
-            await batcher.submit(picture(1))
+            await submit(queue, picture(1))
             for _ in range(50):
-                await batcher.submit(picture(1), loop.time() + 1)
-            tasks = [loop.create_task(batcher.submit(picture(n))) for n in range(2)]
+                await submit(queue, picture(1), loop.time() + 1)
+            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(2)]
             await asyncio.gather(*tasks)
 
     virtual.run(scenario())
@@ -427,11 +441,11 @@ def test_overload_loses_no_capacity_and_keeps_its_promise(
     async def scenario() -> None:
         async with started(
             world.machine, instances=instances, max_batch=1, max_wait_s=limit_s
-        ) as batcher:
-            await world.play(batcher, arrivals)
+        ) as queue:
+            await world.play(queue, arrivals)
 
     virtual.run(scenario())
-    answered = [t for t in world.told if isinstance(t.result, Labelled)]
+    answered = [t for t in world.told if isinstance(t.result, InferenceResult)]
     refused = [t for t in world.told if isinstance(t.result, Overloaded)]
     assert len(answered) + len(refused) == len(arrivals), "none is late"
     span = world.told[-1].came_s
@@ -443,10 +457,10 @@ def test_overload_loses_no_capacity_and_keeps_its_promise(
 def test_a_storm_of_leavers_leaves_nothing() -> None:
     async def scenario() -> None:
         machine = Machine(lambda batch: RUN_S)
-        async with started(machine, instances=2) as batcher:
+        async with started(machine, instances=2) as queue:
             loop = asyncio.get_running_loop()
             tasks = [
-                loop.create_task(batcher.submit(picture(n % 7), loop.time() + 60))
+                loop.create_task(submit(queue, picture(n % 7), loop.time() + 60))
                 for n in range(500)
             ]
             await asyncio.sleep(0.001)
@@ -454,56 +468,40 @@ def test_a_storm_of_leavers_leaves_nothing() -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(1)
-            assert counters(batcher) == (0,) * len(counters(batcher))
+            assert counters(queue) == (0,) * len(counters(queue))
             assert len(machine.runs) == 2, "what was on the device, and no more"
-            assert (await batcher.submit(picture(3))).label_map[0, 0] == 3
+            assert (await submit(queue, picture(3))).label_map[0, 0] == 3
 
     virtual.run(scenario())
 
 
 def test_closing_in_mid_run_answers_everybody() -> None:
     async def scenario() -> None:
-        async with started(Machine(lambda batch: RUN_S), instances=2) as batcher:
+        async with started(Machine(lambda batch: RUN_S), instances=2) as queue:
             loop = asyncio.get_running_loop()
-            tasks = [loop.create_task(batcher.submit(picture(n))) for n in range(20)]
-            place = batcher.reserve(6)
+            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(20)]
+            late = queue.reserve(6)
             await asyncio.sleep(RUN_S / 2)
-            batcher.close()
+            queue.close()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(result, ShuttingDown) for result in results)
+            queue.put(late, picture(1))
             with pytest.raises(ShuttingDown):
-                await batcher.submit(picture(1), None, place)
-            place.release()
+                await queue.result(late)
             await asyncio.sleep(1)  # the runs end, and nobody takes them
-            assert counters(batcher) == (0,) * len(counters(batcher))
+            assert counters(queue) == (0,) * len(counters(queue))
 
     virtual.run(scenario())
 
 
-def test_a_thread_that_cannot_start_ends_the_batcher_and_answers_everybody() -> None:
-    class NoThreads(Machine):
-        def begin(self, name: str, images: list[UInt8Array]) -> float:
-            raise RuntimeError("can't start new thread")
-
+def test_room_is_given_back_once() -> None:
     async def scenario() -> None:
-        async with started(NoThreads(lambda batch: RUN_S)) as batcher:
-            with pytest.raises(InferenceFailed):
-                await batcher.submit(picture(1))
-            assert not batcher.alive
-            with pytest.raises(InferenceFailed):
-                batcher.reserve(6)
-
-    virtual.run(scenario())
-
-
-def test_a_place_is_given_back_once() -> None:
-    async def scenario() -> None:
-        async with started(Machine(lambda batch: RUN_S), max_queue=1) as batcher:
-            places: list[Place] = [batcher.reserve(10), batcher.reserve(10)]
+        async with started(Machine(lambda batch: RUN_S), max_queue=1) as queue:
+            requests = [queue.reserve(10), queue.reserve(10)]
             with pytest.raises(Overloaded):
-                batcher.reserve(10)
-            for place in (*places, *places):
-                place.release()
-            assert counters(batcher) == (0,) * len(counters(batcher))
+                queue.reserve(10)
+            for request in (*requests, *requests):
+                queue.release(request)
+            assert counters(queue) == (0,) * len(counters(queue))
 
     virtual.run(scenario())
