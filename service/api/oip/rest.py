@@ -54,7 +54,9 @@ class OipRest:
         """uploads: bodies count until they are answered: the images of a request are parts of one
         body, which goes only when the last is done."""
         self._segmenter = segmenter
-        self._config = config
+        self._deadline_s = config.deadline_s
+        self._max_json_bytes = config.max_image_bytes
+        self._max_bytes = config.max_tensor_bytes
         self._uploads = uploads
         self._inference = inference
         self._operations = operations
@@ -90,12 +92,12 @@ class OipRest:
         call = call_of(request.scope)
         call.asks_for(name)
         # Whoever is to be turned away should know it before an upload.
-        deadline_s = self._config.deadline_s
-        self._segmenter.check(SegmentOptions(name, version, deadline_s=deadline_s))
+        options = SegmentOptions(name, version, deadline_s=self._deadline_s)
+        self._segmenter.check(options)
         self._check_headers(request)
         with self._uploads.begin() as upload:
             body = await upload.in_time(
-                read_raw(chunks(request.receive, upload), self._config.max_tensor_bytes)
+                read_raw(chunks(request.receive, upload), self._max_bytes)
             )
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
@@ -104,7 +106,7 @@ class OipRest:
 
     async def _read(self, body: bytes, length: str | None) -> InferRequest:
         """Raises: InvalidParameter, ImageTooLarge."""
-        read = partial(json_codec.read, body, length, max_json_bytes=self._config.max_image_bytes)
+        read = partial(json_codec.read, body, length, max_json_bytes=self._max_json_bytes)
         if len(body) <= _INLINE_BYTES or length is not None:
             return read()
         return await asyncio.to_thread(read)
@@ -119,9 +121,9 @@ class OipRest:
             )
         claimed = request.headers.get("content-length", "0")
         # A claim is no proof of being small enough, but enough to be refused before the upload.
-        if claimed.isdigit() and int(claimed[:18]) > self._config.max_tensor_bytes:
+        if claimed.isdigit() and int(claimed[:18]) > self._max_bytes:
             raise ImageTooLarge(
-                f"the request is larger than {self._config.max_tensor_bytes} bytes: send fewer "
+                f"the request is larger than {self._max_bytes} bytes: send fewer "
                 "images in one, or image files as BYTES"
             )
 
