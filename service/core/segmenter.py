@@ -29,8 +29,8 @@ from service.core.images import header
 from service.core.images.decode import decode, undecoded
 from service.core.images.prepare import Geometry, Prepared, prepare, restore
 from service.core.images.tiles import Mosaic, Tile, in_tiles
-from service.core.models.loader import Loader, Served
-from service.core.models.manager import Fleet
+from service.core.models.loader import LoadedModel, Loader
+from service.core.models.manager import ModelManager
 from service.core.outputs import writing
 from service.core.threads import Pool, settle
 from service.core.types import (
@@ -105,7 +105,7 @@ class Segmenter:
         self._observer = observer or NullObserver()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
-        self._fleet = Fleet(
+        self._manager = ModelManager(
             config.model_repository,
             Loader(
                 config,
@@ -116,7 +116,7 @@ class Segmenter:
             default_model=config.default_model,
             changed=changed or (lambda models: None),
         )
-        self._catalog = self._fleet.catalog
+        self._registry = self._manager.registry
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=config.max_inflight,
@@ -130,13 +130,13 @@ class Segmenter:
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
         try:
-            await self._fleet.start()
+            await self._manager.start()
         except BaseException:
             await self.aclose()
             raise
         self._started = True
         if self._config.model_poll_s:
-            self._watching = asyncio.create_task(self._fleet.watch(self._config.model_poll_s))
+            self._watching = asyncio.create_task(self._manager.watch(self._config.model_poll_s))
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again and serves what is new, changed, or failed before.
@@ -145,7 +145,7 @@ class Segmenter:
         failed, while those that served go on; ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.load(name)
+        await self._manager.load(name)
 
     async def unload(self, name: str) -> None:
         """Takes no new requests for a model; returns when those it has are answered and its memory
@@ -154,20 +154,20 @@ class Segmenter:
         Raises: UnknownModel, ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.unload(name)
+        await self._manager.unload(name)
 
     @property
     def loading(self) -> bool:
         """Whether a thread is loading a model, which cannot be interrupted."""
-        return self._fleet.busy
+        return self._manager.busy
 
     def index(self) -> list[IndexEntry]:
         """Every version in the repository, by name and number, whether it serves or not."""
-        return self._fleet.index()
+        return self._manager.index()
 
     def models(self) -> list[ModelStatus]:
         """Those that serve, by name."""
-        return self._catalog.statuses()
+        return self._registry.statuses()
 
     def status(
         self, name: str | None, version: str | None = None
@@ -176,15 +176,15 @@ class Segmenter:
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
-        return self._catalog.status(name, version)
+        return self._registry.status(name, version)
 
     def default_model(self) -> str | None:
         """Names the model that answers requests which name none; None when they must name one."""
-        return self._catalog.default_name()
+        return self._registry.default_name()
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request of this name means, for metrics; "" for made-up names."""
-        return self._catalog.metric_label(name)
+        return self._registry.metric_label(name)
 
     def ready(self) -> bool:
         """True while new requests are taken and every loaded model's default version answers.
@@ -211,7 +211,7 @@ class Segmenter:
     def check_any(self, deadline_s: float | None) -> None:
         """Does as `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
         deadline = None if deadline_s is None else self._clock() + deadline_s
-        queues = [model.queue for model in self._catalog.entries() if model.queue.alive]
+        queues = [model.queue for model in self._registry.models() if model.queue.alive]
         if queues:
             self._admission.check(queues[0])
             if all(queue.is_overloaded(deadline, Priority.HIGH) for queue in queues):
@@ -258,7 +258,7 @@ class Segmenter:
         self._draining = True
         if self._watching is not None:
             self._watching.cancel()
-        self._fleet.close()
+        self._manager.close()
         self._pool.close()
 
     async def _run(self, job: _Job) -> SegmentReply:
@@ -333,10 +333,10 @@ class Segmenter:
             postprocess_s=sum(result.postprocess_s for result in results),
         )
 
-    def _model(self, options: SegmentOptions) -> Served:
+    def _model(self, options: SegmentOptions) -> LoadedModel:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
         self._check_open()
-        return self._catalog.find(options.model, options.version)
+        return self._registry.find(options.model, options.version)
 
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""
@@ -385,7 +385,7 @@ class _Job:
 
     image: bytes | UInt8Array
     options: SegmentOptions
-    model: Served
+    model: LoadedModel
     selected_ids: frozenset[int] | None
     permit: Permit
     limits: _Limits

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core import outputs as render
 from service.core.batching.policy import Postprocess
-from service.core.models.loader import Served
+from service.core.models.loader import LoadedModel
 from service.core.types import Output, SegmentOptions, Timings
 from service.errors import InvalidParameter
 
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def check_output(options: SegmentOptions, served: Served) -> frozenset[int] | None:
+def check_output(options: SegmentOptions, served: LoadedModel) -> frozenset[int] | None:
     """The ids to keep, see `render.kept_ids`. Raises: InvalidParameter."""
     output = options.output
     wanted = [*options.scores, *([output] if output and output.needs_logits else [])]
@@ -84,7 +84,7 @@ def write_scores(options: SegmentOptions, scores: npt.NDArray[Any]) -> tuple[byt
 
 def write(
     options: SegmentOptions,
-    served: Served,
+    served: LoadedModel,
     timings: Timings,
     rgb: UInt8Array,
     label_map: UInt8Array,

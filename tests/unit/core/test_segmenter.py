@@ -421,7 +421,7 @@ async def test_sizes_to_warm_up_run_before_the_first_request(tmp_path: Path) -> 
 async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path, instances=3, alone_threads=2) as segmenter:
-        (served,) = segmenter._catalog.entries()
+        (served,) = segmenter._registry.models()
         found = [instance.full_device for instance in served.network.instances]
         assert found == [False, False, False, True]
         assert (await segmenter.segment(PNG, OPTIONS)).height
