@@ -96,9 +96,7 @@ class OipRest:
         self._segmenter.check(options)
         self._check_headers(request)
         with self._uploads.begin() as upload:
-            body = await upload.in_time(
-                read_raw(chunks(request.receive, upload), self._max_bytes)
-            )
+            body = await upload.in_time(read_raw(chunks(request.receive, upload), self._max_bytes))
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
             answer = self._inference.answer(call, name, version, read, _response)
