@@ -9,17 +9,17 @@ from pathlib import Path
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive
 
-HELP = "segment a picture, a folder or a video, with a server or in this process"
+HELP = "segment an image, a folder or a video, with a server or in this process"
 _SHOWN_FAILURES = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Segment a picture, a folder of them, or a video frame by frame. Writes into the output "
-        "folder label_maps/, overlays/ and shares.csv, the share of each class in each picture. "
+        "Segment an image, a folder of them, or a video frame by frame. Writes into the output "
+        "folder label_maps/, overlays/ and shares.csv, the share of each class in each image. "
         "The same command again does what is missing."
     )
-    parser.add_argument("source", type=Path, help="picture, video, or folder of them")
+    parser.add_argument("source", type=Path, help="image, video, or folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT")
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-url",
         metavar="PREFIX",
-        help="where Label Studio finds the pictures: what stands before their paths in the source "
+        help="where Label Studio finds the images: what stands before their paths in the source "
         "folder (default: its local files)",
     )
     parser.add_argument("--recursive", action="store_true", help="folders in the folder, too")
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=4,
         metavar="N",
-        help="pictures worked on at a time (default: 4)",
+        help="images worked on at a time (default: 4)",
     )
     parser.add_argument(
         "--afresh", action="store_true", help="do everything again, complete or not"

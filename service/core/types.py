@@ -37,18 +37,6 @@ class Instance(Protocol):
         """Returns the logits float32 [N,C,H,W], too; only where the contract names that output."""
         ...
 
-    def stack(self, images: Sequence[UInt8Array], /) -> UInt8Array:
-        """Makes a batch of images uint8 RGB [H,W,3] of one size, for the next run on this thread.
-
-        A device with memory of its own gives some from which it copies fast, and writes to it again
-        after that run.
-        """
-        return np.stack(images)
-
-    def warm_up(self, batch: UInt8Array, /) -> UInt8Array:
-        """Runs a batch and prepares for more of its shape, at whatever cost."""
-        return self.run(batch)
-
 
 class Output(StrEnum):
     """What a reply's body holds; see `service.core.outputs` for the exact bytes."""
