@@ -1,4 +1,4 @@
-"""`fcn tune`: the settings that make this machine serve fastest."""
+"""Implements `fcn tune`, which finds the settings that make this machine serve fastest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The segmenter without a server: for a program that holds the model itself.
+"""Runs the segmenter without a server, for a program that holds the model itself.
 
 Same code, same answers; the caller's threads wait while an event loop of its own does the work.
 """
@@ -85,7 +85,7 @@ class LocalSegmenter:
             raise
 
     def _repository_of(self, file: Path) -> Path:
-        """A repository with this file alone, under the name its contract has."""
+        """Makes a repository with this file alone, under the name its contract has."""
         if not file.is_file():
             raise ModelLoadError(f"{file} does not exist: give a model file or a model repository")
         name = Session(file, provider="cpu", threads=1).contract.model_name

@@ -1,4 +1,4 @@
-"""Which engine runs a model file: ONNX Runtime, or OpenVINO where its labels are the same.
+"""Chooses the engine of a model file: ONNX Runtime, or OpenVINO where its labels are the same.
 
 ONNX Runtime is the reference. OpenVINO never serves before it has labelled sample images of several
 sizes as ONNX Runtime does.
