@@ -42,7 +42,7 @@ two sessions do (bench/LOG.md). Callers of a session of several threads would sh
 _log = logging.getLogger(__name__)
 
 
-class Session:
+class OnnxRuntimeNetwork:
     """Holds a network that is ready to run; see `Network`.
 
     path: the file. provider: where it runs, "cpu", "cuda" or "tensorrt".
