@@ -21,8 +21,16 @@ from PIL import Image
 from bench import record
 from bench.turns import Run, take_turns
 from model.contract import ClassInfo, Contract, TrainingData
-from service.core import outputs
 from service.core.engines.memory import keep_freed_memory
+from service.core.outputs.color import color_png
+from service.core.outputs.confidence import confidence
+from service.core.outputs.label_map import label_map_png
+from service.core.outputs.overlay import overlay_png
+from service.core.outputs.png import gray_png
+from service.core.outputs.polygons import polygons_json
+from service.core.outputs.probabilities import npy, probabilities
+from service.core.outputs.rle import rle_json
+from service.core.outputs.summary import summary_json
 from service.core.types import Dtype, Timings
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -70,26 +78,24 @@ def of_labels(label_map: UInt8Array, photo: UInt8Array) -> dict[str, Run]:
     palette = contract.palette()
     names = {"model": "bench", "version": "1"}
     return {
-        "label_map": lambda: outputs.label_map_png(label_map, palette),
-        "color": lambda: outputs.color_png(label_map, palette),
-        "overlay": lambda: outputs.overlay_png(photo, label_map, palette, 0.5),
-        "overlay, outlines": lambda: outputs.overlay_png(
-            photo, label_map, palette, 0.5, outlines=True
-        ),
-        "json": lambda: outputs.summary_json(label_map, contract, timings=Timings(), **names),
-        "rle": lambda: outputs.rle_json(label_map, contract, **names),
-        "polygons": lambda: outputs.polygons_json(label_map, contract, **names),
+        "label_map": lambda: label_map_png(label_map, palette),
+        "color": lambda: color_png(label_map, palette),
+        "overlay": lambda: overlay_png(photo, label_map, palette, 0.5),
+        "overlay, outlines": lambda: overlay_png(photo, label_map, palette, 0.5, outlines=True),
+        "json": lambda: summary_json(label_map, contract, timings=Timings(), **names),
+        "rle": lambda: rle_json(label_map, contract, **names),
+        "polygons": lambda: polygons_json(label_map, contract, **names),
     }
 
 
 def of_scores(label_map: UInt8Array, scores: npt.NDArray[np.float32]) -> dict[str, Run]:
     makers: dict[str, Run] = {
-        f"probabilities, {dtype}": lambda dtype=dtype: outputs.npy(  # type: ignore[misc]
-            outputs.probabilities(scores, label_map, dtype, None)
+        f"probabilities, {dtype}": lambda dtype=dtype: npy(  # type: ignore[misc]
+            probabilities(scores, label_map, dtype, None)
         )
         for dtype in (Dtype.UINT8, Dtype.FLOAT16)
     }
-    makers["confidence"] = lambda: outputs.gray_png(outputs.confidence(scores, label_map, None))
+    makers["confidence"] = lambda: gray_png(confidence(scores, label_map, None))
     return makers
 
 

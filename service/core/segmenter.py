@@ -13,15 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from service.config import SegmenterConfig
-from service.core import outputs as render
 from service.core.batching.admission import Admission, Permit
-from service.core.batching.policy import InferenceResult
+from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.engines.choice import network_opener
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
@@ -31,7 +30,7 @@ from service.core.images.prepare import Geometry, Prepared, prepare, restore
 from service.core.images.tiles import Mosaic, Tile, in_tiles
 from service.core.models.loader import LoadedModel, Loader
 from service.core.models.manager import ModelManager
-from service.core.outputs import writing
+from service.core.outputs.registry import DEFAULT, Encoder, OutputFormat, all_outputs, output_named
 from service.core.threads import Pool, settle
 from service.core.types import (
     Clock,
@@ -42,7 +41,6 @@ from service.core.types import (
     Network,
     NullObserver,
     Observer,
-    Output,
     Priority,
     Score,
     SegmentOptions,
@@ -65,7 +63,9 @@ __all__ = [
     "Network",
     "NullObserver",
     "Observer",
-    "Output",
+    "DEFAULT_OUTPUT",
+    "OUTPUTS",
+    "OutputFormat",
     "Priority",
     "Score",
     "SegmentReply",
@@ -73,9 +73,14 @@ __all__ = [
     "Segmenter",
     "Timings",
     "VersionStatus",
+    "output_named",
 ]
 
 UInt8Array = npt.NDArray[np.uint8]
+OUTPUTS: Final = all_outputs()
+"""What a reply's body can be, by name."""
+DEFAULT_OUTPUT: Final = DEFAULT
+
 _log = logging.getLogger(__name__)
 
 
@@ -204,7 +209,7 @@ class Segmenter:
         """
         model = self._model(options)
         deadline = self._deadline(options)
-        writing.check_output(options, model)
+        _encoder(options, model)
         self._admission.check(model.queue)
         model.queue.check(deadline, options.priority)
 
@@ -226,14 +231,14 @@ class Segmenter:
         """
         model = self._model(options)
         deadline = self._deadline(options)
-        selected_ids = writing.check_output(options, model)
+        encoder = _encoder(options, model)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes, pixels = _cost(image)
         # More than is taken is refused by its header, and so costs no pixels.
         pixels = min(pixels, self._config.max_image_pixels)
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
-            job = _Job(image, options, model, selected_ids, permit, self._limits, self._clock)
+            job = _Job(image, options, model, encoder, permit, self._limits, self._clock)
             try:
                 return await self._run(job)
             except DeadlineExceeded:
@@ -282,18 +287,18 @@ class Segmenter:
         scores: tuple[npt.NDArray[np.float32], ...] = ()
         if options.scores:
             scores = tuple(restore(result.postprocessed, job.prepared.geometry))
-        body, media_type = b"", ""
+        body = b""
         if isinstance(result.postprocessed, bytes):
-            body, media_type = result.postprocessed, render.PNG
+            body = result.postprocessed
         elif options.output is not None:
             began = self._clock()
             encode = partial(job.encode, label_map, result.postprocessed, timings)
-            body, media_type = await self._pool.run(encode, request.deadline)
+            body = await self._pool.run(encode, request.deadline)
             timings.render_s += self._clock() - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
             body=body,
-            media_type=media_type,
+            media_type=job.encoder.media_type,
             height=job.prepared.geometry.height,
             width=job.prepared.geometry.width,
             model=model.name,
@@ -307,7 +312,8 @@ class Segmenter:
     async def _run_in_tiles(self, job: _Job) -> InferenceResult:
         """Runs what would take more memory, whole, than there is."""
         queue, deadline = job.model.queue, job.permit.request.deadline
-        postprocess = writing.reduction(job.options, job.selected_ids)
+        wants_logits = job.encoder.needs_logits
+        postprocess = job.encoder.reduce if wants_logits else None
         mosaic = Mosaic(job.prepared.tensor, job.model.contract.input, self._limits.whole_pixels)
         results: list[InferenceResult] = []
 
@@ -315,7 +321,7 @@ class Segmenter:
             cut = await self._pool.run(partial(mosaic.cut, tile), deadline)
             # Without room of its own: the image was admitted with all its pixels.
             request = queue.request(deadline, job.options.priority)
-            queue.put(request, cut, postprocess, wants_logits=postprocess is not None)
+            queue.put(request, cut, postprocess, wants_logits=wants_logits)
             result = await queue.result(request)
             await self._pool.run(
                 mosaic.placing(tile, result.label_map, result.postprocessed), deadline
@@ -348,8 +354,6 @@ class Segmenter:
 
     def _deadline(self, options: SegmentOptions) -> float | None:
         """Returns it as a moment of the clock. Raises: InvalidParameter."""
-        if not 0.0 <= options.alpha <= 1.0:
-            raise InvalidParameter(f"alpha is {options.alpha:g}: give a number from 0 to 1")
         if options.deadline_s is None:
             return None
         if not options.deadline_s > 0.0:
@@ -358,6 +362,11 @@ class Segmenter:
 
 
 _NOT_RUN = InferenceResult(np.empty((0, 0), np.uint8), 0.0, 0.0, 0)
+
+
+def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
+    """Raises: InvalidParameter."""
+    return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
 
 
 def _cost(image: bytes | UInt8Array) -> tuple[int, int]:
@@ -386,7 +395,7 @@ class _Job:
     image: bytes | UInt8Array
     options: SegmentOptions
     model: LoadedModel
-    selected_ids: frozenset[int] | None
+    encoder: Encoder
     permit: Permit
     limits: _Limits
     clock: Clock
@@ -409,36 +418,29 @@ class _Job:
             loop = request.future.get_loop()
             loop.call_soon_threadsafe(self.permit.correct, self.pixels)
         height, width = tensor.shape[:2]
-        writing.check_size(self.options, self.model.contract, self.selected_ids, height, width)
+        self.encoder.check_size(height, width)
         if height * width > self.limits.whole_pixels:
             settle(request.future, _NOT_RUN)
             return
-        postprocess = reduction = writing.reduction(self.options, self.selected_ids)
-        if (
-            self.options.output is Output.LABEL_MAP
-            and not self.options.scores
-            and self.model.provider == "cpu"
-        ):
-            # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
-            # thread that ran the network does it, for giving it to another costs more.
-            # A method would make a cycle that holds the model until the collector comes.
-            postprocess = partial(
-                _pack,
-                geometry=self.prepared.geometry,
-                palette=self.model.palette,
-                selected_ids=self.selected_ids,
-            )
-        self.model.queue.put(request, tensor, postprocess, wants_logits=reduction is not None)
+        postprocess: Postprocess | None = None
+        if self.encoder.needs_logits:
+            postprocess = self.encoder.reduce
+        elif self.encoder.is_quick and self.model.provider == "cpu":
+            # Packing a label map takes a tenth of a millisecond, and on a CPU no device waits
+            # meanwhile: the thread that ran the network does it, for giving it to another costs
+            # more. Not a method, which would make a cycle that holds the model until the collector
+            # comes.
+            postprocess = partial(_encode_at_once, self.encoder, self.prepared.geometry, self.rgb)
+        wants_logits = self.encoder.needs_logits
+        self.model.queue.put(request, tensor, postprocess, wants_logits=wants_logits)
 
     def encode(
         self, label_map: UInt8Array, scores: npt.NDArray[Any] | None, timings: Timings
-    ) -> tuple[bytes, str]:
-        """Makes the reply's body and its media type; label_map as uploaded, scores as prepared."""
-        if scores is not None and not self.options.scores:
-            return writing.write_scores(self.options, restore(scores, self.prepared.geometry))
-        return writing.write(
-            self.options, self.model, timings, self.rgb, label_map, self.selected_ids
-        )
+    ) -> bytes:
+        """Makes the reply's body. label_map: of the upload's size. scores: of the tensor's."""
+        if scores is not None:
+            scores = restore(scores, self.prepared.geometry)
+        return self.encoder.encode(self.rgb, label_map, scores, timings)
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):
@@ -453,12 +455,7 @@ class _Job:
         self.decoded_s = self.clock()
 
 
-def _pack(
-    label_map: UInt8Array,
-    _: object,
-    *,
-    geometry: Geometry,
-    palette: UInt8Array,
-    selected_ids: frozenset[int] | None,
+def _encode_at_once(
+    encoder: Encoder, geometry: Geometry, rgb: UInt8Array, label_map: UInt8Array, _: object
 ) -> bytes:
-    return writing.pack(restore(label_map, geometry), palette, selected_ids)
+    return encoder.encode(rgb, restore(label_map, geometry), None, Timings())

@@ -38,23 +38,6 @@ class Instance(Protocol):
         ...
 
 
-class Output(StrEnum):
-    """What a reply's body holds; see `service.core.outputs` for the exact bytes."""
-
-    LABEL_MAP = "label_map"
-    OVERLAY = "overlay"
-    COLOR = "color"
-    JSON = "json"
-    RLE = "rle"
-    POLYGONS = "polygons"
-    PROBABILITIES = "probabilities"
-    CONFIDENCE = "confidence"
-
-    @property
-    def needs_logits(self) -> bool:
-        return self in (Output.PROBABILITIES, Output.CONFIDENCE)
-
-
 class Dtype(StrEnum):
     """Of probabilities, as numpy names it: uint8 is 255 times the probability."""
 
@@ -82,7 +65,8 @@ class SegmentOptions:
     """Says which model segments an image, and what the reply holds.
 
     model, version: None means the default one.
-    output: what to render; None for nothing but the array of the label map.
+    output: the name of what the body is to be, see `service.core.outputs.registry`; None for
+    nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
@@ -93,7 +77,7 @@ class SegmentOptions:
 
     model: str | None = None
     version: str | None = None
-    output: Output | None = Output.LABEL_MAP
+    output: str | None = "label_map"
     alpha: float = 0.5
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8

@@ -23,20 +23,21 @@ from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import (
+    DEFAULT_OUTPUT,
+    OUTPUTS,
+    Dtype,
+    Priority,
+    Segmenter,
+    SegmentOptions,
+    SegmentReply,
+)
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
-OUTPUTS: Final = {
-    pb.OUTPUT_UNSPECIFIED: Output.LABEL_MAP,
-    pb.OUTPUT_LABEL_MAP: Output.LABEL_MAP,
-    pb.OUTPUT_OVERLAY: Output.OVERLAY,
-    pb.OUTPUT_COLOR: Output.COLOR,
-    pb.OUTPUT_JSON: Output.JSON,
-    pb.OUTPUT_RLE: Output.RLE,
-    pb.OUTPUT_POLYGONS: Output.POLYGONS,
-    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
-    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+BY_NUMBER: Final = {
+    pb.OUTPUT_UNSPECIFIED: DEFAULT_OUTPUT,
+    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in OUTPUTS},
 }
 
 DTYPES: Final = {
@@ -150,7 +151,7 @@ class Segmentation:
 
 def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
     """Raises: InvalidParameter."""
-    if request.output not in OUTPUTS:
+    if request.output not in BY_NUMBER:
         raise InvalidParameter(f"there is no output {request.output}: use one of the Output enum")
     if request.dtype not in DTYPES:
         raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
@@ -161,7 +162,7 @@ def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
     return SegmentOptions(
         model=request.model or None,
         version=request.version or None,
-        output=OUTPUTS[request.output],
+        output=BY_NUMBER[request.output],
         alpha=request.alpha if request.HasField("alpha") else 0.5,
         outlines=request.outlines,
         dtype=DTYPES[request.dtype],

@@ -14,7 +14,7 @@ from service.api.http.examples import problem_examples
 from service.api.http.parameters import PRIORITIES
 from service.api.http.problem import CHALLENGE
 from service.api.http.problem import MEDIA_TYPE as PROBLEM_TYPE
-from service.core.segmenter import Dtype, Output
+from service.core.segmenter import DEFAULT_OUTPUT, OUTPUTS, Dtype
 from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
@@ -154,7 +154,7 @@ SEGMENT: Final[dict[str, Any]] = {
         _query(
             "output",
             "What to answer with; wins over Accept.",
-            {"type": "string", "enum": [str(o) for o in Output], "default": "label_map"},
+            {"type": "string", "enum": list(OUTPUTS), "default": DEFAULT_OUTPUT},
         ),
         _query(
             "alpha",

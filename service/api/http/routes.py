@@ -22,7 +22,7 @@ from service.api.models import model_json, models_json
 from service.api.status import Status
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import Output, Segmenter
+from service.core.segmenter import OUTPUTS, Segmenter
 from service.errors import ModelNotReady
 from service.telemetry import Telemetry
 
@@ -125,7 +125,7 @@ class _Rest:
                 "segment": "POST an image to /segment",
                 "models": "/v1/models",
                 "docs": openapi.DOCS_PATH,
-                "outputs": [str(output) for output in Output],
+                "outputs": list(OUTPUTS),
                 "latency_target_s": self._config.latency_target_s,
                 "max_image_bytes": self._config.max_image_bytes,
             },

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.core.segmenter import Output, Score, SegmentReply
+from service.core.segmenter import Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -137,9 +137,9 @@ def outputs_asked(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names) or (LABEL_MAP,)
 
 
-def rendering(outputs: Sequence[str]) -> Output | None:
+def rendering(outputs: Sequence[str]) -> str | None:
     """Says what to render for these outputs."""
-    return Output.OVERLAY if OVERLAY in outputs else None
+    return OVERLAY if OVERLAY in outputs else None
 
 
 def scores_asked(outputs: Sequence[str]) -> tuple[Score, ...]:

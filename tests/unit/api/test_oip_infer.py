@@ -45,7 +45,7 @@ async def test_scores_of_all_images_together_are_limited(
         found = np.stack([reply.scores[0] for reply in await ask()])
         np.testing.assert_array_equal(found, expected_logits(np.stack(IMAGES)))
         monkeypatch.setattr(module, limit, BYTES - 1)
-        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer pictures"):
+        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer images"):
             await ask()
     finally:
         await segmenter.aclose()

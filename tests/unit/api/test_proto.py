@@ -15,9 +15,9 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto,
 
 from fcn_client.stubs import segmentation_pb2 as client_pb
 from proto import generate
-from service.api.grpc.segmentation import OUTPUTS
+from service.api.grpc.segmentation import BY_NUMBER
 from service.api.stubs import inference_pb2, segmentation_pb2
-from service.core.segmenter import Output
+from service.core.segmenter import OUTPUTS
 
 MODULES = {
     generate.SEGMENTATION: (client_pb, segmentation_pb2),
@@ -112,5 +112,5 @@ def test_every_field_is_documented() -> None:
 
 
 def test_every_output_can_be_asked_for() -> None:
-    assert set(OUTPUTS) == set(segmentation_pb2.Output.values())
-    assert set(OUTPUTS.values()) == set(Output)
+    assert set(BY_NUMBER) == set(segmentation_pb2.Output.values())
+    assert set(BY_NUMBER.values()) == set(OUTPUTS)

@@ -15,7 +15,7 @@ from fcn_client.grpc_messages import target_of
 from fcn_client.images import file_bytes, overlay, read_answer, read_rgb
 from fcn_client.request import call_of, is_grpc, total_s
 from service.core.images.decode import decode
-from service.core.outputs import overlay_png
+from service.core.outputs.overlay import overlay_png
 from tests.drawing import encode, jpeg, png, read_png, street
 
 RGB = street(10, 14)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import _imaging
 
 from service.core.images.decode import decode
-from service.core.outputs import npy, probabilities
+from service.core.outputs.probabilities import npy, probabilities
 from service.core.types import Dtype
 from tests.drawing import encode, street
 

@@ -21,10 +21,9 @@ from PIL import Image
 from model.contract import METADATA_KEY, Contract, InputSpec
 from service.config import SegmenterConfig
 from service.core.images import header
-from service.core.outputs import scores as scores_module
+from service.core.outputs import probabilities
 from service.core.segmenter import (
     ModelState,
-    Output,
     Segmenter,
     SegmentOptions,
     SegmentReply,
@@ -136,7 +135,7 @@ async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int
 
 async def test_images_share_their_options(tmp_path: Path) -> None:
     write_model(tmp_path)
-    options = SegmentOptions(output=Output.COLOR)
+    options = SegmentOptions(output="color")
     pictures = [street(9, 12), street(5, 7), RGB]
     async with serving(tmp_path) as segmenter:
         replies = await asyncio.gather(
@@ -167,7 +166,7 @@ async def test_padding_for_the_model_is_undone(tmp_path: Path) -> None:
     write_model(tmp_path, model_contract=contract)
     async with serving(tmp_path) as segmenter:
         reply = await segmenter.segment(PNG, OPTIONS)
-        overlay = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY, alpha=0.0))
+        overlay = await segmenter.segment(PNG, replace(OPTIONS, output="overlay", alpha=0.0))
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
     assert (read_png(overlay.body) == RGB).all()
 
@@ -176,9 +175,9 @@ async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
     write_model(tmp_path)
     colours = tiny_models.contract().palette()[expected_label_map(RGB)]
     async with serving(tmp_path) as segmenter:
-        color = await segmenter.segment(PNG, replace(OPTIONS, output=Output.COLOR))
-        overlay = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY, alpha=1.0))
-        half = await segmenter.segment(PNG, replace(OPTIONS, output=Output.OVERLAY))
+        color = await segmenter.segment(PNG, replace(OPTIONS, output="color"))
+        overlay = await segmenter.segment(PNG, replace(OPTIONS, output="overlay", alpha=1.0))
+        half = await segmenter.segment(PNG, replace(OPTIONS, output="overlay"))
     assert (read_png(color.body) == colours).all()
     assert (read_png(overlay.body) == colours).all()
     mean = (RGB.astype(float) + colours) / 2
@@ -189,7 +188,7 @@ async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
 async def test_json_describes_the_picture(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(PNG, replace(OPTIONS, output=Output.JSON))
+        reply = await segmenter.segment(PNG, replace(OPTIONS, output="json"))
     assert reply.media_type == "application/json"
     body = json.loads(reply.body)
     counts = np.bincount(expected_label_map(RGB).ravel(), minlength=3)
@@ -204,11 +203,11 @@ async def test_only_the_classes_asked_for_are_kept(tmp_path: Path) -> None:
     right = expected_label_map(RGB)
     async with serving(tmp_path) as segmenter:
 
-        async def ask(output: Output) -> bytes:
+        async def ask(output: str) -> bytes:
             options = replace(OPTIONS, output=output, classes=("green", "2"), alpha=1.0)
             return (await segmenter.segment(PNG, options)).body
 
-        wanted = (Output.LABEL_MAP, Output.OVERLAY, Output.COLOR, Output.JSON)
+        wanted = ("label_map", "overlay", "color", "json")
         label_map, overlay, color, summary = [await ask(output) for output in wanted]
     assert (read_png(label_map) == np.where(right == 0, 255, right)).all()
     assert (read_png(overlay)[right == 0] == RGB[right == 0]).all()
@@ -224,11 +223,11 @@ async def test_probabilities_come_with_a_model_that_has_logits(
         logits=True, input_spec=InputSpec(multiple_of_px=32, stride=1, context_px=0)
     )
     write_model(tmp_path, logits=True, model_contract=contract)
-    options = replace(OPTIONS, output=Output.PROBABILITIES, dtype=dtype)
+    options = replace(OPTIONS, output="probabilities", dtype=dtype)
     async with serving(tmp_path) as segmenter:
         whole = await segmenter.segment(PNG, options)
         some = await segmenter.segment(PNG, replace(options, classes=("blue", "red")))
-        sure = await segmenter.segment(PNG, replace(OPTIONS, output=Output.CONFIDENCE))
+        sure = await segmenter.segment(PNG, replace(OPTIONS, output="confidence"))
         labels = await segmenter.segment(PNG, OPTIONS)
     async with serving(tmp_path, max_whole_pixels=300) as segmenter:
         in_parts = await segmenter.segment(PNG, options)
@@ -248,17 +247,17 @@ async def test_probabilities_that_are_too_many_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(tmp_path, logits=True)
-    monkeypatch.setattr(scores_module, "MAX_BYTES", RGB.shape[0] * RGB.shape[1])
-    options = replace(OPTIONS, output=Output.PROBABILITIES)
+    monkeypatch.setattr(probabilities, "MAX_BYTES", RGB.shape[0] * RGB.shape[1])
+    options = replace(OPTIONS, output="probabilities")
     async with serving(tmp_path) as segmenter:
         with pytest.raises(ImageTooLarge, match="3 classes.*name fewer classes"):
             await segmenter.segment(PNG, options)
         await segmenter.segment(PNG, replace(options, classes=("red",)))
 
 
-@pytest.mark.parametrize("output", [Output.PROBABILITIES, Output.CONFIDENCE])
+@pytest.mark.parametrize("output", ["probabilities", "confidence"])
 async def test_without_logits_the_caller_is_told_how_to_get_them(
-    tmp_path: Path, output: Output
+    tmp_path: Path, output: str
 ) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
@@ -303,7 +302,7 @@ async def test_arrays_of_scores_that_are_too_large_are_refused_before_the_networ
     async with serving(tmp_path, observer=watched) as segmenter:
         await segmenter.segment(PNG, options)
         runs = len(watched.batches)
-        with pytest.raises(ImageTooLarge, match="3 classes.*23x31.*send fewer pictures"):
+        with pytest.raises(ImageTooLarge, match="3 classes.*23x31.*send fewer images"):
             await segmenter.segment(PNG, replace(options, max_scores_bytes=2 * 3 * 4 * 23 * 31 - 1))
         assert len(watched.batches) == runs == 1
 
@@ -316,15 +315,15 @@ async def test_arrays_of_scores_need_logits_and_an_output_without(tmp_path: Path
         with pytest.raises(InvalidParameter, match="output logits needs .*without.*--logits"):
             await segmenter.segment(PNG, replace(options, model="without"))
         with pytest.raises(InvalidParameter, match="confidence and arrays of scores.*one of them"):
-            await segmenter.segment(PNG, replace(options, model="with", output=Output.CONFIDENCE))
+            await segmenter.segment(PNG, replace(options, model="with", output="confidence"))
 
 
 async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
         options = replace(OPTIONS, classes=("green",))
-        rle = await segmenter.segment(PNG, replace(options, output=Output.RLE))
-        polygons = await segmenter.segment(PNG, replace(options, output=Output.POLYGONS))
+        rle = await segmenter.segment(PNG, replace(options, output="rle"))
+        polygons = await segmenter.segment(PNG, replace(options, output="polygons"))
     assert (rle.media_type, polygons.media_type) == ("application/json", "application/geo+json")
     (mask,), (feature,) = json.loads(rle.body)["classes"], json.loads(polygons.body)["features"]
     assert mask["name"] == feature["properties"]["name"] == "green"
