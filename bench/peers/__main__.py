@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,8 +80,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
                         help="counted of each closed loop")  # fmt: skip
     parser.add_argument("--open-seconds", type=float, default=8.0, help="of each Poisson load")
     parser.add_argument("--warm", type=float, default=1.0, help="seconds before, not counted")
-    parser.add_argument("--under", default="", metavar="COMMAND",
-                        help="put before each slot's command: a lock, taskset")  # fmt: skip
     parser.add_argument("--work", type=Path, default=CACHE / "run", help="finished slots")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--out", type=Path, help="by default results/peers-PRECISION.json")
@@ -180,19 +177,17 @@ def run(slot: dict[str, Any], args: argparse.Namespace, image: Path, done: Done)
     choice = done({"name": slot["name"], "part": "variants", "round": 0})
     if choice is not None:
         task["variant"] = choice["chosen"]
-    command = [*shlex.split(args.under), sys.executable, "-m", "bench.peers.slots"]
     said = ""
     for _ in range(2):
         process = subprocess.Popen(
-            [*command, json.dumps(task)],
+            [sys.executable, "-m", "bench.peers.slots", json.dumps(task)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         try:
-            # A lock may keep it waiting for as long as it likes.
-            output, _ = process.communicate(timeout=None if args.under else _SLOT_S)
+            output, _ = process.communicate(timeout=_SLOT_S)
             said = f"exit code {process.returncode}: {output.strip()[-300:]}"
         except subprocess.TimeoutExpired:
             process.terminate()  # it stops its server

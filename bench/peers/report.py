@@ -65,62 +65,37 @@ def collect(
 
 
 def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"closed": {}, "open": {}}
     if steady:
         row |= {
             "version": steady[0]["version"],
             "labels_equal": all(each["labels_equal"] for each in steady),
             "start_s": median(each["start_s"] for each in steady),
             "memory_mib": median(each["memory_mib"] for each in steady),
-            "closed": {
-                connections: closed(
-                    [each["closed"][connections] for each in steady], limits_of(steady)
-                )
-                for connections in steady[0]["closed"]
-            },
         }
-    loads = [*steady, *overload]
-    factors = sorted({factor for each in loads for factor in each["open"]}, key=float)
-    row["open"] = {}
-    for factor in factors:
-        with_it = [each for each in loads if factor in each["open"]]
-        row["open"][factor] = pooled([each["open"][factor] for each in with_it], limits_of(with_it))
     if overload:
         row["memory_overload_mib"] = median(each["memory_mib"] for each in overload)
         row["admits"] = overload[0]["bound"]
+    for kind, rate in (("closed", "answered_per_s"), ("open", "goodput_per_s")):
+        for slots in (steady, overload):
+            for load in slots[0].get(kind, ()) if slots else ():
+                limits = [statistics.mean(each["limits_per_s"]) for each in slots]
+                row[kind][load] = pooled([each[kind][load] for each in slots], rate, limits)
     return row
 
 
-def limits_of(slots: Sequence[Slot]) -> list[float]:
-    """Gives the images per second of the bare limit around each slot."""
-    return [statistics.mean(each["limits_per_s"]) for each in slots]
-
-
-def closed(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
-    names = ("images_per_s", "p50_ms", "p95_ms", "p99_ms")
-    found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in names}
-    found["refused_or_broken"] = sum(each["refused"] + each["broken"] for each in rounds)
-    found["each_round"] = [each["images_per_s"] for each in rounds]
-    found["limit_each_round"] = list(limits)
-    found["of_limit"] = of_limit(found["each_round"], limits)
-    return found
-
-
-def of_limit(rates: Sequence[float], limits: Sequence[float]) -> float:
-    """Takes the median over the rounds, each beside its own limit."""
-    return round(statistics.median(a / b for a, b in zip(rates, limits, strict=True)), 3)
-
-
-def pooled(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
+def pooled(rounds: Sequence[Slot], rate: str, limits: Sequence[float]) -> dict[str, Any]:
+    """Puts a load's rounds together. `of_limit`: each round's rate beside its own limit."""
     found = generator.without_lists(generator.pooled(rounds))
     # Medians of each round's: in a fast round a server refuses fewer.
     found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
     found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
-    found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
+    found["each_round"] = [each[rate] for each in rounds]
     found["limit_each_round"] = list(limits)
-    found["of_limit"] = of_limit(found["each_round_goodput"], limits)
+    shares = [one / limit for one, limit in zip(found["each_round"], limits, strict=True)]
+    found["of_limit"] = round(statistics.median(shares), 3)
     return found
 
 
@@ -132,8 +107,7 @@ def median(values: Any) -> Any:
 def table(measured: dict[str, Any]) -> str:
     """Writes two Markdown tables: everyday load, and overload."""
     limit = measured["limit"]["images_per_s"]
-    # Keys that went through JSON are strings.
-    rows = [normal(row) for row in measured["servers"]]
+    rows = measured["servers"]
     lines = [
         "| server | set up as | images/s at 1 / 8 / 32 connections | of the limit "
         "| p50 at 1 | p99 at 8 | p50 / p99 at 0.7x | memory | start |",
@@ -147,7 +121,7 @@ def table(measured: dict[str, Any]) -> str:
             f"| {way['p50_ms']:.0f} ms | | | | |"
         )
     for row in rows:
-        if "error" in row or "closed" not in row:
+        if "error" in row or not row.get("closed"):
             lines.append(f"| {row['title']} | {row.get('error', 'not measured')} | | | | | | | |")
             continue
         loads = row["closed"]
@@ -155,10 +129,10 @@ def table(measured: dict[str, Any]) -> str:
         calm = row["open"].get("0.7", {}).get("latency", {})
         lines.append(
             f"| {row['title']} {row['version']}{differs} | {row.get('variant', 'its defaults')} | "
-            + " / ".join(f"{each['images_per_s']:.1f}" for each in loads.values())
+            + " / ".join(f"{each['answered_per_s']:.1f}" for each in loads.values())
             + " | "
             + " / ".join(f"{each['of_limit']:.2f}" for each in loads.values())
-            + f" | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
+            + f" | {ms(loads['1']['latency']['p50_ms'])} | {ms(loads['8']['latency']['p99_ms'])} "
             f"| {ms(calm.get('p50_ms'))} / {ms(calm.get('p99_ms'))} "
             f"| {row['memory_mib']:.0f} MiB | {row['start_s']:.1f} s |"
         )
@@ -189,16 +163,6 @@ def table(measured: dict[str, Any]) -> str:
             f"| {' / '.join(share_of_cores(row['open'].get(load)) for load in LOADS)} |"
         )
     return "\n".join(lines)
-
-
-def normal(row: dict[str, Any]) -> dict[str, Any]:
-    """Makes the keys of `closed` and `open` strings, as they are after JSON."""
-    return {
-        name: {str(key): inner for key, inner in value.items()}
-        if name in ("closed", "open")
-        else value
-        for name, value in row.items()
-    }
 
 
 def share_of_cores(load: dict[str, Any] | None) -> str:
@@ -242,4 +206,4 @@ def write_page(page: Path, measured: dict[str, Any]) -> None:
         f"![Images per second and goodput of each server, of the bare limit]({plot_file})\n"
         f"{end}{after}"
     )
-    (page.parent / plot_file).write_text(svg([normal(row) for row in measured["servers"]]))
+    (page.parent / plot_file).write_text(svg(measured["servers"]))

@@ -94,8 +94,8 @@ def test_steady_slot_of_our_server(task: dict[str, Any], monkeypatch: pytest.Mon
     assert found["labels_equal"] is True
     assert set(found["closed"]) == set(slots.CONNECTIONS)
     for load in found["closed"].values():
-        assert load["images_per_s"] > 0
-        assert (load["refused"], load["broken"]) == (0, 0)
+        assert load["answered_per_s"] > 0
+        assert (load["refused"], load["hung_up"], load["other_errors"]) == (0, 0, 0)
     calm = found["open"][slots.STEADY_LOAD]
     assert calm["answered"] > 0
     assert calm["refused"] + calm["hung_up"] + calm["other_errors"] == 0

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
+from service.core.segmenter import Timings
 from service.errors import Cancelled
 
 T = TypeVar("T")
@@ -112,6 +113,8 @@ class _Flow:
             self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._call.id
+            if self._call.record.timings is not None:
+                headers["Server-Timing"] = _server_timing(self._call.record.timings)
             if self._unread and (self._closes or status == _TOO_SLOW):
                 headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
@@ -126,6 +129,14 @@ class _Flow:
             async with asyncio.timeout(LINGER_S):
                 while self._unread and left > 0:
                     left -= len((await self.receive()).get("body", b""))
+
+
+def _server_timing(timings: Timings) -> str:
+    """Prints the stages in milliseconds. Source: W3C Server Timing."""
+    return (
+        f"decode;dur={1000 * timings.decode_s:.2f}, queue;dur={1000 * timings.queue_s:.2f}, "
+        f"infer;dur={1000 * timings.infer_s:.2f}, render;dur={1000 * timings.render_s:.2f}"
+    )
 
 
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:

@@ -20,11 +20,11 @@ from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.routes import create_app
 from service.api.oip import grpc as oip_grpc
-from service.api.oip.admin import Admin
 from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
-from service.api.oip.models import Statistics
+from service.api.oip.operations import Operations
 from service.api.oip.rest import OipRest
+from service.api.oip.statistics import Statistics
 from service.api.stubs import inference_pb2 as oip
 from service.api.stubs import inference_pb2_grpc as oip_stubs
 from service.api.stubs import segmentation_pb2 as pb
@@ -67,9 +67,7 @@ class Parts:
         shared: dict[str, Any] = {
             "uploads": uploads,
             "inference": Inference(broken, statistics, max_pixels=10**6),
-            "statistics": statistics,
-            "admin": Admin(broken, None),
-            "ready": lambda: True,
+            "operations": Operations(broken, statistics, admin_key=None, ready=lambda: True),
         }
         self.rest = create_app(
             broken, calls, self.telemetry, config, uploads=uploads, ready=lambda: True
