@@ -71,7 +71,7 @@ def test_arrays_are_sent_without_loss() -> None:
         (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
         (3, "a int is no image"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image(wrong: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
