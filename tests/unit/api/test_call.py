@@ -12,7 +12,7 @@ import pytest
 
 from service.api.call import Calls, Outcome
 from service.api.keys import Keys
-from service.core.segmenter import SegmentReply, Timings
+from service.core.types import SegmentReply, Timings
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
