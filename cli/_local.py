@@ -1,4 +1,4 @@
-"""The service's segmenter as a labeller of `fcn predict`."""
+"""Makes the service's segmenter a labeller of `fcn predict`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.settings import Settings
 
 
 class LocalLabeller:
-    """See `fcn_client.predict.Labeller`; in this process, with the server's own code."""
+    """Labels in this process, with the server's own code; see `fcn_client.predict.Labeller`."""
 
     def __init__(
         self,

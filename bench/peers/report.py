@@ -87,9 +87,6 @@ def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
 def pooled(rounds: Sequence[Slot], rate: str, limits: Sequence[float]) -> dict[str, Any]:
     """Puts a load's rounds together. `of_limit`: each round's rate beside its own limit."""
     found = generator.without_lists(generator.pooled(rounds))
-    # Medians of each round's: in a fast round a server refuses fewer.
-    found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
-    found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
     found["each_round"] = [each[rate] for each in rounds]
@@ -158,7 +155,7 @@ def table(measured: dict[str, Any]) -> str:
             f"| {ms(three['latency']['p50_ms'])} / {ms(three['latency']['p99_ms'])} "
             f"| {100 * three['refused'] / max(1, offered):.0f} % "
             f"/ {100 * three['expired'] / max(1, offered):.0f} % "
-            f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
+            f"| {ms(three['refusal']['p50_ms'])} / {ms(three['refusal']['p99_ms'])} "
             f"| {max(two['recovery_s'], three['recovery_s']):.1f} s "
             f"| {' / '.join(share_of_cores(row['open'].get(load)) for load in LOADS)} |"
         )

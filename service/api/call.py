@@ -1,4 +1,4 @@
-"""The life of one request, whichever transport brought it.
+"""Leads one request through its life, whichever transport brought it.
 
     with calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining) as call:
         call.authenticate(authorization, api_key)
@@ -47,7 +47,7 @@ _log = logging.getLogger("fcn.call")
 
 
 def is_valid_id(text: str) -> bool:
-    """Whether it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, as ids must."""
+    """Says whether it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, as ids must."""
     return _VALID_ID.fullmatch(text) is not None
 
 
@@ -106,7 +106,7 @@ class Calls:
         *,
         time_left: Callable[[], float | None] = _no_deadline,
     ) -> Call:
-        """To be used in a `with` block.
+        """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
@@ -117,7 +117,7 @@ class Calls:
 
 
 class Call:
-    """One request, or one image of a stream, from its first byte to its answer."""
+    """Accompanies one request, or one image of a stream, from its first byte to its answer."""
 
     __slots__ = ("_asked_model", "_caller", "_calls", "_failed", "record", "time_left")
 
@@ -175,7 +175,7 @@ class Call:
             self._calls.keys.check(self._caller)
 
     def seconds_left(self, asked_s: float | None = None) -> float:
-        """How long the answer may take: as asked, or as the server is set up, within the
+        """Says how long the answer may take: as asked, or as the server is set up, within the
         transport's own deadline. Raises: DeadlineExceeded."""
         allowed_s = self._calls.deadline_s if asked_s is None else asked_s
         left_s = self.time_left()

@@ -1,4 +1,4 @@
-"""What a client is told of the models, for REST and gRPC alike."""
+"""Tells clients of the models, over REST and gRPC alike."""
 
 from __future__ import annotations
 

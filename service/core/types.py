@@ -178,7 +178,7 @@ class IndexEntry:
 
 
 class Network(Protocol):
-    """Names what the segmenter needs of a loaded model; `onnx_runtime.Session` is one."""
+    """Names what is needed of a loaded model's file; `OnnxRuntimeNetwork` is one."""
 
     @property
     def path(self) -> Path:

@@ -1,4 +1,4 @@
-"""How a gRPC call is handled inside a `Call`: its id, its key, its one message, its error.
+"""Handles gRPC calls inside a `Call`: their id, key, message and error.
 
 Errors travel as status details (google.rpc.Status with ErrorInfo and, where a retry helps,
 RetryInfo), beside the sentence that every gRPC client shows.

@@ -1,4 +1,4 @@
-"""The outermost layer of REST: each request gets a call, is let in by its key, and ends in order.
+"""Wraps REST: each request gets a call, is let in by its key, and ends in order.
 
 Plain ASGI, not Starlette's BaseHTTPMiddleware, which copies bodies through a queue of its own.
 """
@@ -44,7 +44,7 @@ _TOO_SLOW: Final = 408  # whose body will not come in time now, either
 
 
 def is_open(path: str) -> bool:
-    """Whether `path`, as it is routed, unescaped, needs no API key."""
+    """Says whether `path`, as it is routed, unescaped, needs no API key."""
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 

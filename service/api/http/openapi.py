@@ -1,4 +1,4 @@
-"""What the OpenAPI page says of each operation; the endpoints read requests by themselves."""
+"""Describes each operation for the OpenAPI page; the endpoints read requests by themselves."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ _RETRY_AFTER: Final = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_BODIES: Final = {
+    "application/json": {
+        "schema": examples.CLASSES_SCHEMA,
+        "examples": examples.CLASSES_EXAMPLES,
+    },
+    "application/geo+json": {
+        "schema": examples.POLYGONS_SCHEMA,
+        "examples": examples.POLYGONS_EXAMPLES,
+    },
+}
+"""What is told of replies that are text; the others are bytes."""
 _IMAGE: Final = {"type": "string", "format": "binary", "minLength": 1}
 
 
@@ -99,18 +110,7 @@ SEGMENT: Final[dict[str, Any]] = {
     "responses": {
         "200": {
             "description": "The label map, or what `output` asked for.",
-            "content": {
-                "image/png": _BINARY,
-                "application/json": {
-                    "schema": examples.CLASSES_SCHEMA,
-                    "examples": examples.CLASSES_EXAMPLES,
-                },
-                "application/geo+json": {
-                    "schema": examples.POLYGONS_SCHEMA,
-                    "examples": examples.POLYGONS_EXAMPLES,
-                },
-                "application/x-npy": _BINARY,
-            },
+            "content": {o.media_type: _BODIES.get(o.media_type, _BINARY) for o in OUTPUTS.values()},
             "headers": {
                 "X-Request-ID": _header("As sent, or made up.", examples.REQUEST_ID),
                 "X-Model": _header("What answered.", "camvid-fcn8s-mobilenet_v1"),

@@ -68,7 +68,7 @@ def segment_options(
 
 
 def output_accepted(accept: str | None) -> str:
-    """The most wanted output of an Accept header; the label map when it does not care.
+    """Finds the most wanted output of an Accept header; the label map when it does not care.
 
     Raises: NotAcceptable. Source: RFC 9110 section 12.5.1, for what `fcn` can answer.
     """
@@ -86,7 +86,7 @@ def output_accepted(accept: str | None) -> str:
 
 
 def _quality(accept: str, media_type: str) -> float:
-    """The weight of the most specific range that covers `media_type`; 0 when none does."""
+    """Finds the weight of the most specific range that covers `media_type`; 0 when none does."""
     kind = media_type.split("/")[0]
     found: dict[str, float] = {}
     for entry in accept.split(","):

@@ -1,4 +1,4 @@
-"""The protocol's operations on the server, its models and their repository, without a transport.
+"""Answers what the protocol asks of the server, its models and their repository.
 
 Each answers with JSON, which gRPC's messages are made from, and takes the fields of its message as
 keyword arguments.

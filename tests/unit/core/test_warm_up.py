@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.config import SegmenterConfig
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
 from service.core.models.loader import Loader
@@ -88,7 +88,7 @@ def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
         warm_up_batches(Net(Run(shrinks=True)), [(2, 8, 8)], 60, lambda: 0.0)
 
 
-def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
+def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None) -> None:
     made = Loader(
         SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
