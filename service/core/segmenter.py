@@ -24,8 +24,8 @@ from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.engines.choice import network_opener
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
-from service.core.images import header
-from service.core.images.decode import decode, undecoded
+from service.core.images.decode import check_pixels, decode
+from service.core.images.header import Header, read_header
 from service.core.images.prepare import Geometry, Prepared, prepare, restore
 from service.core.images.tiles import Mosaic, Tile, in_tiles
 from service.core.models.loader import LoadedModel, Loader
@@ -232,13 +232,14 @@ class Segmenter:
         model = self._model(options)
         deadline = self._deadline(options)
         encoder = _encoder(options, model)
-        # Room before the decode: a flood of uploads must not become a flood of pixels.
-        n_bytes, pixels = _cost(image)
-        # More than is taken is refused by its header, and so costs no pixels.
-        pixels = min(pixels, self._config.max_image_pixels)
+        header = self._header(image)
+        # Room before the decode: a flood of uploads must not become a flood of pixels. More than is
+        # taken is refused by its header, and so costs none.
+        pixels = min(header.height * header.width, self._limits.image_pixels)
+        n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
-            job = _Job(image, options, model, encoder, permit, self._limits, self._clock)
+            job = _Job(image, header, options, model, encoder, permit, self._limits, self._clock)
             try:
                 return await self._run(job)
             except DeadlineExceeded:
@@ -344,6 +345,12 @@ class Segmenter:
         self._check_open()
         return self._registry.find(options.model, options.version)
 
+    def _header(self, image: bytes | UInt8Array) -> Header:
+        """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
+        if isinstance(image, bytes):
+            return read_header(image, max_bytes=self._limits.image_bytes)
+        return Header("RGB", image.shape[0], image.shape[1])
+
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""
         if self._draining:
@@ -369,13 +376,6 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
     return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
 
 
-def _cost(image: bytes | UInt8Array) -> tuple[int, int]:
-    """Returns the bytes held, and the pixels, 0 while they are not known."""
-    if isinstance(image, bytes):
-        return len(image), header.pixels(image) or 0
-    return image.nbytes, image.shape[0] * image.shape[1]
-
-
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """whole_pixels: a larger image is run in tiles."""
@@ -393,6 +393,7 @@ class _Job:
     """
 
     image: bytes | UInt8Array
+    header: Header
     options: SegmentOptions
     model: LoadedModel
     encoder: Encoder
@@ -443,14 +444,12 @@ class _Job:
         return self.encoder.encode(self.rgb, label_map, scores, timings)
 
     def _decode(self) -> None:
+        max_pixels = self.limits.image_pixels
         if isinstance(self.image, bytes):
-            limits = self.limits
-            decoded = decode(
-                self.image, max_bytes=limits.image_bytes, max_pixels=limits.image_pixels
-            )
+            self.rgb = decode(self.image, self.header, max_pixels=max_pixels)
         else:
-            decoded = undecoded(self.image, max_pixels=self.limits.image_pixels)
-        self.rgb = decoded.rgb
+            check_pixels(self.header.height, self.header.width, max_pixels)
+            self.rgb = self.image
         self.prepared = prepare(self.rgb, self.model.contract.input)
         self.decoded_s = self.clock()
 

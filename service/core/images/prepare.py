@@ -44,7 +44,7 @@ def prepare(rgb: UInt8Array, spec: InputSpec) -> Prepared:
     if spec.max_side_px is not None and max(padded) > spec.max_side_px:
         limit = spec.max_side_px - spec.max_side_px % spec.multiple_of_px
         raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width) and this model takes sides up to "
+            f"the image is {height}x{width} (height x width) and this model takes sides up to "
             f"{limit} px: scale it down"
         )
     geometry = Geometry(height, width)

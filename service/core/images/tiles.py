@@ -116,8 +116,8 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         return [whole]
     if spec.context_px is None:
         raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width), this server runs {max_pixels} "
-            "pixels at once and this model needs the picture whole: scale it down, or raise "
+            f"the image is {height}x{width} (height x width), this server runs {max_pixels} "
+            "pixels at once and this model needs the image whole: scale it down, or raise "
             "FCN_MAX_WHOLE_PIXELS"
         )
     best: tuple[int, list[Span], list[Span]] | None = None
@@ -132,7 +132,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
     if best is None:
         side = 2 * spec.context_px + spec.stride
         raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width) and needs parts of {side}x{side} "
+            f"the image is {height}x{width} (height x width) and needs tiles of {side}x{side} "
             f"pixels where this server runs {max_pixels} at once: scale it down, or raise "
             "FCN_MAX_WHOLE_PIXELS"
         )
