@@ -6,6 +6,7 @@ RetryInfo), beside the sentence that every gRPC client shows.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -50,6 +51,10 @@ async def handle(
         try:
             admit(call, metadata.get("authorization"), metadata.get("x-api-key"))
             return await work(call)
+        except aio.InternalError:
+            # A message was written to a call that had ended meanwhile, by its deadline for one.
+            call.failed(asyncio.CancelledError())
+            raise asyncio.CancelledError from None
         except BaseException as error:
             outcome = call.failed(error)
             if outcome is not None:
