@@ -320,7 +320,7 @@ def test_a_stream_that_is_left_half_way_drops_its_work(server: Server, how: str)
             call.cancel()
         else:
             channel.close()
-        server.wait_for(CANCELLED, before + 1)
+        server.wait_for(CANCELLED, before + 1)  # one of them may have been answered just before
     assert [answer.infer_response.id for answer in beside] == ["b", "c"]
     server.settles(INFLIGHT, 0)
     assert server.metric(CANCELLED) <= before + WINDOW, "no more than the window was taken on"

@@ -88,7 +88,8 @@ def test_second_signal_exits_at_once(slow_repository: Path) -> None:
     with running(slow_repository, drain_delay_s=60) as server:
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.rest.get("/readyz").status_code != 200)
-        assert server.stop() == 128 + signal.SIGTERM  # within STOP_TIMEOUT_S, half of the delay
+        # Within STOP_TIMEOUT_S, which is half of the delay.
+        assert server.stop() == 128 + signal.SIGTERM
 
 
 def test_drain_does_not_wait_for_an_endless_inference(tmp_path: Path) -> None:

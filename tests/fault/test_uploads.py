@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +17,10 @@ from fcn_client.stubs import segmentation_pb2 as pb
 from tests.fault.conftest import INFLIGHT, lasting
 from tests.link import Link
 from tests.serving import Server, running
-from tests.waiting import until
 
 SHORT, LONG = lasting(0), lasting(255)
 HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-TIMEOUT_S = 0.4
+TIMEOUT_S = 1.0
 ANNOUNCED = [b"Content-Length: 1000\r\n\r\n", b"Content-Length: 20000000\r\n\r\n"]
 """A body that is waited for when it is refused, and one that costs the connection."""
 UPLOADS = 'fcn_rejected_total{reason="uploads"}'
@@ -31,13 +31,6 @@ def server(slow_repository: Path) -> Iterator[Server]:
     with running(
         slow_repository, max_inflight=1, max_uploads=2, upload_timeout_s=TIMEOUT_S
     ) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def patient(slow_repository: Path) -> Iterator[Server]:
-    """A server that waits for an upload as long as any test takes."""
-    with running(slow_repository, max_uploads=2) as server:
         yield server
 
 
@@ -110,39 +103,42 @@ def test_a_slow_upload_is_answered_408(server: Server, announced: bytes) -> None
 
 
 @pytest.mark.parametrize("announced", ANNOUNCED)
-def test_too_many_uploads_at_once(patient: Server, announced: bytes) -> None:
-    server = patient
-    with Link(server) as third:
-        with Link(server) as first, Link(server) as second:
-            for link in (first, second):
-                link.send(HEAD + announced + b"abc")
-            until(lambda: post(third) == 429)  # both have been seen
-            before = server.metric(UPLOADS)
-            _refused_before_its_body(third)
-            assert server.metric(UPLOADS) == before + 1
-        until(lambda: post(third) == 200)
-
-
-def _refused_before_its_body(third: Link) -> None:
-    head, rest = SHORT[:10], SHORT[10:]
-    third.send(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(SHORT), head))
-    status, headers, _ = third.answer()
-    assert status == 429
-    assert headers["retry-after"] == "1"
-    third.send(rest)  # is not needed any more, and the connection is as good as new
+def test_too_many_uploads_at_once(server: Server, announced: bytes) -> None:
+    with Link(server) as first, Link(server) as second, Link(server) as third:
+        before = server.metric(UPLOADS)
+        for link in (first, second):
+            link.send(HEAD + b"Expect: 100-continue\r\n" + announced)
+            assert b" 100 " in link.file.readline()  # it is being read
+            link.file.readline()
+            link.send(b"abc")
+        head, rest = SHORT[:10], SHORT[10:]
+        third.send(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(SHORT), head))
+        status, headers, _ = third.answer()
+        assert status == 429
+        assert headers["retry-after"] == "1"
+        third.send(rest)  # is not needed any more, and the connection is as good as new
+        server.settles(UPLOADS, before + 1)
+        assert first.answer()[0] == second.answer()[0] == 408
+        assert post(third) == 200
 
 
 def test_grpc_without_room_does_not_wait_for_the_message(server: Server, busy: None) -> None:
-    answered = threading.Event()
+    sends, was_sent = threading.Event(), threading.Event()
+
+    def silence() -> Iterator[object]:
+        sends.wait(20)
+        was_sent.set()
+        yield object()
+
     call = server.channel.stream_unary(
         "/segmentation.v1.Segmentation/Segment",
         request_serializer=lambda _: SHORT,
         response_deserializer=pb.SegmentResponse.FromString,
     )
-    # It would send its message only after the answer, or when the first request is long over.
     with pytest.raises(grpc.RpcError) as caught:
-        call(iter(lambda: answered.wait(20), object()), timeout=30)
-    answered.set()
+        call(silence(), timeout=30)
+    assert not was_sent.is_set()
+    sends.set()
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     trailers = dict(caught.value.trailing_metadata() or ())
@@ -156,10 +152,8 @@ def test_grpc_message_that_does_not_come(server: Server) -> None:
         request_serializer=lambda _: SHORT,
         response_deserializer=pb.SegmentResponse.FromString,
     )
-    answered = threading.Event()
     with pytest.raises(grpc.RpcError) as caught:
-        call(iter(lambda: answered.wait(20), object()), timeout=30)
-    answered.set()
+        call(iter(lambda: time.sleep(TIMEOUT_S + 1), object()), timeout=30)
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert "send a smaller image" in (caught.value.details() or "")

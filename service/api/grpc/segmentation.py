@@ -124,8 +124,9 @@ class Segmentation:
         self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None
     ) -> pb.SegmentStreamResponse:
         """Answers one image of a stream: to the log and the metrics a Segment like any other."""
-        with stream.part("Segment", f"{stream.id}/{message.id}") as call:
-            try:
+        call = stream.part("Segment", f"{stream.id}/{message.id}")
+        try:
+            with call:
                 call.uploaded()
                 call.check_key()
                 if fault is not None:
@@ -133,11 +134,10 @@ class Segmentation:
                 asked_s = message.deadline_ms / 1000 if message.HasField("deadline_ms") else None
                 response = await self._answer(call, message.request, call.seconds_left(asked_s))
                 return pb.SegmentStreamResponse(id=message.id, response=response)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-                return pb.SegmentStreamResponse(id=message.id, error=_item_error(outcome))
+        except BaseException:
+            if call.outcome is None:
+                raise
+            return pb.SegmentStreamResponse(id=message.id, error=_item_error(call.outcome))
 
     async def _answer(
         self, call: Call, request: pb.SegmentRequest, deadline_s: float

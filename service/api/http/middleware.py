@@ -66,19 +66,18 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = first_headers(scope)
-        with self._calls.begin("rest", "other", headers.get(HEADER)) as call:
-            scope["fcn_call"] = call
-            flow = _Flow(receive, send, call, headers)
-            try:
+        scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
+        flow = _Flow(receive, send, call, headers)
+        try:
+            with call:
                 if not is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
                 await self._app(scope, flow.receive, flow.send)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None or flow.started:
-                    raise
-                response = error_response(outcome, scope["path"])
-                await response(scope, flow.receive, flow.send)
+        except BaseException:
+            if call.outcome is None or flow.started:
+                raise
+            response = error_response(call.outcome, scope["path"])
+            await response(scope, flow.receive, flow.send)
 
 
 def first_headers(scope: Scope) -> dict[str, str]:

@@ -149,12 +149,11 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase
     kind = title.lower().replace(" ", "-")
     call = call_of(request.scope)
-    outcome = call.refused(
-        Outcome(
-            Status(kind, error.status_code, grpc.StatusCode.UNKNOWN),
-            title,
-            details.get(error.status_code, error.detail),
-            call.id,
-        )
+    outcome = Outcome(
+        Status(kind, error.status_code, grpc.StatusCode.UNKNOWN),
+        title,
+        details.get(error.status_code, error.detail),
+        call.id,
     )
+    call.refuse(outcome)
     return error_response(outcome, request.url.path, error.headers)

@@ -19,7 +19,7 @@ from service.core.types import UInt8Array
 from tests import tiny_models
 from tests.drawing import street
 from tests.unit.core.pretend_gpu import pretend
-from tests.unit.core.test_runtime import write_with_sizes
+from tests.unit.core.test_onnx_runtime import write_with_sizes
 
 
 def batch(*shape: int, seed: int = 0) -> UInt8Array:

@@ -140,13 +140,13 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     reply = await segmenter.segment(rgb, SegmentOptions(output=None))
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
+    images = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
     replies = await asyncio.gather(
-        *(segmenter.segment(picture, SegmentOptions(output=None)) for picture in pictures)
+        *(segmenter.segment(image, SegmentOptions(output=None)) for image in images)
     )
     assert max(reply.batch_size for reply in replies) == 2
-    for picture, reply in zip(pictures, replies, strict=True):
-        assert (reply.label_map == tiny_models.expected_label_map(picture)).all()
+    for image, reply in zip(images, replies, strict=True):
+        assert (reply.label_map == tiny_models.expected_label_map(image)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
     assert len(pretended.opened) == GPUS
     # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.

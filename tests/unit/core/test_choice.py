@@ -30,7 +30,7 @@ from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import street
 from tests.unit.core.fakes import Function
-from tests.unit.core.test_runtime import write_with_sizes
+from tests.unit.core.test_onnx_runtime import write_with_sizes
 
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(instances=2, threads=1, alone_threads=2)
@@ -66,11 +66,11 @@ def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
 @pytest.mark.usefixtures("openvino")
 def test_its_instances_run_at_once(path: Path) -> None:
     network = opened(path, "openvino")
-    pictures = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
+    images = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda i: network.instances[i % 2].run(pictures[i]), range(12)))
-    for picture, label_maps in zip(pictures, answers, strict=True):
-        assert (label_maps == tiny_models.expected_label_map(picture)).all()
+        answers = list(pool.map(lambda i: network.instances[i % 2].run(images[i]), range(12)))
+    for image, label_maps in zip(images, answers, strict=True):
+        assert (label_maps == tiny_models.expected_label_map(image)).all()
 
 
 @pytest.mark.usefixtures("openvino")
@@ -115,7 +115,7 @@ def test_a_network_that_wants_sizes_is_refused(tmp_path: Path) -> None:
 
 
 class Wrong:
-    """A network that errs on the first rows of every picture, in one of its ways to run."""
+    """A network that errs on the first rows of every image, in one of its ways to run."""
 
     path = Path("model.onnx")
     provider = "cpu"
@@ -173,12 +173,12 @@ def test_quantised_networks_may_round_differently(
         check_agreement(Wrong(share, alone=False), session)
 
 
-def test_sample_pictures_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
+def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
     session = OnnxRuntimeNetwork(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
-    pictures = samples(session)
-    assert [p.shape[1:3] for p in pictures] == list(engine.SAMPLE_SIZES)
-    assert {*np.unique(tiny_models.expected_label_map(pictures[0]))} == {0, 1, 2}
-    assert (samples(session)[0] == pictures[0]).all()
+    images = samples(session)
+    assert [p.shape[1:3] for p in images] == list(engine.SAMPLE_SIZES)
+    assert {*np.unique(tiny_models.expected_label_map(images[0]))} == {0, 1, 2}
+    assert (samples(session)[0] == images[0]).all()
     spec = InputSpec(stride=1, max_side_px=200)
     small = tiny_models.write_model(
         tmp_path / "small", model_contract=tiny_models.contract(input_spec=spec)

@@ -143,8 +143,8 @@ def test_channels_other_than_three_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
-    contract = tiny_models.contract(input_spec=InputSpec(name="photo"))
-    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="photo")
+    contract = tiny_models.contract(input_spec=InputSpec(name="pixels"))
+    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="pixels")
     session = open_cpu(tiny_models.write_file(model, tmp_path))
     assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
 
@@ -174,14 +174,14 @@ def test_instances_run_at_once_and_answer_alike(
     session = OnnxRuntimeNetwork(path, provider="cpu", threads=threads, instances=3)
     assert opened == [threads] * sessions
     assert not any(instance.full_device for instance in session.instances)
-    pictures = [street(24 + i, 32)[None] for i in range(3)]
+    images = [street(24 + i, 32)[None] for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        answers = pool.map(lambda instance, x: instance.run(x), session.instances, pictures)
-        for picture, label_maps in zip(pictures, answers, strict=True):
-            assert (label_maps == tiny_models.expected_label_map(picture)).all()
+        answers = pool.map(lambda instance, x: instance.run(x), session.instances, images)
+        for image, label_maps in zip(images, answers, strict=True):
+            assert (label_maps == tiny_models.expected_label_map(image)).all()
 
 
-def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
+def test_a_lone_image_gets_threads_of_its_own(tmp_path: Path) -> None:
     path = tiny_models.write_model(tmp_path)
     session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     assert [instance.full_device for instance in session.instances] == [False, False, True]
@@ -191,7 +191,7 @@ def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
 
 
 def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lone picture's session that fails must not be found out by a request."""
+    """A lone image's session that fails must not be found out by a request."""
     path = tiny_models.write_model(tmp_path)
     real = CpuInstance.run
     used: list[object] = []
@@ -233,7 +233,7 @@ def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "spins"), [("1.24.0", "0"), ("1.31.1", "1")])
-def test_only_a_lone_picture_spins_and_only_briefly(
+def test_only_a_lone_image_spins_and_only_briefly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, spins: str
 ) -> None:
     opened: list[ort.SessionOptions] = []
