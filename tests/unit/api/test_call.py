@@ -14,7 +14,7 @@ from grpc import aio
 from service.api.call import Calls, Outcome
 from service.api.grpc.handlers import handle
 from service.api.keys import Keys
-from service.core.segmenter import SegmentReply, Timings
+from service.core.types import SegmentReply, Timings
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
