@@ -41,8 +41,8 @@ Finished = Callable[[list[Answer]], None]
 """Called once, with an answer to every request, in the order in which they were due."""
 
 
-class Asker(Protocol):
-    """Asks over one protocol, and calls back from its event loop."""
+class LoadClient(Protocol):
+    """Sends requests over one protocol, and calls back from its event loop."""
 
     def run(self, start: Callable[[Finished], None]) -> list[Answer]: ...
 
@@ -75,7 +75,7 @@ def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = (
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
+def open_loop(client: LoadClient, due: Sequence[float], finished: Finished) -> None:
     """Sends a request at every time in `due` (ascending, seconds)."""
     answers: list[Answer] = []
     sent = 0
@@ -98,7 +98,7 @@ def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
     client.call_later(0, send if due else lambda: finished([]))
 
 
-def closed_loop(client: Asker, connections: int, seconds: float, finished: Finished) -> None:
+def closed_loop(client: LoadClient, connections: int, seconds: float, finished: Finished) -> None:
     """Lets so many clients ask, each again as soon as it has its answer."""
     answers: list[Answer] = []
     left = connections
@@ -175,7 +175,7 @@ def stages_of(timing: bytes) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
+def offer(args: argparse.Namespace, client: LoadClient) -> dict[str, Any]:
     """Makes the load that was asked for.
 
     `generator_cpu_s`: CPU seconds of this process, user and system, in the time that is counted;
@@ -211,7 +211,7 @@ def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
     return found
 
 
-def client_of(args: argparse.Namespace) -> Asker:
+def client_of(args: argparse.Namespace) -> LoadClient:
     """Opens a client for the URL's scheme: http, or grpc as in grpc://127.0.0.1:8001."""
     body = args.body.read_bytes()
     if urlsplit(args.url).scheme == "grpc":

@@ -3,7 +3,7 @@
     python -m bench.replies [--height 1224] [--width 1632] [--rounds 9]
 
 Replies are made of a drawn label map with 11 classes, of much detail ("detailed") and of blobs
-alone ("smooth"), of the scores behind it, and of a drawn photo.
+alone ("smooth"), of the scores behind it, and of a drawn image with grain.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
     scores = draw_scores(args.height, args.width)
     detailed = scores.argmax(axis=0).astype(np.uint8)
     smooth = draw_scores(args.height, args.width, detail=0.0).argmax(axis=0).astype(np.uint8)
-    photo = draw_photo(args.height, args.width)
+    image = draw_image(args.height, args.width)
     parts: dict[str, dict[str, Run]] = {
-        "detailed": {**of_labels(detailed, photo), **of_scores(detailed, scores)},
-        "smooth": of_labels(smooth, photo),
+        "detailed": {**of_labels(detailed, image), **of_scores(detailed, scores)},
+        "smooth": of_labels(smooth, image),
     }
     measured = {}
     for part, makers in parts.items():
@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def of_labels(label_map: UInt8Array, photo: UInt8Array) -> dict[str, Run]:
+def of_labels(label_map: UInt8Array, image: UInt8Array) -> dict[str, Run]:
     contract = Contract(
         model_name="bench",
         architecture="bench",
@@ -80,8 +80,8 @@ def of_labels(label_map: UInt8Array, photo: UInt8Array) -> dict[str, Run]:
     return {
         "label_map": lambda: label_map_png(label_map, palette),
         "color": lambda: color_png(label_map, palette),
-        "overlay": lambda: overlay_png(photo, label_map, palette, 0.5),
-        "overlay, outlines": lambda: overlay_png(photo, label_map, palette, 0.5, outlines=True),
+        "overlay": lambda: overlay_png(image, label_map, palette, 0.5),
+        "overlay, outlines": lambda: overlay_png(image, label_map, palette, 0.5, outlines=True),
         "json": lambda: summary_json(label_map, contract, timings=Timings(), **names),
         "rle": lambda: rle_json(label_map, contract, **names),
         "polygons": lambda: polygons_json(label_map, contract, **names),
@@ -111,7 +111,7 @@ def draw_scores(height: int, width: int, detail: float = 0.15) -> npt.NDArray[np
     return 4 * np.stack([field(1) + np.float32(detail) * field(6) for _ in range(CLASSES)])
 
 
-def draw_photo(height: int, width: int) -> UInt8Array:
+def draw_image(height: int, width: int) -> UInt8Array:
     """Draws uint8 RGB [H,W,3]: shades with the grain of a camera, once through JPEG."""
     rng = np.random.default_rng(3)
     shades = Image.fromarray(rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""`fcn predict`: label maps, overlays and class shares of files."""
+"""Implements `fcn predict`, which writes label maps, overlays and class shares of files."""
 
 from __future__ import annotations
 

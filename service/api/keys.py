@@ -33,7 +33,7 @@ _log = logging.getLogger("fcn.keys")
 
 
 class KeyFileError(Exception):
-    """The file cannot be read or is wrong; one line that says where and what to do."""
+    """Says in one line what is wrong with the file, where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Caller:
 
 
 def offered(authorization: str | None, api_key: str | None) -> list[str]:
-    """The keys in the headers, or metadata, `Authorization: Bearer KEY` and `X-API-Key: KEY`."""
+    """Finds the keys in `Authorization: Bearer KEY` and `X-API-Key: KEY`, headers or metadata."""
     scheme, _, bearer = (authorization or "").strip().partition(" ")
     found = [bearer.strip()] if scheme.lower() == "bearer" else []
     return [*found, api_key.strip()] if api_key is not None else found
@@ -119,7 +119,7 @@ class Keys:
         _log.info("API keys of %s", _names(self._callers))
 
     def admit(self, keys: Iterable[str]) -> Caller:
-        """Whose key one of them is. Raises: NotAuthenticated."""
+        """Finds whose key one of them is. Raises: NotAuthenticated."""
         found = None
         for key in keys:
             digest = _digest(key)
@@ -132,7 +132,7 @@ class Keys:
         return found
 
     def check(self, caller: Caller) -> None:
-        """Of a caller admitted before. Raises: NotAuthenticated when the key is gone since."""
+        """Judges again a caller admitted before. Raises: NotAuthenticated when the key is gone."""
         if all(caller.digest != known.digest for known in self._callers):
             raise self._refused("the API key is no longer valid")
 

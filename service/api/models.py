@@ -1,4 +1,4 @@
-"""What a client is told of the models, for REST and gRPC alike."""
+"""Tells clients of the models, over REST and gRPC alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.api.stubs import segmentation_pb2 as pb
-from service.core.segmenter import IndexEntry, ModelStatus
+from service.core.types import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 
 

@@ -220,7 +220,7 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
         "tiny",
         "1 no such file.jpg cannot be read",
         "(30, 50)",
-        "1 Unsupported image format: the body is not a picture",
+        "1 Unsupported image format: the body is not an image",
     )
     assert (*expected, "404 urn:fcn:problem:unknown-model")[number] in done.stdout
 

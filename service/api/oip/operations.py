@@ -1,4 +1,4 @@
-"""The protocol's operations on the server, its models and their repository, without a transport.
+"""Answers what the protocol asks of the server, its models and their repository.
 
 Each answers with JSON, which gRPC's messages are made from, and takes the fields of its message as
 keyword arguments.
@@ -16,7 +16,8 @@ from typing import Any, Final
 from service.api.models import model_named
 from service.api.oip.statistics import Statistics
 from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS, SCORES
-from service.core.segmenter import ModelState, ModelStatus, Segmenter, VersionStatus
+from service.core.segmenter import Segmenter
+from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import (
     InvalidParameter,
     NotAllowed,

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class LoadedModel:
-    """One version of a model. Whoever uses it does so in its `with` block.
+    """Holds one version of a model. Whoever uses it does so in its `with` block.
 
     It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
     palette: see `Contract.palette`.

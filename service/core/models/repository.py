@@ -1,4 +1,4 @@
-"""The model repository: `<root>/<name>/<version>/model.onnx`, version a positive integer.
+"""Reads a model repository: `<root>/<name>/<version>/model.onnx`, version a positive integer.
 
 Only the layout is known here; what is inside a file is the business of `engines`.
 """

@@ -20,15 +20,10 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from service.config import SegmenterConfig
-from service.core.images import header
+from service.core.images.header import Header, read_header
 from service.core.outputs import probabilities
-from service.core.segmenter import (
-    ModelState,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-)
-from service.core.types import Dtype, Instance, Score
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Instance, ModelState, Score, SegmentOptions, SegmentReply
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -486,7 +481,7 @@ async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) ->
     ("image", "options", "error", "says"),
     [
         (b"", OPTIONS, InvalidImage, "empty"),
-        (b"some text", OPTIONS, UnsupportedImageFormat, "not a picture"),
+        (b"some text", OPTIONS, UnsupportedImageFormat, "not an image"),
         (drawing.jpeg(RGB)[:300], OPTIONS, InvalidImage, "truncated"),
         (drawing.huge_png_header(), OPTIONS, ImageTooLarge, "20000x20000"),
         (drawing.animated_gif(), OPTIONS, UnsupportedImageFormat, "GIF"),
@@ -526,8 +521,8 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
         second = send(segmenter)
         await settle()
         with pytest.raises(Overloaded) as caught:
-            # Not even a picture: it must not be looked at.
-            await segmenter.segment(b"text", OPTIONS)
+            # Not a whole image, but that nobody is to find out.
+            await segmenter.segment(PNG[:50], OPTIONS)
         assert caught.value.retry_after_s >= 1
         assert recorder.reasons == ["overloaded"]
         device.release()
@@ -564,7 +559,7 @@ async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
 async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_path: Path) -> None:
     body = io.BytesIO()
     Image.fromarray(RGB).save(body, "TIFF", big_tiff=True)
-    assert header.pixels(body.getvalue()) is None
+    assert read_header(body.getvalue(), max_bytes=1 << 20) == Header("TIFF")
     async with on_device(tmp_path) as (segmenter, device):
         device.hold()
         first = send(segmenter, body.getvalue())
@@ -749,5 +744,5 @@ async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_pa
     write_model(tmp_path)
     options = in_parts(FakeNetwork(), context_px=None)
     async with serving(tmp_path, **options) as segmenter:
-        with pytest.raises(ImageTooLarge, match="needs the picture whole"):
+        with pytest.raises(ImageTooLarge, match="needs the image whole"):
             await segmenter.segment(PNG, OPTIONS)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from service.config import SegmenterConfig
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
 from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
-from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Float32Array, Instance, NullObserver, UInt8Array
+from service.core.segmenter import Segmenter
+from service.core.types import Float32Array, Instance, Observer, SegmentOptions, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.pretend_gpu import GPUS, pretend
@@ -88,11 +88,11 @@ def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
         warm_up_batches(Net(Run(shrinks=True)), [(2, 8, 8)], 60, lambda: 0.0)
 
 
-def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
+def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None) -> None:
     made = Loader(
         SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
-        observer=NullObserver(),
+        observer=Observer(),
         clock=lambda: float(sum(len(run.calls) for run in net.instances if isinstance(run, Run))),
     )
     made.load(ModelFile("tiny", "1", path), ModelSettings())
@@ -140,13 +140,13 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     reply = await segmenter.segment(rgb, SegmentOptions(output=None))
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
+    images = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
     replies = await asyncio.gather(
-        *(segmenter.segment(picture, SegmentOptions(output=None)) for picture in pictures)
+        *(segmenter.segment(image, SegmentOptions(output=None)) for image in images)
     )
     assert max(reply.batch_size for reply in replies) == 2
-    for picture, reply in zip(pictures, replies, strict=True):
-        assert (reply.label_map == tiny_models.expected_label_map(picture)).all()
+    for image, reply in zip(images, replies, strict=True):
+        assert (reply.label_map == tiny_models.expected_label_map(image)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
     assert len(pretended.opened) == GPUS
     # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.
