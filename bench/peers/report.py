@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import generator
 from bench.peers.contenders import CONTENDERS, LIMIT
 from bench.peers.plot import svg
 
-Slot = dict[str, Any]
+Result = dict[str, Any]
+"""What `bench.peers.slots` measured."""
 BEGIN, END = "<!-- bench.peers {file} -->", "<!-- end of bench.peers {file} -->"
 """Around the table of one of a model's files on the page."""
 LOADS = ("0.7", "2.0", "3.0")
 PLOT = "performance-{precision}.svg"
 
 
+class Slot(NamedTuple):
+    """Names a part of the run: one server's turn in one round."""
+
+    round: int
+    part: str
+    name: str
+
+    def __str__(self) -> str:
+        title = "the bare limit" if self.name == LIMIT else CONTENDERS[self.name].title
+        return f"{title}, {self.part} of round {self.round + 1}"
+
+
 def collect(
     settings: dict[str, Any],
-    plan: Sequence[Slot],
-    done: Callable[[Slot], Slot | None],
+    finished: Mapping[Slot, Result],
     errors: dict[str, str],
     names: Sequence[str],
 ) -> dict[str, Any]:
     """Takes medians over the rounds; latencies of the open loops are pooled before percentiles."""
-    found = [(slot, result) for slot in plan if (result := done(slot)) and "error" not in result]
 
-    def results(name: str, part: str) -> list[Slot]:
-        return [result for slot, result in found if (slot["name"], slot["part"]) == (name, part)]
+    def results(name: str, part: str) -> list[Result]:
+        return [
+            found
+            for slot, found in finished.items()
+            if (slot.name, slot.part) == (name, part) and "error" not in found
+        ]
 
     limits = results(LIMIT, "limit")
     ways = [
@@ -64,7 +79,7 @@ def collect(
     }
 
 
-def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
+def server(steady: Sequence[Result], overload: Sequence[Result]) -> dict[str, Any]:
     row: dict[str, Any] = {"closed": {}, "open": {}}
     if steady:
         row |= {
@@ -84,7 +99,7 @@ def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
     return row
 
 
-def pooled(rounds: Sequence[Slot], rate: str, limits: Sequence[float]) -> dict[str, Any]:
+def pooled(rounds: Sequence[Result], rate: str, limits: Sequence[float]) -> dict[str, Any]:
     """Puts a load's rounds together. `of_limit`: each round's rate beside its own limit."""
     found = generator.without_lists(generator.pooled(rounds))
     if "recovery_s" in rounds[0]:

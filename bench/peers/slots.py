@@ -157,6 +157,4 @@ def settle(server: Running, task: Task) -> float:
 if __name__ == "__main__":
     # Stopped from outside, it still stops its server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    chosen = json.loads(sys.argv[1])
-    result = run(chosen)
-    Path(chosen["out"]).write_text(json.dumps(result))
+    print(json.dumps(run(json.loads(sys.argv[1]))))

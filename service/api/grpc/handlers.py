@@ -45,16 +45,16 @@ async def handle(
     """Lets the call in and returns what `work` does, or aborts with its error as status details."""
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     offered_id = metadata.get(HEADER)
-    with calls.begin("grpc", method, offered_id, time_left=context.time_remaining) as call:
-        context.set_trailing_metadata(((HEADER, call.id),))
-        try:
+    call = calls.begin("grpc", method, offered_id, time_left=context.time_remaining)
+    context.set_trailing_metadata(((HEADER, call.id),))
+    try:
+        with call:
             admit(call, metadata.get("authorization"), metadata.get("x-api-key"))
             return await work(call)
-        except BaseException as error:
-            outcome = call.failed(error)
-            if outcome is not None:
-                await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
-            raise
+    except BaseException:
+        if (outcome := call.outcome) is not None:
+            await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
+        raise
 
 
 def stream_unary(

@@ -23,21 +23,15 @@ from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import (
-    DEFAULT_OUTPUT,
-    OUTPUTS,
-    Dtype,
-    Priority,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-)
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
 BY_NUMBER: Final = {
-    pb.OUTPUT_UNSPECIFIED: DEFAULT_OUTPUT,
-    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in OUTPUTS},
+    pb.OUTPUT_UNSPECIFIED: DEFAULT,
+    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in all_outputs()},
 }
 
 DTYPES: Final = {
@@ -123,8 +117,9 @@ class Segmentation:
         self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None
     ) -> pb.SegmentStreamResponse:
         """Answers one image of a stream: to the log and the metrics a Segment like any other."""
-        with stream.part("Segment", f"{stream.id}/{message.id}") as call:
-            try:
+        call = stream.part("Segment", f"{stream.id}/{message.id}")
+        try:
+            with call:
                 call.uploaded()
                 call.check_key()
                 if fault is not None:
@@ -132,11 +127,10 @@ class Segmentation:
                 asked_s = message.deadline_ms / 1000 if message.HasField("deadline_ms") else None
                 response = await self._answer(call, message.request, call.seconds_left(asked_s))
                 return pb.SegmentStreamResponse(id=message.id, response=response)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-                return pb.SegmentStreamResponse(id=message.id, error=_item_error(outcome))
+        except BaseException:
+            if call.outcome is None:
+                raise
+            return pb.SegmentStreamResponse(id=message.id, error=_item_error(call.outcome))
 
     async def _answer(
         self, call: Call, request: pb.SegmentRequest, deadline_s: float

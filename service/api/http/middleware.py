@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
-from service.core.segmenter import Timings
+from service.core.types import Timings
 from service.errors import Cancelled
 
 T = TypeVar("T")
@@ -66,19 +66,18 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = first_headers(scope)
-        with self._calls.begin("rest", "other", headers.get(HEADER)) as call:
-            scope["fcn_call"] = call
-            flow = _Flow(receive, send, call, headers)
-            try:
+        scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
+        flow = _Flow(receive, send, call, headers)
+        try:
+            with call:
                 if not is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
                 await self._app(scope, flow.receive, flow.send)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None or flow.started:
-                    raise
-                response = error_response(outcome, scope["path"])
-                await response(scope, flow.receive, flow.send)
+        except BaseException:
+            if call.outcome is None or flow.started:
+                raise
+            response = error_response(call.outcome, scope["path"])
+            await response(scope, flow.receive, flow.send)
 
 
 def first_headers(scope: Scope) -> dict[str, str]:

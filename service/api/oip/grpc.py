@@ -31,7 +31,8 @@ from service.api.oip.tensors import (
 )
 from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -129,21 +130,21 @@ class OipGrpc:
     async def _item(
         self, stream: Call, request: pb.ModelInferRequest
     ) -> pb.ModelStreamInferResponse:
-        with stream.part("ModelInfer", stream.id) as call:
-            try:
+        call = stream.part("ModelInfer", stream.id)
+        try:
+            with call:
                 call.check_key()
                 with self._uploads.begin() as upload:
                     upload.received(request.ByteSize())
                     answer = await self._answer(call, request)
                 return pb.ModelStreamInferResponse(infer_response=answer)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-                return pb.ModelStreamInferResponse(
-                    error_message=outcome.text,
-                    infer_response=pb.ModelInferResponse(id=request.id),
-                )
+        except BaseException:
+            if call.outcome is None:
+                raise
+            return pb.ModelStreamInferResponse(
+                error_message=call.outcome.text,
+                infer_response=pb.ModelInferResponse(id=request.id),
+            )
 
     async def _answer(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Raises: any ServiceError but ModelLoadError."""
