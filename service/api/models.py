@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.api.stubs import segmentation_pb2 as pb
-from service.core.segmenter import IndexEntry, ModelStatus
+from service.core.types import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 
 

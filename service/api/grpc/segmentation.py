@@ -23,21 +23,15 @@ from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import (
-    DEFAULT_OUTPUT,
-    OUTPUTS,
-    Dtype,
-    Priority,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-)
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
 BY_NUMBER: Final = {
-    pb.OUTPUT_UNSPECIFIED: DEFAULT_OUTPUT,
-    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in OUTPUTS},
+    pb.OUTPUT_UNSPECIFIED: DEFAULT,
+    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in all_outputs()},
 }
 
 DTYPES: Final = {

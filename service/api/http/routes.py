@@ -22,7 +22,8 @@ from service.api.models import model_json, models_json
 from service.api.status import Status
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import OUTPUTS, Segmenter
+from service.core.outputs.registry import all_outputs
+from service.core.segmenter import Segmenter
 from service.errors import ModelNotReady
 from service.telemetry import Telemetry
 
@@ -125,7 +126,7 @@ class _Rest:
                 "segment": "POST an image to /segment",
                 "models": "/v1/models",
                 "docs": openapi.DOCS_PATH,
-                "outputs": list(OUTPUTS),
+                "outputs": list(all_outputs()),
                 "latency_target_s": self._config.latency_target_s,
                 "max_image_bytes": self._config.max_image_bytes,
             },

@@ -23,7 +23,8 @@ from service.api.oip.tensors import (
     OutputTensor,
     output_tensors,
 )
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,

@@ -16,7 +16,8 @@ from typing import Any, Final
 from service.api.models import model_named
 from service.api.oip.statistics import Statistics
 from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS, SCORES
-from service.core.segmenter import ModelState, ModelStatus, Segmenter, VersionStatus
+from service.core.segmenter import Segmenter
+from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import (
     InvalidParameter,
     NotAllowed,

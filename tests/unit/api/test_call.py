@@ -12,7 +12,7 @@ import pytest
 
 from service.api.call import Calls, Outcome
 from service.api.keys import Keys
-from service.core.segmenter import SegmentReply, Timings
+from service.core.types import SegmentReply, Timings
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -89,7 +89,7 @@ def test_an_answer_is_counted_and_logged_once(
     [
         (InvalidImage("no"), "400", "INVALID_ARGUMENT", "invalid-image", False),
         (Overloaded(2.0), "429", "RESOURCE_EXHAUSTED", "overloaded", False),
-        (DeadlineExceeded(), "504", "DEADLINE_EXCEEDED", "deadline-exceeded", True),
+        (DeadlineExceeded("late"), "504", "DEADLINE_EXCEEDED", "deadline-exceeded", True),
         (InferenceFailed(), "500", "INTERNAL", "inference-failed", True),
         (KeyError("ours"), "500", "INTERNAL", "internal-error", True),
     ],

@@ -30,7 +30,7 @@ from service.api.stubs import segmentation_pb2 as pb
 from service.api.stubs import segmentation_pb2_grpc as stubs
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import ModelState, ModelStatus, VersionStatus
+from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import Overloaded
 from service.telemetry import Telemetry
 from tests.tiny_models import contract

@@ -17,7 +17,7 @@ from fcn_client.stubs import segmentation_pb2 as client_pb
 from proto import generate
 from service.api.grpc.segmentation import BY_NUMBER
 from service.api.stubs import inference_pb2, segmentation_pb2
-from service.core.segmenter import OUTPUTS
+from service.core.outputs.registry import all_outputs
 
 MODULES = {
     generate.SEGMENTATION: (client_pb, segmentation_pb2),
@@ -113,4 +113,4 @@ def test_every_field_is_documented() -> None:
 
 def test_every_output_can_be_asked_for() -> None:
     assert set(BY_NUMBER) == set(segmentation_pb2.Output.values())
-    assert set(BY_NUMBER.values()) == set(OUTPUTS)
+    assert set(BY_NUMBER.values()) == set(all_outputs())

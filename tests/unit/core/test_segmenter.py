@@ -22,13 +22,8 @@ from model.contract import METADATA_KEY, Contract, InputSpec
 from service.config import SegmenterConfig
 from service.core.images.header import Header, read_header
 from service.core.outputs import probabilities
-from service.core.segmenter import (
-    ModelState,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-)
-from service.core.types import Dtype, Instance, Score
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Instance, ModelState, Score, SegmentOptions, SegmentReply
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
