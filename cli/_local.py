@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
-from service.core.segmenter import SegmentOptions
+from service.core.types import SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
 from service.settings import Settings

@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-from service.core.segmenter import (
-    ModelStatus,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-    VersionStatus,
-)
-from service.core.types import UInt8Array
+from service.core.segmenter import Segmenter
+from service.core.types import ModelStatus, SegmentOptions, SegmentReply, UInt8Array, VersionStatus
 from service.errors import ModelLoadError
 from service.settings import Settings
 

@@ -26,7 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.core.segmenter import ModelStatus, Timings
+from service.core.types import ModelStatus, Observer, Timings
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -69,8 +69,8 @@ class RequestRecord:
         self.began_s = time.perf_counter()
 
 
-class Telemetry:
-    """Keeps the server's metrics. Implements the segmenter's `Observer`."""
+class Telemetry(Observer):
+    """Keeps the server's metrics, as the segmenter's observer and the transports tell it."""
 
     def __init__(self, latency_target_s: float) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began: noise

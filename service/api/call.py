@@ -32,7 +32,7 @@ from typing import Final, Self
 
 from service.api.keys import Caller, Keys, offered
 from service.api.status import Status, retry_after_s, status_of
-from service.core.segmenter import SegmentReply
+from service.core.types import SegmentReply
 from service.errors import Cancelled, DeadlineExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 

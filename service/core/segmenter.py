@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,66 +21,34 @@ import numpy.typing as npt
 from service.config import SegmenterConfig
 from service.core.batching.admission import Admission, Permit
 from service.core.batching.policy import InferenceResult, Postprocess
+from service.core.batching.tiles import run_in_tiles
 from service.core.engines.choice import network_opener
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.images.decode import check_pixels, decode
 from service.core.images.header import Header, read_header
-from service.core.images.prepare import Geometry, Prepared, prepare, restore
-from service.core.images.tiles import Mosaic, Tile, in_tiles
+from service.core.images.prepare import prepare, restore
 from service.core.models.loader import LoadedModel, Loader
 from service.core.models.manager import ModelManager
-from service.core.outputs.registry import DEFAULT, Encoder, OutputFormat, all_outputs, output_named
+from service.core.outputs.registry import Encoder
 from service.core.threads import Pool, settle
 from service.core.types import (
     Clock,
-    Dtype,
     IndexEntry,
     ModelState,
     ModelStatus,
     Network,
-    NullObserver,
     Observer,
     Priority,
-    Score,
     SegmentOptions,
     SegmentReply,
     Timings,
+    UInt8Array,
     VersionStatus,
 )
-from service.errors import (
-    DeadlineExceeded,
-    InvalidParameter,
-    ModelNotReady,
-    ShuttingDown,
-)
+from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
 
-__all__ = [
-    "Dtype",
-    "IndexEntry",
-    "ModelState",
-    "ModelStatus",
-    "Network",
-    "NullObserver",
-    "Observer",
-    "DEFAULT_OUTPUT",
-    "OUTPUTS",
-    "OutputFormat",
-    "Priority",
-    "Score",
-    "SegmentReply",
-    "SegmentOptions",
-    "Segmenter",
-    "Timings",
-    "VersionStatus",
-    "output_named",
-]
-
-UInt8Array = npt.NDArray[np.uint8]
-OUTPUTS: Final = all_outputs()
-"""What a reply's body can be, by name."""
-DEFAULT_OUTPUT: Final = DEFAULT
-
+S = TypeVar("S", bound=np.generic)
 _log = logging.getLogger(__name__)
 
 
@@ -102,12 +70,8 @@ class Segmenter:
         cores = available_cores()
         self._config = config
         memory_bytes = available_memory_bytes()
-        self._limits = _Limits(
-            config.max_image_bytes,
-            config.max_image_pixels,
-            config.max_whole_pixels or whole_pixels(memory_bytes),
-        )
-        self._observer = observer or NullObserver()
+        self._whole_pixels = config.max_whole_pixels or whole_pixels(memory_bytes)
+        self._observer = observer or Observer()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
         self._manager = ModelManager(
@@ -187,6 +151,10 @@ class Segmenter:
         """Names the model that answers requests which name none; None when they must name one."""
         return self._registry.default_name()
 
+    def resolve_alias(self, name: str) -> str:
+        """Returns the name of an alias's model; any other name as it is."""
+        return self._registry.resolve_alias(name)
+
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request of this name means, for metrics; "" for made-up names."""
         return self._registry.metric_label(name)
@@ -235,11 +203,12 @@ class Segmenter:
         header = self._header(image)
         # Room before the decode: a flood of uploads must not become a flood of pixels. More than is
         # taken is refused by its header, and so costs none.
-        pixels = min(header.height * header.width, self._limits.image_pixels)
+        pixels = min(header.height * header.width, self._config.max_image_pixels)
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
-            job = _Job(image, header, options, model, encoder, permit, self._limits, self._clock)
+            limits = self._config.max_image_pixels, self._whole_pixels
+            job = _Job(image, header, options, model, encoder, permit, limits, self._clock)
             try:
                 return await self._run(job)
             except DeadlineExceeded:
@@ -279,65 +248,44 @@ class Segmenter:
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.pixels)
         if result is _NOT_RUN:
-            result = await self._run_in_tiles(job)
+            result = await run_in_tiles(
+                job.tensor,
+                model.contract.input,
+                model.queue,
+                self._pool,
+                max_pixels=self._whole_pixels,
+                at_once=model.shared_instances,
+                deadline=request.deadline,
+                priority=options.priority,
+                postprocess=job.encoder.reduce if job.encoder.needs_logits else None,
+            )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s
         timings.render_s = result.postprocess_s
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
-        label_map = restore(result.label_map, job.prepared.geometry)
-        scores: tuple[npt.NDArray[np.float32], ...] = ()
-        if options.scores:
-            scores = tuple(restore(result.postprocessed, job.prepared.geometry))
-        body = b""
+        label_map = job.restore(result.label_map)
+        body, scores = b"", None
         if isinstance(result.postprocessed, bytes):
             body = result.postprocessed
-        elif options.output is not None:
+        elif result.postprocessed is not None:
+            scores = job.restore(result.postprocessed)
+        if options.output is not None and not body:
             began = self._clock()
-            encode = partial(job.encode, label_map, result.postprocessed, timings)
+            encode = partial(job.encoder.encode, job.rgb, label_map, scores, timings)
             body = await self._pool.run(encode, request.deadline)
             timings.render_s += self._clock() - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
             body=body,
             media_type=job.encoder.media_type,
-            height=job.prepared.geometry.height,
-            width=job.prepared.geometry.width,
+            height=job.size[0],
+            width=job.size[1],
             model=model.name,
             version=model.version,
             label_map=label_map,
             timings=timings,
             batch_size=result.batch_size,
-            scores=scores,
-        )
-
-    async def _run_in_tiles(self, job: _Job) -> InferenceResult:
-        """Runs what would take more memory, whole, than there is."""
-        queue, deadline = job.model.queue, job.permit.request.deadline
-        wants_logits = job.encoder.needs_logits
-        postprocess = job.encoder.reduce if wants_logits else None
-        mosaic = Mosaic(job.prepared.tensor, job.model.contract.input, self._limits.whole_pixels)
-        results: list[InferenceResult] = []
-
-        async def run(tile: Tile) -> None:
-            cut = await self._pool.run(partial(mosaic.cut, tile), deadline)
-            # Without room of its own: the image was admitted with all its pixels.
-            request = queue.request(deadline, job.options.priority)
-            queue.put(request, cut, postprocess, wants_logits=wants_logits)
-            result = await queue.result(request)
-            await self._pool.run(
-                mosaic.placing(tile, result.label_map, result.postprocessed), deadline
-            )
-            results.append(result)
-
-        # As many at once as there are instances: others' images get their turn in between.
-        await in_tiles(mosaic.tiles, run, at_once=job.model.shared_instances)
-        return InferenceResult(
-            mosaic.label_map,
-            queue_s=sum(result.queue_s for result in results),
-            infer_s=sum(result.infer_s for result in results),
-            batch_size=1,
-            postprocessed=mosaic.scores,
-            postprocess_s=sum(result.postprocess_s for result in results),
+            scores=() if scores is None or not options.scores else tuple(scores),
         )
 
     def _model(self, options: SegmentOptions) -> LoadedModel:
@@ -348,7 +296,7 @@ class Segmenter:
     def _header(self, image: bytes | UInt8Array) -> Header:
         """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
         if isinstance(image, bytes):
-            return read_header(image, max_bytes=self._limits.image_bytes)
+            return read_header(image, max_bytes=self._config.max_image_bytes)
         return Header("RGB", image.shape[0], image.shape[1])
 
     def _check_open(self) -> None:
@@ -376,20 +324,12 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
     return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """whole_pixels: a larger image is run in tiles."""
-
-    image_bytes: int
-    image_pixels: int
-    whole_pixels: int
-
-
 @dataclass(eq=False, slots=True)
 class _Job:
     """One admitted image, and what a thread of the pool makes of it.
 
-    decoded_s: when that was done; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
+    limits: pixels of what is decoded, and of a tensor that is run whole. decoded_s: when it was
+    decoded; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
     """
 
     image: bytes | UInt8Array
@@ -398,15 +338,25 @@ class _Job:
     model: LoadedModel
     encoder: Encoder
     permit: Permit
-    limits: _Limits
+    limits: tuple[int, int]
     clock: Clock
     decoded_s: float = 0.0
     rgb: UInt8Array = field(init=False)
-    prepared: Prepared = field(init=False)
+    tensor: UInt8Array = field(init=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The upload's height and width, upright."""
+        return self.rgb.shape[0], self.rgb.shape[1]
 
     @property
     def pixels(self) -> int:
-        return self.prepared.geometry.height * self.prepared.geometry.width
+        height, width = self.size
+        return height * width
+
+    def restore(self, answer: npt.NDArray[S]) -> npt.NDArray[S]:
+        """Cuts what the model gave for the tensor to the upload's size."""
+        return restore(answer, *self.size)
 
     def decode_and_put(self) -> None:
         """Puts the image into the queue, on a thread of the pool.
@@ -414,13 +364,13 @@ class _Job:
         One too large to be run whole it answers with `_NOT_RUN`. Raises what is wrong with it.
         """
         self._decode()
-        request, tensor = self.permit.request, self.prepared.tensor
+        request, tensor = self.permit.request, self.tensor
         if self.pixels != self.permit.pixels:
             loop = request.future.get_loop()
             loop.call_soon_threadsafe(self.permit.correct, self.pixels)
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
-        if height * width > self.limits.whole_pixels:
+        if height * width > self.limits[1]:
             settle(request.future, _NOT_RUN)
             return
         postprocess: Postprocess | None = None
@@ -431,30 +381,20 @@ class _Job:
             # meanwhile: the thread that ran the network does it, for giving it to another costs
             # more. Not a method, which would make a cycle that holds the model until the collector
             # comes.
-            postprocess = partial(_encode_at_once, self.encoder, self.prepared.geometry, self.rgb)
+            postprocess = partial(_encode_at_once, self.encoder, self.rgb)
         wants_logits = self.encoder.needs_logits
         self.model.queue.put(request, tensor, postprocess, wants_logits=wants_logits)
 
-    def encode(
-        self, label_map: UInt8Array, scores: npt.NDArray[Any] | None, timings: Timings
-    ) -> bytes:
-        """Makes the reply's body. label_map: of the upload's size. scores: of the tensor's."""
-        if scores is not None:
-            scores = restore(scores, self.prepared.geometry)
-        return self.encoder.encode(self.rgb, label_map, scores, timings)
-
     def _decode(self) -> None:
-        max_pixels = self.limits.image_pixels
         if isinstance(self.image, bytes):
-            self.rgb = decode(self.image, self.header, max_pixels=max_pixels)
+            self.rgb = decode(self.image, self.header, max_pixels=self.limits[0])
         else:
-            check_pixels(self.header.height, self.header.width, max_pixels)
+            check_pixels(self.header.height, self.header.width, self.limits[0])
             self.rgb = self.image
-        self.prepared = prepare(self.rgb, self.model.contract.input)
+        self.tensor = prepare(self.rgb, self.model.contract.input)
         self.decoded_s = self.clock()
 
 
-def _encode_at_once(
-    encoder: Encoder, geometry: Geometry, rgb: UInt8Array, label_map: UInt8Array, _: object
-) -> bytes:
-    return encoder.encode(rgb, restore(label_map, geometry), None, Timings())
+def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
+    label_map = restore(label_map, rgb.shape[0], rgb.shape[1])
+    return encoder.encode(rgb, label_map, None, Timings())

@@ -200,11 +200,11 @@ class Network(Protocol):
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
 
 
-class Observer(Protocol):
-    """What telemetry implements. Called on the event loop, `queue_depth` on any thread but one
-    at a time; must not block or raise.
+class Observer:
+    """Is told what happens, and watches nothing unless a subclass does: telemetry is one.
 
-    stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
+    Called on the event loop, `queue_depth` on any thread but one at a time; must not block or
+    raise. stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
     "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one).
     """
@@ -220,25 +220,3 @@ class Observer(Protocol):
     def rejected(self, reason: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...
-
-
-class NullObserver:
-    """Watches nothing."""
-
-    def stage(self, model: str, stage: str, seconds: float) -> None:
-        pass
-
-    def batch(self, model: str, size: int) -> None:
-        pass
-
-    def queue_depth(self, model: str, n: int) -> None:
-        pass
-
-    def inflight(self, n: int) -> None:
-        pass
-
-    def rejected(self, reason: str) -> None:
-        pass
-
-    def image_pixels(self, n: int) -> None:
-        pass

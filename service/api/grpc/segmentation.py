@@ -18,26 +18,20 @@ from service.api.grpc.handlers import (
     unary,
 )
 from service.api.grpc.stream import Stream
-from service.api.models import default_name, models_message
+from service.api.models import models_message
 from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import (
-    DEFAULT_OUTPUT,
-    OUTPUTS,
-    Dtype,
-    Priority,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-)
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
 BY_NUMBER: Final = {
-    pb.OUTPUT_UNSPECIFIED: DEFAULT_OUTPUT,
-    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in OUTPUTS},
+    pb.OUTPUT_UNSPECIFIED: DEFAULT,
+    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in all_outputs()},
 }
 
 DTYPES: Final = {
@@ -117,8 +111,7 @@ class Segmentation:
         await stream.run()
 
     async def list_models(self, call: Call, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        models = self._segmenter.models()
-        return models_message(models, default_name(models, self._config.default_model))
+        return models_message(self._segmenter.models(), self._segmenter.default_model())
 
     async def _item(
         self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
-from service.core.segmenter import Timings
+from service.core.types import Timings
 from service.errors import Cancelled
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ from service.api.http.examples import problem_examples
 from service.api.http.parameters import PRIORITIES
 from service.api.http.problem import CHALLENGE
 from service.api.http.problem import MEDIA_TYPE as PROBLEM_TYPE
-from service.core.segmenter import DEFAULT_OUTPUT, OUTPUTS, Dtype
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.types import Dtype
 from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
@@ -110,7 +111,9 @@ SEGMENT: Final[dict[str, Any]] = {
     "responses": {
         "200": {
             "description": "The label map, or what `output` asked for.",
-            "content": {o.media_type: _BODIES.get(o.media_type, _BINARY) for o in OUTPUTS.values()},
+            "content": {
+                o.media_type: _BODIES.get(o.media_type, _BINARY) for o in all_outputs().values()
+            },
             "headers": {
                 "X-Request-ID": _header("As sent, or made up.", examples.REQUEST_ID),
                 "X-Model": _header("What answered.", "camvid-fcn8s-mobilenet_v1"),
@@ -154,7 +157,7 @@ SEGMENT: Final[dict[str, Any]] = {
         _query(
             "output",
             "What to answer with; wins over Accept.",
-            {"type": "string", "enum": list(OUTPUTS), "default": DEFAULT_OUTPUT},
+            {"type": "string", "enum": list(all_outputs()), "default": DEFAULT},
         ),
         _query(
             "alpha",

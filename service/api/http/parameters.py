@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from service.api.call import MAX_DEADLINE_MS
-from service.core.segmenter import (
-    DEFAULT_OUTPUT,
-    OUTPUTS,
-    Dtype,
-    Priority,
-    SegmentOptions,
-    output_named,
-)
+from service.core.outputs.registry import DEFAULT, all_outputs, output_named
+from service.core.types import Dtype, Priority, SegmentOptions
 from service.errors import InvalidParameter, NotAcceptable, quoted
 
 NAMES: Final = (
@@ -26,7 +20,7 @@ PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 ACCEPTED: Final = {
-    output.media_type: output.name for output in OUTPUTS.values() if output.answers_media_type
+    output.media_type: output.name for output in all_outputs().values() if output.answers_media_type
 }
 """What `Accept` may choose when the query names no output."""
 
@@ -73,7 +67,7 @@ def output_accepted(accept: str | None) -> str:
     Raises: NotAcceptable. Source: RFC 9110 section 12.5.1, for what `fcn` can answer.
     """
     if not accept:
-        return DEFAULT_OUTPUT
+        return DEFAULT
     wanted = {media_type: _quality(accept, media_type) for media_type in ACCEPTED}
     best = max(wanted, key=wanted.__getitem__)  # on a tie the first, image/png
     if wanted[best] <= 0:

@@ -14,7 +14,8 @@ from service.api.http.body import chunks, read_image
 from service.api.http.middleware import call_of, first_headers, unless_disconnected
 from service.api.http.parameters import segment_options
 from service.api.uploads import Uploads
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import ServiceError
 
 PATH: Final = "/segment"

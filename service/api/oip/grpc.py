@@ -31,7 +31,8 @@ from service.api.oip.tensors import (
 )
 from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

@@ -23,7 +23,8 @@ from service.api.oip.operations import Document, Operations
 from service.api.oip.tensors import InferRequest, OutputTensor
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.core.segmenter import SegmentReply
+from service.core.types import SegmentReply
 
 _STAGES: Final = {
     "queue": "queue_s",

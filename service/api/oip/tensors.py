@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.core.segmenter import Score, SegmentReply
+from service.core.types import Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]

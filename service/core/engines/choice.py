@@ -171,7 +171,7 @@ def samples(network: Network) -> list[UInt8Array]:
     images: dict[tuple[int, ...], UInt8Array] = {}
     for height, width in SAMPLE_SIZES:
         try:
-            tensor = prepare(_image(height, width), network.contract.input).tensor[None]
+            tensor = prepare(_image(height, width), network.contract.input)[None]
         except ImageTooLarge:
             continue
         images[tensor.shape] = tensor

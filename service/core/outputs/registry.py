@@ -143,7 +143,7 @@ class Encoder:
                 f"output {options.output} and arrays of scores are asked for at once: ask for one "
                 "of them"
             )
-        self._selected_ids = selected_ids(contract, options.classes)
+        self._selected_ids = selected_ids(contract, options.classes) if options.classes else None
 
     @property
     def media_type(self) -> str:
@@ -192,7 +192,7 @@ class Encoder:
         """
         if self.output is None:
             return b""
-        if not self.output.needs_logits:
+        if self._selected_ids is not None and not self.output.needs_logits:
             label_map = select(label_map, self._selected_ids)
         return self.output.encode(
             Segmentation(

@@ -10,7 +10,8 @@ import pytest
 from service.api.oip import infer as module
 from service.api.oip.infer import segment_all
 from service.config import SegmenterConfig
-from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import Score, SegmentOptions, SegmentReply
 from service.errors import ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model

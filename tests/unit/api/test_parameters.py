@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.http.parameters import output_accepted, segment_options
-from service.core.segmenter import Dtype, Priority, SegmentOptions
+from service.core.types import Dtype, Priority, SegmentOptions
 from service.errors import InvalidParameter, NotAcceptable
 
 

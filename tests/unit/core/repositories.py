@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.core.segmenter import Segmenter, SegmentOptions
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions
 from tests import drawing
 from tests.drawing import read_png
 from tests.waiting import soon

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-from service.core.segmenter import ModelStatus, Segmenter
-from service.core.types import Network
+from service.core.segmenter import Segmenter
+from service.core.types import ModelStatus, Network
 from tests.tiny_models import contract, write_model
 from tests.unit.core.repositories import (
     BLUE,
@@ -27,7 +27,7 @@ from tests.unit.core.repositories import (
     until_all,
     write_broken,
 )
-from tests.unit.core.test_segmenter import serving
+from tests.unit.core.segmenters import serving
 from tests.waiting import soon
 
 

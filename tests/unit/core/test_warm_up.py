@@ -17,8 +17,8 @@ from service.core.models import loader
 from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
-from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Float32Array, Instance, NullObserver, UInt8Array
+from service.core.segmenter import Segmenter
+from service.core.types import Float32Array, Instance, Observer, SegmentOptions, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.pretend_gpu import GPUS, pretend
@@ -92,7 +92,7 @@ def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None
     made = Loader(
         SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
-        observer=NullObserver(),
+        observer=Observer(),
         clock=lambda: float(sum(len(run.calls) for run in net.instances if isinstance(run, Run))),
     )
     made.load(ModelFile("tiny", "1", path), ModelSettings())
