@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and symbols that exist, and at most two files for what is new."""
+"""docs/architecture.md names files and words that exist, and for what is new at most two files."""
 
 from __future__ import annotations
 
