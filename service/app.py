@@ -15,7 +15,6 @@ from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.routes import create_app
 from service.api.keys import KeyFileError, Keys
-from service.api.models import metric_label
 from service.api.oip import grpc as oip_grpc
 from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
@@ -80,7 +79,7 @@ class _Server:
             telemetry,
             self._keys,
             deadline_s=config.deadline_s,
-            model_label=lambda name: metric_label(segmenter.models(), config.default_model, name),
+            model_label=segmenter.metric_label,
         )
         uploads = Uploads(
             max_count=config.max_uploads,

@@ -151,6 +151,10 @@ class Segmenter:
         """Names the model that answers requests which name none; None when they must name one."""
         return self._registry.default_name()
 
+    def resolve_alias(self, name: str) -> str:
+        """Returns the name of an alias's model; any other name as it is."""
+        return self._registry.resolve_alias(name)
+
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request of this name means, for metrics; "" for made-up names."""
         return self._registry.metric_label(name)

@@ -6,6 +6,7 @@ RetryInfo), beside the sentence that every gRPC client shows.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -50,7 +51,11 @@ async def handle(
     try:
         with call:
             admit(call, metadata.get("authorization"), metadata.get("x-api-key"))
-            return await work(call)
+            try:
+                return await work(call)
+            except aio.InternalError:
+                # A message was written to a call that had ended meanwhile, at its deadline, say.
+                raise asyncio.CancelledError from None
     except BaseException:
         if (outcome := call.outcome) is not None:
             await context.abort(outcome.status.code, outcome.text, _trailers(outcome))

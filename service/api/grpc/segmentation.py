@@ -18,7 +18,7 @@ from service.api.grpc.handlers import (
     unary,
 )
 from service.api.grpc.stream import Stream
-from service.api.models import default_name, models_message
+from service.api.models import models_message
 from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
@@ -111,8 +111,7 @@ class Segmentation:
         await stream.run()
 
     async def list_models(self, call: Call, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        models = self._segmenter.models()
-        return models_message(models, default_name(models, self._config.default_model))
+        return models_message(self._segmenter.models(), self._segmenter.default_model())
 
     async def _item(
         self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None

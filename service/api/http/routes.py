@@ -94,13 +94,16 @@ class _Rest:
 
     async def list_models(self, request: Request) -> Response:
         _note(request, "ListModels")
-        models, index = self._segmenter.models(), self._segmenter.index()
-        return JSONResponse({"models": models_json(models, index, self._config.default_model)})
+        segmenter = self._segmenter
+        found = models_json(segmenter.models(), segmenter.index(), segmenter.default_model())
+        return JSONResponse({"models": found})
 
     async def get_model(self, request: Request, model: str) -> Response:
         _note(request, "GetModel")
-        models, index = self._segmenter.models(), self._segmenter.index()
-        return JSONResponse(model_json(models, index, self._config.default_model, model))
+        segmenter = self._segmenter
+        name = segmenter.resolve_alias(model)
+        found = model_json(segmenter.models(), segmenter.index(), segmenter.default_model(), name)
+        return JSONResponse(found)
 
     async def livez(self, request: Request) -> Response:
         _note(request, "Live", probe=True)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from service.api.call import Call
-from service.api.oip.operations import version_named
 from service.api.oip.parameters import segment_options
 from service.api.oip.statistics import Statistics
 from service.api.oip.tensors import (
@@ -85,7 +84,7 @@ class Inference:
                 answer = await asyncio.to_thread(write, request, replies[0], tensors)
         except BaseException:
             with contextlib.suppress(ServiceError):
-                found, status = version_named(self._segmenter.models(), model, version)
+                found, status = self._segmenter.status(model, version)
                 self._statistics.failed(found.name, status.version, time.perf_counter() - began)
             raise
         self._statistics.answered(replies, time.perf_counter() - began)

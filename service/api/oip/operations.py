@@ -10,10 +10,9 @@ configuration, statistics and the model repository, as far as its perf_analyzer 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
-from service.api.models import model_named
 from service.api.oip.statistics import Statistics
 from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS, SCORES
 from service.core.segmenter import Segmenter
@@ -22,7 +21,6 @@ from service.errors import (
     InvalidParameter,
     NotAllowed,
     NotAuthenticated,
-    UnknownVersion,
     quoted,
 )
 
@@ -111,13 +109,11 @@ class Operations:
 
     def model_statistics(self, name: str = "", version: str = "") -> Document:
         """Describes the model and version named, or all."""
-        models: Sequence[ModelStatus] = self._segmenter.models()
-        if name and version:
-            version_named(models, name, version)
+        models = [self._find(name, version)[0]] if name else self._segmenter.models()
         return {
             "model_stats": [
                 self._statistics.to_json(model.name, status.version)
-                for model in ([model_named(models, name)] if name else models)
+                for model in models
                 for status in model.versions
                 if not version or status.version == version
             ]
@@ -173,26 +169,8 @@ class Operations:
         await self._segmenter.unload(name)
 
     def _find(self, name: str, version: str) -> tuple[ModelStatus, VersionStatus]:
-        """Raises: UnknownModel, UnknownVersion."""
-        return version_named(self._segmenter.models(), name, version)
-
-
-def version_named(
-    models: Sequence[ModelStatus], name: str, version: str | None
-) -> tuple[ModelStatus, VersionStatus]:
-    """Finds one that serves. version: None or "" for the default one.
-
-    Raises: UnknownModel, UnknownVersion.
-    """
-    model = model_named(models, name)
-    version = version or dict(model.aliases).get(name) or model.default_version
-    for status in model.versions:
-        if status.version == version:
-            return model, status
-    raise UnknownVersion(
-        f"model {model.name} has no version {quoted(version)}: choose from "
-        f"{', '.join(status.version for status in model.versions)}"
-    )
+        """Raises: UnknownModel, UnknownVersion, InvalidParameter."""
+        return self._segmenter.status(name, version)
 
 
 def _outputs(version: VersionStatus) -> list[tuple[str, list[int]]]:

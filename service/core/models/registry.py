@@ -104,13 +104,19 @@ class ModelRegistry:
     def default_name(self) -> str | None:
         """Names the model that is meant when none is named; None when one must be."""
         if self._default_model is not None:
-            return self._own_name(self._default_model)
+            return self.resolve_alias(self._default_model)
         return next(iter(self._models)) if len(self._models) == 1 else None
+
+    def resolve_alias(self, name: str) -> str:
+        """Returns the name of an alias's model, any other name as it is."""
+        if name in self._models or name not in self._aliases:
+            return name
+        return self._aliases[name].model
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request means, for a time series; "" for made-up names, which must
         not make one each."""
-        own = self._own_name(name) if name else self.default_name()
+        own = self.resolve_alias(name) if name else self.default_name()
         return own if own in self._models else ""
 
     def status(self, name: str | None, version: str | None) -> tuple[ModelStatus, VersionStatus]:
@@ -165,12 +171,6 @@ class ModelRegistry:
                 if target.model == name and alias not in self._models
             ),
         )
-
-    def _own_name(self, name: str) -> str:
-        """Returns the name of an alias's model, any other name as it is."""
-        if name in self._models or name not in self._aliases:
-            return name
-        return self._aliases[name].model
 
     def _resolve(self, name: str, version: str | None) -> tuple[str, str | None]:
         """Replaces an alias by what it means. Raises: UnknownVersion if that is another."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grpc import aio
 
 from service.api.call import Calls, Outcome
+from service.api.grpc.handlers import handle
 from service.api.keys import Keys
 from service.core.types import SegmentReply, Timings
 from service.errors import (
@@ -206,3 +208,32 @@ def test_a_stream_outlives_its_key(keys: Keys, tmp_path: Path) -> None:
         keys.look()
         with pytest.raises(NotAuthenticated, match="no longer valid"):
             call.part("Segment", "1").check_key()
+
+
+async def test_a_message_written_after_the_end_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """gRPC's deadline may pass between an answer and its way out."""
+
+    class Context:
+        left_s = 5.0
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def set_trailing_metadata(self, trailers: object) -> None: ...
+
+        def time_remaining(self) -> float:
+            return self.left_s
+
+    telemetry, context = Telemetry(0.175), Context()
+
+    async def work(call: object) -> None:
+        context.left_s = 0.0
+        raise aio.InternalError("Failed execute_batch")
+
+    with pytest.raises(asyncio.CancelledError):
+        await handle(calls(telemetry), "SegmentStream", context, work)  # type: ignore[arg-type]
+    labels = 'code="DEADLINE_EXCEEDED",method="SegmentStream",model="",transport="grpc"'
+    assert requests(telemetry) == {labels: "1.0"}
+    assert "Traceback" not in caplog.text and "failed" not in caplog.text

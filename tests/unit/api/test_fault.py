@@ -41,9 +41,9 @@ TOLD = "the server failed: try again, and report the request id if it recurs"
 class Broken:
     """A segmenter with a fault: its check passes, and then it fails in a way nobody thought of."""
 
-    def models(self) -> list[ModelStatus]:
-        version = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
-        return [ModelStatus("tiny", "1", (version,))]
+    def status(self, name: str, version: str | None) -> tuple[ModelStatus, VersionStatus]:
+        found = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
+        return ModelStatus("tiny", "1", (found,)), found
 
     def check(self, options: object) -> None: ...
 
