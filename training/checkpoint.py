@@ -132,7 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
     try:
         fields["dataset"] = _dataset_info(fields["dataset"])
-        fields["network"] = NetworkSpec(**fields["network"])
+        fields["network"] = NetworkSpec.from_saved(fields["network"])
         _renew(fields)
         return Checkpoint(**fields)
     except (AttributeError, KeyError, TypeError) as error:

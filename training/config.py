@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.build import NetworkSpec
+from model.build import NetworkSpec, renamed
 from training.analysis.masking import Shown
 from training.losses import Reduction
 from training.precision import Precision
@@ -178,10 +178,9 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _norms_always_learn(self) -> Self:
-        has_norms = self.network.backbone == "mobilenet_v1" or self.network.batch_norm
-        if self.optimizer.learned == "score" and has_norms:
+        if self.optimizer.learned == "score" and self.network.has_norms:
             raise ValueError(
-                "optimizer.learned=score: the norms of mobilenet_v1 and of batch_norm would still "
+                f"optimizer.learned=score: the norms of {self.network.backbone} would still "
                 "take on the statistics of the data; it is for the nets of the paper"
             )
         return self
@@ -201,6 +200,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def parse_config(raw: dict[str, Any], source: str) -> TrainConfig:
     """Raises: ConfigError with one line per wrong field."""
+    if isinstance(network := raw.get("network"), dict):
+        raw = {**raw, "network": renamed(network)}
     try:
         return TrainConfig.model_validate(raw)
     except ValidationError as error:

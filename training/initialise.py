@@ -160,9 +160,9 @@ def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> Non
         for field in fields
         if getattr(before, field) != getattr(now, field)
     ]
-    pixels = [spec.normalisation or "caffe" for spec in (before, now)]
-    if pixels[0] != pixels[1]:
-        differing.append(f"network.normalisation (there {pixels[0]}, here {pixels[1]})")
+    fed = [spec.preprocessing_or_default for spec in (before, now)]
+    if fed[0] != fed[1]:
+        differing.append(f"network.preprocessing (there {fed[0]}, here {fed[1]})")
     if differing:
         raise ConfigError(f"init.checkpoint: {path} is of another net: {', '.join(differing)}")
 

@@ -18,8 +18,9 @@ from bench.gpu.latency import Scale, batch_of, named, open_all
 from bench.gpu.networks import Exported
 from bench.gpu.report import Budget, Result
 from bench.gpu.turns import take_turns
-from model.export.export import fold_norms
-from model.fcn import FCN, label_map
+from model.export.export import for_inference
+from model.fcn import label_map
+from model.network import SegmentationNetwork
 from model.upsample import BilinearUpsample
 
 PART = "torch"
@@ -28,7 +29,7 @@ PART = "torch"
 class Served(nn.Module):
     """uint8 [N,H,W,3] RGB -> uint8 [N,H,W] class ids, in the precision of its weights."""
 
-    def __init__(self, network: FCN, device: str) -> None:
+    def __init__(self, network: SegmentationNetwork, device: str) -> None:
         super().__init__()
         self.kind = torch.float32 if device == "cpu" else torch.float16
         for module in network.modules():
@@ -65,7 +66,7 @@ def measure(
             missing += [named(key) for key in keys]
             continue
         opened, _ = open_all(network, provider, scale)
-        eager = Served(fold_norms(networks.make(network.name, scale.narrow)), provider).eval()
+        eager = Served(for_inference(networks.make(network.name, scale.narrow)), provider).eval()
         for key in keys:
             if not own.left_s:
                 missing.append(named(key))

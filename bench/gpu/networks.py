@@ -34,10 +34,10 @@ CLASSES = 21
 Size = tuple[int, int]
 
 _BACKBONES: dict[str, tuple[Callable[[], Backbone], Callable[[], Backbone], Variant, int]] = {
-    "fcn8s-vgg16": (VGG16, lambda: VGG16(fc_channels=8, channels=(3, 4, 4, 6, 8)), "8s", 0),
+    "fcn8s-vgg16": (VGG16, lambda: VGG16(fc_channels=8, width=1 / 32), "8s", 0),
     "fcn8s-mobilenet_v1": (MobileNetV1, lambda: MobileNetV1(8, width=0.125), "8s", 64),
     "fcn32s-alexnet": (
-        AlexNet, lambda: AlexNet(fc_channels=8, channels=(4, 8, 8, 8, 8)), "32s", 0,
+        AlexNet, lambda: AlexNet(fc_channels=8, width=1 / 32), "32s", 0,
     ),
     "fcn8s-googlenet": (GoogLeNet, lambda: GoogLeNet(width=0.0625), "8s", 0),
 }  # fmt: skip
