@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto dist bench bench-gpu lock clean
+.PHONY: help serve test clients check format proto sync dist bench bench-gpu lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 proto: $(BIN)/python ## generate the gRPC stubs again from proto/
 	$(BIN)/python proto/generate.py
 
+sync: $(VENV)/.dev ## make the client for threads again from the one for asyncio
+	$(BIN)/python tools/make_sync.py
+
 dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist fcn_client
@@ -49,7 +52,7 @@ dist: $(VENV)/.dev ## build the distributions of the server and of the client in
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
 
-bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU (eight minutes)
+bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU
 	$(BIN)/python -m bench.gpu
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.

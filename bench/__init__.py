@@ -1,4 +1,7 @@
-"""Measurements. Each script writes one JSON file to bench/results; conclusions are in LOG.md."""
+"""Measures the server, other servers, the networks and training. LOG.md says what followed from it.
+
+Each script writes one JSON file to bench/results.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`python -m bench`: every measurement that `make bench` makes, one after the other."""
+"""Makes every measurement of `make bench`, one after the other: `python -m bench`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 SCRIPTS = (
-    ("bench.model_latency",),
-    ("bench.segment_load",),
+    ("bench.networks",),
+    ("bench.stages",),
     ("bench.peers", "--page", "docs/results/peers.md"),
     ("bench.peers", "--precision", "int8", "--page", "docs/results/peers.md"),
 )

@@ -1,8 +1,8 @@
-"""HTTP/1.1 for `bench.load`, as cheap as Python allows: it runs on the cores that it measures.
+"""Speaks HTTP/1.1 for `bench.load`, as cheaply as Python can: it runs on the cores it measures.
 
-An event loop of its own, a socket for each request under way, no task, future or timeout to any of
-them: with asyncio's, even uvloop's, a request cost twice as much (bench/LOG.md). Only what
-came is parsed by a library.
+It has an event loop of its own and a socket for each request under way, without tasks, futures or
+timeouts: with asyncio's, even on uvloop, a request cost twice as much (bench/LOG.md). A library
+parses only what comes in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httptools
 
 NO_ANSWER = 0
-"""Status of a request whose connection broke or whose client hung up."""
+"""The status of a request whose connection broke or whose client hung up."""
 _RETRY_AFTER, _SERVER_TIMING = len(b"retry-after"), len(b"server-timing")
 _READ_BYTES = 1 << 16
 _TICK_S = 5e-4
@@ -30,8 +30,11 @@ _TICK_S = 5e-4
 
 
 class Answer(NamedTuple):
-    """Seconds since the start of the load. `done_s` is when the last byte came, or the hanging up.
-    `retry_after`: the reply said when to come back. `timing`: its Server-Timing, or nothing."""
+    """Says what became of a request, in seconds since the start of the load.
+
+    `done_s`: when its last byte came, or its client hung up. `retry_after`: the reply said when to
+    come back. `timing`: its Server-Timing header, or nothing.
+    """
 
     due_s: float
     sent_s: float
@@ -47,7 +50,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A request under way, or over: then `done` is None. `again`: it was sent a second time."""
+    """Holds a request under way, or over: then `done` is None. `again`: it was sent twice."""
 
     due_s: float
     sent_s: float
@@ -57,7 +60,7 @@ class Asked:
 
 
 class Connection:
-    """One request at a time over one kept connection, which is opened for the first."""
+    """Sends one request at a time over a kept connection, which is opened for the first."""
 
     def __init__(self, client: Client, message: bytes, asked: Asked) -> None:
         self.open = True
@@ -129,7 +132,7 @@ class Connection:
             self._client.settle(asked, status, self._retry_after, self._timing)
 
     def close(self) -> None:
-        """What still comes is for nobody."""
+        """Leaves what still comes to nobody."""
         if self.open:
             self.open, self._asked = False, None
             del self._client.connections[self.descriptor]
@@ -157,7 +160,7 @@ class Connection:
 
 
 class Client:
-    """Connections to one address, taken in turn so that each of a server's workers gets its share.
+    """Takes connections to one address in turn, so that each worker of a server gets its share.
 
     patience_s: a client waits this long after a request was due, then hangs up.
     """
@@ -178,7 +181,7 @@ class Client:
         self._watching = False
 
     def begin(self) -> None:
-        """Now is second 0."""
+        """Makes this moment second 0."""
         self._began = time.perf_counter()
 
     def now(self) -> float:
@@ -189,7 +192,7 @@ class Client:
         heapq.heappush(self._timers, timer)
 
     def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
-        """`done` is called once, later. due_s: not before that of the request asked last."""
+        """Calls `done` once, later. due_s: not before that of the request asked last."""
         asked = Asked(due_s, self.now(), done)
         self._waiting.append(asked)
         if not self._watching:
@@ -201,7 +204,7 @@ class Client:
         Connection(self, self._message, asked)
 
     def run(self, start: Callable[[Callable[[list[Answer]], None]], None]) -> list[Answer]:
-        """`start` begins a load and is given what to call with its answers at the end."""
+        """Lets `start` begin a load, and gives it what to call with the answers at the end."""
         found: list[list[Answer]] = []
         start(found.append)
         timers, connections, poll = self._timers, self.connections, self.poll.poll
@@ -240,7 +243,7 @@ class Client:
         self.call_later(first.due_s + self._patience_s - self.now(), self._hang_up)
 
     def _hang_up(self) -> None:
-        """One timer for all: goes on to the first who still waits."""
+        """Ends the oldest request if it is too old; one timer goes from each to the next."""
         self._watching = False
         late = self.now() - self._patience_s + 1e-3
         while self._waiting:
@@ -256,7 +259,7 @@ class Client:
 
 
 def _address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
-    """The first of the host's addresses that takes connections; if none does, the first."""
+    """Picks the first of the host's addresses that takes connections; if none does, the first."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, kind, _, _, address in found:
         with socket.socket(family, kind) as probe:

@@ -1,14 +1,13 @@
-"""The bare limit: JPEG decode, ONNX Runtime and PNG encode in a loop, with no server around.
+"""Measures the bare limit: JPEG decode, ONNX Runtime and PNG encode in a loop, without a server.
 
     python -m bench.limit model_repository/NAME/1/model.onnx photo.jpg [--seconds 4]
 
-Two ways to share out the cores: one loop whose network takes them all, and a loop for each core in
-a process of its own. The better of the two in images per second is the limit.
+The cores are shared out in two ways: one loop whose network takes them all, and a loop for each
+core in a process of its own. The better of the two in images per second is the limit.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -19,21 +18,34 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from bench.load import percentiles
-from bench.peers.picture import Network
+from bench import record
+from bench.peers.network import Network
+from bench.record import summary
 from service.core.engines.cores import available_cores
 
 _WARM = 3
 _START_S = 60.0
 
 
-def measure(model: Path, picture: Path, loops: int, threads: int, seconds: float) -> dict[str, Any]:
-    """`loops` processes, begun together, each with a network of `threads` threads."""
+def ways(model: Path, image: Path, seconds: float) -> list[dict[str, Any]]:
+    """Measures both ways, or the only one where there is one core."""
+    cores = available_cores()
+    pairs = [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]
+    return [measure(model, image, *pair, seconds) for pair in pairs]
+
+
+def capacity(model: Path, image: Path, seconds: float) -> float:
+    """Gives the images per second of the better way, now."""
+    return float(max(way["images_per_s"] for way in ways(model, image, seconds)))
+
+
+def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Runs `loops` processes, begun together, each with a network of `threads` threads."""
     # Not forked: onnxruntime's threads do not survive it.
     spawn = multiprocessing.get_context("spawn")
     begin = spawn.Barrier(loops)
     found: Queue[list[float]] = spawn.Queue()
-    words = (str(model), picture.read_bytes(), threads, seconds, begin, found)
+    words = (str(model), image.read_bytes(), threads, seconds, begin, found)
     processes = [spawn.Process(target=_loop, args=words) for _ in range(loops)]
     for process in processes:
         process.start()
@@ -48,7 +60,7 @@ def measure(model: Path, picture: Path, loops: int, threads: int, seconds: float
         "threads": threads,
         # A loop ends with its last image, a little after `seconds`: each counts for itself.
         "images_per_s": round(sum(len(own) / sum(own) for own in times), 2),
-        "latency": percentiles([second for own in times for second in own]),
+        "latency": summary([second for own in times for second in own]),
     }
 
 
@@ -73,15 +85,12 @@ def _loop(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.limit", description=__doc__)
+    parser = record.parser("bench.limit", __doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("picture", type=Path, help="a JPEG")
+    parser.add_argument("image", type=Path, help="a JPEG")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each of the two ways")
     args = parser.parse_args(words)
-    cores = available_cores()
-    ways = [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]
-    rows = [measure(args.model, args.picture, *way, args.seconds) for way in ways]
-    print(json.dumps(rows))
+    print(json.dumps(ways(args.model, args.image, args.seconds)))
     return 0
 
 

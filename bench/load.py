@@ -1,7 +1,8 @@
-"""Load of one picture on one URL: a closed loop, or Poisson arrivals that wait for nobody.
+"""Loads one URL with one image: a closed loop, or Poisson arrivals that wait for nobody.
 
     python -m bench.load http://127.0.0.1:8000/segment photo.jpg --rate 60 --seconds 10
     python -m bench.load http://127.0.0.1:8000/segment photo.jpg --connections 8 --seconds 5
+    python -m bench.load grpc://127.0.0.1:8001 photo.jpg --connections 8 --seconds 5
 
 Open loop: a request has the time at which it is due, drawn beforehand, and its latency counts from
 then, sent late or not. So a server that stalls is charged for everybody who came meanwhile, which a
@@ -18,42 +19,32 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from bench import record
 from bench.http_client import NO_ANSWER, Answer, Client
 from service.core.engines.cores import available_cores
 
 OK = 200
 REFUSED = frozenset({429, 503})
 EXPIRED = frozenset({408, 504})
-"""Given up by the server after it had taken the request in."""
+"""Statuses of requests that the server gave up after it had taken them in."""
 _TICK_S = 5e-4
 """A request may be sent so early: event loops count in milliseconds, to the nearest."""
+_REFUSED_WAIT_S = 0.01
+"""A client of a closed loop waits so long after a refusal, or refusals would be a storm."""
 
-
-def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """Seconds at which requests are due: exponential gaps of 1/rate on average."""
-    chance = random.Random(seed)
-    due, found = 0.0, []
-    while (due := due + chance.expovariate(rate)) < seconds:
-        found.append(due)
-    return found
-
-
-def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = ()) -> bytes:
-    """The bytes of a POST; `headers` are whole lines."""
-    where = urlsplit(url)
-    path = (where.path or "/") + (f"?{where.query}" if where.query else "")
-    lines = (f"POST {path} HTTP/1.1", f"Host: {where.netloc}", f"Content-Type: {content_type}",
-             f"Content-Length: {len(body)}", *headers)  # fmt: skip
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+Finished = Callable[[list[Answer]], None]
+"""Called once, with an answer to every request, in the order in which they were due."""
 
 
 class Asker(Protocol):
-    """Who asks: `Client`, or another for another protocol. Calls back from an event loop."""
+    """Asks over one protocol, and calls back from its event loop."""
+
+    def run(self, start: Callable[[Finished], None]) -> list[Answer]: ...
 
     def begin(self) -> None: ...
 
@@ -63,13 +54,29 @@ class Asker(Protocol):
 
     def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
 
+    def close(self) -> None: ...
 
-Finished = Callable[[list[Answer]], None]
-"""Called once, with an answer to every request, in the order in which they were due."""
+
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """Draws the seconds at which requests are due: exponential gaps of 1/rate on average."""
+    chance = random.Random(seed)
+    due, found = 0.0, []
+    while (due := due + chance.expovariate(rate)) < seconds:
+        found.append(due)
+    return found
+
+
+def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = ()) -> bytes:
+    """Writes the bytes of a POST; `headers` are whole lines."""
+    where = urlsplit(url)
+    path = (where.path or "/") + (f"?{where.query}" if where.query else "")
+    lines = (f"POST {path} HTTP/1.1", f"Host: {where.netloc}", f"Content-Type: {content_type}",
+             f"Content-Length: {len(body)}", *headers)  # fmt: skip
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
-    """A request for every time in `due` (ascending, seconds)."""
+    """Sends a request at every time in `due` (ascending, seconds)."""
     answers: list[Answer] = []
     sent = 0
 
@@ -92,7 +99,7 @@ def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
 
 
 def closed_loop(client: Asker, connections: int, seconds: float, finished: Finished) -> None:
-    """As many clients as `connections`, each asking again as soon as it has its answer."""
+    """Lets so many clients ask, each again as soon as it has its answer."""
     answers: list[Answer] = []
     left = connections
 
@@ -100,7 +107,9 @@ def closed_loop(client: Asker, connections: int, seconds: float, finished: Finis
         nonlocal left
         if (due_s := client.now()) < seconds:
             client.ask(due_s, answered)
-        elif (left := left - 1) == 0:
+            return
+        left -= 1
+        if left == 0:
             finished(sorted(answers))
 
     def answered(answer: Answer) -> None:
@@ -108,7 +117,7 @@ def closed_loop(client: Asker, connections: int, seconds: float, finished: Finis
         if answer.status == OK:
             send()
         else:
-            client.call_later(0.01, send)  # a refusal costs nothing: no storm of them
+            client.call_later(_REFUSED_WAIT_S, send)
 
     client.begin()
     for _ in range(connections):
@@ -116,7 +125,7 @@ def closed_loop(client: Asker, connections: int, seconds: float, finished: Finis
 
 
 class Meter:
-    """CPU seconds of this process, user and system, from one second of the load to another."""
+    """Counts this process's CPU seconds, user and system, between two seconds of the load."""
 
     def __init__(self, client: Asker, since_s: float, until_s: float) -> None:
         self._seconds: list[float] = []
@@ -124,7 +133,7 @@ class Meter:
             client.call_later(moment, lambda: self._seconds.append(time.process_time()))
 
     def cpu_s(self) -> float:
-        """Until now, if the load was over before."""
+        """Counts until now if the load was over before its second moment."""
         since, until, *_ = (*self._seconds, time.process_time(), time.process_time())
         return until - since
 
@@ -137,7 +146,7 @@ def summary(
     deadline_s: float,
     closed: bool = False,
 ) -> dict[str, Any]:
-    """What became of the requests due in [since_s, until_s): counts, rates per second, ms.
+    """Says what became of the requests due in [since_s, until_s): counts, rates per second, ms.
 
     closed: those that were over in that time. In a closed loop as many are under way at its start
     as at its end, while by when they were due, those at the end would be counted on top.
@@ -158,82 +167,77 @@ def summary(
         "expired": sum(a.status in EXPIRED for a in counted),
         "hung_up": sum(a.status == NO_ANSWER for a in counted),
         "other_errors": sum(a.status not in REFUSED | EXPIRED | {OK, NO_ANSWER} for a in counted),
-        "latency": percentiles(good),
-        "refusal": percentiles([a.latency_s for a in refused]),
+        "latency": record.summary(good),
+        "refusal": record.summary([a.latency_s for a in refused]),
         "refusals_with_retry_after": sum(a.retry_after for a in refused),
-        "lag_p99_ms": percentiles([a.sent_s - a.due_s for a in counted])["p99_ms"],
+        "lag_p99_ms": record.summary([a.sent_s - a.due_s for a in counted])["p99_ms"],
+        "latencies_ms": [round(second * 1e3, 1) for second in good],
+        "refusals_ms": [round(a.latency_s * 1e3, 1) for a in refused],
     }
 
 
 def within(
     answers: Sequence[Answer], since_s: float, until_s: float, *, closed: bool
 ) -> list[Answer]:
-    """Those due, or over if the loop is closed, from one second to another."""
+    """Picks those due, or over if the loop is closed, from one second to another."""
     return [a for a in answers if since_s <= (a.done_s if closed else a.due_s) < until_s]
 
 
 def stages_of(timing: bytes) -> dict[str, float]:
-    """Milliseconds by stage, of a Server-Timing header."""
+    """Reads milliseconds by stage from a Server-Timing header."""
     found = re.findall(r"(\w+);dur=([\d.]+)", timing.decode("latin-1"))
     return {name: float(value) for name, value in found}
 
 
-def timing_of(stages: Mapping[str, float]) -> bytes:
-    """The Server-Timing header of milliseconds by stage."""
-    return ", ".join(f"{name};dur={value:.3f}" for name, value in stages.items()).encode()
+def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
+    """Makes the load that was asked for.
 
+    `generator_cpu_s` is of this process, `generator_share` its share of all cores.
+    """
+    until_s, closed = args.warm + args.seconds, args.rate is None
+    meters: list[Meter] = []
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    """p50, p95, p99 in milliseconds; None of nothing."""
-    if not seconds:
-        return {"p50_ms": None, "p95_ms": None, "p99_ms": None}
-    values = sorted(seconds)
-    found: dict[str, float | None] = {}
-    for percent in (50, 95, 99):
-        # As numpy does it, which takes 0.1 s of a core to import and starts threads that spin.
-        place = (len(values) - 1) * percent / 100
-        below = int(place)
-        above = min(below + 1, len(values) - 1)
-        value = values[below] + (values[above] - values[below]) * (place - below)
-        found[f"p{percent}_ms"] = round(float(value) * 1e3, 2)
-    return found
+    def start(finished: Finished) -> None:
+        meters.append(Meter(client, args.warm, until_s))
+        if args.rate is not None:
+            open_loop(client, poisson(args.rate, until_s, args.seed), finished)
+        else:
+            closed_loop(client, args.connections, until_s, finished)
 
-
-def offer(args: argparse.Namespace, client: Asker, finished: Finished) -> Meter:
-    """Begins the load that was asked for."""
-    seconds = args.warm + args.seconds
     gc.disable()
-    meter = Meter(client, args.warm, seconds)
-    if args.rate is not None:
-        open_loop(client, poisson(args.rate, seconds, args.seed), finished)
-    else:
-        closed_loop(client, args.connections, seconds, finished)
-    return meter
-
-
-def report(args: argparse.Namespace, answers: Sequence[Answer], cpu_s: float) -> dict[str, Any]:
-    """What is printed. `generator_cpu_s`: of this process, of all cores in `generator_share`."""
-    since_s, until_s, closed = args.warm, args.warm + args.seconds, args.rate is None
+    answers = client.run(start)
+    cpu_s = meters[0].cpu_s()
     found = summary(
-        answers, since_s=since_s, until_s=until_s, deadline_s=args.deadline, closed=closed
+        answers, since_s=args.warm, until_s=until_s, deadline_s=args.deadline, closed=closed
     )
     found["generator_cpu_s"] = round(cpu_s, 4)
     found["generator_share"] = round(cpu_s / args.seconds / available_cores(), 4)
-    counted = [a for a in within(answers, since_s, until_s, closed=closed) if a.status == OK]
     if args.stages:
-        each = [stages_of(answer.timing) for answer in counted]
+        counted = within(answers, args.warm, until_s, closed=closed)
+        each = [stages_of(answer.timing) for answer in counted if answer.status == OK]
         names = dict.fromkeys(name for stages in each for name in stages)
-        found["due_s"] = [round(answer.due_s, 4) for answer in counted]
         found["stages_ms"] = {
             name: [round(stages[name], 3) for stages in each if name in stages] for name in names
         }
-    return found | {"latencies_ms": [round(a.latency_s * 1e3, 1) for a in counted]}
+    return found
 
 
-def arguments(description: str | None, program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description=description)
+def client_of(args: argparse.Namespace) -> Asker:
+    """Opens a client for the URL's scheme: http, or grpc as in grpc://127.0.0.1:8001."""
+    body = args.body.read_bytes()
+    if urlsplit(args.url).scheme == "grpc":
+        # Imported here: gRPC starts threads of its own.
+        from bench.grpc_client import GrpcClient
+
+        return GrpcClient(urlsplit(args.url).netloc, body, args.patience)
+    message = request(args.url, body, args.content_type, args.header)
+    return Client(args.url, message, args.patience)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = record.parser("bench.load", __doc__)
     parser.add_argument("url")
-    parser.add_argument("body", type=Path)
+    parser.add_argument("body", type=Path, help="the file to send")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--rate", type=float, help="open loop: requests per second on average")
     kind.add_argument("--connections", type=int, help="closed loop: clients")
@@ -243,21 +247,12 @@ def arguments(description: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=5.0, help="seconds, then hang up")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--stages", action="store_true", help="every answer's time by stage, too")
-    return parser
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    parser = arguments(__doc__, "python -m bench.load")
     parser.add_argument("--content-type", default="image/jpeg")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
     args = parser.parse_args(words)
-
-    message = request(args.url, args.body.read_bytes(), args.content_type, args.header)
-    client = Client(args.url, message, args.patience)
+    client = client_of(args)
     try:
-        meters: list[Meter] = []
-        answers = client.run(lambda finished: meters.append(offer(args, client, finished)))
-        found = report(args, answers, meters[0].cpu_s())
+        found = offer(args, client)
     finally:
         client.close()
     print(json.dumps(found))

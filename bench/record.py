@@ -1,7 +1,11 @@
-"""What every result says besides its numbers: machine, versions, date, revision."""
+"""Writes what every result says besides its numbers: machine, versions, date and revision.
+
+Imports nothing that takes long to load or starts threads: the load generator uses it, too.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -12,19 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow",
-             "simplejpeg", "fastapi", "uvicorn", "grpcio")  # fmt: skip
+             "simplejpeg", "fastapi", "uvicorn", "grpcio", "protobuf")  # fmt: skip
+_CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instruction sets that change how fast a convolution is."""
 
 
 def write(path: Path, measured: dict[str, Any], *, announce: bool = True) -> None:
-    """As JSON, with where and when; an older result is replaced (git keeps it)."""
+    """Writes JSON; an older result is replaced, for git keeps it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": _revision(),
+        "revision": revision(Path(__file__).parent),
         "machine": machine(),
         "versions": _versions(),
         **measured,
@@ -34,16 +38,37 @@ def write(path: Path, measured: dict[str, Any], *, announce: bool = True) -> Non
         print(path)
 
 
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds: p50, p99, mean, least, and how many."""
-    values = np.asarray(seconds) * 1e3
-    return {
-        "p50_ms": round(float(np.percentile(values, 50)), 3),
-        "p99_ms": round(float(np.percentile(values, 99)), 3),
-        "mean_ms": round(float(values.mean()), 3),
-        "min_ms": round(float(values.min()), 3),
-        "count": len(values),
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Makes the parser of a script, whose docstring is its help as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float | None]:
+    """Gives percentiles, mean and least in milliseconds, and how many; None of nothing."""
+    values = sorted(seconds)
+    found: dict[str, float | None] = {
+        f"p{percent}_ms": _ms(_percentile(values, percent)) if values else None
+        for percent in (50, 95, 99)
     }
+    found["mean_ms"] = _ms(sum(values) / len(values)) if values else None
+    found["min_ms"] = _ms(values[0]) if values else None
+    return {**found, "count": len(values)}
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    """Interpolates as numpy does, which takes 0.1 s of a core to import and whose threads spin."""
+    place = (len(values) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (values[above] - values[below]) * (place - below)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def machine() -> dict[str, Any]:
@@ -58,14 +83,13 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """Name and what of its instruction set matters to a convolution."""
+    """Gives its name, and in brackets its flags that matter."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition(":")
         fields[name.strip()] = value.strip()
-    flags = [f for f in ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16")
-             if f in fields.get("flags", "").split()]  # fmt: skip
+    flags = [flag for flag in _CPU_FLAGS if flag in fields.get("flags", "").split()]
     return f"{fields.get('model name', platform.processor())} ({', '.join(flags)})"
 
 
@@ -79,10 +103,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _revision() -> str:
+def revision(folder: Path) -> str:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,

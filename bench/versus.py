@@ -1,243 +1,249 @@
-"""Two states of our server and the bare limit, taking turns in one run.
+"""Compares two checkouts of the server in one run, in turns: before and after a change.
 
     git worktree add ../before HEAD~1
-    python -m bench.versus --before ../before --precision int8
+    python -m bench.versus --before ../before --precision int8 --rounds 3
 
-Both servers run all the time, and only one has work: a slot of each, then one of the limit, and
-again. What the machine does to one it does to the others a few seconds later, so the ratios hold
-where the images per second drift. Needs wrk, whose answers are counted once the server is full of
-work (`wrk_says` in bench/peers/slots.py). The states may also be one checkout with two sets of
-settings: `--now="--instances=1"`.
+Both servers run all the time and only one of them has work. In every round each gets closed loops
+of 1, 8 and 32 connections, then Poisson arrivals at 0.7 and 3 times the bare limit, which is
+measured at the round's beginning; who goes first changes from round to round. What the machine does
+to one it does to the other a few seconds later, so ratios within a round hold where images per
+second drift. Every ratio is given as the median over the rounds, with the least and the largest.
+
+One checkout can be compared with itself under other settings: `--after-flags="--instances=1"`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench import record
-from bench.contenders import ROOT, CannotRun, free_port
-from bench.limit import measure
-from bench.load import percentiles
-from bench.peers.slots import OWN_DEADLINE_MS, wrk_says
-from bench.segment_load import jpeg
-from service.core.engines.choice import INT8_FILE
-from service.core.engines.cores import available_cores
+from bench import generator, limit, record, servers
+from bench.generator import Load
+from bench.images import write_jpeg
+from bench.servers import OWN_DEADLINE_MS, ROOT, CannotRun, Running
+from bench.turns import order
 
 SIZE = (360, 480)
-LIMIT = "limit"
+STATES = ("before", "after")
+_LIMIT_S = 2.0
+"""For each of the limit's two ways."""
+_OVERLOAD = 1.0
+"""From this load on, requests say their deadline, as callers of a full server should."""
 
+Rounds = dict[str, list[Load]]
+"""A load's result in every round, by state."""
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """A checkout and the flags its `fcn serve` gets."""
-
-    name: str
-    folder: Path
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A server that is ready: the URL of its /segment, and its process."""
-
-    url: str
-    pid: int
-
-
-@contextmanager
-def serving(state: State, model: Path, precision: str) -> Iterator[Serving]:
-    """model: `<repository>/<name>/<version>/model.onnx`."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve", f"--http-port={port}", "--grpc-port=0"]
-        + [f"--model-repository={model.parents[2]}", f"--default-model={model.parents[1].name}"]
-        + [f"--precision={precision}", "--log-level=warning", *state.flags],
-        cwd=state.folder,
-        env={**os.environ, "PYTHONPATH": str(state.folder), "ORT_DISABLE_TELEMETRY": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        if process.stdout is None or "ready" not in process.stdout.readline():
-            raise SystemExit(f"{state.name}: fcn serve does not start in {state.folder}")
-        yield Serving(f"http://127.0.0.1:{port}/segment", process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def wrk(url: str, picture: Path, connections: int, seconds: float) -> dict[str, float]:
-    """Raises: SystemExit unless every request was answered."""
-    try:
-        found = wrk_says(url, picture, ["Content-Type: image/jpeg"], connections, seconds)
-    except CannotRun as error:
-        raise SystemExit(str(error)) from error
-    if found["broken"] or found["refused"]:
-        raise SystemExit(f"not every request was answered: {found}")
-    return {name: found[name] for name in ("images_per_s", "p50_ms", "p99_ms")}
-
-
-def compare(args: argparse.Namespace) -> dict[str, Any]:
-    cores = available_cores()
-    model = args.model.with_name(INT8_FILE) if args.precision == "int8" else args.model
-    states = [
-        State("before", args.before.resolve(), tuple(shlex.split(args.was))),
-        State("now", ROOT, tuple(shlex.split(args.now))),
-    ]
-    with ExitStack() as stack:
-        picture = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "picture.jpg"
-        picture.write_bytes(jpeg(*SIZE, seed=0))
-        urls = {
-            state.name: stack.enter_context(serving(state, args.model, args.precision)).url
-            for state in states
-        }
-        rows = []
-        for connections in args.connections:
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in (*urls, LIMIT)}
-            for url in urls.values():
-                wrk(url, picture, connections, 1)
-            for turn in range(args.rounds):
-                order = list(urls.items())
-                for name, url in order if turn % 2 == 0 else reversed(order):
-                    found[name].append(wrk(url, picture, connections, args.seconds))
-                if not args.without_limit:
-                    way = (1, cores) if connections == 1 else (cores, 1)
-                    row = measure(model, picture, *way, args.seconds)
-                    found[LIMIT].append({"images_per_s": row["images_per_s"], **row["latency"]})
-            rows.append({"connections": connections, **summary(found)})
-            print(line(rows[-1]), flush=True)
-        opened = []
-        if args.open:
-            ways = [measure(model, picture, *w, args.seconds) for w in ((1, cores), (cores, 1))]
-            capacity = max(way["images_per_s"] for way in ways)
-        for factor in args.open:
-            several: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
-            for turn in range(args.rounds):
-                order = list(urls.items())
-                for name, url in order if turn % 2 == 0 else reversed(order):
-                    several[name].append(
-                        open_loop(url, picture, factor * capacity, args.open_seconds, turn)
-                    )
-                    time.sleep(1)
-            opened.append({"load": factor, "capacity": capacity, **pooled(several, args)})
-            print(open_line(opened[-1]), flush=True)
-    return {
-        "precision": args.precision,
-        "rounds": args.rounds,
-        "seconds": args.seconds,
-        "flags": {state.name: list(state.flags) for state in states},
-        "rows": rows,
-        "open": opened,
-    }
-
-
-def open_loop(url: str, picture: Path, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """What `bench.load` prints of Poisson arrivals; both states get the same ones."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load", f"{url}?deadline_ms={OWN_DEADLINE_MS}", str(picture)]
-        + ["--rate", str(rate), "--seconds", str(seconds), "--warm", "1", "--seed", str(seed)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def pooled(several: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, Any]:
-    """Percentiles over the answers of all rounds, means of the rates."""
-    row: dict[str, Any] = {}
-    for name, found in several.items():
-        latencies = [ms / 1e3 for each in found for ms in each["latencies_ms"]]
-        row[name] = {
-            "goodput_per_s": round(statistics.mean(each["goodput_per_s"] for each in found), 2),
-            "answered": len(latencies),
-            "refused": sum(each["refused"] for each in found),
-            "late": sum(each["late"] + each["expired"] + each["hung_up"] for each in found),
-            **percentiles(latencies),
-            "refusal_p99_ms": max((each["refusal"]["p99_ms"] or 0.0) for each in found),
-        }
-    return row
-
-
-def open_line(row: dict[str, Any]) -> str:
-    words = [f"{row['load']:g}x of {row['capacity']:.1f}/s:"]
-    for name in ("before", "now"):
-        each = row[name]
-        words.append(
-            f"{name} goodput {each['goodput_per_s'] / row['capacity']:.2f} of the limit, "
-            f"p50 {each['p50_ms']} p99 {each['p99_ms']}, refused {each['refused']} within "
-            f"{each['refusal_p99_ms']}, late {each['late']};"
-        )
-    return "  ".join(words)
-
-
-def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians over the rounds, and the medians of the ratios within a round."""
-    row: dict[str, Any] = {}
-    for name, slots in found.items():
-        if slots:
-            row[name] = {
-                key: round(statistics.median(slot[key] for slot in slots), 2)
-                for key in ("images_per_s", "p50_ms", "p99_ms")
-            }
-
-    def ratio(one: str, other: str) -> float | None:
-        pairs = zip(found[one], found[other], strict=False)
-        each = [a["images_per_s"] / b["images_per_s"] for a, b in pairs]
-        return round(statistics.median(each), 3) if each else None
-
-    row["now_of_before"] = ratio("now", "before")
-    row["before_of_limit"], row["now_of_limit"] = ratio("before", LIMIT), ratio("now", LIMIT)
-    return row
-
-
-def line(row: dict[str, Any]) -> str:
-    words = [f"{row['connections']:3d} connections:"]
-    for name in ("before", "now", LIMIT):
-        if name in row:
-            words.append(f"{name} {row[name]['images_per_s']:.1f}/s p50 {row[name]['p50_ms']:.1f}")
-    words.append(f"now/before {row['now_of_before']}")
-    words.append(f"of the limit {row['before_of_limit']} -> {row['now_of_limit']}")
-    return "  ".join(words)
+CLOSED: dict[str, Callable[[Load], float | None]] = {
+    "images_per_s": lambda load: load["answered_per_s"],
+    "p50_ms": lambda load: load["latency"]["p50_ms"],
+    "p99_ms": lambda load: load["latency"]["p99_ms"],
+}
+OPEN: dict[str, Callable[[Load], float | None]] = {
+    "goodput_per_s": lambda load: load["goodput_per_s"],
+    "p50_ms": lambda load: load["latency"]["p50_ms"],
+    "p99_ms": lambda load: load["latency"]["p99_ms"],
+    "refusal_p50_ms": lambda load: load["refusal"]["p50_ms"],
+    "refusal_p99_ms": lambda load: load["refusal"]["p99_ms"],
+}
+"""What is compared of a load, and where it stands in what `bench.load` prints."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
-    models = sorted((ROOT / "model_repository").glob("*/*/model.onnx"))
-    parser.add_argument("--model", type=Path, default=models[0] if models else None)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
-    parser.add_argument("--before", type=Path, default=ROOT, help="the other checkout")
-    parser.add_argument("--was", default="", metavar="FLAGS", help="of the other's fcn serve")
-    parser.add_argument("--now", default="", metavar="FLAGS", help="of this one's")
-    parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 32])
-    parser.add_argument("--open", type=float, nargs="*", default=[], metavar="FACTOR",
-                        help="also Poisson arrivals at so many times the limit")  # fmt: skip
-    parser.add_argument("--open-seconds", type=float, default=6.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="counted of a slot")
-    parser.add_argument("--without-limit", action="store_true")
-    parser.add_argument("--out", type=Path, help="such as bench/results/versus.json")
-    args = parser.parse_args(words)
-    found = compare(args)
+    args = parse(words)
+    model = args.model.with_name("model.int8.onnx") if args.precision == "int8" else args.model
+    if not model.is_file():
+        raise SystemExit(f"there is no file {model}")
+    folders = {"before": args.before.resolve(), "after": args.after.resolve()}
+    flags = {"before": shlex.split(args.before_flags), "after": shlex.split(args.after_flags)}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        image = write_jpeg(folder / "image.jpg", SIZE)
+        try:
+            running = {
+                state: stack.enter_context(
+                    servers.running(
+                        servers.fcn_serve(folders[state], model, args.precision, flags[state]),
+                        image.read_bytes(),
+                    )
+                )
+                for state in STATES
+            }
+        except CannotRun as error:
+            raise SystemExit(f"fcn serve {error}") from error
+        at_rest = {state: server.resident_mib() for state, server in running.items()}
+        limits, loads = measure(args, running, model, image)
+        memory = {
+            state: {
+                "at_rest_mib": at_rest[state],
+                "resident_mib": server.resident_mib(),
+                "most_resident_mib": server.most_resident_mib(),
+            }
+            for state, server in running.items()
+        }
+    found = {
+        "precision": args.precision,
+        "model": model.parents[1].name,
+        "image": f"drawn, {SIZE[1]}x{SIZE[0]}, JPEG to palette PNG",
+        "rounds": args.rounds,
+        "closed_loop_s": args.seconds,
+        "open_loop_s": args.open_seconds,
+        "deadline_ms_in_overload": OWN_DEADLINE_MS,
+        "goodput_deadline_s": generator.DEADLINE_S,
+        "states": {
+            state: {"revision": record.revision(folders[state]), "flags": flags[state]}
+            for state in STATES
+        },
+        "limits_per_s": limits,
+        "memory": {
+            **memory,
+            "after_of_before": round(
+                memory["after"]["resident_mib"] / memory["before"]["resident_mib"], 3
+            ),
+        },
+        "loads": {name: row(name, rounds, limits) for name, rounds in loads.items()},
+    }
+    print(table(found))
     if args.out:
         record.write(args.out, found)
     return 0
+
+
+def measure(
+    args: argparse.Namespace, running: dict[str, Running], model: Path, image: Path
+) -> tuple[list[float], dict[str, Rounds]]:
+    """Gives the limit of every round, and the loads by name."""
+    limits: list[float] = []
+    loads: dict[str, Rounds] = {}
+    for server in running.values():
+        generator.closed(server.url, image, max(args.connections, default=1), 1.0)
+    for turn in range(args.rounds):
+        limits.append(limit.capacity(model, image, min(_LIMIT_S, args.seconds)))
+        for connections in args.connections:
+            name = f"{connections} connection{'s'[: connections > 1]}"
+            for state in order(STATES, turn):
+                found = generator.closed(running[state].url, image, connections, args.seconds)
+                keep(loads, name, state, found)
+        for factor in args.loads:
+            for state in order(STATES, turn):
+                server = running[state]
+                query = f"?deadline_ms={OWN_DEADLINE_MS}" if factor >= _OVERLOAD else ""
+                found = generator.poisson(
+                    server.url + query, image, factor * limits[-1], args.open_seconds, seed=turn
+                )
+                found["recovery_s"] = servers.settle(server.command, image.read_bytes())
+                keep(loads, f"{factor:g}x", state, found)
+        print(f"round {turn + 1} of {args.rounds}: limit {limits[-1]:.1f}/s", flush=True)
+    return limits, loads
+
+
+def keep(loads: dict[str, Rounds], name: str, state: str, found: Load) -> None:
+    loads.setdefault(name, {each: [] for each in STATES})[state].append(found)
+
+
+def row(name: str, rounds: Rounds, limits: Sequence[float]) -> dict[str, Any]:
+    """Puts a load's rounds together: each state pooled, and the ratios of after to before."""
+    compared = OPEN if name.endswith("x") else CLOSED
+    rate = "goodput_per_s" if name.endswith("x") else "answered_per_s"
+    found: dict[str, Any] = {}
+    for state in STATES:
+        shares = [each[rate] / limit for each, limit in zip(rounds[state], limits, strict=True)]
+        found[state] = {
+            **generator.without_lists(generator.pooled(rounds[state])),
+            "of_limit": spread(shares),
+            "each_round": [
+                {quantity: value(each) for quantity, value in compared.items()}
+                for each in rounds[state]
+            ],
+        }
+        if recoveries := [each["recovery_s"] for each in rounds[state] if "recovery_s" in each]:
+            found[state]["recovery_s"] = max(recoveries)
+    found["after_of_before"] = {
+        quantity: spread(
+            [
+                now / was
+                for was, now in zip(*(map(value, rounds[s]) for s in STATES), strict=True)
+                if was and now is not None
+            ]
+        )
+        for quantity, value in compared.items()
+    }
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Gives median, least and largest; None of nothing."""
+    if not values:
+        return None
+    found = {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Writes two lines for each load: what both did, and the ratios with their spread."""
+    lines = [f"{found['precision']}, {found['rounds']} rounds, after / before [least..largest]"]
+    for name, each in found["loads"].items():
+        lines.append(f"{name}:")
+        for quantity, ratio in each["after_of_before"].items():
+            if ratio is None:
+                continue
+            values = {
+                state: statistics.median(
+                    r[quantity] for r in each[state]["each_round"] if r[quantity] is not None
+                )
+                for state in STATES
+            }
+            lines.append(
+                f"  {quantity:15} {values['before']:9.2f} -> {values['after']:9.2f}   "
+                f"{ratio['median']:.3f} [{ratio['least']:.3f}..{ratio['largest']:.3f}]"
+            )
+        for state in STATES:
+            load = each[state]
+            counts = ("refused", "late", "expired", "hung_up", "other_errors")
+            lines.append(
+                f"  {state:6} {load['of_limit']['median']:.3f} of the limit; {load['answered']} "
+                f"answered, {', '.join(f'{load[count]} {count}' for count in counts)}; "
+                f"generator {100 * load['generator_share']:.1f} % of the cores"
+            )
+    memory = found["memory"]
+    for state in STATES:
+        lines.append(f"memory {state}: {memory[state]}")
+    lines.append(f"memory after / before: {memory['after_of_before']}")
+    return "\n".join(lines)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = record.parser("bench.versus", __doc__)
+    parser.add_argument("--before", type=Path, default=ROOT, help="a checkout (this one)")
+    parser.add_argument("--after", type=Path, default=ROOT, help="the other (this one)")
+    parser.add_argument("--before-flags", default="", metavar="FLAGS", help="of its fcn serve")
+    parser.add_argument("--after-flags", default="", metavar="FLAGS", help="of its fcn serve")
+    parser.add_argument("--model", type=Path, help="for both: REPOSITORY/NAME/VERSION/model.onnx "
+                        "(the first of --before's model_repository)")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=4.0, help="counted of a closed loop")
+    parser.add_argument("--loads", type=float, nargs="*", default=[0.7, 3.0],
+                        help="of the open loops, in limits")  # fmt: skip
+    parser.add_argument("--open-seconds", type=float, default=8.0, help="of an open loop")
+    parser.add_argument("--out", type=Path, help="such as bench/results/versus-int8.json")
+    args = parser.parse_args(words)
+    if args.model is None:
+        found = sorted((args.before / "model_repository").glob("*/*/model.onnx"))
+        if not found:
+            parser.error(f"--before: there is no model_repository/*/*/model.onnx in {args.before}")
+        args.model = found[0]
+    args.model = args.model.resolve()
+    if args.rounds < 1 or min(args.seconds, args.open_seconds) <= 0:
+        parser.error("--rounds, --seconds and --open-seconds must be above 0")
+    return args
 
 
 if __name__ == "__main__":

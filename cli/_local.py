@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
-from service.api.models import default_name, model_named
 from service.core.segmenter import SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
@@ -26,35 +26,25 @@ class LocalLabeller:
         version: str | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """source: a model file or a model repository. Raises: ServiceError, UnusableInput."""
+        """source: a model file or a model repository. Raises: ServiceError, InvalidInput."""
         self._segmenter = LocalSegmenter(source, settings)
         try:
-            models = self._segmenter.models()
-            name = model or default_name(models, settings.default_model)
-            if name is None:
-                there = ", ".join(known.name for known in models)
-                raise UnusableInput(
-                    f"{source} holds several models: name one with --model ({there})"
-                )
-            status = model_named(models, name)
-            self.name, self.version = name, version or status.default_version
-            found = [v for v in status.versions if v.version == self.version]
-            if not found:
-                there = ", ".join(v.version for v in status.versions)
-                raise UnusableInput(f"model {name} has no version {version!r}: it has {there}")
+            try:
+                found, chosen = self._segmenter.status(model, version)
+            except ServiceError as error:
+                raise InvalidInput(f"{source}: {error} (--model, --model-version)") from error
+            self.name, self.version = found.name, chosen.version
             self._keep = tuple(keep)
             self.classes = tuple(
-                ClassInfo(c.id, c.name, c.color, c.description) for c in found[0].contract.classes
+                ClassInfo(c.id, c.name, c.color, c.description) for c in chosen.contract.classes
             )
             check_keep(self._keep, self.classes)
+            # Which file runs depends on the settings and on the machine, and one that was exported
+            # again under the same name is another network.
+            self.identity = f"{self.name} {self.version} {chosen.precision} {_digest(chosen.path)}"
         except BaseException:
             self.close()
             raise
-        # A file that was exported again under the same name is another network.
-        file = source if source.is_file() else source / self.name / self.version / "model.onnx"
-        stat = file.stat() if file.is_file() else None
-        stamp = f" {stat.st_size} {stat.st_mtime_ns}" if stat else ""
-        self.identity = f"{self.name} {self.version}{stamp}"
 
     def __call__(self, picture: bytes) -> bytes:
         options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
@@ -65,3 +55,13 @@ class LocalLabeller:
 
     def close(self) -> None:
         self._segmenter.close()
+
+
+def _digest(path: Path) -> str:
+    """Hashes a file's content, and that of the weights beside it (`model.onnx.data`)."""
+    file = path.resolve()
+    found = hashlib.sha256()
+    for part in sorted(file.parent.glob(f"{file.name}*")):
+        with part.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()[:16]

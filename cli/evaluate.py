@@ -68,10 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "predicted (nan, default: as the paper's authors score), or counts as 0 (zero)",
     )
     parser.add_argument(
-        "--shown",
+        "--mask",
+        "--shown",  # its name before
+        dest="mask",
         choices=("all", "foreground", "background", "shape"),
         default="all",
-        help="what of the pictures to show: the rest is hidden by its label (default: all)",
+        help="pixels of the images to keep: the rest is hidden by its label (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
@@ -83,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import closing
 
     from training.datasets import guess_dataset, open_dataset
+    from training.distributed import init_distributed
     from training.evaluation.report import Report
     from training.evaluation.targets import open_target, score
-    from training.ranks import joined
 
     name = args.dataset or guess_dataset(args.data_root, args.classes)
-    with joined() as ranks:
+    with init_distributed() as world:
         data = open_dataset(name, args.data_root, args.split, args.classes)
         key = read_api_key(args.api_key_file)
         target = open_target(
@@ -100,13 +102,11 @@ def run(args: argparse.Namespace) -> int:
         )
         started = time.perf_counter()
         with closing(target):
-            evaluation = score(
-                target, data, shown=args.shown, in_flight=args.in_flight, ranks=ranks
-            )
-    if not ranks.first:
+            evaluation = score(target, data, mask=args.mask, in_flight=args.in_flight, world=world)
+    if not world.is_main:
         return 0
     seconds = time.perf_counter() - started
-    report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.shown)
+    report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.mask)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     if not evaluation.complete:
         unscored = len(data) - evaluation.images

@@ -41,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "net; an .npz of plain layers does not say)",
     )
     parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="channels of FILE's network as a factor of the usual ones (default: 1)",
+    )
+    parser.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
@@ -65,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.head == "none":
         imported = import_start_weights(
-            args.file, args.output, network=args.network, preprocessing=args.preprocessing
+            args.file,
+            args.output,
+            network=args.network,
+            preprocessing=args.preprocessing,
+            width=args.width,
         )
     else:
         imported = import_checkpoint(
@@ -75,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             variant=args.head,
             padding=args.padding,
             preprocessing=args.preprocessing,
+            width=args.width,
             dataset=load_info(args.classes) if args.classes else None,
             modality=args.modality,
             name=args.name,

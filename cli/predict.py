@@ -86,26 +86,26 @@ def run(args: argparse.Namespace) -> int:
     import time
     from contextlib import closing
 
-    from fcn_client.errors import UnusableInput
+    from fcn_client.errors import InvalidInput
     from fcn_client.predict import PICTURES, Folder, Labeller, RemoteLabeller, find, predict
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(PICTURES):
-        raise UnusableInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
+        raise InvalidInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
     annotations = [kind for kind in args.annotations.split(",") if kind]
     if not set(annotations) <= set(FORMATS):
-        raise UnusableInput(f"--annotations {args.annotations}: use {', '.join(FORMATS)}, or both")
+        raise InvalidInput(f"--annotations {args.annotations}: use {', '.join(FORMATS)}, or both")
     if annotations and "label_map" not in write:
-        raise UnusableInput("--annotations is made from label maps: let --write have label_map")
+        raise InvalidInput("--annotations is made from label maps: let --write have label_map")
     if args.image_url is not None and "label-studio" not in annotations:
-        raise UnusableInput("--image-url is for --annotations label-studio: give both")
+        raise InvalidInput("--image-url is for --annotations label-studio: give both")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
     found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
     if args.api_key_file and not args.url:
-        raise UnusableInput("--api-key-file is for a server: give its --url, too")
+        raise InvalidInput("--api-key-file is for a server: give its --url, too")
     if args.url:
         from fcn_client import FcnClient
 

@@ -32,14 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from training.config import load_config
-    from training.ranks import joined
+    from training.distributed import init_distributed
     from training.train import train
 
     config = load_config(args.recipe, args.overrides)
     run_dir = args.run_dir or Path("runs") / config.name
-    with joined() as ranks:
-        checkpoint = train(config, run_dir, resume=args.resume, ranks=ranks)
-    if not ranks.first:
+    with init_distributed() as world:
+        checkpoint = train(config, run_dir, resume=args.resume, world=world)
+    if not world.is_main:
         return 0
     print(f"{run_dir}/last.pt: iteration {checkpoint.iteration}")
     print(f"{run_dir}/best.pt: val mean IU {checkpoint.best_mean_iu:.4f}")

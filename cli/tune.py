@@ -17,17 +17,17 @@ _BAR = 30
 
 
 class TuneError(Exception):
-    """Cannot tune; one line that says why and what to do."""
+    """Tells in one line why this cannot tune, and what to do."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure on this machine's CPU how a model runs fastest: engine, inferences at once, "
-        "threads of each, pictures in one inference. Writes a settings file; serve with it by "
+        "threads of each, images in one inference. Writes a settings file; serve with it by "
         "FCN_SETTINGS_FILE=FILE fcn serve. Run it while the machine has nothing else to do."
     )
     parser.add_argument("--model", type=Path, help="model file; default: the repository's model")
-    parser.add_argument("--size", default="360x480", help="HEIGHTxWIDTH of the pictures served")
+    parser.add_argument("--size", default="360x480", help="HEIGHTxWIDTH of the images served")
     parser.add_argument("--seconds", type=float, default=45.0, help="time to measure, 60 at most")
     parser.add_argument(
         "--engine",
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     contract: Contract = Session(path, provider="cpu", threads=1).contract
     sizes = accepted_sizes([wanted], contract.input)
     if not sizes:
-        raise TuneError(f"{path} takes no pictures of {args.size}: choose another --size")
+        raise TuneError(f"{path} takes no images of {args.size}: choose another --size")
     found = tune(
         path,
         size=sizes[0],
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_writable(path: Path) -> None:
-    """Before minutes go into measuring. Raises: TuneError."""
+    """Tries the settings file before minutes go into measuring. Raises: TuneError."""
     try:
         if path.exists():
             if not path.read_text().startswith(MARK):
@@ -96,7 +96,7 @@ def settings_text(found: Tuning, path: Path, size: str) -> str:
     best = found.chosen
     lines = [
         f"{MARK}, {datetime.now(UTC).date()}, on a machine of {available_cores()} cores,",
-        f"# for {path} and pictures of {size}: {best.images_per_s:g} images/s.",
+        f"# for {path} and images of {size}: {best.images_per_s:g} images/s.",
         "# Tune again on another machine, or for another model.",
         *(f"{name}={value}" for name, value in found.settings().items()),
     ]
@@ -114,10 +114,10 @@ def print_table(found: Tuning, out: Path) -> None:
         )
     for engine, reason in found.refused.items():
         print(f"{engine:12} refused: {reason}")
-    print("\none picture alone")
-    for lone in found.lone:
-        mark = " <- chosen" if lone.threads == found.alone_threads else ""
-        print(f"{lone.threads:3} threads {lone.p50_ms:8.1f} ms{mark}")
+    print("\none image alone")
+    for single in found.single:
+        mark = " <- chosen" if single.threads == found.alone_threads else ""
+        print(f"{single.threads:3} threads {single.p50_ms:8.1f} ms{mark}")
     print(f"\n{explanation(found)}\n")
     for name, value in found.settings().items():
         print(f"{name}={value}")
@@ -125,25 +125,26 @@ def print_table(found: Tuning, out: Path) -> None:
 
 
 def explanation(found: Tuning) -> str:
-    from service.tuning import CLOSE, WORTH_A_BATCH, WORTH_A_COPY
+    from service.tuning import MIN_SPEEDUP_FOR_BATCH, MIN_SPEEDUP_FOR_COPY, NEAR_BEST
 
     best = max(row.images_per_s for row in found.throughput)
     text = (
-        f"Chosen is the simplest way within {1 - CLOSE:.0%} of the best ({best:g} images/s): "
-        "ONNX Runtime before OpenVINO, one picture before several, few threads before many. "
-        f"Several in one inference wait for each other, so they count from {WORTH_A_BATCH:g} times "
-        "the images/s of single ones."
+        f"Chosen is the simplest way within {1 - NEAR_BEST:.0%} of the best ({best:g} images/s): "
+        "ONNX Runtime before OpenVINO, one image before several, few threads before many. "
+        "Several in one inference wait for each other, so they count from "
+        f"{MIN_SPEEDUP_FOR_BATCH:g} times the images/s of single ones."
     )
     if found.alone_threads > found.chosen.candidate.threads:
         return (
-            f"{text} A picture that comes alone gets {found.alone_threads} threads and so its "
+            f"{text} An image that comes alone gets {found.alone_threads} threads and so its "
             "answer sooner, for a second copy of the model in memory."
         )
-    if found.alone_threads == found.lone[-1].threads:
-        return f"{text} A picture that comes alone has all cores anyway."
+    if found.alone_threads == found.single[-1].threads:
+        return f"{text} An image that comes alone has all cores anyway."
     return (
-        f"{text} More threads for a picture that comes alone would save less than "
-        f"{1 - WORTH_A_COPY:.0%} of its time: not worth a second copy of the model in memory."
+        f"{text} More threads for an image that comes alone would save less than "
+        f"{1 - 1 / MIN_SPEEDUP_FOR_COPY:.0%} of its time: not worth a second copy of the model in "
+        "memory."
     )
 
 
@@ -164,7 +165,7 @@ def print_json(found: Tuning, path: Path, out: Path) -> None:
 
 
 def _model_of_repository() -> Path:
-    """The file that a server would answer with.
+    """Finds the file that a server would answer with.
 
     Raises: TuneError, SettingsError, ModelLoadError.
     """
@@ -184,7 +185,7 @@ def _model_of_repository() -> Path:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Raises: TuneError."""
+    """Reads a height and width. Raises: TuneError."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise TuneError(f"--size {text}: give HEIGHTxWIDTH, such as 360x480")
@@ -192,7 +193,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _progress(share: float, what: str) -> None:
-    """A bar on stderr, where somebody looks at it."""
+    """Draws a bar on stderr, where somebody looks at it."""
     if not sys.stderr.isatty():
         return
     filled = round(_BAR * min(1.0, share))

@@ -6,14 +6,17 @@
 It imports nothing else of the project, and installs without it.
 """
 
-from fcn_client.async_client import AsyncFcnClient
-from fcn_client.client import FcnClient
+from fcn_client.aio.client import AsyncFcnClient
 from fcn_client.errors import (
     DeadlineExceeded,
+    DecodeError,
+    FcnConnectionError,
     FcnError,
+    FcnTimeoutError,
     ImageTooLarge,
     InferenceFailed,
     InvalidImage,
+    InvalidInput,
     InvalidParameter,
     ModelNotReady,
     NotAllowed,
@@ -31,6 +34,7 @@ from fcn_client.errors import (
     UploadTooSlow,
 )
 from fcn_client.retry import RetryPolicy
+from fcn_client.sync.client import FcnClient
 from fcn_client.types import (
     ClassInfo,
     Model,
@@ -45,11 +49,15 @@ __all__ = [
     "AsyncFcnClient",
     "ClassInfo",
     "DeadlineExceeded",
+    "DecodeError",
     "FcnClient",
+    "FcnConnectionError",
     "FcnError",
+    "FcnTimeoutError",
     "ImageTooLarge",
     "InferenceFailed",
     "InvalidImage",
+    "InvalidInput",
     "InvalidParameter",
     "Model",
     "ModelNotReady",

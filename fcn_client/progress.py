@@ -11,7 +11,7 @@ from fcn_client.errors import FcnError
 
 
 class Bar(Protocol):
-    """What is used of tqdm's."""
+    """Has what is used of tqdm's."""
 
     def update(self, n: int = 1) -> Any: ...
 
@@ -23,7 +23,7 @@ class _NoBar:
 
 @contextmanager
 def progress_bar(shown: bool, total: int | None, unit: str = "image") -> Iterator[Bar]:
-    """Raises: FcnError when it is to be shown and tqdm is not there."""
+    """Shows a bar for the block. Raises: FcnError where tqdm is not there."""
     if not shown:
         yield _NoBar()
         return
@@ -36,5 +36,5 @@ def progress_bar(shown: bool, total: int | None, unit: str = "image") -> Iterato
 
 
 def length(source: object) -> int | None:
-    """How many items there are, where that is known."""
+    """Tells how many items there are, where that is known."""
     return operator.length_hint(source, 0) or None

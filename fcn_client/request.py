@@ -1,4 +1,4 @@
-"""What the two clients share: options to calls, raw answers to results."""
+"""Turns what callers give into calls, and raw answers into results."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from fcn_client.errors import FcnError, UnusableInput
-from fcn_client.picture import read_answer
+from fcn_client.errors import FcnError, InvalidInput
+from fcn_client.images import read_answer
 from fcn_client.types import (
     Call,
     Outcome,
     RawReply,
     SegmentOptions,
     SegmentResult,
-    Settled,
+    StreamResult,
 )
 
 I = TypeVar("I")  # noqa: E741
@@ -30,25 +30,25 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def is_grpc(url: str) -> bool:
-    """Raises: UnusableInput for a scheme that is not one of the four."""
+    """Tells gRPC's addresses from REST's. Raises: InvalidInput for a scheme that is neither's."""
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # raises where it is no number
     except ValueError as error:
-        raise UnusableInput(f"{url!r} is no server's address: {error}") from error
+        raise InvalidInput(f"{url!r} is no server's address: {error}") from error
     if parts.scheme not in (*REST_SCHEMES, *GRPC_SCHEMES) or not parts.netloc:
-        raise UnusableInput(
+        raise InvalidInput(
             f"{url!r} is no server's address: use http://host:8000 or grpc://host:8001"
         )
     return parts.scheme in GRPC_SCHEMES
 
 
 def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
-    """What is sent with every request. Raises: UnusableInput, which does not repeat the key."""
+    """Returns what every request sends. Raises: InvalidInput, which does not repeat the key."""
     sent = dict(headers or {})
     if api_key is not None:
         if not _KEY.fullmatch(api_key):
-            raise UnusableInput(
+            raise InvalidInput(
                 "the API key is empty or has characters that cannot be sent: give it "
                 "without spaces and line ends"
             )
@@ -57,29 +57,29 @@ def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[s
 
 
 def total_s(options: SegmentOptions, timeout_s: float) -> float:
-    """Seconds for the whole request. Raises: UnusableInput."""
+    """Returns the seconds for the whole request. Raises: InvalidInput."""
     deadline_ms = options.get("deadline_ms")
     if deadline_ms is None:
         return timeout_s
     if not deadline_ms >= 1:
-        raise UnusableInput(f"deadline_ms is {deadline_ms}: give 1 or more")
+        raise InvalidInput(f"deadline_ms is {deadline_ms}: give 1 or more")
     return deadline_ms / 1000
 
 
-def call_of(picture: bytes, output: str, options: SegmentOptions) -> Call:
-    """The call, its times still to be set by `within`. Raises: UnusableInput."""
+def call_of(image: bytes, output: str, options: SegmentOptions) -> Call:
+    """Makes the call, its times still to be set by `within`. Raises: InvalidInput."""
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:
-        raise UnusableInput(
+        raise InvalidInput(
             f"there is no option {', '.join(unknown)}: use {', '.join(sorted(_OPTIONS))}"
         )
     request_id = options.get("request_id") or secrets.token_hex(16)
     if not _REQUEST_ID.fullmatch(request_id):
-        raise UnusableInput(
+        raise InvalidInput(
             f"request_id {request_id!r}: use 1 to 128 of the characters A-Z a-z 0-9 . _ : -"
         )
     return Call(
-        picture=picture,
+        image=image,
         output=output,
         model=options.get("model"),
         version=options.get("version"),
@@ -95,13 +95,13 @@ def call_of(picture: bytes, output: str, options: SegmentOptions) -> Call:
 
 
 def within(call: Call, left_s: float) -> Call:
-    """The call with the time that is left for it."""
+    """Returns the call with the time that is left for it."""
     deadline_s = None if call.deadline_s is None else left_s
     return replace(call, deadline_s=deadline_s, timeout_s=left_s)
 
 
 def result_of(output: str, reply: RawReply, attempts: int) -> SegmentResult[Any]:
-    """Raises: UnreadableAnswer."""
+    """Reads an answer. Raises: DecodeError."""
     return SegmentResult(
         value=read_answer(output, reply.media_type, reply.body),
         output=output,
@@ -115,15 +115,21 @@ def result_of(output: str, reply: RawReply, attempts: int) -> SegmentResult[Any]
     )
 
 
-def stream_outcome(output: str, settled: Settled[I]) -> Outcome[I, Any]:
-    """Reads the answer of a picture of a stream."""
-    if isinstance(settled.end, FcnError):
-        return Outcome(settled.index, settled.image, error=settled.end)
+def stream_outcome(output: str, through: StreamResult[I]) -> Outcome[I, Any]:
+    """Reads the answer of one image of a stream."""
+    if isinstance(through.end, FcnError):
+        return Outcome(through.index, through.image, error=through.end)
     try:
-        result = result_of(output, settled.end, settled.attempts)
+        result = result_of(output, through.end, through.attempts)
     except FcnError as error:
-        return Outcome(settled.index, settled.image, error=error)
-    return Outcome(settled.index, settled.image, result)
+        return Outcome(through.index, through.image, error=error)
+    return Outcome(through.index, through.image, result)
+
+
+def check_in_flight(in_flight: int) -> None:
+    """Raises: InvalidInput."""
+    if in_flight < 1:
+        raise InvalidInput(f"in_flight is {in_flight}: give 1 or more")
 
 
 def _classes(classes: Sequence[str | int]) -> tuple[str, ...]:

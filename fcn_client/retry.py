@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fcn_client.errors import FcnError, TimedOut
+from fcn_client.errors import FcnError, FcnTimeoutError
 
 # The server's own "deadline exceeded" says more than a timeout here: it gets this long to arrive.
 GRACE_S: Final = 0.5
@@ -16,7 +16,9 @@ GRACE_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The n-th wait is drawn from 0 to `first_wait_s` * 2^n, `max_wait_s` at most, so that clients
+    """Says how often and when to ask again.
+
+    The n-th wait is drawn from 0 to `first_wait_s` * 2^n, `max_wait_s` at most, so that clients
     which were refused together do not come back together. A server's Retry-After is waited for in
     full, with such a draw, as long as itself at most, on top. `max_attempts=1` never retries.
     """
@@ -30,8 +32,8 @@ class RetryPolicy:
             raise ValueError(f"{self}: want max_attempts of 1 or more and waits of 0 s or more")
 
 
-class Patience:
-    """What is left of one request's time and attempts."""
+class RetryBudget:
+    """Keeps what is left of one request's time and attempts."""
 
     def __init__(
         self,
@@ -48,19 +50,19 @@ class Patience:
         self.attempts = 0
 
     def begin(self) -> float:
-        """Counts an attempt; the seconds it may take. Raises: TimedOut when none are left."""
+        """Counts an attempt and returns the seconds it may take. Raises: FcnTimeoutError."""
         left_s = self._ends - self._clock()
         if left_s <= 0:
-            raise TimedOut("the time allowed is over: allow more than that")
+            raise FcnTimeoutError("the time allowed is over: allow more than that")
         self.attempts += 1
         return left_s
 
-    def uncount(self) -> None:
-        """The last attempt was not the request's own: another one spoiled it."""
+    def refund(self) -> None:
+        """Takes back the last attempt: another request spoiled it."""
         self.attempts -= 1
 
     def wait_s(self, error: FcnError) -> float:
-        """How long to wait before asking again. Raises: `error` when that would be in vain."""
+        """Returns how long to wait before asking again. Raises: `error` where that is in vain."""
         error.attempts = self.attempts
         if not error.retryable or self.attempts >= self._policy.max_attempts:
             raise error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = UInt8Array | Image.Image | bytes | str | Path
 """uint8 RGB [H,W,3], a Pillow image, an encoded file's bytes, or the path of one."""
 
-PictureOutput: TypeAlias = Literal["label_map", "color", "overlay"]
+ImageOutput: TypeAlias = Literal["label_map", "color", "overlay"]
 
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
@@ -25,7 +25,7 @@ I_co = TypeVar("I_co", covariant=True)
 
 
 class SegmentOptions(TypedDict, total=False):
-    """What `segment` and `segment_many` take by name; all may be left out.
+    """Lists what `segment` and its siblings take by name; all may be left out.
 
     model, version: the server's default, and its newest. classes: keep only these, by name or id.
     alpha: opacity of the classes in an overlay, 0 to 1. outlines: draw their borders in it. dtype:
@@ -48,7 +48,7 @@ class SegmentOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds the server spent in each stage."""
+    """Has the seconds that the server spent in each stage."""
 
     decode_s: float = 0.0
     queue_s: float = 0.0
@@ -58,7 +58,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult(Generic[V_co]):
-    """An answer.
+    """Holds an answer.
 
     value: uint8 [H,W] class ids for `label_map`, uint8 RGB [H,W,3] for `color` and `overlay`, a
     dict for `json`. body: the same as it came, encoded as `media_type`. attempts: 1 unless the
@@ -78,7 +78,7 @@ class SegmentResult(Generic[V_co]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[I_co, V_co]):
-    """What became of one picture of many. `index`: its place among them."""
+    """Tells what became of one image of many. `index`: its place among them."""
 
     index: int
     image: I_co = field(repr=False)
@@ -147,10 +147,13 @@ def _color(values: Sequence[int]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as the transports take it. `deadline_s`, `timeout_s`: from now; the server is
-    told the former, if there is one, and the latter ends the wait here."""
+    """Represents one request as the transports take it.
 
-    picture: bytes
+    deadline_s, timeout_s: from now; the server is told the former, if there is one, and the latter
+    ends the wait here.
+    """
+
+    image: bytes
     output: str
     model: str | None
     version: str | None
@@ -166,7 +169,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RawReply:
-    """An answer before its body is read."""
+    """Represents an answer before its body is read."""
 
     body: bytes
     media_type: str
@@ -177,10 +180,18 @@ class RawReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled(Generic[V]):
-    """A picture of a stream that is through. `end`: its answer, or why there is none."""
+class StreamResult(Generic[V]):
+    """Represents an image of a stream that is through. `end`: its answer, or why there is none."""
 
     index: int
     image: V = field(repr=False)
     end: RawReply | FcnError
     attempts: int = 1
+
+
+class OpenStream(Protocol):
+    """Represents one call of `SegmentStream`, as the transports have it."""
+
+    def send(self, id: str, call: Call) -> None: ...
+
+    def close(self) -> None: ...

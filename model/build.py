@@ -8,7 +8,7 @@ from typing import Any
 
 from model.backbones import alexnet, efficientnet_lite0, googlenet, mobilenet_v1, vgg16
 from model.backbones.base import Backbone, BackboneSpec
-from model.backbones.caffe import TRUNCATIONS, Padding
+from model.backbones.caffe import TRUNCATIONS, Padding, scaled
 from model.backbones.two_streams import TwoStreams
 from model.fcn import FCN, AnyVariant
 from model.heads import Classes
@@ -31,10 +31,10 @@ class NetworkSpec:
 
     `backbone` is one of `BACKBONES`, whose `BackboneSpec` says which of the other fields it has,
     and what `fc6_channels`, `dropout` and `preprocessing` are where they are None. `width` is a
-    factor of its channels, but for fc6 and fc7. `pool5`, `pool4` and `pool3` are VGG16 cut short.
-    `pool4_scale`, `pool3_scale`: see `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early
-    fusion, in its first layer, `rgb-hha` late fusion of two nets. How many classes and heads:
-    `build` takes those from the data.
+    factor of its channels, those of VGG16's and AlexNet's fc6 and fc7 too unless they are given.
+    `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`.
+    `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer, `rgb-hha`
+    late fusion of two nets. How many classes and heads: `build` takes those from the data.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -112,8 +112,11 @@ class NetworkSpec:
 
     @property
     def fc6_channels_or_default(self) -> int:
-        own = self.backbone_spec.fc6_channels or 0
-        return own if self.fc6_channels is None else self.fc6_channels
+        if self.fc6_channels is not None:
+            return self.fc6_channels
+        own = self.backbone_spec
+        channels = own.fc6_channels or 0
+        return scaled([channels], self.width)[0] if own.fc6_is_needed else channels
 
     @property
     def dropout_or_default(self) -> float:

@@ -1,10 +1,11 @@
 """Everything that can go wrong with a request or at the start, in the domain's words.
 
     ServiceError
-      InvalidImage            the bytes are not a whole picture
-      UnsupportedImageFormat  a picture, but not of a kind this service reads
+      InvalidImage            the bytes are not a whole image
+      UnsupportedImageFormat  an image, but not of a format this service reads
       ImageTooLarge           too many bytes or pixels
-      InvalidParameter        a query parameter is out of its range
+      InvalidParameter        a parameter is out of its range
+        NotAcceptable         `Accept` allows no kind of reply there is
       UnknownModel, UnknownVersion
       NotAuthenticated        the operator's key is missing or wrong
       NotAllowed              nobody may do this here, as the server is set up
@@ -36,48 +37,65 @@ def quoted(text: str) -> str:
 class ServiceError(Exception):
     """The root: catch this to answer a caller."""
 
-    title: ClassVar[str] = "Service error"
+    kind: ClassVar[str] = "internal-error"
+    """Ends the problem's `type` over HTTP, and is the reason in gRPC's ErrorInfo: never changes."""
+    title: ClassVar[str] = "Internal error"
 
 
 class InvalidImage(ServiceError):
+    kind = "invalid-image"
     title = "Invalid image"
 
 
 class UnsupportedImageFormat(ServiceError):
+    kind = "unsupported-image-format"
     title = "Unsupported image format"
 
 
 class ImageTooLarge(ServiceError):
+    kind = "image-too-large"
     title = "Image too large"
 
 
 class InvalidParameter(ServiceError):
+    kind = "invalid-parameter"
     title = "Invalid parameter"
 
 
+class NotAcceptable(InvalidParameter):
+    kind = "not-acceptable"
+    title = "Not acceptable"
+
+
 class UnknownModel(ServiceError):
+    kind = "unknown-model"
     title = "Unknown model"
 
 
 class UnknownVersion(ServiceError):
+    kind = "unknown-version"
     title = "Unknown model version"
 
 
 class NotAuthenticated(ServiceError):
+    kind = "not-authenticated"
     title = "Not authenticated"
 
 
 class NotAllowed(ServiceError):
+    kind = "not-allowed"
     title = "Not allowed"
 
 
 class ModelNotReady(ServiceError):
+    kind = "model-not-ready"
     title = "Model not ready"
 
 
 class Overloaded(ServiceError):
     """`retry_after_s` > 0 estimates when there will be room again."""
 
+    kind = "overloaded"
     title = "Overloaded"
 
     def __init__(self, retry_after_s: float) -> None:
@@ -88,20 +106,26 @@ class Overloaded(ServiceError):
 
 
 class UploadTooSlow(ServiceError):
+    kind = "upload-too-slow"
     title = "Upload too slow"
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
-            f"the upload was not complete after {timeout_s:g} s: send a smaller picture, or use a "
+            f"the upload was not complete after {timeout_s:g} s: send a smaller image, or use a "
             "faster connection"
         )
 
 
 class DeadlineExceeded(ServiceError):
+    kind = "deadline-exceeded"
     title = "Deadline exceeded"
+
+    def __init__(self, message: str = "the time allowed ran out: allow more time") -> None:
+        super().__init__(message)
 
 
 class Cancelled(ServiceError):
+    kind = "cancelled"
     title = "Cancelled"
 
     def __init__(self, message: str = "the request was cancelled by its caller") -> None:
@@ -109,6 +133,7 @@ class Cancelled(ServiceError):
 
 
 class ShuttingDown(ServiceError):
+    kind = "shutting-down"
     title = "Shutting down"
 
     def __init__(
@@ -120,6 +145,7 @@ class ShuttingDown(ServiceError):
 class InferenceFailed(ServiceError):
     """Says nothing of the cause: error texts of runtimes have leaked secrets before."""
 
+    kind = "inference-failed"
     title = "Inference failed"
 
     def __init__(
@@ -132,4 +158,5 @@ class InferenceFailed(ServiceError):
 
 
 class ModelLoadError(ServiceError):
+    kind = "model-load-error"
     title = "Model cannot be loaded"

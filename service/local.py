@@ -20,6 +20,7 @@ from service.core.segmenter import (
     Segmenter,
     SegmentOptions,
     SegmentReply,
+    VersionStatus,
 )
 from service.core.types import UInt8Array
 from service.errors import ModelLoadError
@@ -51,8 +52,11 @@ class LocalSegmenter:
             self.close()
             raise
 
-    def models(self) -> list[ModelStatus]:
-        return self._running.models()
+    def status(
+        self, model: str | None, version: str | None = None
+    ) -> tuple[ModelStatus, VersionStatus]:
+        """See `Segmenter.status`. Raises: ServiceError."""
+        return self._running.status(model, version)
 
     def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
         """Raises: ServiceError."""

@@ -9,19 +9,24 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
+    Counter,
     Gauge,
+    Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics import MetricWrapperBase
 
 from service.core.segmenter import ModelStatus, Timings
-from service.series import Counters, Gauges, Histograms
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -31,25 +36,26 @@ STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, *REQUEST_BUCKETS_S)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
+M = TypeVar("M", bound=MetricWrapperBase)
 _log = logging.getLogger("fcn.request")
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request as the log and the metrics see it; the transport fills it in as it goes.
+    """Holds what the log and the metrics say of one request; `api.call.Call` fills it in.
 
-    method: the operation's name, e.g. "Segment"; the same for REST and gRPC. code: the HTTP status
-    or the gRPC code's name. model: "" until a known model is chosen. caller: the name that
-    goes with the API key, "" where none is asked for. timed: the duration counts in the latency
-    histogram. probe: not worth a log line.
+    transport: "rest" or "grpc". method: the operation's name, e.g. "Segment"; the same for both.
+    code: the HTTP status or the gRPC code's name. model: "" until a known model is chosen. caller:
+    the name that goes with the API key, "" where none is asked for. timed: the duration counts in
+    the latency histogram. probe: not worth a log line.
     """
 
     transport: str
     method: str
     request_id: str
+    code: str
     model: str = ""
     caller: str = ""
-    code: str = ""
     error: str = ""
     timed: bool = False
     probe: bool = False
@@ -67,50 +73,73 @@ class Telemetry:
     """The server's metrics, in a registry of their own. Implements the segmenter's `Observer`."""
 
     def __init__(self, latency_target_s: float) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began: noise
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._requests = Counters(
-            "fcn_requests_total",
-            "Requests answered, by HTTP status or gRPC code.",
-            ("transport", "method", "model", "code"),
-            registry,
+        self._requests = _by_labels(
+            Counter(
+                "fcn_requests_total",
+                "Requests answered, by HTTP status or gRPC code.",
+                ("transport", "method", "model", "code"),
+                registry=registry,
+            )
         )
-        self._request_s = Histograms(
-            "fcn_request_duration_seconds",
-            "Time from the complete upload to the answer; requests the caller got wrong and "
-            "requests refused for load are left out.",
-            ("transport", "model"),
-            sorted({*REQUEST_BUCKETS_S, latency_target_s}),
-            registry,
+        self._request_s = _by_labels(
+            Histogram(
+                "fcn_request_duration_seconds",
+                "Time from the complete upload to the answer; requests the caller got wrong and "
+                "requests refused for load are left out.",
+                ("transport", "model"),
+                buckets=sorted({*REQUEST_BUCKETS_S, latency_target_s}),
+                registry=registry,
+            )
         )
-        self._stage_s = Histograms(
-            "fcn_stage_duration_seconds",
-            "Time in each stage of a request: decode, queue, infer, render.",
-            ("stage", "model"),
-            sorted({*STAGE_BUCKETS_S, latency_target_s}),
-            registry,
+        self._stage_s = _by_labels(
+            Histogram(
+                "fcn_stage_duration_seconds",
+                "Time in each stage of a request: decode, queue, infer, render.",
+                ("stage", "model"),
+                buckets=sorted({*STAGE_BUCKETS_S, latency_target_s}),
+                registry=registry,
+            )
         )
-        self._batch_size = Histograms(
-            "fcn_batch_size", "Pictures in one inference.", ("model",), BATCH_BUCKETS, registry
+        self._batch_size = _by_labels(
+            Histogram(
+                "fcn_batch_size",
+                "Images in one inference.",
+                ("model",),
+                buckets=BATCH_BUCKETS,
+                registry=registry,
+            )
         )
-        self._queue_depth = Gauges(
-            "fcn_queue_depth", "Pictures waiting for a model.", ("model",), registry
+        self._queue_depth = _by_labels(
+            Gauge("fcn_queue_depth", "Images waiting for a model.", ("model",), registry=registry)
         )
-        self._rejected = Counters(
-            "fcn_rejected_total", "Requests not served, by reason.", ("reason",), registry
+        self._rejected = _by_labels(
+            Counter(
+                "fcn_rejected_total",
+                "Requests not served, by reason.",
+                ("reason",),
+                registry=registry,
+            )
         )
-        self._callers = Counters(
-            "fcn_caller_requests_total",
-            "Requests let in by an API key, by the name that goes with it.",
-            ("caller",),
-            registry,
+        self._callers = _by_labels(
+            Counter(
+                "fcn_caller_requests_total",
+                "Requests let in by an API key, by the name that goes with it.",
+                ("caller",),
+                registry=registry,
+            )
         )
-        self._inflight = Gauges(
-            "fcn_inflight_requests", "Requests between admission and answer.", (), registry
+        self._inflight = Gauge(
+            "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
         )
-        self._pixels = Histograms(
-            "fcn_image_pixels", "Height times width of the uploads.", (), PIXEL_BUCKETS, registry
+        self._pixels = Histogram(
+            "fcn_image_pixels",
+            "Height times width of the uploads.",
+            buckets=PIXEL_BUCKETS,
+            registry=registry,
         )
         self._model_info = Gauge(
             "fcn_model_info",
@@ -130,11 +159,11 @@ class Telemetry:
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
         duration_s = time.perf_counter() - record.began_s
-        self._requests.count(record.transport, record.method, record.model, record.code)
+        self._requests(record.transport, record.method, record.model, record.code).inc()
         if record.caller:
-            self._callers.count(record.caller)
+            self._callers(record.caller).inc()
         if record.timed:
-            self._request_s.observe(duration_s, record.transport, record.model)
+            self._request_s(record.transport, record.model).observe(duration_s)
         level = logging.DEBUG if record.probe else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(
@@ -154,22 +183,28 @@ class Telemetry:
                 self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        self._stage_s.observe(seconds, stage, model)
+        self._stage_s(stage, model).observe(seconds)
 
     def batch(self, model: str, size: int) -> None:
-        self._batch_size.observe(size, model)
+        self._batch_size(model).observe(size)
 
     def queue_depth(self, model: str, n: int) -> None:
-        self._queue_depth.set(n, model)
+        self._queue_depth(model).set(n)
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)
 
     def rejected(self, reason: str) -> None:
-        self._rejected.count(reason)
+        self._rejected(reason).inc()
 
     def image_pixels(self, n: int) -> None:
         self._pixels.observe(n)
+
+
+def _by_labels(metric: M) -> Callable[..., M]:
+    """Looks up a metric's series by its labels, each once: `labels` takes a lock and several calls,
+    and a request asks for a dozen."""
+    return lru_cache(maxsize=None)(metric.labels)
 
 
 def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:

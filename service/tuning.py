@@ -1,6 +1,6 @@
-"""Which engine, and how many inferences, threads and pictures at once, suit this machine.
+"""Measures which engine, and how many inferences, threads and images at once, suit this machine.
 
-`fcn tune` measures with this and writes the answer as a settings file.
+`fcn tune` writes the answer as a settings file.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
 Progress = Callable[[float, str], None]
-"""Share of the time that has gone by, 0..1, and what is measured now."""
+"""Is told the share of the time that has gone by, 0..1, and what is measured now."""
 
 BATCHES: Final = (1, 4)
-CLOSE: Final = 0.97
-"""Of the best images/s: what comes this close and is simpler is chosen."""
-WORTH_A_BATCH: Final = 1.08
-"""Times the images/s of single pictures: in a batch each waits for the others, so less is no gain.
-On a quiet machine batches of 4 gained nothing, and on a busy one by chance 5 % (bench/LOG.md)."""
-WORTH_A_COPY: Final = 0.9
-"""Of the usual latency: a lone picture must be this much faster for a second copy of the model."""
+NEAR_BEST: Final = 0.97
+"""Share of the best images/s: what comes this close and is simpler is chosen."""
+MIN_SPEEDUP_FOR_BATCH: Final = 1.08
+"""Factor over the images/s of single images: in a batch each waits for the others, so less is no
+gain. On a quiet machine batches of 4 gained nothing, on a busy one by chance 5 % (bench/LOG.md)."""
+MIN_SPEEDUP_FOR_COPY: Final = 1 / 0.9
+"""Factor by which a lone image must be faster for a second copy of the model in memory."""
 _SHARE_OF_THROUGHPUT = 0.75
 _PASSES = 4  # there and back: a shared machine is faster at one moment than at the next
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A way to run the network. batch: pictures in one inference."""
+    """Describes a way to run the network. batch: images in one inference."""
 
     engine: str
     instances: int
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """With every instance busy. p50_ms: of one inference, so of `batch` pictures."""
+    """Holds what was measured with every instance busy. p50_ms: of one inference of a batch."""
 
     candidate: Candidate
     images_per_s: float
@@ -57,8 +57,8 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
-class Lone:
-    """One picture at a time on an idle CPU."""
+class SingleLatency:
+    """Holds what was measured with one image at a time on an idle CPU."""
 
     threads: int
     p50_ms: float
@@ -66,20 +66,20 @@ class Lone:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What was measured, simplest first, and what is chosen of it.
+    """Holds what was measured, simplest first, and what is chosen of it.
 
-    refused: engine -> why it is not in `throughput`.
+    single: one image at a time. refused: engine -> why it is not in `throughput`.
     """
 
     throughput: tuple[Throughput, ...]
-    lone: tuple[Lone, ...]
+    single: tuple[SingleLatency, ...]
     refused: dict[str, str]
     chosen: Throughput
     alone_threads: int
     seconds: float
 
     def settings(self) -> dict[str, str]:
-        """The settings file's lines."""
+        """Returns the settings file's lines."""
         best = self.chosen.candidate
         return {
             "FCN_ENGINE": best.engine,
@@ -134,23 +134,23 @@ def tune(
             round(images_per_s, 2),
             round(statistics.median(t for _, times in runs[candidate] for t in times) * 1e3, 2),
         )
-        for candidate, images_per_s in steadied(
+        for candidate, images_per_s in drift_corrected(
             {candidate: [rate for rate, _ in found] for candidate, found in runs.items()}
         ).items()
     )
     chosen = choose(throughput)
-    lone = []
+    single = []
     counts = thread_counts(cores)
     for index, threads in enumerate(counts):
-        progress((clock() - started) / seconds, f"one picture alone on {threads} threads")
+        progress((clock() - started) / seconds, f"one image alone on {threads} threads")
         left = started + seconds - clock()
         end = clock() + max(0.0, left / (len(counts) - index))
         network = _open(path, chosen.candidate.engine, 1, threads)
         _, times = _throughput(network, np.zeros((1, *size, 3), np.uint8), end, clock)
-        lone.append(Lone(threads, round(statistics.median(times) * 1e3, 2)))
+        single.append(SingleLatency(threads, round(statistics.median(times) * 1e3, 2)))
     progress(1.0, "done")
-    alone_threads = choose_alone(lone, chosen.candidate.threads)
-    return Tuning(throughput, tuple(lone), refused, chosen, alone_threads, clock() - started)
+    alone_threads = choose_alone_threads(single, chosen.candidate.threads)
+    return Tuning(throughput, tuple(single), refused, chosen, alone_threads, clock() - started)
 
 
 def installed_engines() -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def installed_engines() -> tuple[str, ...]:
 
 
 def candidates(cores: int, engines: Sequence[str]) -> list[Candidate]:
-    """Simplest first: ONNX Runtime before OpenVINO, one picture before several, few threads."""
+    """Lists them simplest first: ONNX Runtime first, one image before several, few threads."""
     return [
         Candidate(engine, plan(cores, threads=threads).instances, threads, batch)
         for engine in engines
@@ -169,13 +169,16 @@ def candidates(cores: int, engines: Sequence[str]) -> list[Candidate]:
 
 
 def thread_counts(cores: int) -> list[int]:
-    """1, 2, 4 ... and all cores."""
+    """Returns 1, 2, 4 ... and all cores."""
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
 
 
-def steadied(rates: dict[Candidate, list[float]]) -> dict[Candidate, float]:
-    """Images per second of each candidate, measured in turns, less the machine's ups and downs: the
-    median of its shares of the turns' means. The last turn need not be complete."""
+def drift_corrected(rates: dict[Candidate, list[float]]) -> dict[Candidate, float]:
+    """Corrects images per second, measured in turns, for the machine's ups and downs.
+
+    A candidate's rate is the median of its shares of the turns' means. The last turn need not be
+    complete.
+    """
     turns = range(min(map(len, rates.values())))
     means = [statistics.mean(found[turn] for found in rates.values()) for turn in turns]
     usual = statistics.mean(means)
@@ -186,31 +189,34 @@ def steadied(rates: dict[Candidate, list[float]]) -> dict[Candidate, float]:
 
 
 def choose(measured: Sequence[Throughput]) -> Throughput:
-    """The first that comes close to the best; of batches only what is worth their wait."""
+    """Chooses the first that comes close to the best; of batches only what is worth their wait."""
     single = max((m.images_per_s for m in measured if m.candidate.batch == 1), default=0.0)
     worth = [
-        m for m in measured if m.candidate.batch == 1 or m.images_per_s >= WORTH_A_BATCH * single
+        m
+        for m in measured
+        if m.candidate.batch == 1 or m.images_per_s >= MIN_SPEEDUP_FOR_BATCH * single
     ]
     best = max(found.images_per_s for found in worth)
-    return next(found for found in worth if found.images_per_s >= CLOSE * best)
+    return next(found for found in worth if found.images_per_s >= NEAR_BEST * best)
 
 
-def choose_alone(lone: Sequence[Lone], threads: int) -> int:
-    """Threads of a lone picture, where the others have `threads`."""
-    fastest = min(lone, key=lambda found: found.p50_ms)
-    usual = next((found for found in lone if found.threads == threads), lone[0])
-    return fastest.threads if fastest.p50_ms <= WORTH_A_COPY * usual.p50_ms else threads
+def choose_alone_threads(single: Sequence[SingleLatency], threads: int) -> int:
+    """Chooses the threads of a lone image, where the others have `threads`."""
+    fastest = min(single, key=lambda found: found.p50_ms)
+    usual = next((found for found in single if found.threads == threads), single[0])
+    worth_it = fastest.p50_ms * MIN_SPEEDUP_FOR_COPY <= usual.p50_ms
+    return fastest.threads if worth_it else threads
 
 
 def describe(candidate: Candidate) -> str:
     return (
         f"{candidate.engine}, {candidate.instances} at once on {candidate.threads} threads, "
-        f"{candidate.batch} pictures each"
+        f"{candidate.batch} images each"
     )
 
 
 def _open(path: Path, engine: str, instances: int, threads: int) -> Network:
-    """Without a copy for lone pictures: those are measured as instances."""
+    """Opens it without a copy for lone images: those are measured as instances."""
     layout = Plan(instances, threads, alone_threads=threads)
     return open_network(path, provider="cpu", engine=engine, plan=layout)
 
@@ -218,7 +224,7 @@ def _open(path: Path, engine: str, instances: int, threads: int) -> Network:
 def _throughput(
     network: Network, batch: npt.NDArray[np.uint8], end: float, clock: Clock
 ) -> tuple[float, list[float]]:
-    """Images per second over all instances, and the seconds of each inference.
+    """Measures images per second over all instances, and the seconds of each inference.
 
     Every instance runs once to warm up, once at least, and else until `end`.
     """
@@ -248,6 +254,6 @@ def _throughput(
     if errors:
         raise ModelLoadError(
             f"model {network.contract.model_name} fails on {batch.shape[1]}x{batch.shape[2]} "
-            f"pictures, {len(batch)} at once: choose another --size"
+            f"images, {len(batch)} at once: choose another --size"
         ) from errors[0]
     return len(times) * len(batch) / (clock() - started), times

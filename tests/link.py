@@ -8,7 +8,7 @@ from tests.serving import Server
 
 
 class Link:
-    """Of HTTP/1.1; what is written and read is up to the test."""
+    """Speaks HTTP/1.1; what is written and read is up to the test."""
 
     def __init__(self, server: Server) -> None:
         self.socket = socket.create_connection(server.http_address, timeout=10)
@@ -28,11 +28,12 @@ class Link:
         self.socket.sendall(data)
 
     def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers as they are written, none twice, and body."""
+        """Reads status, headers by lower-case name, none twice, and body."""
         status = int(self.file.readline().split()[1])
         headers: dict[str, str] = {}
         while line := self.file.readline().strip().decode():
             name, _, value = line.partition(": ")
+            name = name.lower()
             assert name not in headers
             headers[name] = value
         return status, headers, self.file.read(int(headers["content-length"]))

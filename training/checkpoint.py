@@ -18,11 +18,14 @@ from torch import Tensor
 
 from model.build import NetworkSpec, build
 from model.contract import ClassInfo, TrainingData
-from model.fcn import FCN
 from model.modality import RGB
+from model.network import SegmentationNetwork
 from training.datasets.base import DatasetInfo
+from training.datasets.siftflow import GEOMETRIC, SEMANTIC
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)
+"""1 named the class list of a second head `geometric`."""
 
 
 class CheckpointError(ValueError):
@@ -52,8 +55,10 @@ class Checkpoint:
     """of the iterations since the last whole epoch"""
     cuda_random_states: list[Tensor] = field(default_factory=list)
     """of each process's GPU; empty when the CPU trained"""
+    environment: dict[str, str] = field(default_factory=dict)
+    """versions and device, see `training.environment`"""
 
-    def build_network(self) -> FCN:
+    def build_network(self) -> SegmentationNetwork:
         """The network with the averaged weights (the trained ones if there is no average).
 
         Raises: CheckpointError.
@@ -128,7 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not a checkpoint of fcn train (damaged, of another program, or not plain "
             "tensors)"
         ) from error
-    if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
+    if not isinstance(fields, dict) or fields.pop("format_version", None) not in _READABLE:
         raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
     try:
         fields["dataset"] = _dataset_info(fields["dataset"])
@@ -140,11 +145,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _dataset_info(fields: dict[str, Any]) -> DatasetInfo:
-    """Files of before there were other modalities and second labellings lack those two."""
+    """Version 1 had `classes`, and later `geometric` and `modality`, in place of `heads`."""
+    heads = fields.get("heads")
+    if heads is None:
+        heads = {"": fields["classes"]}
+        if geometric := fields.get("geometric"):
+            heads = {SEMANTIC: fields["classes"], GEOMETRIC: geometric}
     return DatasetInfo(
-        classes=_classes(fields["classes"]),
+        heads={head: _classes(entries) for head, entries in heads.items()},
         data=TrainingData(**fields["data"]),
-        geometric=_classes(fields.get("geometric", ())),
         modality=fields.get("modality", RGB),
     )
 

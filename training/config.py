@@ -1,4 +1,4 @@
-"""The training recipe: what its fields mean, checked by pydantic."""
+"""The config of a run, which users call its recipe: its fields, checked by pydantic."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.build import NetworkSpec, renamed
-from training.analysis.masking import Shown
-from training.losses import Reduction
+from model.build import NetworkSpec
+from training.analysis.masking import Mask
+from training.config_file import ConfigError as ConfigError
+from training.config_file import override, read_config, renamed
+from training.losses import LossConfig
 from training.precision import Precision
-from training.recipe_file import ConfigError as ConfigError
-from training.recipe_file import override, read_recipe
 from training.transforms import Augmentation
 
 
@@ -24,27 +24,15 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     dataset: str
     root: Path | None = None
-    """Where the data set lies; given on the command line rather than in a shared recipe."""
+    """Where the data set lies; given on the command line rather than in a shared config."""
     classes: Path | None = None
     """Class list YAML, instead of the data set's own."""
     train_split: str = "train"
     val_split: str = "val"
-    shown: Shown = "all"
-    """What of the pictures both splits show, see `training.analysis.masking`."""
+    mask: Mask = "all"
+    """Pixels of the images that both splits keep, see `training.analysis.masking`."""
     workers: int = Field(1, ge=0)
     """Processes that read and augment; 0 does it in the training process."""
-
-
-class LossConfig(_Section):
-    reduction: Reduction = "mean"
-    class_weight_offset: float | None = Field(None, gt=1)
-    """Weights 1 / ln(offset + class frequency); None: no weights."""
-    dice: float = Field(0.0, ge=0)
-    """Weight of the soft Dice loss added to the cross entropy."""
-    sample: float = Field(1.0, gt=0, le=1)
-    """Share of the cells that the cross entropy is taken of, see `sampled_cross_entropy`."""
-    sample_cell_px: int = Field(32, ge=1)
-    """Side of such a cell."""
 
 
 class OptimizerConfig(_Section):
@@ -57,8 +45,8 @@ class OptimizerConfig(_Section):
     """Rate of the convolutions' biases over that of their weights; 2 in the paper (section 4.3)."""
     weight_decay: float = Field(0.01, ge=0)
     """For convolution weights; biases and norms are never decayed."""
-    learned: Literal["all", "score"] = "all"
-    """`score`: only the score layers, the rest stays as it began (the paper's FCN-32s-fixed)."""
+    trainable: Literal["all", "score_layers"] = "all"
+    """`score_layers`: the rest stays as it began (the paper's FCN-32s-fixed)."""
 
 
 class ScheduleConfig(_Section):
@@ -83,7 +71,7 @@ class ScheduleConfig(_Section):
         return self
 
     def total_iterations(self, per_epoch: int) -> int:
-        """Of the run; `per_epoch`: iterations that take each training image once."""
+        """Length of the run; `per_epoch`: iterations that take each training image once."""
         return self.iterations or per_epoch * (self.epochs or 0)
 
 
@@ -91,10 +79,10 @@ class InitConfig(_Section):
     imagenet: Path | None = None
     """Backbone weights (.npz)."""
     checkpoint: Path | None = None
-    """Of a net with the same backbone, such as the previous stage's: every layer that both have."""
+    """A net with the same backbone, such as the previous stage's, gives every layer both have."""
     hha_checkpoint: Path | None = None
-    """Of the net that was trained on HHA alone, for the stream of that name; `checkpoint` is then
-    of the one trained on colour alone."""
+    """The net that was trained on HHA alone, for the stream of that name; `checkpoint` is then the
+    one trained on colour alone."""
     calibration_images: int = Field(64, ge=1)
     """Training images on which the norms' statistics are measured, see `restore_norms`."""
 
@@ -112,7 +100,7 @@ class DistillConfig(_Section):
     """Checkpoint or exported fp32 file of a network of the same classes, which is learned from
     beside the labels; None: there is none."""
     weight: float = Field(1.0, gt=0)
-    """Of what the teacher says, beside the cross entropy."""
+    """Weight of the distillation loss beside the cross entropy."""
     temperature: float = Field(1.0, gt=0)
     """Both networks' scores are divided by it, see `losses.distillation`."""
 
@@ -178,21 +166,21 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _norms_always_learn(self) -> Self:
-        if self.optimizer.learned == "score" and self.network.has_norms:
+        if self.optimizer.trainable == "score_layers" and self.network.has_norms:
             raise ValueError(
-                f"optimizer.learned=score: the norms of {self.network.backbone} would still "
-                "take on the statistics of the data; it is for the nets of the paper"
+                f"optimizer.trainable=score_layers: the norms of {self.network.backbone} "
+                "would still take on the statistics of the data; it is for the nets of the paper"
             )
         return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The recipe in `path` and in what it extends, changed by `overrides`: `section.field=value`,
+    """The config in `path` and in what it extends, changed by `overrides`: `section.field=value`,
     the value in YAML (`schedule.epochs=2`).
 
     Raises: ConfigError.
     """
-    raw = read_recipe(path)
+    raw = read_config(path)
     for text in overrides:
         override(raw, text)
     return parse_config(raw, str(path))
@@ -200,10 +188,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def parse_config(raw: dict[str, Any], source: str) -> TrainConfig:
     """Raises: ConfigError with one line per wrong field."""
-    if isinstance(network := raw.get("network"), dict):
-        raw = {**raw, "network": renamed(network)}
     try:
-        return TrainConfig.model_validate(raw)
+        return TrainConfig.model_validate(renamed(raw, source))
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}"

@@ -30,9 +30,10 @@ from model.weights.layers import Convention, LayerWeights, WeightsError
 from model.weights.read import read_weights
 from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.datasets.base import GEOMETRIC, DatasetInfo
+from training.datasets.base import DatasetInfo
 from training.datasets.folder import load_info
-from training.revision import git_revision
+from training.datasets.siftflow import GEOMETRIC, SEMANTIC
+from training.environment import git_revision
 
 _LISTS = Path(__file__).parent / "datasets"
 VOC_CLASSES = _LISTS / "sbd.yaml"
@@ -68,16 +69,16 @@ class Imported:
 
 
 def import_start_weights(
-    path: Path, out: Path, *, network: str, preprocessing: str | None = None
+    path: Path, out: Path, *, network: str, preprocessing: str | None = None, width: float = 1.0
 ) -> Imported:
     """Backbone weights from `path`, a classifier or an FCN, to `out`, for `init.imagenet`.
 
-    `preprocessing` None: what the file's convention implies.
+    `preprocessing` None: what the file's convention implies. `width`: of the file's network.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
     file = _read(path, network, preprocessing)
     with torch.device("meta"):
-        backbone = build(_spec(network, file.layers), 1).backbone
+        backbone = build(_spec(network, file.layers, width), 1).backbone
     dropped = BACKBONES[network].names.dropped | HEAD_LAYERS
     # Also fc6 and fc7 of another width than ImageNet's, where the file has them.
     wanted = shapes_of(backbone, convolutions(backbone))
@@ -97,6 +98,7 @@ def import_checkpoint(
     variant: Variant,
     padding: str = "pad100",
     preprocessing: str | None = None,
+    width: float = 1.0,
     dataset: DatasetInfo | None = None,
     modality: Modality | None = None,
     name: str | None = None,
@@ -119,7 +121,7 @@ def import_checkpoint(
         seen = modality or modality_of(layers)
         # The kernels of the last upsampling tell which of the two kinds of crops a network has.
         with torch.device("meta"):
-            odd = build(_spec(network, layers, padding), 1).backbone.crops.odd_kernels
+            odd = build(_spec(network, layers, width, padding), 1).backbone.crops.odd_kernels
         upsampling = upsampling_of(layers, variant, odd, heads)
         pixels = file.preprocessing
         if dataset is None:
@@ -128,10 +130,10 @@ def import_checkpoint(
                 pixels = learned_of
         dataset = dataclasses.replace(dataset, modality=seen)
         spec = dataclasses.replace(
-            _spec(network, layers, padding),
+            _spec(network, layers, width, padding),
             variant=variant,
             upsampling=upsampling,
-            preprocessing=pixels,
+            preprocessing=pixels if "preprocessing" in _known(network).options else None,
             modality=seen,
         )
     except ValueError as error:
@@ -212,7 +214,8 @@ def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo
     listed, pixels = RELEASED[classes]
     info = load_info(listed)
     if GEOMETRIC in heads:
-        info = dataclasses.replace(info, geometric=load_info(_GEOMETRIC).classes)
+        both = {SEMANTIC: info.classes, GEOMETRIC: load_info(_GEOMETRIC).classes}
+        info = dataclasses.replace(info, heads=both)
     return info, pixels
 
 
@@ -222,13 +225,15 @@ def _known(network: str) -> BackboneSpec:
     return BACKBONES[network]
 
 
-def _spec(network: str, layers: LayerWeights, padding: str = "same") -> NetworkSpec:
+def _spec(network: str, layers: LayerWeights, width: float, padding: str = "same") -> NetworkSpec:
     """An FCN-32s; one that needs fc6 with as many channels there as the file has."""
     fc6 = layers.get("fc6", layers.get(f"fc6{STREAMS[0]}"))
-    width = None
+    channels = None
     if BACKBONES[network].fc6_is_needed and fc6 is not None and fc6.bias is not None:
-        width = max(1, fc6.bias.size)
-    return NetworkSpec(network, "32s", fc6_channels=width, padding=cast(Any, padding))
+        channels = max(1, fc6.bias.size)
+    return NetworkSpec(
+        network, "32s", fc6_channels=channels, padding=cast(Any, padding), width=width
+    )
 
 
 def _paths(backbone: Backbone) -> dict[str, str]:

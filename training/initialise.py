@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.build import NetworkSpec
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetInfo, SegmentationDataset
-from training.loader import training_batches
+from training.loader import EpochPlan, step_loader
 
 _BATCH = 8
 
@@ -24,7 +24,9 @@ Weights = dict[str, Tensor]
 """By their names in a network."""
 
 
-def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
+def initialise(
+    network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
+) -> None:
     """As `init` of the recipe says; without it the network stays as it is.
 
     Raises: ConfigError.
@@ -37,8 +39,8 @@ def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> 
 
 
 def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
-    """Raises: ConfigError if the network takes other channels than the data set gives, or if two
-    labellings are to be learned from another loss than the paper's."""
+    """Refuse a network of other channels than the data set gives, and several labellings with
+    another loss than the paper's. Raises: ConfigError."""
     modality = config.network.modality
     if modality != info.modality:
         raise ConfigError(
@@ -46,12 +48,12 @@ def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
             "choose the data.dataset of that modality, as nyudv2_rgbd, or the network"
         )
     loss = config.loss
-    if info.geometric and (
+    if len(info.heads) > 1 and (
         loss.reduction != "sum" or loss.dice or loss.class_weight_offset is not None
     ):
         raise ConfigError(
-            f"{config.data.dataset} has two labellings, learned from the summed loss alone: set "
-            "loss.reduction=sum, loss.dice=0 and loss.class_weight_offset=null"
+            f"{config.data.dataset} has several labellings, learned from the summed loss alone: "
+            "set loss.reduction=sum, loss.dice=0 and loss.class_weight_offset=null"
         )
 
 
@@ -72,7 +74,9 @@ class Taken:
 
 
 @torch.no_grad()
-def load_stage(network: FCN, path: Path, config: TrainConfig, data: SegmentationDataset) -> Taken:
+def load_stage(
+    network: SegmentationNetwork, path: Path, config: TrainConfig, data: SegmentationDataset
+) -> Taken:
     """Every layer that `network` and the checkpoint's network share, of the averaged weights.
 
     New score layers keep their start, zero, and new upsamplings theirs, bilinear; a fixed
@@ -128,12 +132,8 @@ def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tupl
             f"init.checkpoint: {error}; train the previous stage first, or say where it is"
         ) from error
     _check_same_net(checkpoint, wanted, path)
-    same_classes = _names(checkpoint.dataset) == _names(data.info)
+    same_classes = [*checkpoint.dataset.class_names.values()] == [*data.info.class_names.values()]
     return checkpoint.ema or checkpoint.weights, same_classes
-
-
-def _names(info: DatasetInfo) -> list[list[str]]:
-    return [[entry.name for entry in classes] for classes in info.heads.values()]
 
 
 def _of_stream(weights: Weights, stream: str) -> Weights:
@@ -175,7 +175,9 @@ def _span(layers: Sequence[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
 
 
-def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
+def load_imagenet(
+    network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
+) -> None:
     """ImageNet weights, and norms that fit them, if the recipe names a file; else nothing.
 
     Raises: ConfigError if the file is missing, damaged or for another network.
@@ -197,14 +199,14 @@ def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) 
         return
     augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
     count = min(config.init.calibration_images, len(data))
-    batches = training_batches(
+    steps = step_loader(
         data,
         augment,
-        batch_size=min(_BATCH, count),
+        EpochPlan(len(data), min(_BATCH, count)),
         seed=config.seed,
         start=0,
         total=max(1, count // _BATCH),
         workers=0,
     )
-    bar = tqdm(batches, "measuring norms", unit="batch")
-    backbone.restore_norms(images.float() for images, _target in bar)
+    bar = tqdm(steps, "measuring norms", unit="batch")
+    backbone.restore_norms(images.float() for step in bar for images, _target in step)

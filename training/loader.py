@@ -1,4 +1,4 @@
-"""Batches of augmented samples in an order that depends only on seed and iteration."""
+"""Steps of augmented batches, in an order that depends only on seed and iteration."""
 
 from __future__ import annotations
 
@@ -12,37 +12,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from training.datasets.base import Sample, SegmentationDataset
-from training.ranks import ALONE, Ranks
+from training.distributed import SINGLE, World
 from training.transforms import Augmentation, pad
 
 Key = tuple[int, int]
 """(epoch, index in the data set)"""
 
-
 Batch = tuple[Tensor, Tensor]
 """uint8 images [N,3,h,w] RGB and uint8 targets [N,h,w]; of other data sets as in `Sample`."""
 
-
-class _Augmented(Dataset[Sample]):
-    def __init__(self, data: SegmentationDataset, augment: Augmentation, seed: int) -> None:
-        self.data, self.augment, self.seed = data, augment, seed
-
-    def __getitem__(self, key: Key) -> Sample:
-        rng = np.random.default_rng((self.seed, *key))
-        return self.augment(self.data[key[1]], rng, self.data.info.modality)
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    """Whole images of different sizes are padded with void to the largest of their batch."""
-    images, target = default_collate([
-        (torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target))
-        for image, target in pad(samples)
-    ])  # fmt: skip
-    return images, target
+Step = Sequence[Batch]
+"""One process's part of an iteration: batches that are computed one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
+class EpochPlan:
     """How an epoch's images are divided: into steps, these into batches that are computed at a
     time, and each of these among the processes."""
 
@@ -71,57 +55,88 @@ class Division:
         two images."""
         return self.length // self.step_size
 
-    def batches(self, step: Sequence[int], ranks: Ranks) -> Iterator[list[int]]:
+    def batches(self, step: Sequence[int], world: World) -> list[list[int]]:
         """This process's part of each batch of a step."""
-        for batch in np.array_split(np.asarray(step), self.batches_per_step):
-            yield ranks.share(batch.tolist())
+        parts = np.array_split(np.asarray(step), self.batches_per_step)
+        return [world.share(part.tolist()) for part in parts]
 
 
-class _Order(Sampler[list[Key]]):
-    """This process's batches of the steps `start` to `total`."""
+class StepSampler(Sampler[list[list[Key]]]):
+    """This process's batches of the steps `start` to `total`, a step at a time."""
 
     def __init__(
-        self, division: Division, seed: int, start: int, total: int, ranks: Ranks = ALONE
+        self, plan: EpochPlan, seed: int, start: int, total: int, world: World = SINGLE
     ) -> None:
-        self.division, self.seed, self.ranks = division, seed, ranks
+        self.plan, self.seed, self.world = plan, seed, world
         self.start, self.total = start, total
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        size = self.division.step_size
+    def __iter__(self) -> Iterator[list[list[Key]]]:
+        size = self.plan.step_size
         for iteration in range(self.start, self.total):
-            epoch, step = divmod(iteration, self.division.steps_per_epoch)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.division.length)
+            epoch, step = divmod(iteration, self.plan.steps_per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.plan.length)
             chosen = order[step * size : (step + 1) * size].tolist()
-            for batch in self.division.batches(chosen, self.ranks):
-                yield [(epoch, index) for index in batch]
+            yield [
+                [(epoch, index) for index in batch]
+                for batch in self.plan.batches(chosen, self.world)
+            ]
 
     def __len__(self) -> int:
-        return (self.total - self.start) * self.division.batches_per_step
+        return self.total - self.start
 
 
-def training_batches(
+class _Augmented(Dataset[list[Sample]]):
+    """A batch of augmented samples for a list of keys."""
+
+    def __init__(self, data: SegmentationDataset, augment: Augmentation, seed: int) -> None:
+        self.data, self.augment, self.seed = data, augment, seed
+
+    def __getitem__(self, keys: list[Key]) -> list[Sample]:
+        modality = self.data.info.modality
+        return [
+            self.augment(self.data[key[1]], np.random.default_rng((self.seed, *key)), modality)
+            for key in keys
+        ]
+
+
+def _collate(step: list[list[Sample]]) -> Step:
+    """Whole images of different sizes are padded with void to the largest of their batch."""
+    return [_batch(samples) for samples in step]
+
+
+def _batch(samples: list[Sample]) -> Batch:
+    images, target = default_collate([
+        (torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target))
+        for image, target in pad(samples)
+    ])  # fmt: skip
+    return images, target
+
+
+def step_loader(
     data: SegmentationDataset,
     augment: Augmentation,
+    plan: EpochPlan,
     *,
-    batch_size: int,
     seed: int,
     start: int,
     total: int,
     workers: int,
-    accumulate: int = 1,
-    ranks: Ranks = ALONE,
-) -> DataLoader[Batch]:
-    """Images (channels last in memory) and targets: of each of the steps `start` to `total` as
-    many batches as `Division` makes of it."""
-    division = Division(len(data), batch_size, accumulate)
+    world: World = SINGLE,
+    pin_memory: bool = False,
+) -> DataLoader[Step]:
+    """Load the steps `start` to `total`, images channels last in memory.
+
+    `pin_memory`: into page-locked memory, from which a GPU copies while it computes.
+    """
     dataset: Dataset[Any] = _Augmented(data, augment, seed)
     return DataLoader(
         dataset,
         collate_fn=_collate,
-        batch_sampler=_Order(division, seed, start, total, ranks),
+        batch_sampler=StepSampler(plan, seed, start, total, world),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         persistent_workers=False,
+        pin_memory=pin_memory,
         # Each pass draws a number for its workers, which none of ours uses: from a generator of
         # its own, so that torch's (dropout) goes on after a resume where it stood.
         generator=torch.Generator(),

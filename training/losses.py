@@ -1,25 +1,101 @@
-"""Per-pixel losses. Void pixels take no part, neither in the sum nor in what it is divided by.
+"""The loss of a step, and the per-pixel losses it is made of.
 
-All are computed in float32, whatever the logits are. The paper's summed loss makes that a must:
-its 187,500 pixels of 500x375 start at ln 21 = 3 each, 571,000 in all, and float16 ends at 65,504.
-A gradient summed over as many pixels, and a rate of 1e-10 (the smallest float16 is 6e-8), have the
-same trouble further down, so training offers bf16 and fp32 and no fp16.
+Void pixels take no part, neither in the sum nor in what it is divided by. All are computed in
+float32, whatever the logits are. The paper's summed loss makes that a must: its 187,500 pixels of
+500x375 start at ln 21 = 3 each, 571,000 in all, and float16 ends at 65,504. A gradient summed over
+as many pixels, and a rate of 1e-10 (the smallest float16 is 6e-8), have the same trouble further
+down, so training offers bf16 and fp32 and no fp16.
+
+Nothing here makes the CPU wait for a GPU: no size or branch depends on a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from model.heads import HeadSizes, split
 from training.datasets.base import VOID
+from training.distributed import SINGLE, World
 
 Reduction = Literal["mean", "sum"]
+
+
+class LossConfig(BaseModel):
+    """The section `loss` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reduction: Reduction = "mean"
+    class_weight_offset: float | None = Field(None, gt=1)
+    """Weights 1 / ln(offset + class frequency); None: no weights."""
+    dice: float = Field(0.0, ge=0)
+    """Weight of the soft Dice loss added to the cross entropy."""
+    sample: float = Field(1.0, gt=0, le=1)
+    """Share of the cells that the cross entropy is taken of, see `sample_cells`."""
+    sample_cell_px: int = Field(32, ge=1)
+    """Side of such a cell."""
+
+
+def heads_loss(
+    logits: Tensor,
+    target: Tensor,
+    heads: HeadSizes,
+    config: LossConfig,
+    class_weights: Tensor | None,
+    normaliser: Tensor,
+    world: World = SINGLE,
+) -> Tensor:
+    """Sum `batch_loss` over the heads, which thus weigh the same; targets [N,h,w], of K > 1 heads
+    [N,h,w,K]."""
+    if len(heads) == 1:
+        return batch_loss(logits, target, config, class_weights, normaliser, world)
+    losses = [
+        batch_loss(own, target[..., index], config, class_weights, normaliser, world)
+        for index, own in enumerate(split(logits, heads).values())
+    ]
+    return torch.stack(losses).sum()
+
+
+def batch_loss(
+    logits: Tensor,
+    target: Tensor,
+    config: LossConfig,
+    class_weights: Tensor | None,
+    normaliser: Tensor,
+    world: World = SINGLE,
+) -> Tensor:
+    """This batch's and process's part of the step's loss; scalar, float32.
+
+    Shapes as in `cross_entropy`. `normaliser`: `labelled_weight` summed over the whole step. The
+    parts of all batches and processes sum to the loss, and their gradients to its gradient.
+
+    With `sample` below 1 the cross entropy is that of the cells that `sample_cells` keeps: patches
+    drawn from whole images. `mean` then divides by `sample` times the weight of all labelled
+    pixels, not by what happened to be kept, so its expectation is that of the whole images,
+    exactly. The expectation of `sum` is `sample` times the whole, which the paper makes up for
+    with 1/sample times as many images in a batch. (For `mean` that larger batch only keeps the
+    noise the same.)
+    Source: arXiv 1411.4038, section 4.4.
+    """
+    kept = target
+    if config.sample < 1:
+        kept = sample_cells(target, config.sample, config.sample_cell_px)
+    loss = cross_entropy(logits, kept, class_weights, "sum")
+    if config.reduction == "mean":
+        loss = loss / (config.sample * normaliser).to(loss.dtype)
+    if config.dice:
+        dice = config.dice * soft_dice(logits, target, world.sum_with_own_gradient)
+        # Every process has the whole value, but only its own part of the gradient.
+        loss = loss + dice - dice.detach() * (1 - 1 / world.size)
+    return loss
 
 
 def cross_entropy(
@@ -39,29 +115,21 @@ def cross_entropy(
     )
     if reduction == "sum":
         return total
-    return total / labelled_mass(target, weights)
+    return total / labelled_weight([target], weights).to(total.dtype)
 
 
-def sampled_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    keep: float,
-    cell_px: int,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """`cross_entropy` of the cells that `sample_cells` keeps: patches drawn from whole images.
+def labelled_weight(targets: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+    """Summed weight of the labelled pixels (their number without weights); scalar, float64, on the
+    targets' device, above 0 so that it can divide.
 
-    `mean` divides by `keep` times the mass of all labelled pixels, not by what happened to be kept,
-    so its expectation is that of the whole images, exactly. `sum` is the plain sum over what was
-    kept: its expectation is `keep` times the whole, which the paper makes up for with 1/keep times
-    as many images in a batch. (For `mean` that larger batch only keeps the noise the same.)
-    Source: arXiv 1411.4038, section 4.4.
+    targets: integer [N,H,W] each; weights: float [C] or None.
     """
-    total = cross_entropy(logits, sample_cells(target, keep, cell_px), weights, "sum")
-    if reduction == "sum":
-        return total
-    return total / (keep * labelled_mass(target, weights))
+    if weights is None:
+        sums = [(target != VOID).sum(dtype=torch.float64) for target in targets]
+    else:
+        table = functional.pad(weights.double(), (0, VOID + 1 - len(weights)))
+        sums = [table[target.long()].sum() for target in targets]
+    return torch.stack(sums).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
@@ -83,20 +151,13 @@ def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
     return target.masked_fill(~pixels[:, :height, :width], VOID)
 
 
-def labelled_mass(target: Tensor, weights: Tensor | None = None) -> float:
-    """Summed weight of the labelled pixels of [N,H,W]; above 0, so that it can divide."""
-    labelled = target[target != VOID].long()
-    mass = labelled.numel() if weights is None else weights[labelled].sum()
-    return max(float(mass), torch.finfo(torch.float32).tiny)
-
-
 def soft_dice(
     logits: Tensor, target: Tensor, everywhere: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Tensor:
     """1 - mean Dice over the classes present in the batch; scalar, float32.
 
     Shapes as in `cross_entropy`. Counts every class alike, as mean IU does. A batch without a
-    labelled pixel gives 0. `everywhere`: of a sum over this part of the batch, that over all parts.
+    labelled pixel gives 0. `everywhere`: from a sum over this part of the batch to that over all.
     Source: Milletari, Navab, Ahmadi 2016, arXiv 1606.04797, summed over the batch.
     """
     num_classes = logits.shape[1]
@@ -107,13 +168,13 @@ def soft_dice(
     # the largest tensor of the step.
     right = probabilities.gather(1, safe[:, None])[:, 0] * valid
     overlap = everywhere(right.new_zeros(num_classes).index_add(0, safe.flatten(), right.flatten()))
-    labelled = everywhere(torch.bincount(safe[valid], minlength=num_classes))
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
+    labelled = everywhere(counts.index_add(0, safe.flatten(), valid.flatten().long()))
     predicted = everywhere((probabilities * valid[:, None]).sum(dim=(0, 2, 3)))
     dice = 2 * overlap / (predicted + labelled).clamp(min=1)
     present = labelled > 0
-    if not present.any():
-        return logits.sum() * 0
-    return 1 - dice[present].mean()
+    mean = (dice * present).sum() / present.sum().clamp(min=1)
+    return (1 - mean) * present.any()
 
 
 def distillation(
@@ -124,7 +185,7 @@ def distillation(
 
     Shapes as in `cross_entropy`. Both logits are divided by `temperature`, and the sum multiplied
     by its square, so that gradients keep their size. Void pixels count nothing here either: of
-    those beyond a picture's edge no teacher knows anything.
+    those beyond an image's edge no teacher knows anything.
     Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
     """
     own = (logits.float() / temperature).log_softmax(dim=1)

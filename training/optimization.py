@@ -13,12 +13,12 @@ def make_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> tor
     """Backbone and head at their own rates; biases and norms without decay, and the biases of
     convolutions at `bias_lr_factor` times the rate.
 
-    Each group keeps its rate at the schedule's start as `base_lr`. With `learned: score` the other
-    parameters are in no group, and need no gradient from now on.
+    Each group keeps its rate at the schedule's start as `base_lr`. With `trainable:
+    score_layers` the other parameters are in no group, and need no gradient from now on.
     """
     scoring = {id(p) for layer in network.score_layers() for p in layer.parameters()}
     for parameter in network.parameters():
-        parameter.requires_grad_(config.learned == "all" or id(parameter) in scoring)
+        parameter.requires_grad_(config.trainable == "all" or id(parameter) in scoring)
     pretrained = {
         id(parameter)
         for module in network.backbone.pretrained_modules()
@@ -49,13 +49,14 @@ def make_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> tor
     return torch.optim.AdamW(groups)
 
 
-def rate_factor(iteration: int, total: int, config: ScheduleConfig) -> float:
-    """What the base rates are multiplied by at `iteration` (0-based) of `total`."""
+def lr_factor(iteration: int, total: int, config: ScheduleConfig) -> float:
+    """What the base learning rates are multiplied by at `iteration` (0-based) of `total`."""
     warmup = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
     return float(warmup * (1 - iteration / total) ** config.power)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group `factor` times its base learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

@@ -16,7 +16,6 @@ from model.export.parity import ParityReport
 from model.modality import RGB
 from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.datasets.base import SEMANTIC
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
@@ -71,7 +70,8 @@ def _served(checkpoint: Checkpoint, path: Path) -> SegmentationNetwork:
             "exported, but `fcn evaluate` scores it as it is"
         )
     network = checkpoint.build_network()
-    return network.only(SEMANTIC) if SEMANTIC in network.heads else network
+    first, *others = network.heads
+    return network.only(first) if others else network
 
 
 def make_contract(

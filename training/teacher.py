@@ -17,7 +17,7 @@ def load_teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
 
     Raises: ConfigError if it cannot be had or does not label the classes of `info`.
     """
-    if info.modality != RGB or info.geometric:
+    if info.modality != RGB or len(info.heads) > 1:
         raise ConfigError("distill.teacher is for RGB pictures with one labelling")
     if path.suffix == ".onnx":
         from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx

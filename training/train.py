@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.build import build
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.advice import advice
-from training.analysis.masking import show
+from training.analysis.masking import mask_images
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
-from training.datasets import DatasetError, SegmentationDataset, open_dataset
+from training.datasets import DatasetError, open_dataset
+from training.distributed import SINGLE, World
+from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
 from training.initialise import check_fits, initialise
 from training.learner import Learner
-from training.loader import Batch, Division, training_batches
+from training.loader import EpochPlan, Step, step_loader
 from training.losses import inverse_log_weights
-from training.ranks import ALONE, Ranks
-from training.record import Record
 from training.resume import check_resumable
-from training.revision import git_revision
+from training.run_log import RunLog
 from training.teacher import load_teacher
 from training.validation import validate
+
+OpenLog = Callable[..., RunLog]
 
 
 def train(
@@ -38,18 +41,19 @@ def train(
     *,
     resume: bool = False,
     stop_after: int | None = None,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
+    run_log: OpenLog | None = RunLog,
 ) -> Checkpoint:
     """Train to the end of the schedule; returns the last checkpoint.
 
     Writes `run_dir/last.pt` after every epoch, `best.pt` when val mean IU rises, config.json,
-    log.csv and tensorboard/. `resume` continues from last.pt exactly: weights, optimiser,
-    schedule, average, iteration and random state; `stop_after` ends early after that many
-    iterations, as an interruption would. Of several processes the first one writes.
+    log.csv and tensorboard/ (neither with `run_log=None`). `resume` continues from last.pt
+    exactly: weights, optimiser, schedule, average, iteration and random state; `stop_after` ends
+    early after that many iterations, as an interruption would. The main process writes.
 
     Raises: ConfigError, DatasetError, CheckpointError.
     """
-    trainer = Trainer(config, run_dir, resume=resume, ranks=ranks)
+    trainer = Trainer(config, run_dir, resume=resume, world=world, run_log=run_log)
     return trainer.run(stop_after)
 
 
@@ -57,50 +61,61 @@ class Trainer:
     """One run: its data, what it has learned, and its files."""
 
     def __init__(
-        self, config: TrainConfig, run_dir: Path, *, resume: bool, ranks: Ranks = ALONE
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        *,
+        resume: bool,
+        world: World = SINGLE,
+        run_log: OpenLog | None = RunLog,
     ) -> None:
         if config.data.root is None:
             raise ConfigError("data.root is not set: say where the data set lies, data.root=DIR")
-        self.config, self.run_dir, self.ranks = config, run_dir, ranks
+        self.config, self.run_dir, self.world = config, run_dir, world
         last = run_dir / "last.pt"
         if last.exists() and not resume:
             raise ConfigError(f"{last} exists: continue it with --resume or choose another --run")
         if config.threads:
             torch.set_num_threads(config.threads)
-        torch.manual_seed(config.seed)
+        # Every process its own: dropout must differ, as the images do. The main one's weights are
+        # everybody's.
+        torch.manual_seed(config.seed + world.rank)
         data = config.data
-        root = config.data.root
         self.train_data, self.val_data = (
-            show(open_dataset(data.dataset, root, split, data.classes), data.shown)
+            mask_images(
+                open_dataset(data.dataset, config.data.root, split, data.classes), data.mask
+            )
             for split in (data.train_split, data.val_split)
         )
         check_fits(config, self.train_data.info)
         self.network = build(config.network, self.train_data.info.head_sizes)
         schedule = config.schedule
-        self.division = Division(len(self.train_data), schedule.batch_size, schedule.accumulate)
-        _check_division(self.division, ranks)
-        self.per_epoch = self.division.steps_per_epoch
-        self.total = schedule.total_iterations(self.per_epoch)
+        self.plan = EpochPlan(len(self.train_data), schedule.batch_size, schedule.accumulate)
+        _check_divisible(self.plan, world)
+        self.total = schedule.total_iterations(self.plan.steps_per_epoch)
         self.epoch_losses: list[float] = []
         self.best_mean_iu = 0.0
         self.val_scores: dict[str, Any] | None = None
         checkpoint = load_checkpoint(last) if resume else None
         if checkpoint is not None:
             check_resumable(checkpoint, config, self.train_data.info, last)
-        elif ranks.first:  # the others get its weights
+        elif world.is_main:
             initialise(self.network, config, self.train_data)
-        if not ranks.first:
-            # The same weights, but other dropout: the images are others, too.
-            torch.manual_seed(config.seed + ranks.rank)
         self.learner = Learner(
-            self.network, config, self.total, self._class_weights(), ranks, self._teacher()
+            self.network, config, self.total, self._class_weights(), world, self._teacher()
         )
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.record = self._open_record() if ranks.first else None
+        self.run_log: RunLog | None = None
+        if world.is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+            if run_log is not None:
+                classes = self.train_data.info.classes
+                self.run_log = run_log(run_dir, classes, self.learner.iteration)
 
     def run(self, stop_after: int | None = None) -> Checkpoint:
-        """To the end, or for `stop_after` iterations; returns the checkpoint written last."""
+        """Train to the end, or for `stop_after` iterations; returns the checkpoint written last."""
         try:
             return self._run(stop_after)
         except DatasetError as error:
@@ -111,29 +126,33 @@ class Trainer:
                 raise ConfigError(sentence) from error
             raise
         finally:
-            if self.record is not None:
-                self.record.close()
+            if self.run_log is not None:
+                self.run_log.close()
 
     def _run(self, stop_after: int | None) -> Checkpoint:
-        learner, first = self.learner, self.ranks.first
+        learner, per_epoch = self.learner, self.plan.steps_per_epoch
         begun = learner.iteration
         end = self.total if stop_after is None else min(self.total, begun + stop_after)
         checkpoint: Checkpoint | None = None
         images_done, started = 0, time.perf_counter()
         self.network.train()
         with tqdm(
-            total=self.total, initial=begun, unit="it", desc=self.config.name, disable=not first
+            total=self.total,
+            initial=begun,
+            unit="it",
+            desc=self.config.name,
+            disable=not self.world.is_main,
         ) as bar:
-            for batches in self._steps():
-                self.epoch_losses.append(learner.step(batches))
-                images_done += self.division.step_size
+            for step in self._steps():
+                self.epoch_losses.append(learner.step(step))
+                images_done += self.plan.step_size
                 bar.update()
                 bar.set_postfix(
                     loss=f"{self.epoch_losses[-1]:.3f}",
                     best=f"{self.best_mean_iu:.4f}",
                     refresh=False,
                 )
-                if learner.iteration % self.per_epoch == 0 or learner.iteration == self.total:
+                if learner.iteration % per_epoch == 0 or learner.iteration == self.total:
                     checkpoint = self._end_epoch(images_done / (time.perf_counter() - started))
                     images_done, started = 0, time.perf_counter()
                 if learner.iteration >= end:
@@ -141,37 +160,38 @@ class Trainer:
         if checkpoint is None or checkpoint.iteration != learner.iteration:
             checkpoint = self._checkpoint()
             self._save("last.pt", checkpoint)
-        self.ranks.wait()  # for the first one to have written it
+        self.world.barrier()  # for the main process to have written it
         return checkpoint
 
-    def _steps(self) -> Iterator[tuple[Batch, ...]]:
-        """This process's part of the batches of each iteration still to do."""
-        schedule = self.config.schedule
-        loader = training_batches(
+    def _steps(self) -> DataLoader[Step]:
+        """This process's part of the iterations still to do."""
+        return step_loader(
             self.train_data,
             self.config.augment,
-            batch_size=schedule.batch_size,
+            self.plan,
             seed=self.config.seed,
             start=self.learner.iteration,
             total=self.total,
             workers=self.config.data.workers,
-            accumulate=schedule.accumulate,
-            ranks=self.ranks,
+            world=self.world,
+            pin_memory=self.learner.device.type == "cuda",
         )
-        return zip(*[iter(loader)] * self.division.batches_per_step, strict=True)
 
     def _end_epoch(self, images_per_s: float) -> Checkpoint:
         iteration = self.learner.iteration
-        epoch = iteration // self.per_epoch
+        epoch = iteration // self.plan.steps_per_epoch
         scores: Scores | None = None
         if epoch % self.config.schedule.val_every_epochs == 0 or iteration == self.total:
-            scores = validate(self.learner, self.val_data, self.record)
-        if self.record is not None:
-            self._log(self.record, epoch, images_per_s, scores)
+            confusion = validate(self.learner, self.val_data, self.run_log)
+            scores = confusion.scores()
+            self.val_scores = confusion.to_dict(self.train_data.info.class_names)
+            if self.world.is_main:
+                tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
+        if self.run_log is not None:
+            self._log(self.run_log, epoch, images_per_s, scores)
         self.epoch_losses = []
         improved = scores is not None and scores.mean_iu > self.best_mean_iu
         if scores is not None:
-            self.val_scores = scores.to_dict(_names(self.train_data))
             self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
         checkpoint = self._checkpoint()
         # The best first: interrupted in between, a resumed run repeats the epoch and both.
@@ -180,16 +200,14 @@ class Trainer:
         self._save("last.pt", checkpoint)
         return checkpoint
 
-    def _log(self, record: Record, epoch: int, images_per_s: float, scores: Scores | None) -> None:
+    def _log(self, run_log: RunLog, epoch: int, images_per_s: float, scores: Scores | None) -> None:
         iteration, optimizer = self.learner.iteration, self.config.optimizer
-        factor = self.learner.rate_factor(iteration - 1)
-        if scores is not None:
-            tqdm.write(f"iteration {iteration}: val mean IU {scores.mean_iu:.4f}")
-        record.epoch(
+        factor = self.learner.lr_factor(iteration - 1)
+        run_log.epoch(
             iteration=iteration,
             epoch=epoch,
             loss=sum(self.epoch_losses) / len(self.epoch_losses),
-            rates={
+            learning_rates={
                 "backbone_lr": factor * optimizer.backbone_lr,
                 "head_lr": factor * optimizer.head_lr,
             },
@@ -197,43 +215,37 @@ class Trainer:
             scores=scores,
         )
 
-    def _open_record(self) -> Record:
-        classes = self.train_data.info.classes
-        record = Record(self.run_dir, classes, self.learner.iteration)
-        text = self.config.model_dump_json(indent=2) + "\n"
-        (self.run_dir / "config.json").write_text(text)
-        return record
-
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
-        if self.ranks.first:
+        if self.world.is_main:
             save_checkpoint(self.run_dir / name, checkpoint)
 
     def _class_weights(self) -> Tensor | None:
         offset = self.config.loss.class_weight_offset
         if offset is None:
             return None
-        frequencies = self.train_data.class_frequencies(progress=self.ranks.first)
-        return inverse_log_weights(frequencies, offset).to(self.ranks.device())
+        frequencies = self.train_data.class_frequencies(progress=self.world.is_main)
+        return inverse_log_weights(frequencies, offset).to(self.world.device())
 
-    def _teacher(self) -> FCN | None:
+    def _teacher(self) -> SegmentationNetwork | None:
         path = self.config.distill.teacher
         return None if path is None else load_teacher(path, self.train_data.info)
 
     def _checkpoint(self) -> Checkpoint:
         """Every process must ask for it: its random state is part of it."""
-        learner = self.learner
+        learner, world = self.learner, self.world
         on_gpu = learner.device.type == "cuda"
         return Checkpoint(
             network=self.config.network,
             dataset=self.train_data.info,
             config=json.loads(self.config.model_dump_json()),
             git_revision=git_revision(),
+            environment=environment(learner.device),
             iteration=learner.iteration,
             weights=self.network.state_dict(),
             ema=learner.average.state if learner.average else None,
             optimizer=learner.optimizer.state_dict(),
-            random_states=self.ranks.gather(torch.get_rng_state()),
-            cuda_random_states=self.ranks.gather(torch.cuda.get_rng_state()) if on_gpu else [],
+            random_states=world.gather(torch.get_rng_state()),
+            cuda_random_states=world.gather(torch.cuda.get_rng_state()) if on_gpu else [],
             epoch_losses=list(self.epoch_losses),
             best_mean_iu=self.best_mean_iu,
             val_scores=self.val_scores,
@@ -246,13 +258,9 @@ class Trainer:
         self.val_scores = checkpoint.val_scores
 
 
-def _check_division(division: Division, ranks: Ranks) -> None:
-    if division.smallest_batch < ranks.count:
+def _check_divisible(plan: EpochPlan, world: World) -> None:
+    if plan.smallest_batch < world.size:
         raise ConfigError(
-            f"a batch of {division.smallest_batch} cannot be divided among {ranks.count} "
+            f"a batch of {plan.smallest_batch} cannot be divided among {world.size} "
             "processes: raise schedule.batch_size (and lower schedule.accumulate), or start fewer"
         )
-
-
-def _names(data: SegmentationDataset) -> tuple[str, ...]:
-    return tuple(info.name for info in data.info.classes)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.modality import LOG_DEPTH_MEAN, RGB, Modality
-from training.datasets.base import VOID, Pixels, Sample
+from training.datasets.base import VOID, Sample, UInt8Array
 
 _GREY = 128
 """Fills the image beyond its border. ImageNet's mean is near it, so it is near the networks' 0."""
@@ -70,7 +70,7 @@ class Augmentation:
     ) -> Sample:
         """A crop of crop_height x crop_width, or all, of the scaled, flipped, recoloured sample.
 
-        Of other channels than colour only the colours change; the rest applies to all.
+        Colour changes leave other channels alone; the rest applies to all.
         """
         sample = self._scale_and_crop(sample, rng)
         if self.jitter_px:
@@ -87,7 +87,7 @@ class Augmentation:
         return Sample(np.ascontiguousarray(image), np.ascontiguousarray(sample.target))
 
     def _scale_and_crop(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Only the window that survives is resampled: scaling the whole picture first would spend
+        """Resample only the window that survives: scaling the whole image first would spend
         most of its time on pixels the crop throws away."""
         scale = np.exp(rng.uniform(np.log(self.min_scale), np.log(self.max_scale)))
         stretch = np.exp(rng.uniform(-1, 1) * np.log1p(self.aspect) / 2)
@@ -103,12 +103,12 @@ class Augmentation:
         place = np.s_[
             rows.place : rows.place + rows.length, columns.place : columns.place + columns.length
         ]
-        out = _nothing(*crop, sample)
+        out = _void_canvas(*crop, sample)
         out.image[place] = image
         out.target[place] = target
         return out
 
-    def _recolour(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+    def _recolour(self, image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
         brightness, contrast, saturation = (
             1 + rng.uniform(-amount, amount)
             for amount in (self.brightness, self.contrast, self.saturation)
@@ -124,7 +124,7 @@ class Augmentation:
 
 
 def pad(samples: Sequence[Sample]) -> list[Sample]:
-    """All as high and as wide as the largest; what is added, at the right and below, is void."""
+    """Make all as high and as wide as the largest, with void at the right and below."""
     height = max(sample.target.shape[0] for sample in samples)
     width = max(sample.target.shape[1] for sample in samples)
     padded = []
@@ -133,17 +133,17 @@ def pad(samples: Sequence[Sample]) -> list[Sample]:
         if (rows, columns) == (height, width):
             padded.append(sample)
             continue
-        out = _nothing(height, width, sample)
+        out = _void_canvas(height, width, sample)
         out.image[:rows, :columns] = sample.image
         out.target[:rows, :columns] = sample.target
         padded.append(out)
     return padded
 
 
-def _nothing(height: int, width: int, beside: Sample) -> Sample:
-    """What lies beyond the picture of `beside`, of whose kind it is."""
-    channels, labellings = beside.image.shape[2:], beside.target.shape[2:]
-    image = np.full((height, width, *channels), _GREY, beside.image.dtype)
+def _void_canvas(height: int, width: int, like: Sample) -> Sample:
+    """Void in the channels and labellings of `like`, as what lies beyond its image."""
+    channels, labellings = like.image.shape[2:], like.target.shape[2:]
+    image = np.full((height, width, *channels), _GREY, like.image.dtype)
     if image.dtype == np.float32:
         image[..., 3:] = LOG_DEPTH_MEAN
     return Sample(image, np.full((height, width, *labellings), VOID, np.uint8))
@@ -166,10 +166,10 @@ def _resized(
 
 
 def _shifted(sample: Sample, down: int, right: int) -> Sample:
-    """The same size; what was shifted out is lost. Either distance may be negative, or more than
-    the picture is large."""
+    """Keep the size and lose what is shifted out. Either distance may be negative, or more than the
+    image is large."""
     height, width = sample.target.shape[:2]
-    out = _nothing(height, width, sample)
+    out = _void_canvas(height, width, sample)
     to = np.s_[max(0, down) : max(0, height + down), max(0, right) : max(0, width + right)]
     source = np.s_[max(0, -down) : max(0, height - down), max(0, -right) : max(0, width - right)]
     out.image[to] = sample.image[source]

@@ -1,27 +1,27 @@
-"""Scores in the middle of a run, and pictures for its log."""
+"""Scores in the middle of a run, and a few predictions for its log."""
 
 from __future__ import annotations
 
 from training.datasets import SegmentationDataset
 from training.evaluation.evaluate import evaluate
-from training.evaluation.metrics import Scores
+from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import NetworkPredictor
 from training.learner import Learner
-from training.record import Record
+from training.run_log import RunLog
 
-_PICTURES = 4
+_IMAGES = 4
 
 
-def validate(learner: Learner, data: SegmentationDataset, record: Record | None) -> Scores:
-    """Scores of the averaged weights on the whole of `data`, its images shared among the processes;
-    `record` gets a few predictions."""
+def validate(learner: Learner, data: SegmentationDataset, run_log: RunLog | None) -> Confusion:
+    """Evaluate the averaged weights on the whole of `data`, its images shared among the processes;
+    `run_log` gets a few predictions."""
     with learner.averaged_weights():
         predict = NetworkPredictor(learner.network, bf16=learner.bf16)
-        scores = evaluate(predict, data, progress=False, ranks=learner.ranks).scores()
-        step = max(1, len(data) // _PICTURES)
-        for index in range(0, len(data), step)[:_PICTURES]:
-            if record is not None:
+        confusion = evaluate(predict, data, progress=False, world=learner.world)
+        if run_log is not None:
+            step = max(1, len(data) // _IMAGES)
+            for index in range(0, len(data), step)[:_IMAGES]:
                 sample = data[index]
-                record.picture(f"val/{index}", learner.iteration, sample, predict(sample.image))
+                run_log.image(f"val/{index}", learner.iteration, sample, predict(sample.image))
     learner.network.train()
-    return scores
+    return confusion

@@ -1,10 +1,10 @@
-"""What a GPU makes of the networks, alone and behind the server, in one run and one JSON.
+"""Measures what a GPU makes of the networks, alone and behind the server, into one JSON.
 
-    make bench-gpu                                        # eight minutes on a GPU
-    python -m bench.gpu --only latency --minutes 3        # a part; the others' results stay
+    make bench-gpu                                        # everything
+    python -m bench.gpu --only latency --networks vgg16   # a part; the others' results stay
     python -m bench.gpu --provider cpu --quick            # everything once, tiny, on any machine
 
 Networks have random weights: the time does not depend on them. Run from the project's root; nothing
-of the project needs to be installed. What a part lacks here (a package, a driver) is said in its
-place in the JSON, and the run goes on.
+of the project needs to be installed. A part that fails says why in its place, and the run goes on.
+No card has run this yet: it is what is worth knowing first, and no more.
 """

@@ -1,7 +1,7 @@
-"""Our server, the bare limit and the peers, in one run, taking turns: `python -m bench.peers`.
+"""Compares our server, the bare limit and the peers in one run, in turns: `python -m bench.peers`.
 
 The run is cut into slots of less than 90 s: the choice of each peer's variant, then in every round
-the limit and, for each server, a steady slot (closed loops of wrk, Poisson at 0.7 of the limit) and
+the limit and, for each server, a steady slot (closed loops, then Poisson at 0.7 of the limit) and
 an overload slot (Poisson at 2 and 3 times the limit). A shared machine is faster at one minute than
 at another, so the limit is measured before and after each of these slots, and counts for it alone.
 What is finished is kept: begun again after an interruption, the run goes on. Writes
@@ -20,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import contenders, record
-from bench.contenders import CACHE, CONTENDERS, LIMIT, OURS, PEER_LIST, ROOT, CannotRun
-from bench.peers import report, slots
-from bench.segment_load import jpeg
-from service.core.engines.choice import INT8_FILE
+from bench import generator, record
+from bench.images import write_jpeg
+from bench.peers import contenders, report
+from bench.peers.contenders import CACHE, CONTENDERS, LIMIT, OURS, PEER_LIST
+from bench.servers import ROOT, CannotRun
+from bench.turns import order
 
 PARTS = ("steady", "overload")
 SIZE = (360, 480)
@@ -38,8 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     done = Done(args.work)
     settings = describe(args, names)
     start_over_unless(args.work / "settings.json", settings, fresh=args.fresh)
-    picture = args.work / "picture.jpg"
-    picture.write_bytes(jpeg(*SIZE, seed=0))
+    image = write_jpeg(args.work / "image.jpg", SIZE)
     errors = {}
     for name in names:
         try:
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if name in errors or done(slot) is not None:
             continue
         print(f"[{number}/{len(plan)}] {title(name)}: {slot['part']}", flush=True)
-        found = run(slot, args, picture, done)
+        found = run(slot, args, image, done)
         if "error" in found:
             errors[name] = found["error"]
             print(f"{title(name)} {found['error']}", flush=True)
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser = record.parser("bench.peers", __doc__)
     models = sorted((ROOT / "model_repository").glob("*/*/model.onnx"))
     parser.add_argument("--model", type=Path, default=models[0] if models else None,
                         help="<repository>/<name>/<version>/model.onnx")  # fmt: skip
@@ -81,8 +81,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
                         help="counted of each closed loop")  # fmt: skip
     parser.add_argument("--open-seconds", type=float, default=8.0, help="of each Poisson load")
     parser.add_argument("--warm", type=float, default=1.0, help="seconds before, not counted")
-    parser.add_argument("--tool", choices=(slots.WRK, slots.OWN), default=slots.closed_loop_tool(),
-                        help="for the closed loops")  # fmt: skip
     parser.add_argument("--under", default="", metavar="COMMAND",
                         help="put before each slot's command: a lock, taskset")  # fmt: skip
     parser.add_argument("--work", type=Path, default=CACHE / "run", help="finished slots")
@@ -93,7 +91,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     if args.model is None or not args.model.exists():
         parser.error(f"--model: there is no file {args.model}")
     if args.precision == "int8":
-        args.model = args.model.with_name(INT8_FILE)
+        args.model = args.model.with_name("model.int8.onnx")
         if not args.model.exists():
             parser.error(f"--precision int8: there is no file {args.model}: see fcn quantize")
     args.out = args.out or record.RESULTS / f"peers-{args.precision}.json"
@@ -104,7 +102,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(peers: str) -> list[str]:
-    """Ours first. Raises: SystemExit naming a peer that there is not."""
+    """Puts ours first. Raises: SystemExit naming a peer that there is not."""
     names = [name for name in peers.split(",") if name]
     known = [peer.name for peer in PEER_LIST]
     if unknown := sorted(set(names) - set(known)):
@@ -118,19 +116,18 @@ def describe(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
         "file": args.model.name,
         "precision": args.precision,
         "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
-        "picture": f"drawn, {SIZE[1]}x{SIZE[0]}, JPEG to palette PNG",
+        "image": f"drawn, {SIZE[1]}x{SIZE[0]}, JPEG to palette PNG",
         "servers": list(names),
         "rounds": args.rounds,
         "closed_loop_s": args.seconds,
         "open_loop_s": args.open_seconds,
-        "goodput_deadline_s": slots.DEADLINE_S,
-        "closed_loop_by": args.tool,
-        "load_generator": "on the same cores as the servers",
+        "goodput_deadline_s": generator.DEADLINE_S,
+        "load_generator": "bench.load, on the same cores as the servers",
     }
 
 
 def start_over_unless(file: Path, settings: dict[str, Any], *, fresh: bool) -> None:
-    """Slots of an interrupted run are kept only if it was to measure the same."""
+    """Keeps the slots of an interrupted run only if it was to measure the same."""
     same = file.exists() and json.loads(file.read_text()) == settings
     if fresh or not same:
         for old in file.parent.iterdir():
@@ -139,7 +136,7 @@ def start_over_unless(file: Path, settings: dict[str, Any], *, fresh: bool) -> N
 
 
 def slots_of(names: Sequence[str], rounds: int, only: str | None) -> Iterator[dict[str, Any]]:
-    """In the order in which they run; who goes first changes from round to round."""
+    """Gives the slots in the order in which they run."""
     yield {"name": LIMIT, "part": "limit", "round": 0}
     for name in names:
         if name != OURS.name:
@@ -147,14 +144,13 @@ def slots_of(names: Sequence[str], rounds: int, only: str | None) -> Iterator[di
     for turn in range(rounds):
         if turn:
             yield {"name": LIMIT, "part": "limit", "round": turn}
-        shift = turn * (len(names) // 2)
         for part in PARTS if only is None else (only,):
-            for name in [*names[shift:], *names[:shift]]:
+            for name in order(names, turn):
                 yield {"name": name, "part": part, "round": turn}
 
 
 class Done:
-    """Finished slots: a file each in `folder`."""
+    """Keeps finished slots, a file each in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -171,17 +167,14 @@ def title(name: str) -> str:
     return "the bare limit" if name == LIMIT else CONTENDERS[name].title
 
 
-def run(
-    slot: dict[str, Any], args: argparse.Namespace, picture: Path, done: Done
-) -> dict[str, Any]:
-    """In a process of its own; tried twice, since a slot may be stopped from outside."""
+def run(slot: dict[str, Any], args: argparse.Namespace, image: Path, done: Done) -> dict[str, Any]:
+    """Measures a slot in a process of its own, and again if it was stopped from outside."""
     task = slot | {
         "model": str(args.model),
-        "picture": str(picture),
+        "image": str(image),
         "seconds": args.seconds,
         "open_seconds": args.open_seconds,
         "warm": args.warm,
-        "tool": args.tool,
         "out": str(done.file(slot)),
     }
     choice = done({"name": slot["name"], "part": "variants", "round": 0})

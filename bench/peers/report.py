@@ -1,4 +1,4 @@
-"""Slots -> results/peers-PRECISION.json -> the table and the plot of docs/results/peers.md."""
+"""Puts slots together, and writes the table and the plot of docs/results/peers.md."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
-from bench.contenders import CONTENDERS, LIMIT, OURS
-from bench.load import percentiles
+from bench import generator
+from bench.peers.contenders import CONTENDERS, LIMIT
+from bench.peers.plot import svg
 
 Slot = dict[str, Any]
 BEGIN, END = "<!-- bench.peers {file} -->", "<!-- end of bench.peers {file} -->"
 """Around the table of one of a model's files on the page."""
+LOADS = ("0.7", "2.0", "3.0")
 PLOT = "performance-{precision}.svg"
-BARS = (
-    ("1 connection", "#9ecae1", "closed", "1"),
-    ("8", "#4292c6", "closed", "8"),
-    ("32", "#08519c", "closed", "32"),
-    ("goodput at 2x", "#fdae6b", "open", "2.0"),
-    ("goodput at 3x", "#d94801", "open", "3.0"),
-)
-"""Of the plot: what it is, its colour, and where the row has it."""
 
 
 def collect(
@@ -32,7 +25,7 @@ def collect(
     errors: dict[str, str],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Medians over the rounds; latencies of the open loops are pooled before their percentiles."""
+    """Takes medians over the rounds; latencies of the open loops are pooled before percentiles."""
     found = [(slot, result) for slot in plan if (result := done(slot)) and "error" not in result]
 
     def results(name: str, part: str) -> list[Slot]:
@@ -99,7 +92,7 @@ def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
 
 
 def limits_of(slots: Sequence[Slot]) -> list[float]:
-    """Images per second of the bare limit around each of them."""
+    """Gives the images per second of the bare limit around each slot."""
     return [statistics.mean(each["limits_per_s"]) for each in slots]
 
 
@@ -114,22 +107,15 @@ def closed(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[st
 
 
 def of_limit(rates: Sequence[float], limits: Sequence[float]) -> float:
-    """The median over the rounds, each beside its own limit."""
+    """Takes the median over the rounds, each beside its own limit."""
     return round(statistics.median(a / b for a, b in zip(rates, limits, strict=True)), 3)
 
 
 def pooled(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
-    rates = ("offered_per_s", "answered_per_s", "goodput_per_s")
-    counts = ("answered", "late", "refused", "expired", "hung_up", "other_errors",
-              "refusals_with_retry_after")  # fmt: skip
-    found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in rates}
-    found |= {name: sum(each[name] for each in rounds) for name in counts}
-    seconds = [ms / 1e3 for each in rounds for ms in each["latencies_ms"]]
-    found["latency"] = percentiles(seconds)
+    found = generator.without_lists(generator.pooled(rounds))
+    # Medians of each round's: in a fast round a server refuses fewer.
     found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
     found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
-    found["lag_p99_ms"] = max((each["lag_p99_ms"] or 0.0 for each in rounds), default=0.0)
-    found["generator_share"] = round(statistics.mean(each["generator_share"] for each in rounds), 4)
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
     found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
@@ -144,7 +130,7 @@ def median(values: Any) -> Any:
 
 
 def table(measured: dict[str, Any]) -> str:
-    """Two Markdown tables: everyday load, and overload."""
+    """Writes two Markdown tables: everyday load, and overload."""
     limit = measured["limit"]["images_per_s"]
     # Keys that went through JSON are strings.
     rows = [normal(row) for row in measured["servers"]]
@@ -200,13 +186,13 @@ def table(measured: dict[str, Any]) -> str:
             f"/ {100 * three['expired'] / max(1, offered):.0f} % "
             f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
             f"| {max(two['recovery_s'], three['recovery_s']):.1f} s "
-            f"| {' / '.join(generator(row['open'].get(each)) for each in ('0.7', '2.0', '3.0'))} |"
+            f"| {' / '.join(share_of_cores(row['open'].get(load)) for load in LOADS)} |"
         )
     return "\n".join(lines)
 
 
 def normal(row: dict[str, Any]) -> dict[str, Any]:
-    """With the keys of `closed` and `open` as strings, as they are after JSON."""
+    """Makes the keys of `closed` and `open` strings, as they are after JSON."""
     return {
         name: {str(key): inner for key, inner in value.items()}
         if name in ("closed", "open")
@@ -215,8 +201,8 @@ def normal(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def generator(load: dict[str, Any] | None) -> str:
-    """Percent of the machine's cores that the load generator took; a dash if it was not said."""
+def share_of_cores(load: dict[str, Any] | None) -> str:
+    """Writes the percent of all cores that the load generator took; a dash if it was not said."""
     share = (load or {}).get("generator_share")
     return "-" if share is None else f"{100 * share:.1f} %"
 
@@ -230,7 +216,10 @@ def ms(value: float | None) -> str:
 
 
 def write_page(page: Path, measured: dict[str, Any]) -> None:
-    """Between the two marks of the page, and the plot beside it. Raises: ValueError."""
+    """Writes the table between the two marks of the page, and the plot beside it.
+
+    Raises: ValueError.
+    """
     text = page.read_text()
     begin, end = (mark.format(file=measured["file"]) for mark in (BEGIN, END))
     if text.count(begin) != 1 or text.count(end) != 1:
@@ -243,10 +232,9 @@ def write_page(page: Path, measured: dict[str, Any]) -> None:
         f"{measured['machine']['cores']} cores, {measured['machine']['memory_gib']} GiB; "
         f"Python {measured['machine']['python']}, onnxruntime {versions['onnxruntime']}, "
         f"Pillow {versions['pillow']}; {measured['model']}, {measured['file']}, "
-        f"{measured['picture']}; "
-        f"{measured['rounds']} rounds; closed loops by {measured['closed_loop_by']}, "
-        f"{measured['closed_loop_s']:g} s each, open loops by bench.load, "
-        f"{measured['open_loop_s']:g} s each; load generators on the same cores, "
+        f"{measured['image']}; "
+        f"{measured['rounds']} rounds; closed loops of {measured['closed_loop_s']:g} s, open loops "
+        f"of {measured['open_loop_s']:g} s; the load generator runs on the same cores, "
         "with the share in the last column."
     )
     page.write_text(
@@ -254,53 +242,4 @@ def write_page(page: Path, measured: dict[str, Any]) -> None:
         f"![Images per second and goodput of each server, of the bare limit]({plot_file})\n"
         f"{end}{after}"
     )
-    (page.parent / plot_file).write_text(plot(measured))
-
-
-def plot(measured: dict[str, Any]) -> str:
-    """SVG: per server images/s at 1, 8, 32 connections and goodput at 2x, 3x, in shares of the
-    limit, which is dashed."""
-    rows = [normal(row) for row in measured["servers"]]
-    limit = 1.0
-    values = [value_of(row, *bar[2:]) or 0.0 for row in rows for bar in BARS]
-    scale = 200 / max([limit, *values, 1.0])
-    width = 60 + 110 * len(rows)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 300" '
-        'font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="300" fill="#fff"/>',
-    ]
-    for index, (name, color, _, _) in enumerate(BARS):
-        x = 50 + 105 * index
-        parts.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{x + 14}" y="17">{escape(name)}</text>')
-    for index, row in enumerate(rows):
-        left = 55 + 110 * index
-        for column, (_, color, load, key) in enumerate(BARS):
-            value = value_of(row, load, key)
-            if value is None:
-                continue
-            x, height = left + 19 * column, max(1.0, value * scale)
-            parts.append(
-                f'<rect x="{x}" y="{260 - height:.1f}" width="17" height="{height:.1f}" '
-                f'fill="{color}"/>'
-                f'<text x="{x + 8.5}" y="{256 - height:.1f}" text-anchor="middle" '
-                f'font-size="8">{value:.2f}</text>'
-            )
-        bold = ' font-weight="bold"' if row["name"] == OURS.name else ""
-        name = escape(row["title"])
-        parts.append(f'<text x="{left + 47}" y="276" text-anchor="middle"{bold}>{name}</text>')
-    y = 260 - limit * scale
-    parts.append(
-        f'<line x1="45" y1="{y:.1f}" x2="{width}" y2="{y:.1f}" stroke="#333" '
-        f'stroke-dasharray="4 3"/><text x="4" y="{y - 3:.1f}">limit</text>'
-        f'<line x1="45" y1="260" x2="{width}" y2="260" stroke="#333"/>'
-        '<text x="4" y="264">0</text></svg>'
-    )
-    return "\n".join(parts) + "\n"
-
-
-def value_of(row: dict[str, Any], load: str, key: str) -> float | None:
-    """Share of the limit of one bar; None if it was not measured."""
-    found = row.get(load, {}).get(key)
-    return None if found is None else float(found["of_limit"])
+    (page.parent / plot_file).write_text(svg([normal(row) for row in measured["servers"]]))

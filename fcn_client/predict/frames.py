@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageSequence
 
-from fcn_client.errors import UnusableInput
-from fcn_client.picture import upright_rgb
+from fcn_client.errors import InvalidInput
+from fcn_client.images import upright_rgb
 from fcn_client.types import UInt8Array
 
 VIDEO: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -47,7 +47,7 @@ def count(path: Path) -> int | None:
 
 
 def frames(path: Path) -> Iterator[UInt8Array]:
-    """In their order. Raises: UnusableInput, at the frame that cannot be read."""
+    """In their order. Raises: InvalidInput, at the frame that cannot be read."""
     return _decoded(path) if path.suffix.lower() in VIDEO else _pillow(path)
 
 
@@ -57,22 +57,22 @@ def _pillow(path: Path) -> Iterator[UInt8Array]:
             for frame in ImageSequence.Iterator(image):
                 yield upright_rgb(frame)
     except Exception as error:  # as above
-        raise UnusableInput(f"{path} cannot be read as a picture with frames") from error
+        raise InvalidInput(f"{path} cannot be read as a picture with frames") from error
 
 
 def _decoded(path: Path) -> Iterator[UInt8Array]:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UnusableInput(f"{path} is a video, which needs PyAV: pip install av") from error
+        raise InvalidInput(f"{path} is a video, which needs PyAV: pip install av") from error
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise UnusableInput(f"{path} has no pictures in it")
+                raise InvalidInput(f"{path} has no pictures in it")
             for frame in container.decode(video=0):
                 yield turned(frame)
     except (av.FFmpegError, OSError) as error:
-        raise UnusableInput(f"{path} cannot be read as a video: {error}") from error
+        raise InvalidInput(f"{path} cannot be read as a video: {error}") from error
 
 
 def turned(frame: Any) -> UInt8Array:

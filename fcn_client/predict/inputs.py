@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-from fcn_client.errors import FcnError, UnusableInput
-from fcn_client.picture import encode, file_bytes
+from fcn_client.errors import FcnError, InvalidInput
+from fcn_client.images import encode, file_bytes
 from fcn_client.predict import frames
 
 STILL: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -22,7 +22,7 @@ class Item:
     """One picture. source: as the user would name it. name: of its outputs, without suffix.
 
     stamp: size and time of change of the file, by which a changed one is noticed. load: a file's
-    bytes for the labeller. Raises, there: UnusableInput.
+    bytes for the labeller. Raises, there: InvalidInput.
     """
 
     source: str
@@ -55,7 +55,7 @@ class Found:
             try:
                 stat = path.stat()
             except OSError as error:  # gone since it was found
-                load = partial(_fail, UnusableInput(f"cannot be read: {error.strerror}"))
+                load = partial(_fail, InvalidInput(f"cannot be read: {error.strerror}"))
                 yield Item(source, None, name, (0, 0), load)
                 continue
             stamp = (stat.st_size, stat.st_mtime_ns)
@@ -70,18 +70,18 @@ def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) 
 
     Two files that differ in the suffix only keep it in the names of their outputs.
 
-    Raises: UnusableInput when there is nothing to predict.
+    Raises: InvalidInput when there is nothing to predict.
     """
     if path.is_file():
         return Found(((path, path.name, path.stem),), 0)
     if not path.is_dir():
-        raise UnusableInput(f"{path} does not exist: give a picture, a video or a folder of them")
+        raise InvalidInput(f"{path} does not exist: give a picture, a video or a folder of them")
     within = sorted(p for p in (path.rglob("*") if recursive else path.iterdir()) if p.is_file())
     hidden = leave_out.resolve() if leave_out else None
     mine = [p for p in within if hidden is None or not p.resolve().is_relative_to(hidden)]
     known = [p for p in mine if p.suffix.lower() in KNOWN and not p.name.startswith(".")]
     if not known:
-        raise UnusableInput(
+        raise InvalidInput(
             f"{path} holds no picture or video{'' if recursive else ' (try --recursive)'}"
         )
     stems = Counter(p.with_suffix("") for p in known)
@@ -102,7 +102,7 @@ def _frames(
         for number, rgb in enumerate(frames.frames(path)):
             if number % every == 0:
                 yield Item(source, number, f"{name}/{number:06d}", stamp, partial(encode, rgb))
-    except UnusableInput as error:
+    except InvalidInput as error:
         yield Item(source, None, name, stamp, partial(_fail, error))
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from fcn_client.errors import FcnError, NotAllowed, NotAuthenticated, Unreachable
+from fcn_client.errors import FcnConnectionError, FcnError, NotAllowed, NotAuthenticated
 from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
 from fcn_client.predict.outputs import Folder, Record
 from fcn_client.progress import progress_bar
-from fcn_client.window import on_threads
+from fcn_client.sync.window import in_window
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ def predict(
 ) -> Summary:
     """Writes what is missing. The CSV is written in any case, also when this is interrupted.
 
-    Raises: Unreachable when the server is gone, NotAuthenticated or NotAllowed when it wants
+    Raises: FcnConnectionError when the server is gone, NotAuthenticated or NotAllowed when it wants
     another key: a second call goes on from there. OSError when the outputs cannot be written.
     """
     summary = Summary()
@@ -51,7 +51,7 @@ def predict(
         try:
             picture = item.load()
             return item, folder.write(item, picture, labeller(picture))
-        except (Unreachable, NotAuthenticated, NotAllowed):
+        except (FcnConnectionError, NotAuthenticated, NotAllowed):
             raise
         except FcnError as error:
             return item, error
@@ -59,7 +59,7 @@ def predict(
     with (
         closing(folder),
         progress_bar(progress, total) as bar,
-        closing(on_threads(work, missing(), in_flight, ordered=False)) as results,
+        closing(in_window(work, missing(), in_flight, ordered=False)) as results,
     ):
         for item, result in results:
             if isinstance(result, Record):

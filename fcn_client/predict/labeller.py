@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fcn_client.client import FcnClient
-from fcn_client.errors import FcnError, UnusableInput
+from fcn_client.errors import FcnError, InvalidInput
+from fcn_client.sync.client import FcnClient
 from fcn_client.types import ClassInfo, Model, ModelVersion
 
 
 class Labeller(Protocol):
     """One version of one model; called from several threads.
 
-    identity: changes when the answers might, so that a resumed job does not mix two networks.
+    identity: differs between networks, so that a resumed job does not mix two of them.
     """
 
     name: str
@@ -47,12 +47,13 @@ class RemoteLabeller:
             chosen = _model(client.models(), model, client.url)
             self.name = chosen.name
             self.version = version or chosen.default_version
-            self.classes = _version(chosen, self.version).classes
+            found = _version(chosen, self.version)
+            self.classes = found.classes
             check_keep(self._keep, self.classes)
         except BaseException:
             client.close()
             raise
-        self.identity = f"{self.name} {self.version}"
+        self.identity = f"{self.name} {self.version} {found.precision}"
 
     def __call__(self, picture: bytes) -> bytes:
         return self._client.segment(
@@ -68,12 +69,12 @@ class RemoteLabeller:
 
 
 def check_keep(keep: Sequence[str], classes: Sequence[ClassInfo]) -> None:
-    """Before the first picture: what is wrong for one is for all. Raises: UnusableInput."""
+    """Before the first picture: what is wrong for one is for all. Raises: InvalidInput."""
     known = {c.name for c in classes} | {str(c.id) for c in classes}
     for name in keep:
         if name not in known:
             there = ", ".join(c.name for c in classes)
-            raise UnusableInput(f"--classes: {name!r} is not one of this model's: {there}")
+            raise InvalidInput(f"--classes: {name!r} is not one of this model's: {there}")
 
 
 def _model(models: Sequence[Model], name: str | None, url: str) -> Model:
@@ -82,8 +83,8 @@ def _model(models: Sequence[Model], name: str | None, url: str) -> Model:
             return model
     there = ", ".join(model.name for model in models) or "none"
     if name is None:
-        raise UnusableInput(f"{url} has no default model: name one with --model ({there})")
-    raise UnusableInput(f"{url} has no model {name!r}: it has {there}")
+        raise InvalidInput(f"{url} has no default model: name one with --model ({there})")
+    raise InvalidInput(f"{url} has no model {name!r}: it has {there}")
 
 
 def _version(model: Model, version: str) -> ModelVersion:

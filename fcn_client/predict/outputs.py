@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, Final, TextIO
 import numpy as np
 from PIL import Image
 
-from fcn_client.errors import UnreadableAnswer, UnusableInput
-from fcn_client.picture import VOID, encode, overlay, read_rgb
+from fcn_client.errors import DecodeError, InvalidInput
+from fcn_client.images import VOID, encode, overlay, read_rgb
 from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
 from fcn_client.types import UInt8Array
@@ -66,10 +66,10 @@ class Folder:
     ) -> None:
         """write: of PICTURES. keep: as the labeller was given it. afresh: nothing counts as done.
 
-        Raises: OSError, UnusableInput.
+        Raises: OSError, InvalidInput.
         """
         if not 0.0 <= alpha <= 1.0:
-            raise UnusableInput(f"alpha is {alpha:g}: give a number from 0 to 1")
+            raise InvalidInput(f"alpha is {alpha:g}: give a number from 0 to 1")
         self.root = root
         self.classes = labeller.classes
         self._write = tuple(write)
@@ -86,6 +86,12 @@ class Folder:
         if afresh:
             journal.unlink(missing_ok=True)
         self._records = _read(journal)
+        for record in self._records.values():
+            if (other := record.settings.get("model")) != labeller.identity:
+                raise InvalidInput(
+                    f"{root} was made by another network, {other}, and this is "
+                    f"{labeller.identity}: give another --out, or --afresh to do all of it again"
+                )
         self._journal = journal.open("a", encoding="utf-8")
 
     def holds(self, item: Item) -> bool:
@@ -108,9 +114,9 @@ class Folder:
                 colors = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
                 palette[: len(colors)] = colors
         except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableAnswer("the label map is no PNG") from error
+            raise DecodeError("the label map is no PNG") from error
         if mode != "P":
-            raise UnreadableAnswer(f"the label map is a {mode} picture, not one with a palette")
+            raise DecodeError(f"the label map is a {mode} picture, not one with a palette")
         for kind in self._write:
             if kind == "label_map":
                 body = label_map_png
@@ -157,7 +163,7 @@ class Folder:
     def label_maps(self) -> Iterator[tuple[Record, UInt8Array]]:
         """Those that the CSV has a row for, in its order, read from their files.
 
-        Raises: UnusableInput.
+        Raises: InvalidInput.
         """
         for record in self._done():
             path = self._path("label_map", record.name)
@@ -165,7 +171,7 @@ class Folder:
                 with Image.open(path, formats=("PNG",)) as image:
                     label_map = np.array(image)
             except (OSError, SyntaxError, ValueError) as error:
-                raise UnusableInput(f"{path} cannot be read: run again with --afresh") from error
+                raise InvalidInput(f"{path} cannot be read: run again with --afresh") from error
             yield record, label_map
 
     def _done(self) -> list[Record]:

@@ -65,7 +65,7 @@ class AlexNet(Backbone):
     def __init__(
         self,
         padding: Padding = "same",
-        fc_channels: int = FC_CHANNELS,
+        fc_channels: int | None = None,
         dropout: float = 0.5,
         width: float = 1.0,
     ) -> None:
@@ -75,6 +75,8 @@ class AlexNet(Backbone):
         k1, k2, k3, k4, k5 = _KERNELS
         g1, g2, g3, g4, g5 = _GROUPS
         self.padding: Padding = padding
+        self._own_fc_channels = scaled([FC_CHANNELS], width)[0]
+        fc_channels = fc_channels or self._own_fc_channels
         self.conv1 = nn.Conv2d(3, conv1, k1, _CONV1_STRIDE, _conv1_padding(padding), groups=g1)
         self.conv2 = nn.Conv2d(conv1, conv2, k2, padding=2, groups=g2)
         self.conv3 = nn.Conv2d(conv2, conv3, k3, padding=1, groups=g3)
@@ -113,7 +115,7 @@ class AlexNet(Backbone):
 
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are CaffeNet's only at its own width."""
-        new = () if self.channels[32] == FC_CHANNELS else ("fc6", "fc7")
+        new = () if self.channels[32] == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
 

@@ -32,19 +32,24 @@ _TAPS = {1: 4, 2: 8, 4: 16, 6: 32}
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; the input is added where it fits."""
+    """Expands by a 1x1 convolution, convolves each channel alone, and projects by another 1x1.
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
+    In all blocks of a stage but the first, the input is added: `is_first`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int, is_first: bool
+    ) -> None:
         super().__init__()
         inner = inputs * expansion
         self.expand = ConvNorm(inputs, inner, kernel=1) if expansion > 1 else nn.Identity()
         self.depthwise = ConvNorm(inner, inner, kernel, stride, groups=inner)
         self.project = ConvNorm(inner, outputs, kernel=1, activation=False)
-        self.is_residual = stride == 1 and inputs == outputs
+        self.is_first = is_first
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.project(self.depthwise(self.expand(x)))
-        return x + result if self.is_residual else result
+        return result if self.is_first else x + result
 
 
 class EfficientNetLite0(Backbone):
@@ -70,7 +75,10 @@ class EfficientNetLite0(Backbone):
             outputs = widened(count, width)
             layers = nn.Sequential()
             for index in range(blocks):
-                block = InvertedResidual(inputs, outputs, expansion, kernel, 1 if index else stride)
+                first = index == 0
+                block = InvertedResidual(
+                    inputs, outputs, expansion, kernel, stride if first else 1, first
+                )
                 layers.append(block)
                 at, inputs = block.depthwise.map_of(at), outputs
             self.stages.append(layers)

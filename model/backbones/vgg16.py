@@ -76,14 +76,14 @@ def _pool_maps(at: CoordinateMap) -> list[CoordinateMap]:
 class VGG16(Backbone):
     """Taps: pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
 
-    `fc_channels`: of fc6 and fc7; 4096 are VGG's own and most of its 134 million parameters.
+    `fc_channels`: of fc6 and fc7; VGG's own are 4096, most of its 134 million parameters.
     `preprocessing`: must fit the weights. `modality`: of `rgb`, `rgbd` and `hha`. Depth is a fourth
     channel of the first layer, then named conv1_1_bgrd; HHA is less its own mean, in the place of
     BGR, and takes no torchvision weights.
     `batch_norm`: one after each convolution of the five blocks, as torchvision's `vgg16_bn` has it;
     a net that is not trained from ImageNet weights learns little without.
-    `width`: a factor of the channels of the five blocks. `cut_after`: a net that ends with that
-    pool, its only tap.
+    `width`: a factor of the channels of the five blocks, and of fc6 and fc7 unless they are given.
+    `cut_after`: a net that ends with that pool, its only tap.
 
     Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
     rows in pool5, 32p >= H + 198, while FCN-32s needs 32p >= H + 179, 16s H + 171, 8s H + 167.
@@ -94,7 +94,7 @@ class VGG16(Backbone):
     def __init__(
         self,
         padding: Padding = "same",
-        fc_channels: int = FC_CHANNELS,
+        fc_channels: int | None = None,
         preprocessing: str = "caffe",
         dropout: float = 0.5,
         width: float = 1.0,
@@ -107,6 +107,7 @@ class VGG16(Backbone):
         self.blocks = int(cut_after[-1]) if cut_after else len(CONVS_PER_BLOCK)
         self.preprocess = _preprocess(preprocessing, modality)
         self.weights_preprocessing = "torchvision" if preprocessing == "torchvision" else "caffe"
+        self._own_fc_channels = scaled([FC_CHANNELS], width)[0]
         self._copies: list[Copies] = []
         channels = scaled(CHANNELS[: self.blocks], width)
         inputs = CHANNEL_COUNTS[modality]
@@ -121,6 +122,7 @@ class VGG16(Backbone):
                     self.add_module(_norm(block, index), nn.BatchNorm2d(outputs))
                 inputs = outputs
         if cut_after is None:
+            fc_channels = fc_channels or self._own_fc_channels
             self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
             self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
             # Of single values, as Caffe's; Dropout2d would drop whole maps.
@@ -186,7 +188,7 @@ class VGG16(Backbone):
 
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are VGG's only at its own width."""
-        new = () if self.channels.get(32) == FC_CHANNELS else ("fc6", "fc7")
+        new = () if self.channels.get(32) == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
 

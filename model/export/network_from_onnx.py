@@ -6,8 +6,9 @@ For what must run in torch, as a teacher in training does. Norms stay folded.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -38,16 +39,12 @@ def network_from_onnx(path: Path) -> tuple[SegmentationNetwork, Contract]:
         proto, contract = read_exported(path)
     except NotExported as error:
         raise NetworkFromOnnxError(str(error)) from error
-    said = metadata(proto).get(SPEC_KEY)
+    weights = _weights(proto.graph)
     try:
-        if said is None:
-            raise NetworkFromOnnxError(
-                "it does not say how it was built, as fp32 files of `fcn export` do since that "
-                "writes it"
-            )
-        network = build(NetworkSpec.from_saved(json.loads(said)), len(contract.classes))
+        spec = _spec(metadata(proto).get(SPEC_KEY), contract.architecture, weights)
+        network = build(spec, len(contract.classes))
         fold_norms(network.eval())
-        _fill(network, _weights(proto.graph))
+        _fill(network, weights)
         check_parity(network, contract, path)
     except (TypeError, ValueError) as error:  # of a spec, of weights, and of their comparison
         raise NetworkFromOnnxError(
@@ -55,6 +52,23 @@ def network_from_onnx(path: Path) -> tuple[SegmentationNetwork, Contract]:
             f"{error}; give an fp32 file exported anew, or the run's checkpoint"
         ) from error
     return network.eval(), contract
+
+
+def _spec(said: str | None, architecture: str, weights: dict[str, Any]) -> NetworkSpec:
+    """Raises: ValueError if the file does not say how its network was built."""
+    if said is not None:
+        return NetworkSpec.from_saved(json.loads(said))
+    # Files of earlier versions, as the shipped model's.
+    found = re.fullmatch(r"fcn(32s|16s|8s)-mobilenet_v1(?:_([\d.]+))?", architecture)
+    if found is None:
+        raise ValueError("it does not say how it was built")
+    return NetworkSpec(
+        "mobilenet_v1",
+        cast(Any, found[1]),
+        fc6_channels=len(weights.get("backbone.fc6.conv.weight", ())),
+        skip_channels=len(weights.get("score_pool4.0.weight", ())),
+        width=float(found[2] or 1),
+    )
 
 
 def _weights(graph: onnx.GraphProto) -> dict[str, Any]:

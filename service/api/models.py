@@ -11,20 +11,20 @@ from service.errors import UnknownModel, quoted
 
 
 def default_name(models: Sequence[ModelStatus], configured: str | None) -> str | None:
-    """The model that answers requests that name none; None when they must name one."""
+    """Returns the model that answers requests that name none; None when they must name one."""
     if configured is not None:
-        return own_name(models, configured)
+        return resolve_alias(models, configured)
     return models[0].name if len(models) == 1 else None
 
 
-def known_name(models: Sequence[ModelStatus], configured: str | None, asked: str | None) -> str:
-    """The model a failed request was for, or "" so that made-up names make no time series."""
-    name = own_name(models, asked) if asked else default_name(models, configured)
+def metric_label(models: Sequence[ModelStatus], configured: str | None, asked: str | None) -> str:
+    """Names the model a failed request was for, or "", so that made-up names make no series."""
+    name = resolve_alias(models, asked) if asked else default_name(models, configured)
     return name if name is not None and any(name == model.name for model in models) else ""
 
 
-def own_name(models: Sequence[ModelStatus], name: str) -> str:
-    """Of an alias, the name of its model; any other name as it is."""
+def resolve_alias(models: Sequence[ModelStatus], name: str) -> str:
+    """Returns the name of an alias's model; any other name as it is."""
     if any(name == model.name for model in models):
         return name
     for model in models:
@@ -34,8 +34,8 @@ def own_name(models: Sequence[ModelStatus], name: str) -> str:
 
 
 def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
-    """One that serves, by its name or an alias. Raises: UnknownModel."""
-    own = own_name(models, name)
+    """Finds one that serves, by its name or an alias. Raises: UnknownModel."""
+    own = resolve_alias(models, name)
     for model in models:
         if model.name == own:
             return model
@@ -52,7 +52,7 @@ def unknown_model(name: str, known: Sequence[str]) -> UnknownModel:
 def models_json(
     models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None
 ) -> list[dict[str, Any]]:
-    """Every model of the repository by name, also those that do not serve, JSON-ready."""
+    """Describes every model of the repository, also those that do not serve, JSON-ready."""
     serving = {model.name: model for model in models}
     default = default_name(models, configured)
     return [
@@ -64,8 +64,8 @@ def models_json(
 def model_json(
     models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None, name: str
 ) -> dict[str, Any]:
-    """One of them, by its name or an alias. Raises: UnknownModel."""
-    name, found = own_name(models, name), models_json(models, index, configured)
+    """Describes one of them, by its name or an alias. Raises: UnknownModel."""
+    name, found = resolve_alias(models, name), models_json(models, index, configured)
     for model in found:
         if model["name"] == name:
             return model
@@ -97,7 +97,7 @@ def _model_json(
 
 
 def models_message(models: Sequence[ModelStatus], default: str | None) -> pb.ListModelsResponse:
-    """All models with all their versions, for gRPC."""
+    """Describes all models that serve with all their versions, for gRPC."""
     return pb.ListModelsResponse(
         models=[
             pb.Model(

@@ -136,8 +136,8 @@ CASES = {
     "too few bytes": Case(Request(data=PICTURES.tobytes()[:-1]), ("8999", "9000")),
     "too many bytes": Case(Request(data=PICTURES.tobytes() + b"x"), ("9001", "9000")),
     "huge shape": Case(Request(shape=(64, 2**40, 2**20, 3)), ("[64,1099511627776,1048576,3]",)),
-    "65 pictures": Case(
-        Request(shape=(65, 1, 1, 3), data=bytes(195)), ("65 pictures", "64"), status=413
+    "65 images": Case(
+        Request(shape=(65, 1, 1, 3), data=bytes(195)), ("65 images", "64"), status=413
     ),
     "too many pixels": Case(
         Request(shape=(1, 1, MAX_PIXELS + 1, 3), data=bytes(3 * MAX_PIXELS + 3)),

@@ -17,6 +17,7 @@ from fcn_client import (
     FcnClient,
     ImageTooLarge,
     InvalidImage,
+    InvalidInput,
     InvalidParameter,
     NotAuthenticated,
     Outcome,
@@ -24,7 +25,6 @@ from fcn_client import (
     ServerError,
     UnknownVersion,
     UnsupportedImageFormat,
-    UnusableInput,
 )
 from fcn_client.types import ImageLike
 from tests.drawing import jpeg, png, read_png, street
@@ -93,7 +93,7 @@ def test_errors_are_the_servers(client: FcnClient) -> None:
         assert raised.value.type.startswith("urn:fcn:problem:")
         assert raised.value.detail and 400 <= raised.value.status < 500
         assert raised.value.attempts == 1
-    with pytest.raises((InvalidParameter, UnusableInput), match="output 'labels': use"):
+    with pytest.raises((InvalidParameter, InvalidInput), match="output 'labels': use"):
         client.segment(RGB, "labels")
 
 
@@ -171,7 +171,7 @@ async def test_an_async_stream_is_the_same(server: Server) -> None:
         outcomes = [
             o async for o in client.segment_stream(pictures, ordered=True, version="1", window=2)
         ]
-        with pytest.raises(UnusableInput, match="no output 'labels'"):
+        with pytest.raises(InvalidInput, match="no output 'labels'"):
             [o async for o in client.segment_stream(pictures, "labels")]
         unknown = [o.error async for o in client.segment_stream(pictures, version="9")]
     for outcome, picture in zip(outcomes, pictures, strict=True):
@@ -247,6 +247,12 @@ def test_page_names_every_option_and_error() -> None:
     page = PAGE.read_text()
     for name in get_type_hints(SegmentOptions):
         assert f"`{name}`" in page
-    for name in ("UnusableInput", "Unreachable", "TimedOut", "UnreadableAnswer", "ServerError"):
-        assert f"| `{name}` |" in page
+    for name in (
+        "InvalidInput",
+        "FcnConnectionError",
+        "FcnTimeoutError",
+        "DecodeError",
+        "ServerError",
+    ):
+        assert f"| `{name}`" in page
     assert all(hasattr(fcn_client, name) for name in fcn_client.__all__)

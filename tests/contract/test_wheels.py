@@ -127,7 +127,7 @@ def outside(python: Path, folder: Path, *arguments: str) -> str:
 def test_it_imports_alone(python: Path, tmp_path: Path) -> None:
     outside(python, tmp_path, "-m", "pip", "check")
     script = (
-        "import fcn_client, fcn_client.rpc, fcn_client.rest, fcn_client.predict, importlib.util\n"
+        "import fcn_client.sync.rpc, fcn_client.aio.rest, fcn_client.predict, importlib.util\n"
         "import google.protobuf; print(google.protobuf.__version__, fcn_client.__file__)\n"
         "print([n for n in ('proto', 'service', 'fastapi') if importlib.util.find_spec(n)])"
     )

@@ -1,45 +1,60 @@
-"""The benchmark of the server runs, and records what it must."""
+"""The benchmarks of the server run, and record what they must."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-from bench import record
 from tests import serving
+from tests.serving import write_slow_model
 from tests.tiny_models import write_model
 
 
-def test_segment_load_measures_every_row(tmp_path: Path) -> None:
-    write_model(tmp_path / "models")
-    out = tmp_path / "result.json"
+def run(out: Path, module: str, *words: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "bench.segment_load"]
-        + ["--repository", str(tmp_path / "models"), "--requests", "8", "--out", str(out)],
+        [sys.executable, "-m", module, *words, "--out", str(out)],
         cwd=serving.ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("FCN_")},
+        env=serving.environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(out.read_text())
     assert {"date", "revision", "machine", "versions"} <= set(result)
-    rows = {(r["transport"], r["height"], r["clients"]) for r in result["rows"]}
+    return result
+
+
+def test_stages_measures_every_row(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "models")
+    out = tmp_path / "result.json"
+    result = run(out, "bench.stages", "--model", str(model), "--seconds", "0.3")
+    rows = {(r["transport"], r["height"], r["connections"]) for r in result["rows"]}
     assert rows == {(t, h, c) for t in ("rest", "grpc") for h in (360, 375) for c in (1, 8)}
     for row in result["rows"]:
-        assert row["client"]["count"] == 8
-        stages = sum(row[stage]["min_ms"] for stage in ("decode", "queue", "infer", "render"))
-        assert 0 < stages <= row["client"]["p99_ms"]
+        assert row["answered"] > 0
+        stages = sum(row["stages"][name]["min_ms"] for name in ("decode", "queue", "infer"))
+        assert 0 < stages <= row["latency"]["p99_ms"]
 
 
-def test_summary_is_in_milliseconds() -> None:
-    found = record.summary([0.001, 0.002, 0.003])
-    assert found["p50_ms"] == pytest.approx(2.0)
-    assert found["min_ms"] == pytest.approx(1.0)
-    assert found["count"] == 3
+def test_versus_compares_two_checkouts(tmp_path: Path) -> None:
+    model = write_slow_model(tmp_path / "models", turns=50, turns_at_least=10_000)
+    words = ["--model", str(model), "--rounds", "2", "--seconds", "0.3", "--open-seconds", "0.4"]
+    words += ["--connections", "1", "4", "--loads", "0.3", "3", "--after-flags=--max-batch=2"]
+    result = run(tmp_path / "result.json", "bench.versus", *words)
+    assert result["states"]["after"]["flags"] == ["--max-batch=2"]
+    assert len(result["limits_per_s"]) == 2
+    assert set(result["loads"]) == {"1 connection", "4 connections", "0.3x", "3x"}
+    for load in result["loads"].values():
+        for state in ("before", "after"):
+            assert load[state]["answered"] > 0
+            assert len(load[state]["each_round"]) == 2
+            assert 0 < load[state]["generator_share"] < 1
+        for ratio in load["after_of_before"].values():
+            assert ratio is None or 0 < ratio["least"] <= ratio["median"] <= ratio["largest"]
+    for state in ("before", "after"):
+        memory = result["memory"][state]
+        assert 20 < memory["resident_mib"] <= memory["most_resident_mib"]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import contenders
-from bench.contenders import CONTENDERS, OURS, CannotRun, Contender, Variant
+from bench import servers
+from bench.images import jpeg
 from bench.peers import __main__ as peers
-from bench.peers import report, slots
-from bench.segment_load import jpeg
+from bench.peers import contenders, network, report, slots
+from bench.peers.contenders import CONTENDERS, OURS, Contender, Variant
+from bench.servers import CannotRun
+from model.contract import METADATA_KEY
 from tests import serving
-from tests.conftest import need
 from tests.tiny_models import expected_label_map, write_model
 
 FASTAPI = CONTENDERS["fastapi"]
@@ -32,14 +29,13 @@ FASTAPI = CONTENDERS["fastapi"]
 @pytest.fixture
 def task(tmp_path: Path) -> dict[str, Any]:
     write_model(tmp_path / "models")
-    (tmp_path / "picture.jpg").write_bytes(jpeg(60, 80, seed=0))
+    (tmp_path / "image.jpg").write_bytes(jpeg((60, 80)))
     return {
         "model": str(next(tmp_path.glob("models/*/*/model.onnx"))),
-        "picture": str(tmp_path / "picture.jpg"),
+        "image": str(tmp_path / "image.jpg"),
         "seconds": 0.2,
         "open_seconds": 0.5,
         "warm": 0.1,
-        "tool": slots.OWN,
         "round": 0,
     }
 
@@ -50,7 +46,7 @@ def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
     begin, end = (mark.format(file="model.onnx") for mark in (report.BEGIN, report.END))
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     words = ["--model", task["model"], "--peers", "fastapi", "--rounds", "1", "--only", "overload"]
-    words += ["--seconds", "0.2", "--open-seconds", "0.5", "--warm", "0.1", "--tool", slots.OWN]
+    words += ["--seconds", "0.2", "--open-seconds", "0.5", "--warm", "0.1"]
     words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "peers.json")]
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers", *words, "--page", str(page)],
@@ -109,58 +105,17 @@ def test_steady_slot_of_our_server(task: dict[str, Any], monkeypatch: pytest.Mon
     assert found["start_s"] > 0
 
 
-def test_wrk_counts_answers_and_refusals(task: dict[str, Any]) -> None:
-    """Against a peer: a bound of 1 must show as refusals, not as answers."""
-    need(shutil.which(slots.WRK) is not None, "wrk is not installed")
-    picture = Path(task["picture"]).read_bytes()
-    one = Variant(1, 1)
-    with contenders.running(FASTAPI, one, Path(task["model"]), picture) as server:
-        found = slots.wrk(server, task, 2, 1)
-        rgb = contenders_rgb(picture)
-        np.testing.assert_array_equal(slots.label_map(server.png), expected_label_map(rgb))
-        inside = contenders.processes(server.mark)
-    assert found["images_per_s"] > 0
-    assert (found["refused"], found["broken"]) == (0, 0)
-    assert 0 < found["p50_ms"] <= found["p99_ms"]
+def test_a_bounded_peer_refuses_and_leaves_no_process(task: dict[str, Any]) -> None:
+    """Its answers are the label map, and a bound shows as refusals, not as answers."""
+    image = Path(task["image"]).read_bytes()
+    with contenders.running(FASTAPI, Variant(1, 1), Path(task["model"]), image, bound=2) as server:
+        label_map = expected_label_map(network.decode(image))
+        np.testing.assert_array_equal(slots.label_map(server.png), label_map)
+        assert slots.closed_loop(server, task, 8, 0.5)["refused"] > 0
+        inside = servers.processes(server.mark)
+        assert server.memory_mib() > 20
     assert inside
     assert not [pid for pid in inside if Path(f"/proc/{pid}/smaps_rollup").exists()]
-    with contenders.running(FASTAPI, one, Path(task["model"]), picture, limit=2) as server:
-        assert slots.wrk(server, task, 8, 1)["refused"] > 0
-
-
-def test_wrk_counts_what_is_answered_while_the_server_is_full(tmp_path: Path) -> None:
-    """Two at once, 0.3 s each: 6.7/s, of which wrk itself would miss those under way at the end."""
-    need(shutil.which(slots.WRK) is not None, "wrk is not installed")
-    (tmp_path / "body").write_bytes(b"x")
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(0.3)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *words: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/"
-        found = slots.wrk_says(url, tmp_path / "body", ["Content-Type: image/jpeg"], 2, 1.2)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert found["images_per_s"] == pytest.approx(2 / 0.3, rel=0.3)
-    assert (found["refused"], found["broken"]) == (0, 0)
-
-
-def contenders_rgb(picture: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from bench.peers.picture import decode
-
-    return decode(picture)
 
 
 def test_peer_that_ends_at_once_is_reported_with_its_last_words(task: dict[str, Any]) -> None:
@@ -232,10 +187,7 @@ def test_page_without_marks_is_refused(tmp_path: Path) -> None:
 
 
 def test_peers_know_the_contract_key() -> None:
-    from bench.peers.picture import CONTRACT_KEY
-    from model.contract import METADATA_KEY
-
-    assert CONTRACT_KEY == METADATA_KEY
+    assert network.CONTRACT_KEY == METADATA_KEY
 
 
 @pytest.mark.parametrize("peer", [c for c in contenders.PEER_LIST if c.own_venv],

@@ -21,7 +21,7 @@ SHORT, LONG = lasting(0), lasting(255)
 HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 TIMEOUT_S = 0.4
 ANNOUNCED = [b"Content-Length: 1000\r\n\r\n", b"Content-Length: 20000000\r\n\r\n"]
-"""The first is read by `service.api.http.direct`, the other by uvicorn and FastAPI."""
+"""A body that is waited for when it is refused, and one that costs the connection."""
 UPLOADS = 'fcn_rejected_total{reason="uploads"}'
 
 
@@ -98,7 +98,7 @@ def test_a_slow_upload_is_answered_408(server: Server, announced: bytes) -> None
         assert time.monotonic() - began < TIMEOUT_S + 5
         assert status == 408
         assert json.loads(body)["type"] == "urn:fcn:problem:upload-too-slow"
-        assert "send a smaller picture" in json.loads(body)["detail"]
+        assert "send a smaller image" in json.loads(body)["detail"]
         assert headers["connection"] == "close"
         assert link.closed()
 
@@ -149,7 +149,7 @@ def test_grpc_message_that_does_not_come(server: Server) -> None:
         call(iter(lambda: time.sleep(TIMEOUT_S + 1), object()), timeout=30)
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "send a smaller picture" in (caught.value.details() or "")
+    assert "send a smaller image" in (caught.value.details() or "")
     with pytest.raises(grpc.RpcError) as caught:
         call(iter(()), timeout=30)
     assert isinstance(caught.value, grpc.Call)

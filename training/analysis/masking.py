@@ -1,8 +1,8 @@
-"""Pictures that hide the objects, their surroundings, or all but their outlines.
+"""Images that hide the objects, their surroundings, or all but their outlines.
 
 The paper's journal version (arXiv 1605.06211) asks what a network goes by: FCN-32s is trained or
-tested on masked pictures. Its body is not among our sources, so what follows is RECALLED, not
-checked: its mean IU without background (`foreground_mean_iu`) on PASCAL VOC, by what the picture
+tested on masked images. Its body is not among our sources, so what follows is RECALLED, not
+checked: its mean IU without background (`foreground_mean_iu`) on PASCAL VOC, by what the image
 still shows, is 84.8 for both; trained on both and tested on the foreground alone 81.0, on the
 background alone 19.8; trained and tested on the foreground alone 76.1, on the background alone
 37.8, on shapes 29.1. (Our notes could be read as 81.0 and 19.8 the other way round; then objects
@@ -22,11 +22,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import VOID, DatasetError, Pixels, Sample, SegmentationDataset
+from training.datasets.base import VOID, DatasetError, Sample, SegmentationDataset, UInt8Array
 from training.evaluation.metrics import ScoreError, Scores
 
-Shown = Literal["all", "foreground", "background", "shape"]
-"""What is left to see of a picture: `foreground` hides the background, and so on."""
+Mask = Literal["all", "foreground", "background", "shape"]
+"""UInt8Array of an image that are kept: `foreground` hides the background, and so on; `shape` hides
+both, in two colours."""
 
 BACKGROUND = "background"
 """The class that is nobody's object, by the name that class lists give it."""
@@ -74,20 +75,20 @@ def foreground_mean_iu(scores: Scores, background: int = 0) -> float:
     return float(np.nanmean(others))
 
 
-def show(data: SegmentationDataset, shown: Shown) -> SegmentationDataset:
-    """`data` with its pictures masked as `shown` says; `all` is `data` itself.
+def mask_images(data: SegmentationDataset, mask: Mask) -> SegmentationDataset:
+    """`data` with only the pixels of `mask` kept in its images; `all` is `data` itself.
 
     Raises: DatasetError if masks are wanted and no class is called `background`.
     """
-    if shown == "all":
+    if mask == "all":
         return data
     background = background_class(data)
     if background is None:
         raise DatasetError(
-            f"{data.info.data.name!r} has no class {BACKGROUND!r}, which tells what to show of its "
-            f"pictures: leave out what is shown ({shown})"
+            f"{data.info.data.name!r} has no class {BACKGROUND!r}, which tells objects from the "
+            f"rest: leave out the mask ({mask})"
         )
-    return _Masked(data, shown, background)
+    return _Masked(data, mask, background)
 
 
 def background_class(data: SegmentationDataset) -> int | None:
@@ -99,22 +100,22 @@ def background_class(data: SegmentationDataset) -> int | None:
 class _Masked(SegmentationDataset):
     """Targets, files and classes are those of the data set behind it."""
 
-    def __init__(self, data: SegmentationDataset, shown: Shown, background: int) -> None:
+    def __init__(self, data: SegmentationDataset, mask: Mask, background: int) -> None:
         super().__init__(data.info, data.pairs, data.split)
-        self._data, self._shown, self._background = data, shown, background
+        self._data, self._mask, self._background = data, mask, background
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._data[index]
-        if self._shown == "foreground":
+        if self._mask == "foreground":
             return hide_background(sample, background=self._background)
-        if self._shown == "background":
+        if self._mask == "background":
             return hide_foreground(sample, background=self._background)
         return shape(sample, background=self._background)
 
-    def read_target(self, path: Path) -> Pixels:
+    def read_target(self, path: Path) -> UInt8Array:
         return self._data.read_target(path)
 
 
-def _keep(sample: Sample, shown: npt.NDArray[np.bool_], fill: Colour) -> Sample:
+def _keep(sample: Sample, kept: npt.NDArray[np.bool_], fill: Colour) -> Sample:
     colour = np.array(fill, np.uint8)
-    return Sample(np.where(shown[..., None], sample.image, colour), sample.target)
+    return Sample(np.where(kept[..., None], sample.image, colour), sample.target)

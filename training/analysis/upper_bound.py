@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training.datasets import DatasetError, SegmentationDataset
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.evaluation.metrics import Absent, Confusion
 
 Method = Literal["majority", "nearest"]
@@ -33,7 +33,9 @@ PAPER_MEAN_IU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
 """Percent, on PASCAL VOC 2011 val. Source: arXiv 1411.4038, appendix A."""
 
 
-def coarsened(target: Pixels, factor: int, num_classes: int, method: Method = "majority") -> Pixels:
+def coarsened(
+    target: UInt8Array, factor: int, num_classes: int, method: Method = "majority"
+) -> UInt8Array:
     """uint8 [H,W] with void -> uint8 [H,W] without: down- and upsampled by `factor`.
 
     A cell without a labelled pixel gets class 0, which is scored nowhere.
@@ -69,11 +71,11 @@ def upper_bounds(
 ) -> dict[int, Confusion]:
     """For each factor the confusion matrix over the whole split. Reads labels only, each once.
 
-    Raises: DatasetError, also if there are two labellings; ValueError if a factor is < 1.
+    Raises: DatasetError, also if there are several labellings; ValueError if a factor is < 1.
     """
-    if data.info.geometric:
+    if len(data.info.heads) > 1:
         raise DatasetError(
-            f"{data.info.data.name} has two labellings here: take the data set of one of them, as "
+            f"{data.info.data.name} has several labellings: take the data set of one of them, as "
             "siftflow or siftflow_geometric"
         )
     found = {factor: Confusion(data.num_classes) for factor in factors}
@@ -95,7 +97,6 @@ class UpperBoundReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; shares in 0..1."""
-        names = tuple(info.name for info in self.data.info.classes)
         return {
             "dataset": self.data.info.data.name,
             "split": self.data.split,
@@ -103,7 +104,7 @@ class UpperBoundReport:
             "method": self.method,
             "absent": self.absent,
             "factors": [
-                {"factor": factor, **confusion.scores(self.absent).to_dict(names)}
+                {"factor": factor, **confusion.to_dict(self.data.info.class_names, self.absent)}
                 for factor, confusion in self.confusions.items()
             ],
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from training.datasets.ade20k import ADE20K
@@ -44,11 +43,22 @@ def find_format(name: str) -> Format:
 
 
 def class_info(form: Format, root: Path, classes: Path | None = None) -> DatasetInfo:
-    """The class list `classes`, else the data set's own. Raises: DatasetError."""
+    """The data set's own class lists; `classes` takes the place of the first or only one.
+
+    Raises: DatasetError.
+    """
     here = Path(__file__).parent
-    own = root / "classes.yaml" if form.classes is None else here / form.classes
-    second = load_info(here / form.geometric).classes if form.geometric else ()
-    return replace(load_info(classes or own), geometric=second, modality=form.modality)
+    if form.classes is None:
+        lists = {"": root / "classes.yaml"}
+    elif isinstance(form.classes, str):
+        lists = {"": here / form.classes}
+    else:
+        lists = {head: here / name for head, name in form.classes.items()}
+    first = next(iter(lists))
+    lists[first] = classes or lists[first]
+    infos = {head: load_info(path) for head, path in lists.items()}
+    heads = {head: info.classes for head, info in infos.items()}
+    return DatasetInfo(heads, infos[first].data, form.modality)
 
 
 def open_dataset(

@@ -15,13 +15,10 @@ from tqdm import tqdm
 from model.contract import ClassInfo, TrainingData
 from model.modality import RGB, Modality
 
-SEMANTIC, GEOMETRIC = "sem", "geo"
-"""Heads of SIFT Flow. Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
-
 VOID = 255
 """Label of pixels that count neither in the loss nor in a metric."""
 
-Pixels = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 _MODES_16_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -43,29 +40,39 @@ class Sample(NamedTuple):
     """
 
     image: npt.NDArray[Any]
-    target: Pixels
+    target: UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """Class list and origin; both end up in the contract of a network trained on it."""
+    """Class lists and origin; both end up in the contract of a network trained on it."""
 
-    classes: tuple[ClassInfo, ...]
+    heads: dict[str, tuple[ClassInfo, ...]]
+    """Class list of each labelling, by the name of the head that learns it; an only one is ""."""
     data: TrainingData
-    geometric: tuple[ClassInfo, ...] = ()
-    """Of a second labelling of the same pixels, if there is one."""
     modality: Modality = RGB
     """What the images are."""
 
+    @classmethod
+    def single_head(
+        cls, classes: tuple[ClassInfo, ...], data: TrainingData, modality: Modality = RGB
+    ) -> DatasetInfo:
+        """The ordinary case: one labelling."""
+        return cls({"": classes}, data, modality)
+
     @property
-    def heads(self) -> dict[str, tuple[ClassInfo, ...]]:
-        """The class list of each labelling, by the name of the head that learns it."""
-        if not self.geometric:
-            return {"": self.classes}
-        return {SEMANTIC: self.classes, GEOMETRIC: self.geometric}
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The class list of the first or only head."""
+        return next(iter(self.heads.values()))
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Names in order of their ids, by head."""
+        return {head: tuple(c.name for c in classes) for head, classes in self.heads.items()}
 
     @property
     def head_sizes(self) -> dict[str, int]:
+        """Number of classes by head."""
         return {head: len(classes) for head, classes in self.heads.items()}
 
 
@@ -79,7 +86,7 @@ class SegmentationDataset:
 
     @property
     def num_classes(self) -> int:
-        """Of the first or only labelling."""
+        """Size of the class list of the first or only head."""
         return len(self.info.classes)
 
     def __len__(self) -> int:
@@ -102,24 +109,24 @@ class SegmentationDataset:
         """As in `Sample`. Raises DatasetError."""
         return read_image(self.pairs[index][0])
 
-    def target(self, index: int) -> Pixels:
+    def target(self, index: int) -> UInt8Array:
         """As in `Sample`, of the label file alone. Raises DatasetError."""
         path = self.pairs[index][1]
         target = self.read_target(path)
         check_labels(target, self.num_classes, path)
         return target
 
-    def read_target(self, path: Path) -> Pixels:
+    def read_target(self, path: Path) -> UInt8Array:
         """uint8 [H,W] from one label file, as this data set stores it. Raises DatasetError."""
         return read_label_png(path)
 
     def class_frequencies(self, *, progress: bool = False) -> npt.NDArray[np.float64]:
         """float64 [C], each class's share of the non-void pixels of this split.
 
-        Raises: DatasetError, also if there are two labellings.
+        Raises: DatasetError, also if there are several labellings.
         """
-        if self.info.geometric:
-            raise DatasetError("class shares are of one labelling, and this data set has two")
+        if len(self.info.heads) > 1:
+            raise DatasetError("class shares are of one labelling, and this data set has several")
         counts = np.zeros(256, np.int64)
         for index in tqdm(range(len(self)), "class shares", unit="label", disable=not progress):
             counts += np.bincount(self.target(index).ravel(), minlength=256)
@@ -130,7 +137,7 @@ class SegmentationDataset:
         return shares
 
 
-def check_labels(target: Pixels, num_classes: int, path: Path) -> None:
+def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
     """Raises: DatasetError if a label is no class id."""
     wrong = (target >= num_classes) & (target != VOID)
     if wrong.any():
@@ -140,7 +147,7 @@ def check_labels(target: Pixels, num_classes: int, path: Path) -> None:
         )
 
 
-def read_label_png(path: Path) -> Pixels:
+def read_label_png(path: Path) -> UInt8Array:
     """uint8 [H,W] from a greyscale or palette PNG of up to 8 bits. Raises DatasetError."""
     try:
         with Image.open(path) as picture:
@@ -155,7 +162,7 @@ def read_label_png(path: Path) -> Pixels:
         raise DatasetError(f"cannot read the label {path}: {error}") from error
 
 
-def read_image(path: Path) -> Pixels:
+def read_image(path: Path) -> UInt8Array:
     """RGB uint8 [H,W,3], upright, decoded as the server decodes an upload: EXIF orientation
     applied, an alpha channel dropped, of 16 bits the high 8 kept.
 

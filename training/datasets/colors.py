@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from model.contract import ClassInfo
-from training.datasets.base import VOID, DatasetError, Pixels
+from training.datasets.base import VOID, DatasetError, UInt8Array
 
 _BLACK = 0
 _UNKNOWN = -1
@@ -22,10 +22,12 @@ class ColorLabels:
     error, not that class: it shows a mask that was resized smoothly or saved as JPEG.
     """
 
-    def __init__(self, classes: Sequence[ClassInfo], otherwise: Callable[[Path], Pixels]) -> None:
+    def __init__(
+        self, classes: Sequence[ClassInfo], otherwise: Callable[[Path], UInt8Array]
+    ) -> None:
         self._classes, self._otherwise = classes, otherwise
 
-    def __call__(self, path: Path) -> Pixels:
+    def __call__(self, path: Path) -> UInt8Array:
         """uint8 [H,W]. Raises: DatasetError, naming a colour without a class and where it is."""
         try:
             with Image.open(path) as picture:

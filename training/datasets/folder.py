@@ -71,7 +71,9 @@ def load_info(path: Path) -> DatasetInfo:
         ClassInfo(index, entry.name, entry.color, entry.description)
         for index, entry in enumerate(listed.classes)
     )
-    return DatasetInfo(classes, TrainingData(listed.name, listed.licence, listed.source))
+    return DatasetInfo.single_head(
+        classes, TrainingData(listed.name, listed.licence, listed.source)
+    )
 
 
 def folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:

@@ -10,8 +10,8 @@ from model.modality import RGB, Modality
 from training.datasets.base import (
     DatasetError,
     DatasetInfo,
-    Pixels,
     SegmentationDataset,
+    UInt8Array,
     read_label_png,
 )
 from training.datasets.colors import ColorLabels
@@ -19,7 +19,7 @@ from training.datasets.colors import ColorLabels
 Pair = tuple[Path, Path]
 """Image file and label file of one sample; neither need exist."""
 
-LabelReader = Callable[[Path], Pixels]
+LabelReader = Callable[[Path], UInt8Array]
 """Label file to uint8 [H,W], class ids and VOID. Raises DatasetError."""
 
 Opener = Callable[[Path, str, DatasetInfo, list[Pair]], SegmentationDataset]
@@ -42,14 +42,12 @@ class Format:
     """Images of each split in the complete data set; None: any number."""
     pairs: Callable[[Path, str], list[Pair]]
     """(root, split) to samples in order. Raises DatasetError if a list or folder is missing."""
-    classes: str | None
-    """Class list beside this module; None: `classes.yaml` of root."""
+    classes: str | Mapping[str, str] | None
+    """Class list beside this module, or one by head; None: `classes.yaml` of root."""
     colors: bool = False
     """Whether a label may also be an RGB picture in the class list's colours."""
     reader: Callable[[Path], LabelReader] = _png_labels
     """(root) to the reader of its labels; what it needs of root is read once, here."""
-    geometric: str | None = None
-    """Class list of a second labelling of the same pixels."""
     modality: Modality = RGB
     open: Opener | None = None
     """For images or labels that no one file of a pair holds."""
@@ -64,7 +62,7 @@ class FormatDataset(SegmentationDataset):
         super().__init__(info, pairs, split)
         self._reader = reader
 
-    def read_target(self, path: Path) -> Pixels:
+    def read_target(self, path: Path) -> UInt8Array:
         return self._reader(path)
 
 

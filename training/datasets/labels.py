@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import DatasetError, Pixels, read_label_png
+from training.datasets.base import DatasetError, UInt8Array, read_label_png
 
 _UNKNOWN = -1
 
@@ -28,7 +28,7 @@ class LabelTable:
         for raw, class_id in ids.items():
             self._table[raw - self._low] = class_id
 
-    def __call__(self, raw: npt.NDArray[Any], path: Path) -> Pixels:
+    def __call__(self, raw: npt.NDArray[Any], path: Path) -> UInt8Array:
         """Integers [H,W] to uint8 [H,W]. Raises: DatasetError for a number not in the table."""
         found = self._table[np.clip(raw.astype(np.int64), self._low, self._high) - self._low]
         unknown = found == _UNKNOWN
@@ -44,7 +44,7 @@ class PngLabels:
     def __init__(self, table: LabelTable) -> None:
         self._table = table
 
-    def __call__(self, path: Path) -> Pixels:
+    def __call__(self, path: Path) -> UInt8Array:
         return self._table(read_label_png(path), path)
 
 
@@ -58,7 +58,7 @@ class MatLabels:
     def __init__(self, table: LabelTable, *keys: str) -> None:
         self._table, self._keys = table, keys
 
-    def __call__(self, path: Path) -> Pixels:
+    def __call__(self, path: Path) -> UInt8Array:
         return self._table(read_matrix(path, *self._keys), path)
 
 

@@ -26,8 +26,8 @@ from training.datasets.base import (
     VOID,
     DatasetError,
     DatasetInfo,
-    Pixels,
     SegmentationDataset,
+    UInt8Array,
     read_image,
 )
 from training.datasets.depth import joined, read_log_depth
@@ -59,7 +59,7 @@ class _Folders(SegmentationDataset):
             image = joined(image, more, other)
         return image
 
-    def read_target(self, path: Path) -> Pixels:
+    def read_target(self, path: Path) -> UInt8Array:
         return _LABELS(path)
 
 

@@ -23,8 +23,8 @@ from training.datasets.base import (
     VOID,
     DatasetError,
     DatasetInfo,
-    Pixels,
     SegmentationDataset,
+    UInt8Array,
     check_labels,
     read_image,
 )
@@ -89,7 +89,7 @@ class LabeledMat(SegmentationDataset):
             return joined(color, read_image(path), path)
         return np.ascontiguousarray(color)
 
-    def target(self, index: int) -> Pixels:
+    def target(self, index: int) -> UInt8Array:
         path = self.root / LABELED
         target = self._table(self._read("labels", self.numbers[index]), path)
         check_labels(target, self.num_classes, path)

@@ -18,12 +18,15 @@ from training.datasets.base import (
     VOID,
     DatasetError,
     DatasetInfo,
-    Pixels,
     SegmentationDataset,
+    UInt8Array,
     check_labels,
 )
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
+
+SEMANTIC, GEOMETRIC = "sem", "geo"
+"""Heads. Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
 _SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 _SPLITS = {"trainval": 2486, "test": 200}
@@ -39,8 +42,7 @@ def _read_s(classes: int, *void: int) -> MatLabels:
     return MatLabels(LabelTable(ids), "S")
 
 
-_SEMANTIC = _read_s(33, 0)
-_GEOMETRIC = _read_s(3, -1, 0)
+_READERS = {SEMANTIC: _read_s(33, 0), GEOMETRIC: _read_s(3, -1, 0)}
 
 
 def _pairs(root: Path, split: str, labels: str) -> list[Pair]:
@@ -62,12 +64,13 @@ class _Both(SegmentationDataset):
     """The two labellings of each image, [H,W,2]. A pair names the semantic label file; the
     geometric one lies in the other folder under the same name."""
 
-    def target(self, index: int) -> Pixels:
+    def target(self, index: int) -> UInt8Array:
         semantic_path = self.pairs[index][1]
         geometric_path = _geometric_of(semantic_path)
-        semantic, geometric = _SEMANTIC(semantic_path), _GEOMETRIC(geometric_path)
-        check_labels(semantic, len(self.info.classes), semantic_path)
-        check_labels(geometric, len(self.info.geometric), geometric_path)
+        semantic, geometric = _READERS[SEMANTIC](semantic_path), _READERS[GEOMETRIC](geometric_path)
+        sizes = self.info.head_sizes
+        check_labels(semantic, sizes[SEMANTIC], semantic_path)
+        check_labels(geometric, sizes[GEOMETRIC], geometric_path)
         if semantic.shape != geometric.shape:
             raise DatasetError(
                 f"{semantic_path} is {semantic.shape[0]}x{semantic.shape[1]} but {geometric_path} "
@@ -93,11 +96,11 @@ def _open_both(
 
 
 def _semantic_reader(_root: Path) -> LabelReader:
-    return _SEMANTIC
+    return _READERS[SEMANTIC]
 
 
 def _geometric_reader(_root: Path) -> LabelReader:
-    return _GEOMETRIC
+    return _READERS[GEOMETRIC]
 
 
 SIFTFLOW = Format(
@@ -123,7 +126,6 @@ SIFTFLOW_BOTH = Format(
     where=_WHERE,
     splits=_SPLITS,
     pairs=_semantic_pairs,
-    classes="siftflow.yaml",
-    geometric="siftflow_geometric.yaml",
+    classes={SEMANTIC: "siftflow.yaml", GEOMETRIC: "siftflow_geometric.yaml"},
     open=_open_both,
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import VOID, DatasetError, Pixels, read_label_png
+from training.datasets.base import VOID, DatasetError, UInt8Array, read_label_png
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
@@ -114,7 +114,7 @@ _SBD_LABELS = MatLabels(
 )
 
 
-def _read_either(path: Path) -> Pixels:
+def _read_either(path: Path) -> UInt8Array:
     """SBD's matrices and VOC's pictures: some splits mix them."""
     return _SBD_LABELS(path) if path.suffix == ".mat" else read_label_png(path)
 

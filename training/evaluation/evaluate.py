@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fcn_client.window import on_threads
+from fcn_client.sync.window import in_window
 from training.datasets import DatasetInfo, SegmentationDataset
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
+from training.distributed import SINGLE, World
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor, Predictor
-from training.ranks import ALONE, Ranks
 
 
 class EvaluationError(ValueError):
@@ -57,7 +57,7 @@ def evaluate(
     data: SegmentationDataset,
     *,
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
 ) -> Confusion:
     """Count over the whole split, one image at a time at its own size.
 
@@ -65,12 +65,12 @@ def evaluate(
     and all get the sum. Raises: DatasetError, EvaluationError.
     """
     confusion = Confusion(data.info.head_sizes)
-    indices = ranks.share(range(len(data)))
-    shown = progress and ranks.first
+    indices = world.share(range(len(data)))
+    shown = progress and world.is_main
     for index in tqdm(indices, data.split, unit="image", disable=not shown):
         sample = data[index]
         _count(confusion, data.pairs[index][0], sample.target, predict(sample.image))
-    confusion.counts = ranks.sum(torch.from_numpy(confusion.counts)).numpy()
+    confusion.counts = world.sum(torch.from_numpy(confusion.counts)).numpy()
     return confusion
 
 
@@ -92,13 +92,13 @@ def evaluate_files(
     failures: list[Failure] = []
     scored = 0
 
-    def work(index: int, _item: int) -> tuple[Pixels, Pixels] | ImageFailed | ServerLost:
+    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | ImageFailed | ServerLost:
         try:
             return data.target(index), predict(data.pairs[index][0])
         except (ImageFailed, ServerLost) as error:
             return error
 
-    answers = on_threads(work, range(len(data)), in_flight, ordered=True)
+    answers = in_window(work, range(len(data)), in_flight, ordered=True)
     with (
         closing(answers),
         tqdm(total=len(data), desc=data.split, unit="image", disable=not progress) as bar,
@@ -121,7 +121,7 @@ def evaluate_files(
 
 def check_classes(names: tuple[str, ...], source: str, info: DatasetInfo) -> None:
     """Raises EvaluationError unless class ids mean the same in the predictor and the data set."""
-    wanted = tuple(entry.name for entry in info.classes)
+    wanted = next(iter(info.class_names.values()))
     if names == wanted:
         return
     data = f"the data set {info.data.name!r}"
@@ -139,7 +139,7 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _count(confusion: Confusion, image: Path, target: Pixels, prediction: Pixels) -> None:
+def _count(confusion: Confusion, image: Path, target: UInt8Array, prediction: UInt8Array) -> None:
     """Raises: EvaluationError, ScoreError."""
     if prediction.shape != target.shape:
         answer, label = ("x".join(map(str, array.shape)) for array in (prediction, target))

@@ -1,12 +1,12 @@
-"""The metrics of the paper (section 5) from one data-set-wide confusion matrix.
+"""The four metrics of the paper (section 5) from one data-set-wide confusion matrix.
 
-Four are of the labelling, or the first of several. The fifth, SIFT Flow's geometric accuracy, is
-the pixel accuracy of the second.
+SIFT Flow's geometric accuracy is the pixel accuracy of its second head.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -43,14 +43,10 @@ class Scores:
     mean_iu: float
     frequency_weighted_iu: float
     class_iu: npt.NDArray[np.float64]
-    geometric_accuracy: float | None = None
-    """None where there is but one labelling."""
 
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """JSON-ready: NaN (not in the mean) becomes None."""
         result: dict[str, Any] = asdict(self)
-        if self.geometric_accuracy is None:
-            del result["geometric_accuracy"]
         result["class_iu"] = {
             name: None if np.isnan(iu) else float(iu)
             for name, iu in zip(class_names, self.class_iu, strict=True)
@@ -61,8 +57,8 @@ class Scores:
 class Confusion:
     """Counts n_ij of pixels of class i predicted as class j; rows are ground truth.
 
-    `classes`: how many; or by head, and then the classes of all heads follow one another, and no
-    pixel of one is ever counted for another.
+    `classes`: how many; or how many by head, and then the classes of all heads follow one another,
+    and no pixel of one is ever counted for another.
     """
 
     def __init__(self, classes: Classes) -> None:
@@ -87,6 +83,17 @@ class Confusion:
             place, size = self._block(head)
             self.counts[place] += _counts(target[..., index], prediction[..., index], size)
 
+    def to_dict(
+        self, class_names: Mapping[str, tuple[str, ...]], absent: Absent = "nan"
+    ) -> dict[str, Any]:
+        """JSON-ready scores of the first head, and where there are several those `heads` has of
+        each by its name. `class_names`: by head. Raises: ScoreError."""
+        by_head = {
+            head: self.of(head).scores(absent).to_dict(names) for head, names in class_names.items()
+        }
+        first = next(iter(by_head.values()))
+        return first if len(by_head) == 1 else {**first, "heads": by_head}
+
     def of(self, head: str) -> Confusion:
         """A copy of one head's part."""
         place, size = self._block(head)
@@ -102,23 +109,20 @@ class Confusion:
         return (side, side), self.heads[head]
 
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """float64 [C], each class's share of the labelled pixels (NaN when there are none); of the
-        first head."""
+        """float64 [C], the share that each class of the first head has of the labelled pixels (NaN
+        when there are none)."""
         labelled = self.counts.sum(axis=1)[: next(iter(self.heads.values()))]
         with np.errstate(invalid="ignore"):
             shares: npt.NDArray[np.float64] = labelled / labelled.sum()
         return shares
 
     def scores(self, absent: Absent = "nan") -> Scores:
-        """`absent`: what becomes of classes without a labelled pixel, see there.
+        """Scores of the first or only head; `absent`: what classes without a labelled pixel do.
 
-        Of several heads these are the first one's, with the pixel accuracy of the second.
         Raises: ScoreError if nothing was labelled.
         """
         if len(self.heads) > 1:
-            first, second = (self.of(head) for head in list(self.heads)[:2])
-            accuracy = second.scores(absent).pixel_accuracy
-            return replace(first.scores(absent), geometric_accuracy=accuracy)
+            return self.of(next(iter(self.heads))).scores(absent)
         labelled = self.counts.sum(axis=1)
         total = int(labelled.sum())
         if not total:

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from model.contract import Contract
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import EvaluationError
 
 
@@ -35,7 +35,7 @@ class OnnxPredictor:
         self.contract = Contract.from_metadata(metadata, str(path))
         self._path = path
 
-    def __call__(self, image: Pixels, /) -> Pixels:
+    def __call__(self, image: UInt8Array, /) -> UInt8Array:
         """Padded with zeros to sides that the network takes, as the server does it.
 
         Raises: EvaluationError if the runtime refuses the image.

@@ -7,16 +7,16 @@ from typing import Protocol
 
 import torch
 
-from model.fcn import FCN
 from model.heads import label_maps
-from training.datasets.base import Pixels
+from model.network import SegmentationNetwork
+from training.datasets.base import UInt8Array
 
 
 class Predictor(Protocol):
     """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size. What a network of other
     channels or several heads takes and gives: see `Sample`."""
 
-    def __call__(self, image: Pixels, /) -> Pixels: ...
+    def __call__(self, image: UInt8Array, /) -> UInt8Array: ...
 
 
 class FilePredictor(Protocol):
@@ -25,7 +25,7 @@ class FilePredictor(Protocol):
     Raises: ImageFailed, ServerLost.
     """
 
-    def __call__(self, path: Path, /) -> Pixels: ...
+    def __call__(self, path: Path, /) -> UInt8Array: ...
 
 
 class NetworkPredictor:
@@ -34,12 +34,12 @@ class NetworkPredictor:
     Takes the channels of its modality, and gives [H,W,K] if it has K > 1 heads.
     """
 
-    def __init__(self, network: FCN, bf16: bool = False) -> None:
+    def __init__(self, network: SegmentationNetwork, bf16: bool = False) -> None:
         self.network = network.eval()
         self.bf16 = bf16
 
     @torch.inference_mode()
-    def __call__(self, image: Pixels, /) -> Pixels:
+    def __call__(self, image: UInt8Array, /) -> UInt8Array:
         images = torch.tensor(image).permute(2, 0, 1)[None].float()
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):

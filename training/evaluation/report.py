@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from training.analysis.masking import Shown, background_class, foreground_mean_iu
+from training.analysis.masking import Mask, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
-from training.datasets.base import GEOMETRIC
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import Absent, Confusion, ScoreError
 
@@ -27,12 +26,11 @@ class Report:
     seconds: float
     absent: Absent = "nan"
     """What classes without a labelled pixel do to the means."""
-    shown: Shown = "all"
-    """What of the pictures was shown."""
+    mask: Mask = "all"
+    """UInt8Array of the images that were kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
-        names = tuple(info.name for info in self.data.info.classes)
         return {
             "source": self.source,
             "source_kind": self.source_kind,
@@ -46,23 +44,14 @@ class Report:
             "not_asked": self.evaluation.not_asked,
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
-            "shown": self.shown,
-            **self.confusion.scores(self.absent).to_dict(names),
+            "mask": self.mask,
+            **self.confusion.to_dict(self.data.info.class_names, self.absent),
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
-            **self._geometric(),
         }
 
     @property
     def confusion(self) -> Confusion:
         return self.evaluation.confusion
-
-    def _geometric(self) -> dict[str, dict[str, float | None]]:
-        """The IU of each geometric class, if there are any."""
-        if not self.data.info.geometric:
-            return {}
-        names = tuple(info.name for info in self.data.info.geometric)
-        scores = self.confusion.of(GEOMETRIC).scores(self.absent).to_dict(names)
-        return {"geometric_class_iu": scores["class_iu"]}
 
     @property
     def _objects(self) -> float | None:
@@ -86,14 +75,15 @@ class Report:
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
-        if scores.geometric_accuracy is not None:
-            metrics["geometric accuracy"] = scores.geometric_accuracy
+        for head in list(heads)[1:]:
+            other = self.confusion.of(head).scores(self.absent)
+            metrics[f"pixel accuracy of {head}"] = other.pixel_accuracy
         if self._objects is not None:
             metrics["mean IU without background"] = self._objects
         width = max(map(len, ["class", *names, *metrics]))
-        shown = "" if self.shown == "all" else f", {self.shown} alone"
+        masked = "" if self.mask == "all" else f", {self.mask} alone"
         lines = [
-            f"{self.source} on {self.data.info.data.name}, {self.data.split}{shown}: "
+            f"{self.source} on {self.data.info.data.name}, {self.data.split}{masked}: "
             f"{self.evaluation.images} images, "
             f"{self.evaluation.images / max(self.seconds, 1e-9):.1f} a second"
         ]

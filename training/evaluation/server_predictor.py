@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_client import FcnClient, FcnError, NotAllowed, NotAuthenticated, TimedOut, Unreachable
+from fcn_client import (
+    FcnClient,
+    FcnConnectionError,
+    FcnError,
+    FcnTimeoutError,
+    NotAllowed,
+    NotAuthenticated,
+)
 from fcn_client.predict import RemoteLabeller
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
 
 DEADLINE_S = 120.0
@@ -48,16 +55,16 @@ class ServerPredictor:
         self.name = self._labeller.name
         self.class_names = tuple(entry.name for entry in self._labeller.classes)
 
-    def __call__(self, path: Path, /) -> Pixels:
+    def __call__(self, path: Path, /) -> UInt8Array:
         """Raises: ImageFailed, ServerLost."""
         body = path.read_bytes()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 answer = self._labeller(body)
                 break
-            except (Unreachable, NotAuthenticated, NotAllowed) as error:
+            except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
                 raise ServerLost(str(error)) from error
-            except TimedOut as error:
+            except FcnTimeoutError as error:
                 if attempt == _ATTEMPTS:
                     raise ImageFailed(f"{error} (asked {attempt} times; see --deadline)") from error
             except FcnError as error:

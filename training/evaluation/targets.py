@@ -11,9 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import torch
 
 from model.modality import RGB, Modality
-from training.analysis.masking import Shown, show
+from training.analysis.masking import Mask, mask_images
 from training.checkpoint import load_checkpoint
 from training.datasets import DatasetInfo, SegmentationDataset
+from training.distributed import SINGLE, World
 from training.evaluation.evaluate import (
     Evaluation,
     EvaluationError,
@@ -24,7 +25,6 @@ from training.evaluation.evaluate import (
 from training.evaluation.onnx_predictor import OnnxPredictor
 from training.evaluation.predictors import NetworkPredictor, Predictor
 from training.evaluation.server_predictor import DEADLINE_S, ServerPredictor
-from training.ranks import ALONE, Ranks
 
 KINDS = (
     "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://, "
@@ -71,28 +71,28 @@ def score(
     target: EvaluationTarget,
     data: SegmentationDataset,
     *,
-    shown: Shown = "all",
+    mask: Mask = "all",
     in_flight: int = 4,
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
 ) -> Evaluation:
-    """Evaluate the whole split, its images masked as `shown` says and shared among the processes.
+    """Evaluate the whole split, its images masked by `mask` and shared among the processes.
 
     `in_flight`: files that a server is asked for at a time.
     Raises: EvaluationError, DatasetError.
     """
     _check_heads(target, data.info)
     check_classes(next(iter(target.class_names.values())), target.name, data.info)
-    data = show(data, shown)
+    data = mask_images(data, mask)
     if isinstance(target, NetworkTarget):
-        confusion = evaluate(target.predict, data, progress=progress, ranks=ranks)
+        confusion = evaluate(target.predict, data, progress=progress, world=world)
         return Evaluation(confusion, len(data))
-    if shown != "all":
+    if mask != "all":
         raise EvaluationError(
-            f"{target.name} gets the image files as they are: to show {shown} only, give the "
+            f"{target.name} gets the image files as they are: to keep {mask} only, give the "
             "checkpoint or the ONNX file"
         )
-    if ranks.count > 1:
+    if world.size > 1:
         raise EvaluationError("a server is asked by one process: leave torchrun out")
     return evaluate_files(target.predict, data, in_flight=in_flight, progress=progress)
 
@@ -154,12 +154,14 @@ def _checkpoint(path: Path, threads: int) -> NetworkTarget:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
     network = checkpoint.build_network().to(device)
-    names = {
-        head: tuple(info.name for info in classes)
-        for head, classes in checkpoint.dataset.heads.items()
-    }
     predict = NetworkPredictor(network)
-    return NetworkTarget(str(path), "checkpoint", names, predict, checkpoint.network.modality)
+    return NetworkTarget(
+        str(path),
+        "checkpoint",
+        checkpoint.dataset.class_names,
+        predict,
+        checkpoint.network.modality,
+    )
 
 
 def _server(url: str, model: str | None, api_key: str | None, deadline_s: float) -> ServerTarget:

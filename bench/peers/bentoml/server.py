@@ -6,14 +6,14 @@ from typing import Annotated, Any
 import bentoml
 import numpy as np
 from bentoml.validators import ContentType
-from picture import Network, setting
+from network import Network, setting
 from PIL import Image
 
 Png = Annotated[bytes, ContentType("image/png")]
 WORKERS, THREADS, BATCH = setting("WORKERS", 1), setting("THREADS", 1), setting("BATCH", 1)
 
 traffic: dict[str, Any] = {"timeout": 30}
-if limit := setting("LIMIT"):
+if limit := setting("BOUND"):
     traffic["max_concurrency"] = limit  # answers 429 beyond it
 
 if BATCH > 1:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from picture import Network, setting
+from network import Network, setting
 
 
 @asynccontextmanager
@@ -33,6 +33,6 @@ if __name__ == "__main__":
         port=setting("PORT"),
         workers=setting("WORKERS", 1),
         # Answers 503 beyond it; the default is no bound.
-        limit_concurrency=setting("LIMIT") or None,
+        limit_concurrency=setting("BOUND") or None,
         access_log=False,
     )

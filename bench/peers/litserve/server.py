@@ -8,7 +8,7 @@ from typing import Annotated
 import litserve
 import numpy as np
 from fastapi import Body, Response
-from picture import Network, UInt8Array, decode, setting
+from network import Network, UInt8Array, decode, setting
 
 DEADLINE_S = 0.5
 """LitServe bounds no queue; it gives up on requests that waited this long, when it gets to them."""
@@ -42,7 +42,7 @@ if __name__ == "__main__":
         Segment(api_path="/segment", max_batch_size=batch, batch_timeout=0.01 if batch > 1 else 0),
         accelerator="cpu",
         workers_per_device=setting("WORKERS", 1),
-        timeout=DEADLINE_S if setting("LIMIT") else 30,
+        timeout=DEADLINE_S if setting("BOUND") else 30,
         # ZeroMQ between the processes: its documentation's advice for many requests a second.
         fast_queue=os.environ.get("BENCH_FAST_QUEUE") == "1",
     )

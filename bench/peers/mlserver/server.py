@@ -13,7 +13,7 @@ from fastapi import Body, Response
 from mlserver import MLModel
 from mlserver.cli.main import main
 from mlserver.handlers import custom_handler
-from picture import Network, setting
+from network import Network, setting
 
 
 class Segment(MLModel):

@@ -7,12 +7,12 @@ Triton's JSON head.
 from __future__ import annotations
 
 import numpy as np
-from picture import Network, setting
+from network import Network, setting
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor, TimeoutAction
 from pytriton.triton import Triton, TritonConfig
 
-PORT, LIMIT = setting("PORT"), setting("LIMIT")
+PORT, BOUND = setting("PORT"), setting("BOUND")
 DEADLINE_US = 400_000
 
 
@@ -31,8 +31,8 @@ if __name__ == "__main__":
     # Refuses what waited too long and what finds the queue full; unbounded by default.
     policy = QueuePolicy(
         timeout_action=TimeoutAction.REJECT,
-        default_timeout_microseconds=DEADLINE_US if LIMIT else 0,
-        max_queue_size=LIMIT,
+        default_timeout_microseconds=DEADLINE_US if BOUND else 0,
+        max_queue_size=BOUND,
     )
     config = TritonConfig(
         http_address="127.0.0.1",

@@ -12,19 +12,19 @@ os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = os.environ.get("BENCH_HAPROXY", "1")
 os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
 
 import ray
-from picture import Network, setting
+from network import Network, setting
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-WORKERS, BATCH, LIMIT = setting("WORKERS", 1), setting("BATCH", 1), setting("LIMIT")
+WORKERS, BATCH, BOUND = setting("WORKERS", 1), setting("BATCH", 1), setting("BOUND")
 
 
 @serve.deployment(
     num_replicas=WORKERS,
-    # Enough at one replica for a batch and the next; more wait in front, at most LIMIT of them.
-    max_ongoing_requests=max(2, 2 * BATCH) if LIMIT else 64,
-    max_queued_requests=LIMIT or -1,
+    # Enough at one replica for a batch and the next; more wait in front, at most BOUND of them.
+    max_ongoing_requests=max(2, 2 * BATCH) if BOUND else 64,
+    max_queued_requests=BOUND or -1,
     ray_actor_options={"num_cpus": 1},
 )
 class Segment:

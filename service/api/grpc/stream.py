@@ -1,6 +1,6 @@
 """The flow of gRPC's `SegmentStream`: how far to read ahead, and in which order to answer.
 
-Nothing here knows pictures: what an item's answer is, is up to the caller.
+Nothing here knows images: what an item's answer is, is up to the caller.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.api.http.parameters import MAX_DEADLINE_MS
-from service.api.request_id import is_valid
+from service.api.call import MAX_DEADLINE_MS, is_valid_id
+from service.api.grpc.handlers import malformed
 from service.api.stubs import segmentation_pb2 as pb
 from service.errors import InvalidParameter, ShuttingDown, quoted
 
@@ -22,11 +22,7 @@ Answer = Callable[
     [pb.SegmentStreamRequest, InvalidParameter | None],
     Coroutine[Any, Any, pb.SegmentStreamResponse],
 ]
-"""Never raises, but when cancelled. Told what is wrong with the message around its picture."""
-
-NOT_THE_PROTOCOL: Final = (
-    "the message is not one of segmentation.proto's: use stubs generated from this server's"
-)
+"""Never raises, but when cancelled. Told what is wrong with the message around its image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,7 @@ class _Item:
 
 
 class Stream:
-    """One call, run once."""
+    """Reads, answers and writes one call's items; run once."""
 
     def __init__(
         self,
@@ -64,7 +60,7 @@ class Stream:
         self._next: asyncio.Queue[_Item] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Until the caller has closed and has every answer.
+        """Goes on until the caller has closed and has every answer.
 
         Raises: ShuttingDown when the server closes first, after the answers still owed;
         InvalidParameter when a message is none. Cancelling it cancels all items.
@@ -79,11 +75,11 @@ class Stream:
             raise errors.exceptions[0] from None
         if not whole:
             raise ShuttingDown(
-                "this server is shutting down: send the pictures without an answer to another"
+                "this server is shutting down: send the images without an answer to another"
             )
 
     async def _receive(self, group: asyncio.TaskGroup) -> bool:
-        """True when the caller has closed, False when the server did."""
+        """Reads items. Returns True when the caller has closed, False when the server did."""
         closing = asyncio.ensure_future(self._closing.wait())
         reading: asyncio.Future[Any] | None = None
         try:
@@ -119,7 +115,7 @@ class Stream:
         fault = self._fault(message, first)
         if fault is None:
             self._ids.add(message.id)
-        elif not is_valid(message.id):
+        elif not is_valid_id(message.id):
             message.id = ""
         answer = group.create_task(self._answer(message, fault))
         item = _Item(message.id if fault is None else None, answer)
@@ -129,8 +125,8 @@ class Stream:
             answer.add_done_callback(lambda _: self._next.put_nowait(item))
 
     def _fault(self, message: pb.SegmentStreamRequest, first: bool) -> InvalidParameter | None:
-        """What is wrong with the message around its picture."""
-        if not is_valid(message.id):
+        """Finds what is wrong with the message around its image."""
+        if not is_valid_id(message.id):
             return InvalidParameter(
                 f"the id is {quoted(message.id)}: use 1 to 128 of A-Z a-z 0-9 . _ : -"
             )
@@ -170,4 +166,4 @@ def _result(reading: asyncio.Future[Any]) -> Any:
     try:
         return reading.result()
     except DecodeError:
-        raise InvalidParameter(NOT_THE_PROTOCOL) from None
+        raise malformed(pb.SegmentStreamRequest) from None

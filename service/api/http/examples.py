@@ -9,26 +9,27 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from service import errors
-from service.api.http.parameters import NotAcceptable
-from service.api.http.problem import problem_body
-from service.api.status import status_of
+from service.api.call import outcome_of
+from service.api.http.problem import problem_document
 
 REQUEST_ID: Final = "5b0c1f3e9a7d4c2e8f6a1b2c3d4e5f60"
 
 ERRORS: Final[tuple[errors.ServiceError, ...]] = (
-    errors.InvalidImage("the picture cannot be read: the file is cut short or damaged"),
+    errors.InvalidImage("the image cannot be read: the file is cut short or damaged"),
     errors.NotAuthenticated(
         "the API key is missing or wrong: send it in the header Authorization: Bearer KEY, or "
         "X-API-Key: KEY"
     ),
     errors.InvalidParameter("alpha is 1.5: give a number from 0 to 1"),
     errors.UnsupportedImageFormat(
-        "the body is not a picture this server knows: send JPEG, PNG, WebP, BMP or TIFF"
+        "the body is not an image this server knows: send JPEG, PNG, WebP, BMP or TIFF"
     ),
     errors.ImageTooLarge(
-        "the picture is 20000x20000, and the limit is 40000000 pixels: scale it down"
+        "the image is 20000x20000, and the limit is 40000000 pixels: scale it down"
     ),
-    NotAcceptable("cannot answer with 'text/html': accept image/png, or leave the header out"),
+    errors.NotAcceptable(
+        "cannot answer with 'text/html': accept image/png, or leave the header out"
+    ),
     errors.UnknownModel("there is no model 'nope': choose from camvid-fcn8s-mobilenet_v1"),
     errors.UnknownVersion("the model has no version '9': choose from 1, 2"),
     errors.UploadTooSlow(30.0),
@@ -46,15 +47,13 @@ ERRORS: Final[tuple[errors.ServiceError, ...]] = (
 def problem_examples(
     status: int, kinds: Sequence[type[errors.ServiceError]] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """OpenAPI examples, by the kind of problem; kinds: those, of all with this status."""
+    """Makes OpenAPI examples, by the kind of problem; kinds: those, of all with this status."""
     found = {}
     for error in ERRORS:
-        row = status_of(error)
-        if row.http == status and (kinds is None or type(error) in kinds):
-            body = problem_body(
-                row.http, error.title, str(error), kind=row.kind, request_id=REQUEST_ID
-            )
-            found[row.kind] = {"summary": error.title, "value": body}
+        outcome = outcome_of(error, REQUEST_ID)
+        if outcome.status.http == status and (kinds is None or type(error) in kinds):
+            example = {"summary": error.title, "value": problem_document(outcome)}
+            found[error.kind] = example
     return found
 
 

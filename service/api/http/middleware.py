@@ -1,4 +1,4 @@
-"""The outermost layer of REST: each request gets an id, a record, and an orderly end.
+"""The outermost layer of REST: each request gets a call, is let in by its key, and ends in order.
 
 Plain ASGI, not Starlette's BaseHTTPMiddleware, which copies bodies through a queue of its own.
 """
@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.http.problem import problem
-from service.api.request_id import HEADER, request_id
-from service.api.status import CLIENT_CLOSED_REQUEST
-from service.telemetry import RequestRecord, Telemetry
+from service.api.call import HEADER, Call, Calls
+from service.api.http import openapi
+from service.api.http.problem import OIP_PREFIX, error_response
+from service.errors import Cancelled
+
+T = TypeVar("T")
+
+OPEN_PATHS: Final = frozenset(
+    {
+        *("/", openapi.DOCS_PATH, openapi.OPENAPI_PATH),
+        *("/livez", "/readyz", "/metrics"),
+        *(f"{OIP_PREFIX}/health/live", f"{OIP_PREFIX}/health/ready"),
+    }
+)
+"""What needs no API key. All else does, also an address that does not exist."""
+OPEN_FOLDERS: Final = (f"{openapi.FILES_PATH}/", f"{OIP_PREFIX}/repository/")
+"""The pages' files; and what the admin key guards, which see to that themselves."""
 
 # How long, and for how many bytes, a refused upload is read on and thrown away after its answer
 # was sent. Closing at once would reset the connection, and a caller that still writes might
@@ -28,61 +39,59 @@ LINGER_BYTES: Final = 32 * 1024 * 1024
 # A body announced as no longer than this is waited for, and the connection kept: under load a new
 # connection for every refusal would cost more than the refusal.
 KEPT_BYTES: Final = 1024 * 1024
-
-_log = logging.getLogger("fcn.rest")
-
-
-def internal_problem(record: RequestRecord) -> Response:
-    """A fault of our own."""
-    return problem(
-        500,
-        "Internal error",
-        "the server failed: try again, and report the request id if it recurs",
-        kind="internal-error",
-        record=record,
-    )
+_TOO_SLOW: Final = 408  # whose body will not come in time now, either
 
 
-class Exchange:
+def is_open(path: str) -> bool:
+    """Whether `path`, as it is routed, unescaped, needs no API key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
+def call_of(scope: Scope) -> Call:
+    """Returns the request's call, which the middleware put there."""
+    call: Call = scope["fcn_call"]
+    return call
+
+
+class RequestMiddleware:
     """Wraps the application; see the module docstring."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, calls: Calls) -> None:
         self._app = app
-        self._telemetry = telemetry
+        self._calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        record = RequestRecord("rest", "other", request_id(headers.get(HEADER)))
-        scope["fcn_record"] = record
-        flow = _Flow(receive, send, record, headers)
-        try:
-            await self._app(scope, flow.receive, flow.send)
-        except ClientDisconnect:
-            record.code = str(CLIENT_CLOSED_REQUEST)
-        except asyncio.CancelledError:
-            record.code = str(CLIENT_CLOSED_REQUEST)
-            raise
-        except Exception:
-            _log.exception("request %s failed", record.request_id)
-            if flow.started:
-                raise
-            await internal_problem(record)(scope, flow.receive, flow.send)
-        finally:
-            self._telemetry.finished(record)
+        headers = first_headers(scope)
+        with self._calls.begin("rest", "other", headers.get(HEADER)) as call:
+            scope["fcn_call"] = call
+            flow = _Flow(receive, send, call, headers)
+            try:
+                if not is_open(scope["path"]):
+                    call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
+                await self._app(scope, flow.receive, flow.send)
+            except BaseException as error:
+                outcome = call.failed(error)
+                if outcome is None or flow.started:
+                    raise
+                response = error_response(outcome, scope["path"])
+                await response(scope, flow.receive, flow.send)
+
+
+def first_headers(scope: Scope) -> dict[str, str]:
+    """Returns the first header of each name, by lower-case name."""
+    return {name.decode("latin-1"): v.decode("latin-1") for name, v in reversed(scope["headers"])}
 
 
 class _Flow:
-    """The two ASGI channels of one request, watched."""
+    """Watches the two ASGI channels of one request."""
 
-    def __init__(
-        self, receive: Receive, send: Send, record: RequestRecord, headers: Headers
-    ) -> None:
+    def __init__(self, receive: Receive, send: Send, call: Call, headers: dict[str, str]) -> None:
         self._receive = receive
         self._send = send
-        self._record = record
+        self._call = call
         length = headers.get("content-length", "0")
         chunked = "transfer-encoding" in headers
         self._unread = length != "0" or chunked
@@ -99,10 +108,11 @@ class _Flow:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            self._record.code = str(message["status"])
+            status = message["status"]
+            self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._record.request_id
-            if self._unread and self._closes:
+            headers[HEADER] = self._call.id
+            if self._unread and (self._closes or status == _TOO_SLOW):
                 headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
@@ -116,3 +126,35 @@ class _Flow:
             async with asyncio.timeout(LINGER_S):
                 while self._unread and left > 0:
                     left -= len((await self.receive()).get("body", b""))
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Runs `work`, and cancels it when the caller hangs up. The request's body must be read.
+
+    `work` runs in this task, not in one of its own, which would cost every request for the sake of
+    the few whose caller leaves.
+
+    Raises: Cancelled, or what `work` raises.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("unless_disconnected is called in a task")
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # Unless somebody else wants this task to end, too.
+        if left and task.uncancel() == 0:
+            raise Cancelled() from None
+        raise
+    finally:
+        watching.cancel()

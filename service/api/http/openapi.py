@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.responses import PlainTextResponse
 
+from service.api.call import MAX_DEADLINE_MS
 from service.api.http import examples
+from service.api.http.body import FIELD, RAW_TYPES
 from service.api.http.examples import problem_examples
-from service.api.http.parameters import MAX_DEADLINE_MS, PRIORITIES
+from service.api.http.parameters import PRIORITIES
+from service.api.http.problem import CHALLENGE
 from service.api.http.problem import MEDIA_TYPE as PROBLEM_TYPE
-from service.api.http.upload import FIELD, RAW_TYPES
-from service.api.status import CHALLENGE
 from service.core.segmenter import Dtype, Output
 from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
 VERSION: Final = "1"
 DESCRIPTION: Final = (
-    "Semantic segmentation: post a picture, get the class of every pixel. "
+    "Semantic segmentation: post an image, get the class of every pixel. "
     "Errors are application/problem+json (RFC 9457)."
 )
 DOCS_PATH: Final = "/docs"
 OPENAPI_PATH: Final = "/openapi.json"
+FILES_PATH: Final = "/web"
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _PROBLEM_SCHEMA: Final = {
@@ -55,29 +58,31 @@ _RETRY_AFTER: Final = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
-_PICTURE: Final = {"type": "string", "format": "binary", "minLength": 1}
+_IMAGE: Final = {"type": "string", "format": "binary", "minLength": 1}
 
 
-def _problems(*kinds: type[ServiceError], **reasons: str) -> dict[int | str, dict[str, Any]]:
-    """Responses by status, given as `_404="why"`, with an example of every error that has it.
+def _problems(*kinds: type[ServiceError], **reasons: str) -> dict[str, dict[str, Any]]:
+    """Describes responses by status, given as `_404="why"`, with an example of every error that has
+    it.
 
     kinds: of these errors only. The last response is for the rest, 404 and 405 of the framework.
     """
-    responses: dict[int | str, dict[str, Any]] = {}
+    responses: dict[str, dict[str, Any]] = {}
     for name, reason in reasons.items():
-        status = int(name.removeprefix("_"))
-        content = {"schema": _PROBLEM_SCHEMA, "examples": problem_examples(status, kinds or None)}
+        status = name.removeprefix("_")
+        examples = problem_examples(int(status), kinds or None)
+        content = {"schema": _PROBLEM_SCHEMA, "examples": examples}
         responses[status] = {"description": reason, "content": {PROBLEM_TYPE: content}}
-        if status in (429, 503):
+        if status in ("429", "503"):
             responses[status]["headers"] = {"Retry-After": _RETRY_AFTER}
     other = {"schema": _PROBLEM_SCHEMA}
     responses["default"] = {"description": "Any other error.", "content": {PROBLEM_TYPE: other}}
     return responses
 
 
-def _json(description: str, schema: dict[str, Any], example: object) -> dict[int | str, Any]:
+def _json(description: str, schema: dict[str, Any], example: object) -> dict[str, Any]:
     content = {"application/json": {"schema": schema, "example": example}}
-    return {200: {"description": description, "content": content}}
+    return {"200": {"description": description, "content": content}}
 
 
 def _header(description: str, example: str) -> dict[str, Any]:
@@ -89,11 +94,10 @@ def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
 
 
 SEGMENT: Final[dict[str, Any]] = {
-    "operation_id": "segment",
-    "summary": "Segment a picture",
-    "response_description": "The label map, or what `output` asked for.",
+    "operationId": "segment",
+    "summary": "Segment an image",
     "responses": {
-        200: {
+        "200": {
             "description": "The label map, or what `output` asked for.",
             "content": {
                 "image/png": _BINARY,
@@ -118,78 +122,78 @@ SEGMENT: Final[dict[str, Any]] = {
             },
         },
         **_problems(
-            _400="The picture cannot be read, or a parameter is wrong.",
+            _400="The image cannot be read, or a parameter is wrong.",
             _404="No such model or version.",
             _406="Accept allows none of the kinds of answer.",
             _408="The upload took too long.",
             _413="Too many bytes or pixels.",
-            _415="Not a kind of picture or body that is read.",
+            _415="Not a kind of image or body that is read.",
             _429="Too many requests; see Retry-After.",
             _500="Inference failed.",
             _503="Loading or shutting down; see Retry-After.",
             _504="The deadline passed.",
         ),
     },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                **dict.fromkeys(RAW_TYPES, {"schema": _PICTURE}),
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": [FIELD],
-                        "properties": {FIELD: _PICTURE},
-                        "additionalProperties": False,
-                    }
-                },
+    "requestBody": {
+        "required": True,
+        "content": {
+            **dict.fromkeys(RAW_TYPES, {"schema": _IMAGE}),
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: _IMAGE},
+                    "additionalProperties": False,
+                }
             },
         },
-        "parameters": [
-            _query("model", "Name of the model; the server's default.", {"type": "string"}),
-            _query("version", "Version of the model; the newest.", {"type": "string"}),
-            _query(
-                "output",
-                "What to answer with; wins over Accept.",
-                {"type": "string", "enum": [str(o) for o in Output], "default": "label_map"},
-            ),
-            _query(
-                "alpha",
-                "Opacity of the classes in an overlay.",
-                {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
-            ),
-            _query(
-                "outlines",
-                "Draw the borders of the classes in an overlay.",
-                {"type": "boolean", "default": False},
-            ),
-            _query(
-                "dtype",
-                "Type of the numbers of probabilities; uint8 is 255 times the probability.",
-                {"type": "string", "enum": [str(d) for d in Dtype], "default": "uint8"},
-            ),
-            {
-                **_query(
-                    "classes",
-                    "Keep only these classes, by name or id, separated by commas; may repeat.",
-                    {"type": "array", "items": {"type": "string"}},
-                ),
-                "style": "form",
-                "explode": False,
-            },
-            _query(
-                "priority",
-                "Who goes first, for a while, when the device is busy.",
-                {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
-            ),
-            _query(
-                "deadline_ms",
-                "Time the answer is worth waiting for, in milliseconds.",
-                {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
-            ),
-        ],
     },
+    "parameters": [
+        _query("model", "Name of the model; the server's default.", {"type": "string"}),
+        _query("version", "Version of the model; the newest.", {"type": "string"}),
+        _query(
+            "output",
+            "What to answer with; wins over Accept.",
+            {"type": "string", "enum": [str(o) for o in Output], "default": "label_map"},
+        ),
+        _query(
+            "alpha",
+            "Opacity of the classes in an overlay.",
+            {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+        ),
+        _query(
+            "outlines",
+            "Draw the borders of the classes in an overlay.",
+            {"type": "boolean", "default": False},
+        ),
+        _query(
+            "dtype",
+            "Type of the numbers of probabilities; uint8 is 255 times the probability.",
+            {"type": "string", "enum": [str(d) for d in Dtype], "default": "uint8"},
+        ),
+        {
+            **_query(
+                "classes",
+                "Keep only these classes, by name or id, separated by commas; may repeat.",
+                {"type": "array", "items": {"type": "string"}},
+            ),
+            "style": "form",
+            "explode": False,
+        },
+        _query(
+            "priority",
+            "Who goes first, for a while, when the device is busy.",
+            {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
+        ),
+        _query(
+            "deadline_ms",
+            "Time the answer is worth waiting for, in milliseconds.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+        ),
+    ],
 }
+"""An OpenAPI operation; the others are keyword arguments of FastAPI's `add_api_route`."""
+
 LIST_MODELS: Final[dict[str, Any]] = {
     "operation_id": "list_models",
     "summary": "All models with their versions, state and contracts",
@@ -212,7 +216,7 @@ LIVEZ: Final[dict[str, Any]] = {
     "operation_id": "livez",
     "summary": "200 while the process answers at all",
     "responses": {
-        **_json("It does.", examples.status_schema("alive"), {"status": "alive"}),
+        **_json("The process is alive.", examples.status_schema("alive"), {"status": "alive"}),
         **_problems(),
     },
 }
@@ -220,7 +224,9 @@ READYZ: Final[dict[str, Any]] = {
     "operation_id": "readyz",
     "summary": "200 while new requests are wanted",
     "responses": {
-        **_json("They are.", examples.status_schema("ready"), {"status": "ready"}),
+        **_json(
+            "The server accepts requests.", examples.status_schema("ready"), {"status": "ready"}
+        ),
         **_problems(ModelNotReady, _503="Loading or draining."),
     },
 }
@@ -229,7 +235,7 @@ METRICS: Final[dict[str, Any]] = {
     "summary": "Metrics in the Prometheus text format",
     "response_class": PlainTextResponse,  # else the page says that it may be JSON
     "responses": {
-        200: {
+        "200": {
             "description": "Metrics.",
             "content": {
                 "text/plain": {
@@ -245,6 +251,27 @@ METRICS: Final[dict[str, Any]] = {
 NO_KEY: Final = {
     status: {**response, "headers": {"WWW-Authenticate": _header("How to send it.", CHALLENGE)}}
     for status, response in _problems(_401="The API key is missing or wrong.").items()
-    if status == 401
+    if status == "401"
 }
 """The answer that operations have besides, where the server asks for keys."""
+
+
+def with_keys(document: dict[str, Any], is_open: Callable[[str], bool] | None) -> dict[str, Any]:
+    """Adds the two ways to send a key, and what they are asked for. May be called again.
+
+    is_open: whether an address needs none; None where the server asks for no keys.
+    """
+    components = {**document.get("components", {}), "securitySchemes": KEY_SCHEMES}
+    paths = {}
+    for path, operations in document["paths"].items():
+        paths[path] = operations
+        if is_open is not None and not is_open(path):
+            paths[path] = {
+                method: {
+                    **operation,
+                    "security": [{name: []} for name in KEY_SCHEMES],
+                    "responses": {**operation["responses"], **NO_KEY},
+                }
+                for method, operation in operations.items()
+            }
+    return {**document, "components": components, "paths": paths}

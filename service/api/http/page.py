@@ -15,13 +15,11 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from service.api.http.openapi import DOCS_PATH
-from service.api.http.problem import record_of
-from service.telemetry import RequestRecord
+from service.api.http.middleware import call_of
+from service.api.http.openapi import DOCS_PATH, FILES_PATH
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "web"
-FILES_PATH: Final = "/web"
-SWAGGER_PATH: Final = "/web/swagger"
+SWAGGER_PATH: Final = f"{FILES_PATH}/swagger"
 _SWAGGER_PACKAGE: Final = "fastapi_offline"
 """On PyPI, MIT; it carries the files of Swagger UI (Apache-2.0) in its folder `static`."""
 
@@ -45,7 +43,7 @@ _DOCS_HEADERS: Final = {
 
 
 def add_pages(app: FastAPI) -> None:
-    """The files of both pages, and `/docs`; `/` is the caller's, which has JSON to offer too."""
+    """Adds the files of both pages, and `/docs`; `/` is the caller's, which has JSON, too."""
     app.mount(SWAGGER_PATH, _Files(directory=str(files(_SWAGGER_PACKAGE) / "static")))
     app.mount(FILES_PATH, _Files(directory=FOLDER))
     app.add_api_route(DOCS_PATH, _docs, methods=["GET"], include_in_schema=False)
@@ -57,24 +55,25 @@ def wants_page(accept: str | None) -> bool:
 
 
 def page() -> Response:
-    """The web page."""
+    """Answers with the web page."""
     return FileResponse(FOLDER / "index.html", headers={**HEADERS, "Vary": "Accept"})
 
 
 async def _docs(request: Request) -> Response:
-    _note(record_of(request))
+    _note(request.scope)
     return FileResponse(FOLDER / "docs.html", headers=_DOCS_HEADERS)
 
 
 class _Files(StaticFiles):
-    """Files of one folder, with the pages' headers; opening a page is not worth ten log lines."""
+    """Serves one folder with the pages' headers; opening a page is not worth ten log lines."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        _note(scope["fcn_record"])
+        _note(scope)
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response
 
 
-def _note(record: RequestRecord) -> None:
+def _note(scope: Scope) -> None:
+    record = call_of(scope).record
     record.method, record.probe = "Page", True

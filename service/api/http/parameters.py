@@ -1,4 +1,4 @@
-"""Query parameters and Accept of `POST /segment`, to a `SegmentOptions`."""
+"""Reads the query parameters and Accept of `POST /segment` into `SegmentOptions`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from service.api.call import MAX_DEADLINE_MS
 from service.core.segmenter import Dtype, Output, Priority, SegmentOptions
-from service.errors import InvalidParameter, quoted
+from service.errors import InvalidParameter, NotAcceptable, quoted
 
 NAMES: Final = (
     "model", "version", "output", "alpha", "outlines", "dtype", "classes", "priority",
     "deadline_ms",
 )  # fmt: skip
-MAX_DEADLINE_MS: Final = 3_600_000
 PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 
 FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -27,16 +27,10 @@ ACCEPTED: Final = {
 """What `Accept` may choose when the query names no output."""
 
 
-class NotAcceptable(InvalidParameter):
-    """`Accept` allows none of what can be answered."""
-
-    title = "Not acceptable"
-
-
-def segment_request(
+def segment_options(
     query: Sequence[tuple[str, str]], accept: str | None, default_deadline_s: float
 ) -> SegmentOptions:
-    """The options that `query` and Accept ask for; `query` in the order sent, decoded.
+    """Reads the options that `query`, in the order sent, decoded, and Accept ask for.
 
     Raises: InvalidParameter.
     """

@@ -1,75 +1,49 @@
-"""Errors as `application/problem+json`. Source: RFC 9457."""
+"""Errors over HTTP: `application/problem+json`, or, under /v2, the Open Inference Protocol's shape.
+
+Source: RFC 9457; Open Inference Protocol, inference_rest.md.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.status import TYPE_PREFIX, headers_of, status_of
-from service.errors import ServiceError
-from service.telemetry import RequestRecord
+from service.api.call import Outcome
+from service.api.status import TYPE_PREFIX
 
-MEDIA_TYPE = "application/problem+json"
+MEDIA_TYPE: Final = "application/problem+json"
+OIP_PREFIX: Final = "/v2"
+CHALLENGE: Final = 'Bearer realm="fcn-serve"'
+"""Goes with every 401. Source: RFC 6750, section 3."""
 
 
-def problem(
-    status: int,
-    title: str,
-    detail: str,
-    *,
-    kind: str,
-    record: RequestRecord,
-    headers: dict[str, str] | None = None,
+def error_response(
+    outcome: Outcome, path: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer, and the error noted for the log. `kind` ends the problem's `type`."""
-    record.error = f"{title}: {detail}"
-    body = problem_body(status, title, detail, kind=kind, request_id=record.request_id)
-    return Response(
-        json.dumps(body).encode(), status_code=status, media_type=MEDIA_TYPE, headers=headers
-    )
+    """Prints the outcome for a request to `path`."""
+    found = dict(headers or {})
+    if outcome.status.http == HTTPStatus.UNAUTHORIZED:
+        found["WWW-Authenticate"] = CHALLENGE
+    if outcome.wait_s is not None:
+        found["Retry-After"] = str(outcome.wait_s)
+    if path.startswith(OIP_PREFIX):
+        document, media_type = {"error": outcome.detail}, "application/json"
+    else:
+        document, media_type = problem_document(outcome), MEDIA_TYPE
+    return Response(json.dumps(document).encode(), outcome.status.http, found, media_type)
 
 
-def problem_body(
-    status: int, title: str, detail: str, *, kind: str, request_id: str
-) -> dict[str, Any]:
-    """JSON-ready."""
+def problem_document(outcome: Outcome) -> dict[str, Any]:
+    """Prints the outcome as RFC 9457 has it, JSON-ready."""
     return {
-        "type": TYPE_PREFIX + kind,
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": f"urn:fcn:request:{request_id}",
-        "request_id": request_id,
+        "type": TYPE_PREFIX + outcome.status.kind,
+        "title": outcome.title,
+        "status": outcome.status.http,
+        "detail": outcome.detail,
+        "instance": f"urn:fcn:request:{outcome.request_id}",
+        "request_id": outcome.request_id,
     }
-
-
-def service_problem(error: ServiceError, record: RequestRecord) -> Response:
-    """A domain error by its row of the table."""
-    row = status_of(error)
-    return problem(
-        row.http,
-        error.title,
-        str(error),
-        kind=row.kind,
-        record=record,
-        headers=headers_of(error),
-    )
-
-
-def framework_problem(
-    status: int, detail: str, record: RequestRecord, headers: dict[str, str] | None = None
-) -> Response:
-    """An error the framework found before any of our code ran: 404, 405, 422."""
-    title = HTTPStatus(status).phrase
-    kind = title.lower().replace(" ", "-")
-    return problem(status, title, detail, kind=kind, record=record, headers=headers)
-
-
-def record_of(request: Request) -> RequestRecord:
-    """What the request's middleware put there."""
-    record: RequestRecord = request.scope["fcn_record"]
-    return record

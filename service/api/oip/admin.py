@@ -1,41 +1,27 @@
-"""The model repository of the Open Inference Protocol: listed, loaded, unloaded by its operator."""
+"""The model repository of the Open Inference Protocol, for its operator."""
 
 from __future__ import annotations
 
 import hmac
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from service.api.oip.models import index
-from service.core.segmenter import IndexEntry
+from service.core.segmenter import Segmenter
 from service.errors import InvalidParameter, NotAllowed, NotAuthenticated, quoted
 
 SCHEME: Final = "bearer"
 
 
-class Repository(Protocol):
-    """What the segmenter offers of its repository."""
-
-    def index(self) -> list[IndexEntry]: ...
-
-    async def load(self, name: str) -> None:
-        """Loads what the repository holds of the model now. Raises: ServiceError."""
-        ...
-
-    async def unload(self, name: str) -> None:
-        """Takes the model out of service, once its requests are answered. Raises: ServiceError."""
-        ...
-
-
 class Admin:
-    """The three operations, for whoever brings the key."""
+    """Offers the three operations to whoever brings the key."""
 
-    def __init__(self, repository: Repository, key: str | None) -> None:
+    def __init__(self, segmenter: Segmenter, key: str | None) -> None:
         """key: None refuses everybody."""
-        self._repository = repository
+        self._segmenter = segmenter
         self._key = key
 
     def check(self, authorization: str | None) -> None:
-        """authorization: the header or metadata of that name, `Bearer KEY`.
+        """Lets the operator in. authorization: the header or metadata of that name, `Bearer KEY`.
 
         Raises: NotAllowed, NotAuthenticated.
         """
@@ -53,10 +39,12 @@ class Admin:
             )
 
     def index(self, *, only_ready: bool) -> list[dict[str, str]]:
-        return index(self._repository.index(), only_ready=only_ready)
+        return index(self._segmenter.index(), only_ready=only_ready)
 
     async def load(self, name: str, parameters: Any) -> None:
-        """parameters: refused, whatever they are: no files are taken from callers, and no settings.
+        """Loads a model.
+
+        parameters: refused, whatever they are: no files are taken from callers, and no settings.
 
         Raises: ServiceError.
         """
@@ -65,8 +53,8 @@ class Admin:
                 f"the parameters {quoted(', '.join(map(str, parameters)))} are not taken: a model "
                 "and its settings come out of the model repository's folder"
             )
-        await self._repository.load(name)
+        await self._segmenter.load(name)
 
     async def unload(self, name: str) -> None:
         """Raises: ServiceError."""
-        await self._repository.unload(name)
+        await self._segmenter.unload(name)

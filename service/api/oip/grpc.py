@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
+from grpc import aio
 
-from service.api.grpc.lifecycle import Context, begin, check_key, fail, only, outcome, seconds_left
-from service.api.http.upload import Uploads
+from service.api.call import Call, Calls
+from service.api.grpc.handlers import (
+    Context,
+    malformed,
+    read_single_message,
+    stream_stream,
+    stream_unary,
+    unary,
+)
 from service.api.oip.admin import Admin
-from service.api.oip.infer import segment_all
-from service.api.oip.json_codec import flag, refuse_shared_memory
+from service.api.oip.infer import Inference
 from service.api.oip.models import SERVER, Statistics, config, metadata, version_named
-from service.api.oip.parameters import segment_request
-from service.api.oip.rest import OipOptions
-from service.api.oip.tensors import Answer, Input, answers, outputs_asked, pictures
+from service.api.oip.parameters import flag, refuse_shared_memory
+from service.api.oip.tensors import (
+    InferRequest,
+    InputTensor,
+    OutputTensor,
+    images_of,
+    outputs_asked,
+)
 from service.api.stubs import inference_pb2 as pb
+from service.api.uploads import Uploads
 from service.core.segmenter import ModelState, Segmenter, SegmentReply
 from service.errors import InvalidParameter
-from service.telemetry import RequestRecord, Telemetry
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-NOT_A_REQUEST: Final = (
-    "the message is no ModelInferRequest: use stubs of the Open Inference Protocol"
-)
-Call = Callable[[Any, Context, RequestRecord], Awaitable[Message]]
+Work = Callable[[Call, Any], Awaitable[Message]]
 
 
-class OipRpc:
-    """The calls of proto/inference/inference.proto."""
+class OipGrpc:
+    """Translates the calls of inference.proto."""
 
     def __init__(
         self,
         segmenter: Segmenter,
-        telemetry: Telemetry,
-        options: OipOptions,
+        calls: Calls,
+        *,
         uploads: Uploads,
+        inference: Inference,
         statistics: Statistics,
         admin: Admin,
         ready: Callable[[], bool],
     ) -> None:
-        """As `OipRest`."""
+        """uploads: as for `OipRest`."""
         self._segmenter = segmenter
-        self._telemetry = telemetry
-        self._options = options
+        self._calls = calls
         self._uploads = uploads
+        self._inference = inference
         self._statistics = statistics
         self._admin = admin
         self._ready = ready
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """The service as gRPC takes it. ModelInfer reads its one message itself, as Segment does:
-        a call can be refused before."""
-        calls: dict[str, Call] = {
+        """Makes the service as gRPC takes it."""
+        for_callers: dict[str, Work] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ServerMetadata": self._server_metadata,
@@ -65,186 +73,154 @@ class OipRpc:
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
+        }
+        for_the_admin: dict[str, Work] = {
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_load,
             "RepositoryModelUnload": self._repository_unload,
         }
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._called(name, call),
-                request_deserializer=getattr(pb, f"{name}Request").FromString,
-                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
-            )
-            for name, call in calls.items()
-        }
-        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
-            self._infer,
-            request_deserializer=pb.ModelInferRequest.FromString,
-            response_serializer=pb.ModelInferResponse.SerializeToString,
-        )
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        make = partial(self._handler, unary)
+        handlers = {name: make(name, work) for name, work in for_callers.items()}
+        for name, work in for_the_admin.items():
+            handlers[name] = make(name, work, admit=self._admit_admin)
+        handlers["ModelInfer"] = self._handler(stream_unary, "ModelInfer", self._infer)
+        handlers["ModelStreamInfer"] = stream_stream(
+            self._calls,
+            "ModelStreamInfer",
+            pb.ModelInferRequest,
+            pb.ModelStreamInferResponse,
             self._stream_infer,
-            request_deserializer=pb.ModelInferRequest.FromString,
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _called(self, name: str, call: Call) -> Callable[[Any, Context], Awaitable[Message]]:
-        probe = name in ("ServerLive", "ServerReady", "ModelReady")
+    def _handler(
+        self,
+        kind: Callable[..., grpc.RpcMethodHandler[Any, Any]],
+        name: str,
+        work: Callable[..., Awaitable[Message]],
+        **options: Any,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
+        return kind(self._calls, name, request, response, work, **options)
 
-        async def called(request: Any, context: Context) -> Message:
-            record = begin(name, context)
-            record.probe = probe
-            try:
-                return await call(request, context, record)
-            except BaseException as error:
-                await fail(error, record, context)
-            finally:
-                self._telemetry.finished(record)
+    def _admit_admin(self, call: Call, authorization: str | None, api_key: str | None) -> None:
+        """Raises: NotAllowed, NotAuthenticated."""
+        self._admin.check(authorization)
 
-        return called
-
-    async def _server_live(self, request: Any, context: Context, record: RequestRecord) -> Message:
+    async def _server_live(self, call: Call, request: Any) -> Message:
+        call.record.probe = True
         return pb.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, request: Any, context: Context, record: RequestRecord) -> Message:
+    async def _server_ready(self, call: Call, request: Any) -> Message:
+        call.record.probe = True
         return pb.ServerReadyResponse(ready=self._ready())
 
-    async def _server_metadata(
-        self, request: Any, context: Context, record: RequestRecord
-    ) -> Message:
+    async def _server_metadata(self, call: Call, request: Any) -> Message:
         return ParseDict(SERVER, pb.ServerMetadataResponse())
 
-    async def _model_ready(
-        self, request: pb.ModelReadyRequest, context: Context, record: RequestRecord
-    ) -> Message:
+    async def _model_ready(self, call: Call, request: pb.ModelReadyRequest) -> Message:
+        call.record.probe = True
         _, status = version_named(self._segmenter.models(), request.name, request.version)
         return pb.ModelReadyResponse(ready=status.state is ModelState.READY and self._ready())
 
-    async def _model_metadata(
-        self, request: pb.ModelMetadataRequest, context: Context, record: RequestRecord
-    ) -> Message:
+    async def _model_metadata(self, call: Call, request: pb.ModelMetadataRequest) -> Message:
         found = version_named(self._segmenter.models(), request.name, request.version)
         return ParseDict(metadata(*found), pb.ModelMetadataResponse())
 
-    async def _model_config(
-        self, request: pb.ModelConfigRequest, context: Context, record: RequestRecord
-    ) -> Message:
+    async def _model_config(self, call: Call, request: pb.ModelConfigRequest) -> Message:
         found = version_named(self._segmenter.models(), request.name, request.version)
         return ParseDict({"config": config(*found)}, pb.ModelConfigResponse())
 
-    async def _model_statistics(
-        self, request: pb.ModelStatisticsRequest, context: Context, record: RequestRecord
-    ) -> Message:
+    async def _model_statistics(self, call: Call, request: pb.ModelStatisticsRequest) -> Message:
         document = self._statistics.to_json(self._segmenter.models(), request.name, request.version)
         return ParseDict(document, pb.ModelStatisticsResponse())
 
-    async def _repository_index(
-        self, request: pb.RepositoryIndexRequest, context: Context, record: RequestRecord
-    ) -> Message:
-        self._admin.check(_authorization(context))
+    async def _repository_index(self, call: Call, request: pb.RepositoryIndexRequest) -> Message:
         models = self._admin.index(only_ready=request.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
-    async def _repository_load(
-        self, request: pb.RepositoryModelLoadRequest, context: Context, record: RequestRecord
-    ) -> Message:
-        self._admin.check(_authorization(context))
+    async def _repository_load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
         await self._admin.load(request.model_name, request.parameters)
         return pb.RepositoryModelLoadResponse()
 
     async def _repository_unload(
-        self, request: pb.RepositoryModelUnloadRequest, context: Context, record: RequestRecord
+        self, call: Call, request: pb.RepositoryModelUnloadRequest
     ) -> Message:
-        self._admin.check(_authorization(context))
         await self._admin.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
+        self, call: Call, requests: AsyncIterator[pb.ModelInferRequest]
     ) -> pb.ModelInferResponse:
-        record = begin("ModelInfer", context)
-        try:
-            self._segmenter.check_any(context.time_remaining())
-            with self._uploads.begin() as upload:
-                request = await upload.in_time(only(requests, "ModelInferRequest", NOT_A_REQUEST))
-                upload.received(request.ByteSize())
-                return await self._answer(request, context, record)
-        except BaseException as error:
-            await fail(error, record, context)
-        finally:
-            self._telemetry.finished(record)
+        self._segmenter.check_any(call.time_left())
+        with self._uploads.begin() as upload:
+            request = await upload.in_time(read_single_message(requests, pb.ModelInferRequest))
+            upload.received(request.ByteSize())
+            return await self._answer(call, request)
 
-    async def _stream_infer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """One after the other: the next message is not read before the last is answered."""
-        try:
-            async for request in requests:
-                record = begin("ModelInfer", context)
-                try:
-                    check_key()
-                    with self._uploads.begin() as upload:
-                        upload.received(request.ByteSize())
-                        answer = await self._answer(request, context, record)
-                    yield pb.ModelStreamInferResponse(infer_response=answer)
-                except BaseException as error:
-                    end = outcome(error, record, context)
-                    if end is None:
-                        raise
-                    yield pb.ModelStreamInferResponse(
-                        error_message=end.text, infer_response=pb.ModelInferResponse(id=request.id)
-                    )
-                finally:
-                    self._telemetry.finished(record)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, NOT_A_REQUEST)
+    async def _stream_infer(self, stream: Call, context: Context) -> None:
+        """Answers one after the other: no message is read before the last is answered."""
+        while True:
+            try:
+                request = await context.read()
+            except DecodeError:
+                raise malformed(pb.ModelInferRequest) from None
+            if request is aio.EOF:  # type: ignore[attr-defined]  # stubs lack it
+                return
+            await context.write(await self._item(stream, request))
 
-    async def _answer(
-        self, request: pb.ModelInferRequest, context: Context, record: RequestRecord
-    ) -> pb.ModelInferResponse:
+    async def _item(
+        self, stream: Call, request: pb.ModelInferRequest
+    ) -> pb.ModelStreamInferResponse:
+        with stream.part("ModelInfer", stream.id) as call:
+            try:
+                call.check_key()
+                with self._uploads.begin() as upload:
+                    upload.received(request.ByteSize())
+                    answer = await self._answer(call, request)
+                return pb.ModelStreamInferResponse(infer_response=answer)
+            except BaseException as error:
+                outcome = call.failed(error)
+                if outcome is None:
+                    raise
+                return pb.ModelStreamInferResponse(
+                    error_message=outcome.text,
+                    infer_response=pb.ModelInferResponse(id=request.id),
+                )
+
+    async def _answer(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Raises: any ServiceError but ModelLoadError."""
-        record.restart()
-        record.timed = True
-        began = time.perf_counter()
-        found, status = version_named(
-            self._segmenter.models(), request.model_name, request.model_version
+        call.asks_for(request.model_name)
+        call.uploaded()
+
+        async def read() -> InferRequest:
+            return _read(request)
+
+        return await self._inference.answer(
+            call, request.model_name, request.model_version, read, _response
         )
-        record.model = found.name
-        try:
-            outputs = _outputs(request)
-            parameters = _parameters(request.parameters)
-            raw = flag(parameters, "binary_data_output", True)
-            draft = segment_request(
-                request.model_name,
-                request.model_version,
-                outputs,
-                parameters,
-                seconds_left(context, self._options.deadline_s),
-            )
-            replies = await segment_all(
-                self._segmenter,
-                pictures(_inputs(request)),
-                draft,
-                outputs,
-                max_pixels=self._options.max_pixels,
-                as_numbers=not raw,
-            )
-        except BaseException:
-            self._statistics.failed(found.name, status.version, time.perf_counter() - began)
-            raise
-        first = replies[0]
-        record.timings, record.height, record.width = first.timings, first.height, first.width
-        tensors = answers(outputs, replies)
-        response = await asyncio.to_thread(_response, request, first, tensors, raw)
-        self._statistics.answered(replies, time.perf_counter() - began)
-        return response
+
+
+def _read(request: pb.ModelInferRequest) -> InferRequest:
+    """Raises: InvalidParameter."""
+    for output in request.outputs:
+        refuse_shared_memory(output.parameters)
+    outputs = outputs_asked([output.name for output in request.outputs])
+    parameters = _parameters(request.parameters)
+    raw = flag(parameters, "binary_data_output", True)
+    return InferRequest(
+        request.id,
+        images_of(_inputs(request)),
+        outputs,
+        frozenset(outputs if raw else ()),
+        parameters,
+    )
 
 
 def _response(
-    request: pb.ModelInferRequest, first: SegmentReply, tensors: Sequence[Answer], raw: bool
+    request: InferRequest, first: SegmentReply, tensors: Sequence[OutputTensor]
 ) -> pb.ModelInferResponse:
-    """raw: the elements as bytes; else in the typed contents of each tensor."""
+    """Puts elements into raw_output_contents, or, of those not binary, into typed contents."""
     response = pb.ModelInferResponse(
         model_name=first.model, model_version=first.version, id=request.id
     )
@@ -252,7 +228,7 @@ def _response(
         output = response.outputs.add(
             name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
         )
-        if raw:
+        if tensor.name in request.binary:
             response.raw_output_contents.append(tensor.to_bytes())
         elif tensor.datatype == "BYTES":
             output.contents.bytes_contents.extend(tensor.files())
@@ -265,11 +241,6 @@ def _response(
     return response
 
 
-def _authorization(context: Context) -> str | None:
-    value = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), None)
-    return value if isinstance(value, str) else None
-
-
 def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, parameter in parameters.items():
@@ -278,14 +249,7 @@ def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object
     return found
 
 
-def _outputs(request: pb.ModelInferRequest) -> tuple[str, ...]:
-    """Raises: InvalidParameter."""
-    for output in request.outputs:
-        refuse_shared_memory(output.parameters)
-    return outputs_asked([output.name for output in request.outputs])
-
-
-def _inputs(request: pb.ModelInferRequest) -> list[Input]:
+def _inputs(request: pb.ModelInferRequest) -> list[InputTensor]:
     """Raises: InvalidParameter."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -307,5 +271,5 @@ def _inputs(request: pb.ModelInferRequest) -> list[Input]:
             data = list(tensor.contents.bytes_contents)
         else:
             data = list(tensor.contents.uint_contents)
-        found.append(Input(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+        found.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     return found

@@ -1,92 +1,165 @@
-"""The pictures of one request of the Open Inference Protocol, each through the segmenter."""
+"""Inference of the Open Inference Protocol, without a transport: a request's images, each through
+the segmenter, and what Triton's clients are told of how long they took."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
+from service.api.call import Call
+from service.api.oip.models import Statistics, version_named
+from service.api.oip.parameters import segment_options
 from service.api.oip.tensors import (
     MAX_SCORES_AS_NUMBERS_BYTES,
     MAX_SCORES_BYTES,
     OVERLAY,
-    Picture,
+    Image,
+    InferRequest,
+    OutputTensor,
+    output_tensors,
 )
 from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
 from service.errors import DeadlineExceeded, ImageTooLarge, InvalidParameter, Overloaded
 
+T = TypeVar("T")
+
 WINDOW: Final = 8
-"""Pictures of one request that are under way at once: a batch on a GPU. More would only make the
+"""Images of one request that are under way at once: a batch on a GPU. More would only make the
 requests of others wait."""
+_INLINE_BYTES: Final = 1 << 20
+"""Fewer are copied into a reply sooner than a thread is woken."""
+
+
+class Inference:
+    """Answers inference requests; REST and gRPC share one."""
+
+    def __init__(self, segmenter: Segmenter, statistics: Statistics, *, max_pixels: int) -> None:
+        """max_pixels: of all images of one request together."""
+        self._segmenter = segmenter
+        self._statistics = statistics
+        self._max_pixels = max_pixels
+
+    async def answer(
+        self,
+        call: Call,
+        model: str,
+        version: str,
+        read: Callable[[], Awaitable[InferRequest]],
+        write: Callable[[InferRequest, SegmentReply, Sequence[OutputTensor]], T],
+    ) -> T:
+        """Segments what `read` finds in the message, which is here, and has `write` print it.
+
+        Raises: any ServiceError but ModelLoadError, and what `read` raises.
+        """
+        began = time.perf_counter()
+        found, status = version_named(self._segmenter.models(), model, version)
+        try:
+            request = await read()
+            options = segment_options(
+                model, version, request.outputs, request.parameters, call.seconds_left()
+            )
+            replies = await segment_all(
+                self._segmenter,
+                request.images,
+                options,
+                request.outputs,
+                max_pixels=self._max_pixels,
+                as_numbers=request.scores_as_numbers,
+            )
+            call.answered(replies[0])
+            tensors = output_tensors(request.outputs, replies)
+            if request.binary.issuperset(request.outputs) and _size(tensors) <= _INLINE_BYTES:
+                answer = write(request, replies[0], tensors)
+            else:
+                answer = await asyncio.to_thread(write, request, replies[0], tensors)
+        except BaseException:
+            self._statistics.failed(found.name, status.version, time.perf_counter() - began)
+            raise
+        self._statistics.answered(replies, time.perf_counter() - began)
+        return answer
+
+
+def _size(tensors: Sequence[OutputTensor]) -> int:
+    return sum(
+        len(item) if isinstance(item, bytes) else item.nbytes
+        for tensor in tensors
+        for item in tensor.data
+    )
 
 
 async def segment_all(
     segmenter: Segmenter,
-    pictures: Sequence[Picture],
-    draft: SegmentOptions,
+    images: Sequence[Image],
+    options: SegmentOptions,
     outputs: Sequence[str],
     *,
     max_pixels: int,
     as_numbers: bool,
 ) -> list[SegmentReply]:
-    """In the order of `pictures`; the first that fails fails them all.
+    """Answers in the order of `images`; the first that fails fails them all.
 
-    draft: the options of each; their deadline is that of all. max_pixels: of all the
-    pictures together. as_numbers: whether scores are to be written out, number by number.
+    options: of each; their deadline is that of all. max_pixels: of all the images together.
+    as_numbers: whether scores are to be written out, number by number.
 
     Raises: as `Segmenter.segment`.
     """
     max_bytes = MAX_SCORES_AS_NUMBERS_BYTES if as_numbers else MAX_SCORES_BYTES
     # Each has its share: what all of them would take is known before the first is run.
-    draft = replace(draft, max_scores_bytes=max_bytes // len(pictures))
+    options = replace(options, max_scores_bytes=max_bytes // len(images))
     equal_sizes = any(name != OVERLAY for name in outputs)
-    run = _Run(segmenter, pictures, draft, max_pixels, equal_sizes)
+    run = _Run(segmenter, images, options, max_pixels, equal_sizes)
+    if len(images) == 1:
+        await run.work()
+        return [run.replies[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(WINDOW, len(pictures))):
+            for _ in range(min(WINDOW, len(images))):
                 group.create_task(run.work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return [run.replies[n] for n in range(len(pictures))]
+    return [run.replies[n] for n in range(len(images))]
 
 
 class _Run:
+    """Segments the images of one request, some at once."""
+
     def __init__(
         self,
         segmenter: Segmenter,
-        pictures: Sequence[Picture],
-        draft: SegmentOptions,
+        images: Sequence[Image],
+        options: SegmentOptions,
         max_pixels: int,
         equal_sizes: bool,
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}
         self._segmenter = segmenter
-        self._waiting = iter(enumerate(pictures))
-        self._draft = draft
+        self._waiting = iter(enumerate(images))
+        self._options = options
         self._max_pixels = max_pixels
         self._equal_sizes = equal_sizes
-        self._ends_s = None if draft.deadline_s is None else time.monotonic() + draft.deadline_s
+        self._ends_s = None if options.deadline_s is None else time.monotonic() + options.deadline_s
         self._under_way = 0
         self._next_answer = asyncio.Event()
         self._pixels = 0
 
     async def work(self) -> None:
-        for number, picture in self._waiting:
-            reply = await self._segment(picture)
+        for number, image in self._waiting:
+            reply = await self._segment(image)
             self._check(reply)
             self.replies[number] = reply
 
-    async def _segment(self, picture: Picture) -> SegmentReply:
+    async def _segment(self, image: Image) -> SegmentReply:
         while True:
-            options = replace(self._draft, deadline_s=self._left_s())
+            options = replace(self._options, deadline_s=self._left_s())
             next_answer = self._next_answer
             self._under_way += 1
             try:
-                reply = await self._segmenter.segment(picture, options)
+                reply = await self._segmenter.segment(image, options)
             except Overloaded:
-                # Unless the room is taken by pictures of the same request: it will come back.
+                # Unless the room is taken by images of the same request: it will come back.
                 if self._under_way == 1:
                     raise
             else:
@@ -103,7 +176,7 @@ class _Run:
         left_s = self._ends_s - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceeded(
-                "the deadline passed before all pictures were answered: allow more time or send "
+                "the deadline passed before all images were answered: allow more time or send "
                 "fewer in one request"
             )
         return left_s
@@ -113,13 +186,13 @@ class _Run:
         self._pixels += reply.height * reply.width
         if self._pixels > self._max_pixels:
             raise ImageTooLarge(
-                f"the pictures of the request have more than {self._max_pixels} pixels together: "
+                f"the images of the request have more than {self._max_pixels} pixels together: "
                 "send fewer in one"
             )
         first = next(iter(self.replies.values()), reply)
         if self._equal_sizes and (reply.height, reply.width) != (first.height, first.width):
             raise InvalidParameter(
-                f"the pictures are {first.height}x{first.width} and {reply.height}x{reply.width} "
+                f"the images are {first.height}x{first.width} and {reply.height}x{reply.width} "
                 "(height x width), and one tensor of label maps or scores holds one size: send "
                 "them one by one"
             )

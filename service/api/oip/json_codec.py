@@ -13,19 +13,18 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
+from service.api.oip.parameters import flag, refuse_shared_memory
 from service.api.oip.tensors import (
     INPUT,
-    SCORES,
-    Answer,
-    Input,
-    Picture,
+    InferRequest,
+    InputTensor,
+    OutputTensor,
+    images_of,
     outputs_asked,
-    pictures,
 )
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
@@ -34,24 +33,8 @@ JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """outputs: names, in the order asked for. binary: those to send as bytes behind the JSON."""
-
-    id: str
-    pictures: list[Picture]
-    outputs: tuple[str, ...]
-    binary: frozenset[str]
-    parameters: dict[str, Any]
-
-    @property
-    def scores_as_numbers(self) -> bool:
-        """Whether some are to be in the JSON."""
-        return any(name in SCORES and name not in self.binary for name in self.outputs)
-
-
 def json_length(header: str | None, body_length: int) -> int | None:
-    """How many bytes of the body are JSON; None for all. Raises: InvalidParameter."""
+    """Says how many bytes of the body are JSON; None for all. Raises: InvalidParameter."""
     if header is None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) < 19):
@@ -65,9 +48,10 @@ def json_length(header: str | None, body_length: int) -> int | None:
 
 
 def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferRequest:
-    """header: Inference-Header-Content-Length, if any. CPU-bound for large JSON.
+    """Reads a request's body. header: Inference-Header-Content-Length, if any. CPU-bound for large
+    JSON.
 
-    A length of 0 says that the body is one picture file and nothing else.
+    A length of 0 says that the body is one image file and nothing else.
 
     Raises: InvalidParameter, ImageTooLarge.
     """
@@ -78,7 +62,7 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
     if json_bytes > max_json_bytes:
         raise ImageTooLarge(
             f"the request has {json_bytes} bytes of JSON and this server takes {max_json_bytes}: "
-            "send the pixels as binary tensor data, or send picture files"
+            "send the pixels as binary tensor data, or send image files"
         )
     try:
         document = json.loads(body if length is None else body[:length])
@@ -112,28 +96,28 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
             raise InvalidParameter("classification is not offered: ask for the label map as it is")
         if flag(own, "binary_data", default):
             binary.add(item["name"])
-    return InferRequest(request_id, pictures(inputs), names, frozenset(binary), parameters)
+    return InferRequest(request_id, images_of(inputs), names, frozenset(binary), parameters)
 
 
 def write(
-    request: InferRequest, model: str, version: str, answers: Sequence[Answer]
+    request: InferRequest, model: str, version: str, tensors: Sequence[OutputTensor]
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. CPU-bound for large JSON."""
+    """Prints a reply as a body and its headers. CPU-bound for large JSON."""
     outputs, behind = [], []
-    for answer in answers:
+    for tensor in tensors:
         item: dict[str, Any] = {
-            "name": answer.name,
-            "datatype": answer.datatype,
-            "shape": list(answer.shape),
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": list(tensor.shape),
         }
-        if answer.name in request.binary:
-            behind.append(answer.to_bytes())
+        if tensor.name in request.binary:
+            behind.append(tensor.to_bytes())
             item["parameters"] = {"binary_data_size": len(behind[-1])}
-        elif answer.datatype == "BYTES":
+        elif tensor.datatype == "BYTES":
             item["parameters"] = {"content_type": "base64"}
-            item["data"] = [base64.b64encode(data).decode() for data in answer.files()]
+            item["data"] = [base64.b64encode(data).decode() for data in tensor.files()]
         else:
-            item["data"] = orjson.Fragment(_numbers(answer))
+            item["data"] = orjson.Fragment(_numbers(tensor))
         outputs.append(item)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if request.id:
@@ -146,22 +130,16 @@ def write(
     return b"".join((head, *behind)), headers
 
 
-def refuse_shared_memory(parameters: Any) -> None:
-    """Raises: InvalidParameter."""
-    if "shared_memory_region" in parameters:
-        raise InvalidParameter("shared memory is not offered: send the tensor in the request")
-
-
-def _numbers(answer: Answer) -> bytes:
-    """A JSON array. What is no number, of a network gone wrong, is null: JSON has no NaN."""
+def _numbers(tensor: OutputTensor) -> bytes:
+    """Prints a JSON array. What is no number, of a network gone wrong, is null: JSON has no NaN."""
     parts = (
-        orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for some in answer.numbers()
+        orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for some in tensor.numbers()
     )
     return b"".join((b"[", b",".join(parts), b"]"))
 
 
-def _input(item: dict[str, Any], behind: memoryview) -> tuple[Input, memoryview]:
-    """The tensor, and the bytes that are not its own."""
+def _input(item: dict[str, Any], behind: memoryview) -> tuple[InputTensor, memoryview]:
+    """Reads a tensor. Returns it, and the bytes behind that are not its own."""
     name = _text(item.get("name"), "an input's name")
     datatype = _text(item.get("datatype"), "an input's datatype")
     shape = _list(item.get("shape"), "an input's shape")
@@ -188,7 +166,7 @@ def _input(item: dict[str, Any], behind: memoryview) -> tuple[Input, memoryview]
                 "follow the JSON: see the header Inference-Header-Content-Length"
             )
         data, behind = behind[:size], behind[size:]
-    return Input(name, datatype, tuple(shape), data), behind
+    return InputTensor(name, datatype, tuple(shape), data), behind
 
 
 def _file(text: Any) -> bytes:
@@ -196,7 +174,7 @@ def _file(text: Any) -> bytes:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
         raise InvalidParameter(
-            f"an element of BYTES input {INPUT!r} is not base64: in JSON a picture file is sent in "
+            f"an element of BYTES input {INPUT!r} is not base64: in JSON an image file is sent in "
             "base64; as binary tensor data, as it is"
         ) from error
 
@@ -216,11 +194,4 @@ def _list(value: Any, what: str) -> list[Any]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise InvalidParameter(f"{what} must be text: it is missing, or something else")
-    return value
-
-
-def flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidParameter(f"{name} is {quoted(str(value))}: send true or false")
     return value

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of models: as JSON, which gRPC's messages are made from.
+"""What the Open Inference Protocol says of models, as JSON, which gRPC's messages are made from.
 
 Sources: Open Inference Protocol, inference_rest.md; Triton's extensions for the model
 configuration, statistics and the model repository, as far as its perf_analyzer and clients ask.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service.api.models import model_named
-from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_PICTURES, OUTPUTS, SCORES
+from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS, SCORES
 from service.core.segmenter import (
     IndexEntry,
     ModelState,
@@ -44,7 +44,10 @@ _STATES: Final = {
 def version_named(
     models: Sequence[ModelStatus], name: str, version: str | None
 ) -> tuple[ModelStatus, VersionStatus]:
-    """version: None or "" for the default one. Raises: UnknownModel, UnknownVersion."""
+    """Finds one that serves. version: None or "" for the default one.
+
+    Raises: UnknownModel, UnknownVersion.
+    """
     model = model_named(models, name)
     version = version or dict(model.aliases).get(name) or model.default_version
     for status in model.versions:
@@ -70,12 +73,12 @@ def metadata(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
 
 
 def config(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
-    """In Triton's terms: dims without the first."""
+    """Describes a version in Triton's terms: dims without the first."""
     return {
         "name": model.name,
         "platform": "onnx",
         "backend": "fcn-serve",
-        "max_batch_size": MAX_PICTURES,
+        "max_batch_size": MAX_IMAGES,
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}],
         "output": [
             {"name": name, "data_type": f"TYPE_{OUTPUTS[name]}", "dims": dims}
@@ -86,8 +89,10 @@ def config(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
 
 
 def _outputs(version: VersionStatus) -> list[tuple[str, list[int]]]:
-    """Name and dims of each, without the first. Not the overlay, which is for people: clients such
-    as perf_analyzer ask for all that is listed."""
+    """Lists name and dims of each output, without the first.
+
+    Not the overlay, which is for people: clients such as perf_analyzer ask for all that is listed.
+    """
     found = [(LABEL_MAP, [-1, -1])]
     if version.contract.outputs.logits is not None:
         found += [(name, [len(version.contract.classes), -1, -1]) for name in SCORES]
@@ -107,19 +112,6 @@ def index(entries: Sequence[IndexEntry], *, only_ready: bool) -> list[dict[str, 
     ]
 
 
-@dataclass(slots=True)
-class _Duration:
-    count: int = 0
-    seconds: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += seconds
-
-    def to_json(self) -> dict[str, int]:
-        return {"count": self.count, "ns": round(1e9 * self.seconds)}
-
-
 _STAGES: Final = {
     "queue": "queue_s",
     "compute_input": "decode_s",
@@ -129,49 +121,61 @@ _STAGES: Final = {
 """Triton's name of a stage, and ours."""
 
 
+_DURATIONS: Final = ("success", "fail", *_STAGES)
+
+
 @dataclass(slots=True)
 class _Counts:
-    """Of one version of a model."""
+    """Holds what one version of a model has done. durations: count and seconds, by Triton's name;
+    batches: by size, how many, and seconds by Triton's name."""
 
     last_inference_ms: int = 0
-    pictures: int = 0
+    images: int = 0
     executions: float = 0.0
-    stages: dict[str, _Duration] = field(
-        default_factory=lambda: {name: _Duration() for name in ("success", "fail", *_STAGES)}
+    durations: dict[str, tuple[int, float]] = field(
+        default_factory=lambda: dict.fromkeys(_DURATIONS, (0, 0.0))
     )
     batches: dict[int, dict[str, float]] = field(default_factory=dict)
 
+    def add(self, name: str, seconds: float) -> None:
+        count, total_s = self.durations[name]
+        self.durations[name] = count + 1, total_s + seconds
+
 
 class Statistics:
-    """Requests of this protocol since the start, by model and version; REST and gRPC share one."""
+    """Counts requests of this protocol since the start, by model and version, as Triton does.
+
+    The metrics count otherwise, not by version nor by size of the batch, so neither can be had from
+    the other. REST and gRPC share one.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], _Counts] = {}
 
     def answered(self, replies: Sequence[SegmentReply], seconds: float) -> None:
-        """One request. seconds: from its complete upload to its answer."""
+        """Counts one request. seconds: from its complete upload to its answer."""
         counts = self._of(replies[0].model, replies[0].version)
         counts.last_inference_ms = round(1000 * time.time())
-        counts.stages["success"].add(seconds)
+        counts.add("success", seconds)
         for name, attribute in _STAGES.items():
-            # Its pictures are worked on side by side: the slowest is what the request took.
-            counts.stages[name].add(max(getattr(r.timings, attribute) for r in replies))
+            # Its images are worked on side by side: the slowest is what the request took.
+            counts.add(name, max(getattr(r.timings, attribute) for r in replies))
         for reply in replies:
-            counts.pictures += 1
+            counts.images += 1
             counts.executions += 1 / reply.batch_size
             batch = counts.batches.setdefault(reply.batch_size, dict.fromkeys(("n", *_STAGES), 0.0))
-            # Each of its pictures reports a batch: together they make one.
+            # Each of its images reports a batch: together they make one.
             batch["n"] += 1 / reply.batch_size
             for name, attribute in _STAGES.items():
                 batch[name] += getattr(reply.timings, attribute) / reply.batch_size
 
     def failed(self, model: str, version: str, seconds: float) -> None:
-        self._of(model, version).stages["fail"].add(seconds)
+        self._of(model, version).add("fail", seconds)
 
     def to_json(
         self, models: Sequence[ModelStatus], name: str | None, version: str | None
     ) -> dict[str, Any]:
-        """Of the model and version named, or of all. Raises: UnknownModel, UnknownVersion."""
+        """Describes the model and version named, or all. Raises: UnknownModel, UnknownVersion."""
         if name and version:
             version_named(models, name, version)
         chosen = [model_named(models, name)] if name else models
@@ -193,10 +197,11 @@ class Statistics:
             "name": model,
             "version": version,
             "last_inference": counts.last_inference_ms,
-            "inference_count": counts.pictures,
+            "inference_count": counts.images,
             "execution_count": round(counts.executions),
             "inference_stats": {
-                name: duration.to_json() for name, duration in counts.stages.items()
+                name: {"count": count, "ns": round(1e9 * total_s)}
+                for name, (count, total_s) in counts.durations.items()
             },
             "batch_stats": [
                 {

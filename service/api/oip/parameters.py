@@ -1,4 +1,4 @@
-"""Parameters of a request of the Open Inference Protocol, to a `SegmentOptions`.
+"""Reads the parameters of a request of the Open Inference Protocol into `SegmentOptions`.
 
 Those that are not known are ignored, as the protocol has it: proxies and clients add their own.
 """
@@ -6,9 +6,9 @@ Those that are not known are ignored, as the protocol has it: proxies and client
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from service.api.http.parameters import MAX_DEADLINE_MS
+from service.api.call import MAX_DEADLINE_MS
 from service.api.oip.tensors import rendering, scores_asked
 from service.core.segmenter import Priority, SegmentOptions
 from service.errors import InvalidParameter, quoted
@@ -23,14 +23,14 @@ PRIORITIES: Final = {
 _MOST: Final = 1e15
 
 
-def segment_request(
+def segment_options(
     model: str,
     version: str,
     outputs: tuple[str, ...],
     parameters: Mapping[str, object],
     deadline_s: float,
 ) -> SegmentOptions:
-    """deadline_s: unless `timeout`, in microseconds, is shorter.
+    """Reads what is asked for. deadline_s: unless `timeout`, in microseconds, is shorter.
 
     Raises: InvalidParameter.
     """
@@ -51,6 +51,20 @@ def segment_request(
         deadline_s=min(deadline_s, timeout_us / 1e6) if timeout_us else deadline_s,
         priority=PRIORITIES[int(priority)],
     )
+
+
+def refuse_shared_memory(parameters: Any) -> None:
+    """Raises: InvalidParameter."""
+    if "shared_memory_region" in parameters:
+        raise InvalidParameter("shared memory is not offered: send the tensor in the request")
+
+
+def flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Reads a parameter that is true or false. Raises: InvalidParameter."""
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidParameter(f"{name} is {quoted(str(value))}: send true or false")
+    return value
 
 
 def _number(parameters: Mapping[str, object], name: str, default: float) -> float:

@@ -1,238 +1,145 @@
 """REST of the Open Inference Protocol, version 2: everything under /v2.
 
-Its errors are `{"error": "..."}`, as its clients expect, with the status of `service.api.status`.
+Its errors are `{"error": "..."}`, as its clients expect: see `service.api.http.problem`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
 
-from service.api.http.problem import record_of
-from service.api.http.routes import unless_disconnected
+from service.api.http.body import chunks, read_raw
+from service.api.http.middleware import call_of, unless_disconnected
+from service.api.http.problem import OIP_PREFIX
 from service.api.http.segment import server_timing
-from service.api.http.upload import Uploads, read_raw
-from service.api.oip import json_codec as oip_json
+from service.api.oip import json_codec
 from service.api.oip.admin import Admin
-from service.api.oip.error import OIP_PREFIX, oip_error, oip_service_error
-from service.api.oip.infer import segment_all
+from service.api.oip.infer import Inference
 from service.api.oip.models import SERVER, Statistics, config, metadata, version_named
-from service.api.oip.parameters import segment_request
-from service.api.oip.tensors import answers
-from service.api.status import counts_as_latency, status_of
-from service.core.segmenter import ModelState, Segmenter, SegmentOptions
+from service.api.oip.tensors import InferRequest, OutputTensor
+from service.api.uploads import Uploads
+from service.config import ApiConfig
+from service.core.segmenter import ModelState, Segmenter, SegmentOptions, SegmentReply
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,
     ModelNotReady,
-    ServiceError,
     UnsupportedImageFormat,
     quoted,
 )
-from service.telemetry import Telemetry
 
 # A short text is parsed sooner than a thread is woken.
 _INLINE_BYTES: Final = 16 * 1024
 _MAX_ADMIN_BODY_BYTES: Final = 64 * 1024
 
-_log = logging.getLogger("fcn.rest")
 Endpoint = Callable[..., Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class OipOptions:
-    """max_json_bytes: of the JSON of a request. max_body_bytes: of that and the tensors behind it,
-    or of a gRPC message. max_pixels: of all pictures of one request. deadline_s: for requests that
-    bring none."""
-
-    max_json_bytes: int
-    max_body_bytes: int
-    max_pixels: int
-    deadline_s: float
-
-
-def _guarded(method: str, *, probe: bool = False) -> Callable[[Endpoint], Endpoint]:
-    """Names the operation, and answers errors in the protocol's shape."""
-
-    def decorate(endpoint: Endpoint) -> Endpoint:
-        @wraps(endpoint)
-        async def guarded(self: OipRest, request: Request, **path: str) -> Response:
-            record = record_of(request)
-            record.method, record.probe = method, probe
-            try:
-                return await endpoint(self, request, **path)
-            except ServiceError as error:
-                record.timed = record.timed and counts_as_latency(status_of(error).http)
-                return oip_service_error(error, record)
-            except ClientDisconnect:
-                raise
-            except Exception:
-                _log.exception("request %s failed", record.request_id)
-                message = "the server failed: try again, and report the request id if it recurs"
-                return oip_error(500, message, record)
-
-        return guarded
-
-    return decorate
-
-
 class OipRest:
-    """The endpoints, with what they share."""
+    """Translates HTTP requests under /v2."""
 
     def __init__(
         self,
         segmenter: Segmenter,
-        telemetry: Telemetry,
-        options: OipOptions,
+        config: ApiConfig,
+        *,
         uploads: Uploads,
+        inference: Inference,
         statistics: Statistics,
         admin: Admin,
         ready: Callable[[], bool],
     ) -> None:
-        """uploads: bodies count until they are answered: the pictures of a request are parts of
-        one body, which goes only when the last is done."""
+        """uploads: bodies count until they are answered: the images of a request are parts of one
+        body, which goes only when the last is done."""
         self._segmenter = segmenter
-        self._telemetry = telemetry
-        self._options = options
+        self._config = config
         self._uploads = uploads
+        self._inference = inference
         self._statistics = statistics
         self._admin = admin
         self._ready = ready
 
     def add_to(self, app: FastAPI) -> None:
-        def route(path: str, endpoint: Endpoint, method: str = "GET") -> None:
-            app.add_route(OIP_PREFIX + path, _from_path(endpoint), methods=[method])
+        def route(
+            path: str, operation: str, endpoint: Endpoint, method: str = "GET", probe: bool = False
+        ) -> None:
+            async def called(request: Request) -> Response:
+                record = call_of(request.scope).record
+                record.method, record.probe = operation, probe
+                return await endpoint(request, **request.path_params)
 
-        route("", self.server)
-        route("/health/live", self.live)
-        route("/health/ready", self.ready)
-        route("/models/stats", self.statistics)
+            app.add_route(OIP_PREFIX + path, called, methods=[method])
+
+        route("", "ServerMetadata", self.server)
+        route("/health/live", "ServerLive", self.live, probe=True)
+        route("/health/ready", "ServerReady", self.ready, probe=True)
+        route("/models/stats", "ModelStatistics", self.statistics)
         for model in ("/models/{model}", "/models/{model}/versions/{version}"):
-            route(model, self.model)
-            route(model + "/ready", self.model_ready)
-            route(model + "/config", self.model_config)
-            route(model + "/stats", self.statistics)
-            route(model + "/infer", self.infer, "POST")
-        route("/repository/index", self.index, "POST")
-        route("/repository/models/{model}/load", self.load, "POST")
-        route("/repository/models/{model}/unload", self.unload, "POST")
+            route(model, "ModelMetadata", self.model)
+            route(model + "/ready", "ModelReady", self.model_ready, probe=True)
+            route(model + "/config", "ModelConfig", self.model_config)
+            route(model + "/stats", "ModelStatistics", self.statistics)
+            route(model + "/infer", "ModelInfer", self.infer, "POST")
+        route("/repository/index", "RepositoryIndex", self.index, "POST")
+        for operation, endpoint in (("Load", self.load), ("Unload", self.unload)):
+            path = f"/repository/models/{{model}}/{operation.lower()}"
+            route(path, f"RepositoryModel{operation}", endpoint, "POST")
 
-    @_guarded("ServerMetadata")
     async def server(self, request: Request) -> Response:
         return JSONResponse(SERVER)
 
-    @_guarded("ServerLive", probe=True)
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
 
-    @_guarded("ServerReady", probe=True)
     async def ready(self, request: Request) -> Response:
         if not self._ready():
             raise ModelNotReady("not ready: the models are loading, or the server is draining")
         # The protocol's text says `live` here, and its clients read `ready`.
         return JSONResponse({"live": True, "ready": True})
 
-    @_guarded("ModelMetadata")
     async def model(self, request: Request, model: str, version: str = "") -> Response:
         return JSONResponse(metadata(*version_named(self._segmenter.models(), model, version)))
 
-    @_guarded("ModelReady", probe=True)
     async def model_ready(self, request: Request, model: str, version: str = "") -> Response:
         found, status = version_named(self._segmenter.models(), model, version)
         if status.state is not ModelState.READY or not self._ready():
             raise ModelNotReady(f"model {found.name} version {status.version} is not ready")
         return JSONResponse({"name": found.name, "ready": True})
 
-    @_guarded("ModelConfig")
     async def model_config(self, request: Request, model: str, version: str = "") -> Response:
         return JSONResponse(config(*version_named(self._segmenter.models(), model, version)))
 
-    @_guarded("ModelStatistics")
     async def statistics(self, request: Request, model: str = "", version: str = "") -> Response:
         return JSONResponse(self._statistics.to_json(self._segmenter.models(), model, version))
 
-    @_guarded("ModelInfer")
     async def infer(self, request: Request, model: str, version: str = "") -> Response:
-        record, options = record_of(request), self._options
-        found, status = version_named(self._segmenter.models(), model, version)
-        record.model = found.name
+        call = call_of(request.scope)
+        call.asks_for(model)
         # Whoever is to be turned away should know it before an upload.
-        self._segmenter.check(SegmentOptions(model, version, deadline_s=options.deadline_s))
+        deadline_s = self._config.deadline_s
+        self._segmenter.check(SegmentOptions(model, version, deadline_s=deadline_s))
         self._check_headers(request)
         with self._uploads.begin() as upload:
-            chunks = upload.counted(request.stream())
-            body = await upload.in_time(read_raw(chunks, options.max_body_bytes))
-            record.restart()
-            record.timed = True
-            began = time.perf_counter()
-            try:
-                answer = await unless_disconnected(
-                    self._answer(request, model, version, body), request.receive
-                )
-            except BaseException:
-                seconds = time.perf_counter() - began
-                self._statistics.failed(found.name, status.version, seconds)
-                raise
-        return answer
-
-    @_guarded("RepositoryIndex")
-    async def index(self, request: Request) -> Response:
-        only_ready = (await self._admitted(request)).get("ready", False) is True
-        return JSONResponse(self._admin.index(only_ready=only_ready))
-
-    @_guarded("RepositoryModelLoad")
-    async def load(self, request: Request, model: str) -> Response:
-        document = await self._admitted(request)
-        await self._admin.load(model, document.get("parameters"))
-        return JSONResponse({})
-
-    @_guarded("RepositoryModelUnload")
-    async def unload(self, request: Request, model: str) -> Response:
-        await self._admitted(request)
-        await self._admin.unload(model)
-        return JSONResponse({})
-
-    async def _answer(self, request: Request, model: str, version: str, body: bytes) -> Response:
-        began = time.perf_counter()
-        length = request.headers.get(oip_json.LENGTH_HEADER)
-        small = len(body) <= _INLINE_BYTES or length is not None
-        limit = self._options.max_json_bytes
-        if small:
-            asked = oip_json.read(body, length, max_json_bytes=limit)
-        else:
-            asked = await asyncio.to_thread(oip_json.read, body, length, max_json_bytes=limit)
-        draft = segment_request(
-            model, version, asked.outputs, asked.parameters, self._options.deadline_s
-        )
-        replies = await segment_all(
-            self._segmenter,
-            asked.pictures,
-            draft,
-            asked.outputs,
-            max_pixels=self._options.max_pixels,
-            as_numbers=asked.scores_as_numbers,
-        )
-        first = replies[0]
-        content, headers = await asyncio.to_thread(
-            lambda: oip_json.write(
-                asked, first.model, first.version, answers(asked.outputs, replies)
+            body = await upload.in_time(
+                read_raw(chunks(request.receive, upload), self._config.max_tensor_bytes)
             )
-        )
-        self._statistics.answered(replies, time.perf_counter() - began)
-        record = record_of(request)
-        record.timings, record.height, record.width = first.timings, first.height, first.width
-        headers["Server-Timing"] = server_timing(first.timings)
-        return Response(content, headers=headers)
+            call.uploaded()
+            read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
+            answer = self._inference.answer(call, model, version, read, _response)
+            return await unless_disconnected(answer, request.receive)
+
+    async def _read(self, body: bytes, length: str | None) -> InferRequest:
+        """Raises: InvalidParameter, ImageTooLarge."""
+        read = partial(json_codec.read, body, length, max_json_bytes=self._config.max_image_bytes)
+        if len(body) <= _INLINE_BYTES or length is not None:
+            return read()
+        return await asyncio.to_thread(read)
 
     def _check_headers(self, request: Request) -> None:
         """Raises: UnsupportedImageFormat, ImageTooLarge."""
@@ -240,24 +147,40 @@ class OipRest:
         if encoding != "identity":
             raise UnsupportedImageFormat(
                 f"Content-Encoding {quoted(encoding)} is not read: send the request as it is; "
-                "picture files, as BYTES, are small"
+                "image files, as BYTES, are small"
             )
         claimed = request.headers.get("content-length", "0")
         # A claim is no proof of being small enough, but enough to be refused before the upload.
-        if claimed.isdigit() and int(claimed[:18]) > self._options.max_body_bytes:
+        if claimed.isdigit() and int(claimed[:18]) > self._config.max_tensor_bytes:
             raise ImageTooLarge(
-                f"the request is larger than {self._options.max_body_bytes} bytes: send fewer "
-                "pictures in one, or picture files as BYTES"
+                f"the request is larger than {self._config.max_tensor_bytes} bytes: send fewer "
+                "images in one, or image files as BYTES"
             )
 
+    async def index(self, request: Request) -> Response:
+        only_ready = (await self._admitted(request)).get("ready", False) is True
+        return JSONResponse(self._admin.index(only_ready=only_ready))
+
+    async def load(self, request: Request, model: str) -> Response:
+        document = await self._admitted(request)
+        await self._admin.load(model, document.get("parameters"))
+        return JSONResponse({})
+
+    async def unload(self, request: Request, model: str) -> Response:
+        await self._admitted(request)
+        await self._admin.unload(model)
+        return JSONResponse({})
+
     async def _admitted(self, request: Request) -> dict[str, Any]:
-        """The body of a request to the repository, or {} for none.
+        """Reads the body of an operator's request, {} for none.
 
         Raises: NotAllowed, NotAuthenticated, InvalidParameter, ImageTooLarge.
         """
         self._admin.check(request.headers.get("authorization"))
         with self._uploads.begin() as upload:
-            body = await upload.in_time(read_raw(request.stream(), _MAX_ADMIN_BODY_BYTES))
+            body = await upload.in_time(
+                read_raw(chunks(request.receive, upload), _MAX_ADMIN_BODY_BYTES)
+            )
         try:
             document = json.loads(body) if body.strip() else {}
         except (ValueError, RecursionError) as error:
@@ -267,8 +190,8 @@ class OipRest:
         return document
 
 
-def _from_path(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    async def called(request: Request) -> Response:
-        return await endpoint(request, **request.path_params)
-
-    return called
+def _response(
+    request: InferRequest, first: SegmentReply, tensors: Sequence[OutputTensor]
+) -> Response:
+    content, headers = json_codec.write(request, first.model, first.version, tensors)
+    return Response(content, headers={**headers, "Server-Timing": server_timing(first.timings)})

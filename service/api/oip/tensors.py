@@ -1,6 +1,6 @@
-"""The tensors of the Open Inference Protocol, of which neither HTTP nor gRPC is known here.
+"""The tensors of the Open Inference Protocol, without a transport.
 
-In comes one tensor, `image`: pixels (UINT8 [N,H,W,3]) or picture files (BYTES [N]). Out go
+In comes one tensor, `image`: pixels (UINT8 [N,H,W,3]) or image files (BYTES [N]). Out go
 `label_map` (UINT8 [N,H,W]) and, when asked for, `overlay` (BYTES [N], PNG files) and, of a model
 with logits, `logits` and `probabilities` (FP32 [N,C,H,W]).
 
@@ -22,8 +22,8 @@ from service.core.segmenter import Output, Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
-Picture = bytes | UInt8Array
-"""A picture file, or uint8 RGB [H,W,3]."""
+Image = bytes | UInt8Array
+"""An image file, or uint8 RGB [H,W,3]."""
 
 INPUT: Final = "image"
 LABEL_MAP: Final = "label_map"
@@ -38,7 +38,7 @@ MAX_SCORES_BYTES: Final = 512 * 1024 * 1024
 MAX_SCORES_AS_NUMBERS_BYTES: Final = 64 * 1024 * 1024
 """The same, as float32, where each number is written out: that takes several times the memory."""
 
-MAX_PICTURES: Final = 64
+MAX_IMAGES: Final = 64
 """In one request."""
 
 _AT_A_TIME: Final = 1 << 16
@@ -46,9 +46,12 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """One tensor as it was sent. data: its elements as bytes (of BYTES, each after its length of
-    four bytes, little-endian), or as a list."""
+class InputTensor:
+    """Holds one tensor as it was sent.
+
+    data: its elements as bytes (of BYTES, each after its length of four bytes, little-endian), or
+    as a list.
+    """
 
     name: str
     datatype: str
@@ -57,8 +60,8 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One tensor to send. data: an array for each picture, or, of BYTES, an element."""
+class OutputTensor:
+    """Holds one tensor to send. data: an array for each image, or, of BYTES, an element."""
 
     name: str
     datatype: str
@@ -66,24 +69,41 @@ class Answer:
     data: Sequence[npt.NDArray[Any] | bytes]
 
     def to_bytes(self) -> bytes:
-        """Row by row; elements of BYTES each after its length."""
+        """Joins all row by row; elements of BYTES each after its length."""
         return b"".join(map(_raw, self.data))
 
     def files(self) -> list[bytes]:
-        """Of BYTES."""
+        """Lists the elements of a BYTES tensor."""
         return [bytes(item) for item in self.data]
 
     def numbers(self) -> Iterator[npt.NDArray[Any]]:
-        """Of anything else, row by row, some at a time: whoever writes them out holds up the other
-        threads for no longer than that takes."""
+        """Goes through any other tensor row by row, some at a time: whoever writes them out holds
+        up the other threads for no longer than that takes."""
         for item in self.data:
             flat = np.ravel(item)
             for at in range(0, len(flat), _AT_A_TIME):
                 yield flat[at : at + _AT_A_TIME]
 
 
-def pictures(inputs: Sequence[Input]) -> list[Picture]:
-    """The pictures of the one input. Raises: InvalidParameter."""
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """Holds one request. outputs: names, in the order asked for. binary: those to send as bytes,
+    not as numbers."""
+
+    id: str
+    images: list[Image]
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+    parameters: dict[str, Any]
+
+    @property
+    def scores_as_numbers(self) -> bool:
+        """Whether some scores are to be written out, number by number."""
+        return any(name in SCORES and name not in self.binary for name in self.outputs)
+
+
+def images_of(inputs: Sequence[InputTensor]) -> list[Image]:
+    """Reads the images of the one input. Raises: InvalidParameter."""
     if len(inputs) != 1 or inputs[0].name != INPUT:
         names = ", ".join(quoted(tensor.name) for tensor in inputs[:4]) or "none"
         raise InvalidParameter(f"the inputs are {names}: send one, {INPUT!r}")
@@ -97,12 +117,15 @@ def pictures(inputs: Sequence[Input]) -> list[Picture]:
             return _from_files(tensor)
     raise InvalidParameter(
         f"input {INPUT!r} is of datatype {quoted(tensor.datatype)}: send UINT8 pixels, "
-        "[N,H,W,3] in RGB order, or BYTES, a picture file in each element"
+        "[N,H,W,3] in RGB order, or BYTES, an image file in each element"
     )
 
 
 def outputs_asked(names: Sequence[str]) -> tuple[str, ...]:
-    """The outputs to answer with; the label map when none is named. Raises: InvalidParameter."""
+    """Checks the outputs to answer with; the label map when none is named.
+
+    Raises: InvalidParameter.
+    """
     for name in names:
         if name not in OUTPUTS:
             *most, last = OUTPUTS
@@ -115,29 +138,29 @@ def outputs_asked(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def rendering(outputs: Sequence[str]) -> Output | None:
-    """What to render for these outputs."""
+    """Says what to render for these outputs."""
     return Output.OVERLAY if OVERLAY in outputs else None
 
 
 def scores_asked(outputs: Sequence[str]) -> tuple[Score, ...]:
-    """The arrays of scores among them."""
+    """Lists the arrays of scores among them."""
     return tuple(Score(name) for name in outputs if name in SCORES)
 
 
-def answers(outputs: Sequence[str], replies: Sequence[SegmentReply]) -> list[Answer]:
-    """In the order of `outputs`. All but overlays need pictures of one size."""
+def output_tensors(outputs: Sequence[str], replies: Sequence[SegmentReply]) -> list[OutputTensor]:
+    """Arranges replies in the order of `outputs`. All but overlays need images of one size."""
     scores = scores_asked(outputs)
     found = []
     for name in outputs:
         if name == OVERLAY:
             files = [reply.body for reply in replies]
-            found.append(Answer(name, OUTPUTS[name], (len(files),), files))
+            found.append(OutputTensor(name, OUTPUTS[name], (len(files),), files))
             continue
         arrays: list[npt.NDArray[Any]] = [
             reply.label_map if name == LABEL_MAP else reply.scores[scores.index(Score(name))]
             for reply in replies
         ]
-        found.append(Answer(name, OUTPUTS[name], (len(arrays), *arrays[0].shape), arrays))
+        found.append(OutputTensor(name, OUTPUTS[name], (len(arrays), *arrays[0].shape), arrays))
     return found
 
 
@@ -147,7 +170,7 @@ def _raw(item: npt.NDArray[Any] | bytes) -> bytes | memoryview:
     return np.ascontiguousarray(item).data
 
 
-def _from_pixels(tensor: Input) -> list[Picture]:
+def _from_pixels(tensor: InputTensor) -> list[Image]:
     shape = tensor.shape
     if len(shape) != 4 or shape[3] != 3:
         raise InvalidParameter(
@@ -170,7 +193,7 @@ def _from_pixels(tensor: Input) -> list[Picture]:
 
 
 def _numbers(data: list[Any], shape: tuple[int, ...]) -> UInt8Array:
-    """Of a list, flat or nested as the shape says. Raises: InvalidParameter."""
+    """Reads a list, flat or nested as the shape says. Raises: InvalidParameter."""
     try:
         values = np.array(data)
     except (ValueError, OverflowError) as error:  # ragged
@@ -189,11 +212,11 @@ def _numbers(data: list[Any], shape: tuple[int, ...]) -> UInt8Array:
     return values.astype(np.uint8)
 
 
-def _from_files(tensor: Input) -> list[Picture]:
+def _from_files(tensor: InputTensor) -> list[Image]:
     shape = tensor.shape
     if len(shape) != 1 or not shape[0]:
         raise InvalidParameter(
-            f"BYTES input {INPUT!r} has the shape {_shape(shape)}: send [N], N picture files"
+            f"BYTES input {INPUT!r} has the shape {_shape(shape)}: send [N], N image files"
         )
     _check_number(shape[0])
     files = tensor.data if isinstance(tensor.data, list) else _elements(tensor.data)
@@ -205,11 +228,11 @@ def _from_files(tensor: Input) -> list[Picture]:
 
 
 def _elements(data: memoryview) -> list[bytes]:
-    """Of BYTES, each after its length. Raises: InvalidParameter."""
+    """Reads BYTES, each after its length. Raises: InvalidParameter."""
     found: list[bytes] = []
     at = 0
     while at < len(data):
-        if at + _LENGTH.size > len(data) or len(found) > MAX_PICTURES:
+        if at + _LENGTH.size > len(data) or len(found) > MAX_IMAGES:
             raise _broken()
         (length,) = _LENGTH.unpack_from(data, at)
         at += _LENGTH.size
@@ -227,11 +250,9 @@ def _broken() -> InvalidParameter:
     )
 
 
-def _check_number(pictures: int) -> None:
-    if pictures > MAX_PICTURES:
-        raise ImageTooLarge(
-            f"the request has {pictures} pictures: send {MAX_PICTURES} at most in one"
-        )
+def _check_number(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise ImageTooLarge(f"the request has {images} images: send {MAX_IMAGES} at most in one")
 
 
 def _shape(shape: Sequence[int]) -> str:

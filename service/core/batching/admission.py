@@ -6,11 +6,14 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from service.core.types import Observer
+from service.core.batching.policy import InferenceRequest
+from service.core.batching.queue import BatchQueue
+from service.core.types import Observer, Priority
+from service.errors import Overloaded
 
 
 class Admission:
-    """Counts what is held. All on one event loop."""
+    """Counts what is held, on one event loop."""
 
     def __init__(
         self, *, max_requests: int, max_bytes: int, max_pixels: int, observer: Observer
@@ -32,20 +35,35 @@ class Admission:
 
     @property
     def held(self) -> tuple[int, int, int]:
-        """Requests, bytes, pixels."""
+        """Counts requests, bytes and pixels."""
         return self._requests, self._bytes, self._pixels
 
-    def fits(self, n_bytes: int = 0, pixels: int = 0) -> bool:
-        return not self._requests or (
-            self._requests < self._max_requests
-            and self._bytes + n_bytes <= self._max_bytes
-            and self._pixels + pixels <= self._max_pixels
-        )
+    def check(self, queue: BatchQueue, n_bytes: int = 0, pixels: int = 0) -> None:
+        """Finds out whether so much fits now. Raises: Overloaded."""
+        if self._requests and (
+            self._requests >= self._max_requests
+            or self._bytes + n_bytes > self._max_bytes
+            or self._pixels + pixels > self._max_pixels
+        ):
+            self._observer.rejected("overloaded")
+            raise Overloaded(queue.retry_after_s())
 
-    def admit(self, n_bytes: int, pixels: int) -> Permit:
-        """Ask `fits` first."""
+    def admit(
+        self,
+        queue: BatchQueue,
+        n_bytes: int,
+        pixels: int,
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Permit:
+        """Takes room here and in a model's queue, until the end of the permit's `with` block.
+
+        Raises: Overloaded, and as `BatchQueue.reserve`.
+        """
+        self.check(queue, n_bytes, pixels)
+        request = queue.reserve(pixels, deadline, priority)
         self._hold(1, n_bytes, pixels)
-        return Permit(self, n_bytes, pixels)
+        return Permit(self, queue, request, n_bytes, pixels)
 
     async def until_idle(self) -> None:
         await self._idle.wait()
@@ -63,18 +81,27 @@ class Admission:
 
 
 class Permit:
-    """What one request holds, until the end of its `with` block."""
+    """What one request holds of the service, with its slot in a model's queue."""
 
-    __slots__ = ("_admission", "_bytes", "_ended", "pixels")
+    __slots__ = ("_admission", "_bytes", "_ended", "_queue", "pixels", "request")
 
-    def __init__(self, admission: Admission, n_bytes: int, pixels: int) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        queue: BatchQueue,
+        request: InferenceRequest,
+        n_bytes: int,
+        pixels: int,
+    ) -> None:
         self._admission = admission
+        self._queue = queue
         self._bytes = n_bytes
-        self.pixels = pixels
         self._ended = False
+        self.request = request
+        self.pixels = pixels
 
     def correct(self, pixels: int) -> None:
-        """The picture is decoded: so many it has, whatever its header seemed to say.
+        """Holds as many pixels as the decoded image has, whatever its header seemed to say.
 
         May come late: after the end nothing is held.
         """
@@ -92,4 +119,5 @@ class Permit:
         traceback: TracebackType | None,
     ) -> None:
         self._ended = True
+        self._queue.release(self.request)
         self._admission._hold(-1, -self._bytes, -self.pixels)

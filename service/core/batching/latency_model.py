@@ -1,4 +1,4 @@
-"""How fast a device labels pixels, by what it was seen to do."""
+"""How long runs take, learned from those before."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ RUN_OVERHEAD_PX: Final = 16_384
 _MEMORY: Final = 0.8
 
 
-class Pace:
-    """Seconds per pixel of one instance: a mean by pixels in which old runs fade."""
+class LatencyModel:
+    """Predicts the seconds of a run from its pixels: a mean in which old runs fade."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._pixels = 0.0
 
     @property
-    def known(self) -> bool:
+    def is_seeded(self) -> bool:
         return self._pixels > 0
 
-    def saw(self, pixels: int, images: int, seconds: float) -> None:
-        """A run of `images` with `pixels` in all."""
+    def seed(self, pixels: int, seconds: float) -> None:
+        """Gives a first idea: what one image took in the warm-up."""
+        self.update(pixels, 1, seconds)
+
+    def update(self, pixels: int, images: int, seconds: float) -> None:
+        """Learns from a run of `images` with `pixels` in all."""
         self._seconds = self._seconds * _MEMORY + max(0.0, seconds)
         self._pixels = self._pixels * _MEMORY + pixels + images * RUN_OVERHEAD_PX
 
     def seconds(self, pixels: float, images: int = 1) -> float:
-        """What one instance needs for so much; 0 before the first run."""
+        """Predicts what one instance needs for so much; 0 before the first run."""
         if not self._pixels:
             return 0.0
         return (pixels + images * RUN_OVERHEAD_PX) * self._seconds / self._pixels

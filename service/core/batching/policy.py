@@ -1,4 +1,4 @@
-"""Which images run next: the order of one model's queue, and nothing of threads or futures.
+"""Which images run next: the order of one model's queue, without threads or a clock.
 
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next
@@ -9,47 +9,75 @@ more batch, and a low priority for at most twice the head start longer than a hi
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from service.core.types import Float32Array, Priority, UInt8Array
 
-from service.core.types import Priority
+_Group = tuple[Hashable, Priority]
+
+Postprocess = Callable[[UInt8Array, Float32Array | None], Any]
+"""Makes of a label map uint8 [H,W] and, if they were wanted, the logits float32 [C,H,W] what the
+reply needs of them.
+
+It runs on the device's thread, though that delays the next batch a little: logits that waited
+elsewhere would take a dozen times the memory of the images, and to hand a label map to another
+thread costs more than packing it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """Holds one image's answer and how long it took to come.
+
+    label_map: uint8 [H,W]. postprocessed: what `postprocess` made of it, and postprocess_s how long
+    that took. infer_s: the whole batch's run.
+    """
+
+    label_map: UInt8Array
+    queue_s: float
+    infer_s: float
+    batch_size: int
+    postprocessed: Any = None
+    postprocess_s: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
-class Queued:
-    """deadline: a moment of the queue's clock, or None. The rest is known when the image is there,
-    see `came`.
+class InferenceRequest:
+    """One image's way through the queue: made before it is decoded, answered once.
 
-    kind: only images of one kind can share a batch.
+    deadline: a moment of the queue's clock, or None. reserved_pixels: held for it until its image
+    is there; None once that room is given up. image: uint8 RGB [H,W,3]. kind: only images of one
+    kind can share a batch. All from `image` on is known once that is there.
     """
 
     priority: Priority
     deadline: float | None
-    image: npt.NDArray[np.uint8] = field(init=False)
+    future: asyncio.Future[InferenceResult]
+    reserved_pixels: int | None = None
+    image: UInt8Array = field(init=False)
+    postprocess: Postprocess | None = field(init=False, default=None)
+    wants_logits: bool = field(init=False, default=False)
     enqueued_s: float = field(init=False, default=0.0)
     pixels: int = field(init=False, default=0)
     kind: Hashable = field(init=False, default=None)
 
-    def came(self, image: npt.NDArray[np.uint8], now: float, wants: Hashable = None) -> None:
-        """image: uint8 RGB [H,W,3]. now: a moment of the queue's clock. wants: of the network,
-        besides the label map."""
+    def set_image(
+        self, image: UInt8Array, now: float, postprocess: Postprocess | None, wants_logits: bool
+    ) -> None:
         self.image = image
+        self.postprocess = postprocess
+        self.wants_logits = wants_logits
         self.enqueued_s = now
         self.pixels = image.shape[0] * image.shape[1]
-        self.kind = image.shape, wants
+        self.kind = image.shape, wants_logits
 
 
-Q = TypeVar("Q", bound=Queued)
-_Group = tuple[Hashable, Priority]
-
-
-class Queue(Generic[Q]):
-    """Groups by kind and priority, each in its order of arrival."""
+class BatchPolicy:
+    """Keeps images in groups by kind and priority, each in order of arrival, and forms batches."""
 
     def __init__(self, *, max_batch: int, max_batch_pixels: int, age_cap_s: float) -> None:
         """max_batch_pixels bounds N * H * W of a batch; a larger single image still leads one.
@@ -60,28 +88,28 @@ class Queue(Generic[Q]):
         self._max_batch_pixels = max_batch_pixels
         self._age_cap_s = age_cap_s
         # Dictionaries for their order, which is that of arrival, and for removal in O(1).
-        self._groups: dict[_Group, dict[Q, None]] = {}
+        self._groups: dict[_Group, dict[InferenceRequest, None]] = {}
         self._pixels = dict.fromkeys(Priority, 0)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Q]:
+    def __iter__(self) -> Iterator[InferenceRequest]:
         for group in self._groups.values():
             yield from group
 
     def pixels(self, priority: Priority) -> int:
-        """Of the images of this priority and of higher ones."""
+        """Counts those of the images of this priority and of higher ones."""
         return sum(self._pixels[p] for p in Priority if p <= priority)
 
-    def add(self, item: Q) -> None:
+    def add(self, item: InferenceRequest) -> None:
         self._groups.setdefault((item.kind, item.priority), {})[item] = None
         self._pixels[item.priority] += item.pixels
         self._count += 1
 
-    def remove(self, item: Q) -> bool:
-        """False when it is not here: not yet, or no longer."""
+    def remove(self, item: InferenceRequest) -> bool:
+        """Returns False when it is not here: not yet, or no longer."""
         key = item.kind, item.priority
         group = self._groups.get(key)
         if group is None or item not in group:
@@ -93,8 +121,8 @@ class Queue(Generic[Q]):
         self._count -= 1
         return True
 
-    def take(self, now: float, seconds: Callable[[float, int], float]) -> list[Q]:
-        """Out of the queue: the next batch; empty when nothing waits.
+    def take(self, now: float, seconds: Callable[[float, int], float]) -> list[InferenceRequest]:
+        """Takes the next batch out of the queue; it is empty when nothing waits.
 
         seconds: what a run of so many pixels and images should take; a mate that would make the
         batch too late for one of its images has to wait for the next.
@@ -111,22 +139,23 @@ class Queue(Generic[Q]):
         room = min(self._max_batch, max(1, room))
         taken = [leader]
         self.remove(leader)
-        if room > 1:
-            kind = leader.kind
-            aged = [
-                self._rank(head)
-                for head in heads
-                if head.kind != kind and now - head.enqueued_s >= self._age_cap_s
-            ]
-            limit = min(aged, default=math.inf)
-            urgent = _moment(leader)
-            while len(taken) < room and (mate := self._next_of(kind)) is not None:
-                n = len(taken) + 1
-                urgent = min(urgent, _moment(mate))
-                if self._rank(mate) > limit or now + seconds(n * leader.pixels, n) > urgent:
-                    break
-                self.remove(mate)
-                taken.append(mate)
+        if room == 1:
+            return taken
+        kind = leader.kind
+        aged = [
+            self._rank(head)
+            for head in heads
+            if head.kind != kind and now - head.enqueued_s >= self._age_cap_s
+        ]
+        limit = min(aged, default=math.inf)
+        urgent = _deadline(leader)
+        while len(taken) < room and (mate := self._next_of(kind)) is not None:
+            n = len(taken) + 1
+            urgent = min(urgent, _deadline(mate))
+            if self._rank(mate) > limit or now + seconds(n * leader.pixels, n) > urgent:
+                break
+            self.remove(mate)
+            taken.append(mate)
         return taken
 
     def clear(self) -> None:
@@ -134,13 +163,13 @@ class Queue(Generic[Q]):
         self._pixels = dict.fromkeys(Priority, 0)
         self._count = 0
 
-    def _next_of(self, kind: Hashable) -> Q | None:
+    def _next_of(self, kind: Hashable) -> InferenceRequest | None:
         heads = [next(iter(g)) for p in Priority if (g := self._groups.get((kind, p)))]
         return min(heads, key=self._rank, default=None)
 
-    def _rank(self, item: Q) -> float:
+    def _rank(self, item: InferenceRequest) -> float:
         return item.enqueued_s + (item.priority - Priority.NORMAL) * self._age_cap_s
 
 
-def _moment(item: Queued) -> float:
+def _deadline(item: InferenceRequest) -> float:
     return math.inf if item.deadline is None else item.deadline

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 _MAX_INSTANCES = 8
 """By default. Each holds the network's intermediate results of one batch."""
-
-PIXELS_NICE: Final = 2
-DEVICE_NICE: Final = 5
-"""How much the threads of the pool and of the CPU's instances stand back. With every core busy, the
-slowest refusals took 11 ms without it and 7 ms with it, at the same throughput (bench/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +45,6 @@ def plan(
     if instances is None:
         instances = max(1, cores // threads)
     return Plan(instances, threads, cores if alone_threads is None else alone_threads)
-
-
-def yield_to_event_loop(nice: int) -> None:
-    """Makes the calling thread stand back: where cores are short the event loop goes first, so that
-    whoever is to be refused, or is answered, need not wait for the end of a time slice.
-
-    nice: added to what the thread has. On Linux a thread has its own; elsewhere nothing happens.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # forbidden in some sandboxes
-            os.setpriority(
-                os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
-            )
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:

@@ -7,10 +7,11 @@ it answers for, so that for the pixels it answers for nothing it lacks would hav
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,55 @@ class Tile:
             rows.first - rows.start : rows.last - rows.start,
             columns.first - columns.start : columns.last - columns.start,
         ]
+
+
+class Mosaic:
+    """Cuts an image into tiles and puts their answers together."""
+
+    def __init__(self, image: UInt8Array, spec: InputSpec, max_pixels: int) -> None:
+        """image: uint8 [H,W,3]. max_pixels: of one tile. Raises: as `tiles`."""
+        self._image = image
+        height, width = self._size = image.shape[0], image.shape[1]
+        self.tiles = tiles(height, width, spec, max_pixels)
+        self.label_map: UInt8Array = np.empty(self._size, np.uint8)
+        self.scores: npt.NDArray[Any] | None = None
+
+    def cut(self, tile: Tile) -> UInt8Array:
+        """Returns a tile's pixels, C-contiguous uint8 [h,w,3]."""
+        return tile.cut(self._image)
+
+    def placing(
+        self, tile: Tile, label_map: UInt8Array, scores: npt.NDArray[Any] | None
+    ) -> Callable[[], None]:
+        """Returns the work that puts a tile's answer into its place, for any thread to do."""
+        if scores is not None and self.scores is None:
+            self.scores = np.empty((*scores.shape[:-2], *self._size), scores.dtype)
+        whole = self.scores
+
+        def place() -> None:
+            tile.put(label_map, self.label_map)
+            if scores is not None and whole is not None:
+                tile.put(scores, whole)
+
+        return place
+
+
+async def in_tiles(
+    tiles: Iterable[Tile], run: Callable[[Tile], Awaitable[None]], *, at_once: int
+) -> None:
+    """Runs every tile, some at once; the first error is raised and ends the others."""
+    remaining = iter(tiles)
+
+    async def work() -> None:
+        for tile in remaining:
+            await run(tile)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:

@@ -1,9 +1,10 @@
-"""One version of a model, from its file to a batcher that takes requests."""
+"""One version of a model, from its file to a queue that takes requests."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,14 @@ import numpy.typing as npt
 
 from model.contract import Contract
 from service.config import SegmenterConfig
-from service.core.batching.batcher import Batcher
-from service.core.batching.device_thread import DeviceThread
-from service.core.batching.lanes import one_thread
+from service.core.batching.device_threads import serve
+from service.core.batching.queue import BatchQueue
 from service.core.engines.cuda import MAX_BATCH
 from service.core.engines.warm_up import batch_shapes, warm_up_batches
 from service.core.images.prepare import accepted_sizes, ordinary_size
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile, check_present
+from service.core.threads import DEVICE_NICE
 from service.core.types import Clock, ModelState, Network, Observer
 from service.errors import ModelLoadError
 
@@ -41,7 +42,8 @@ class Served:
     name: str
     version: str
     network: Network
-    batcher: Batcher
+    queue: BatchQueue
+    threads: Sequence[threading.Thread]
     source: object = None
     palette: npt.NDArray[np.uint8] = field(init=False)
     _users: int = 0
@@ -64,7 +66,17 @@ class Served:
 
     @property
     def state(self) -> ModelState:
-        return ModelState.READY if self.batcher.alive else ModelState.FAILED
+        return ModelState.READY if self.queue.alive else ModelState.FAILED
+
+    @property
+    def shared_instances(self) -> int:
+        """Counts those that share the device."""
+        return sum(not instance.full_device for instance in self.network.instances)
+
+    def join(self) -> None:
+        """Waits, after the queue was closed, for the end of the device threads."""
+        for thread in self.threads:
+            thread.join()
 
     async def until_unused(self) -> None:
         if self._users:
@@ -131,24 +143,26 @@ class Loader:
     def serve(self, loaded: Loaded) -> Served:
         """Takes requests from now on."""
         file, network, config = loaded.file, loaded.network, self._config
-        batcher = Batcher(
-            network.instances,
+        shared = sum(not instance.full_device for instance in network.instances)
+        queue = BatchQueue(
             model=file.name,
+            instances=shared,
+            full_device=shared < len(network.instances),
             max_batch=self._max_batch(network, loaded.settings),
             max_batch_pixels=config.max_batch_pixels,
             max_queue=config.max_queue,
             max_wait_s=config.max_wait_s,
             observer=self._observer,
             clock=self._clock,
-            # A GPU waits for whoever launches its kernels, and that takes little: such a thread
-            # does not stand back.
-            thread=one_thread if network.provider == "cpu" else DeviceThread,
         )
-        batcher.start()
-        batcher.expect(loaded.pixels, loaded.seconds)
+        queue.seed(loaded.pixels, loaded.seconds)
+        # A GPU waits for whoever launches its kernels, and that takes little: such a thread does
+        # not stand back.
+        nice = DEVICE_NICE if network.provider == "cpu" else 0
+        threads = serve(network.instances, queue, name=file.name, nice=nice, clock=self._clock)
         _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
         source = source_of(file, loaded.settings)
-        return Served(file.name, file.version, network, batcher, source)
+        return Served(file.name, file.version, network, queue, threads, source)
 
     def _load(self, file: ModelFile, settings: ModelSettings) -> Loaded:
         check_present(file)
@@ -209,5 +223,5 @@ class Loader:
 
 
 def source_of(file: ModelFile, settings: ModelSettings) -> object:
-    """What a network and its batcher are made of: when it differs, they are made again."""
+    """What a network and its queue are made of: when it differs, they are made again."""
     return file.stamp, settings.max_batch, settings.warm_up_sizes

@@ -179,7 +179,7 @@ class Fleet:
     def close(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
         for served in (*self.catalog.entries(), *self._draining):
-            served.batcher.close()
+            served.queue.close()
         for task in self._tasks:
             task.cancel()
 
@@ -235,7 +235,7 @@ class Fleet:
         """One version, unless what serves was made of the same. Raises: ModelLoadError."""
         key, source = (file.name, file.version), source_of(file, settings)
         before = self.catalog.get(*key)
-        if before is not None and before.source == source and before.batcher.alive:
+        if before is not None and before.source == source and before.queue.alive:
             self._failures.pop(key, None)
             return
         failure = self._failures.get(key)
@@ -277,9 +277,9 @@ class Fleet:
 
     async def _close(self, served: Served) -> None:
         await served.until_unused()
-        served.batcher.close()
+        served.queue.close()
         self._draining.discard(served)
-        await asyncio.to_thread(served.batcher.join)
+        await asyncio.to_thread(served.join)
         _log.info("closed %s version %s", served.name, served.version)
         del served  # the last to hold it: now its memory is free
         await asyncio.to_thread(trim_heap)

@@ -128,6 +128,27 @@ class Catalog(Generic[E]):
             )
         return entry
 
+    def default_name(self) -> str | None:
+        """Names the model that is meant when none is named; None when one must be."""
+        if self._default_model is not None:
+            return self._own_name(self._default_model)
+        return next(iter(self._entries)) if len(self._entries) == 1 else None
+
+    def metric_label(self, name: str | None) -> str:
+        """Names the model that a request means, for a time series; "" for made-up names, which must
+        not make one each."""
+        own = self._own_name(name) if name else self.default_name()
+        return own if own in self._entries else ""
+
+    def status(self, name: str | None, version: str | None) -> tuple[ModelStatus, VersionStatus]:
+        """Finds what is meant as `find` does, whether it is ready or not.
+
+        Raises: InvalidParameter, UnknownModel, UnknownVersion.
+        """
+        entry = self._find(name, version)
+        model = self._status(entry.name)
+        return model, next(v for v in model.versions if v.version == entry.version)
+
     def _find(self, name: str | None, version: str | None) -> E:
         """Raises: InvalidParameter, UnknownModel, UnknownVersion."""
         name = name or self._default_model
@@ -143,7 +164,8 @@ class Catalog(Generic[E]):
         versions = self._entries.get(name)
         if versions is None:
             raise UnknownModel(
-                f"there is no model {quoted(name)}: choose from {', '.join(self.names())}"
+                f"there is no model {quoted(name)}: choose from "
+                f"{', '.join(self.names()) or 'none, they are still loading'}"
             )
         version = version or self._default(name)
         if version not in versions:
@@ -153,23 +175,29 @@ class Catalog(Generic[E]):
         return versions[version]
 
     def statuses(self) -> list[ModelStatus]:
-        """By name; versions ascending."""
-        return [
-            ModelStatus(
-                name,
-                self._default(name),
-                tuple(
-                    VersionStatus(e.version, e.state, e.contract, e.provider, e.path)
-                    for e in versions.values()
-                ),
-                tuple(
-                    (alias, target.version)
-                    for alias, target in sorted(self._aliases.items())
-                    if target.model == name and alias not in self._entries
-                ),
-            )
-            for name, versions in sorted(self._entries.items())
-        ]
+        """Lists every model by name, its versions ascending."""
+        return [self._status(name) for name in self.names()]
+
+    def _status(self, name: str) -> ModelStatus:
+        return ModelStatus(
+            name,
+            self._default(name),
+            tuple(
+                VersionStatus(e.version, e.state, e.contract, e.provider, e.path)
+                for e in self._entries[name].values()
+            ),
+            tuple(
+                (alias, target.version)
+                for alias, target in sorted(self._aliases.items())
+                if target.model == name and alias not in self._entries
+            ),
+        )
+
+    def _own_name(self, name: str) -> str:
+        """Returns the name of an alias's model, any other name as it is."""
+        if name in self._entries or name not in self._aliases:
+            return name
+        return self._aliases[name].model
 
     def _resolve(self, name: str, version: str | None) -> tuple[str, str | None]:
         """The model's own name. Raises: UnknownVersion when an alias means another version."""

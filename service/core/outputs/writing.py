@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from model.contract import Contract
 from service.core import outputs as render
-from service.core.batching.lanes import Squeeze
-from service.core.images.prepare import Geometry, restore
+from service.core.batching.policy import Postprocess
 from service.core.models.loader import Served
-from service.core.types import Clock, Output, SegmentOptions, Timings
+from service.core.types import Output, SegmentOptions, Timings
 from service.errors import InvalidParameter
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -36,36 +36,43 @@ def check_output(options: SegmentOptions, served: Served) -> frozenset[int] | No
     return render.kept_ids(served.contract, options.classes)
 
 
-def squeeze(options: SegmentOptions, kept: frozenset[int] | None) -> Squeeze | None:
+def check_size(
+    options: SegmentOptions,
+    contract: Contract,
+    selected_ids: frozenset[int] | None,
+    height: int,
+    width: int,
+) -> None:
+    """Raises: ImageTooLarge when what is asked for would be too many bytes."""
+    if options.output is Output.PROBABILITIES:
+        classes = len(contract.classes if selected_ids is None else selected_ids)
+        render.check_size(height, width, classes, options.dtype)
     if options.scores:
-        return partial(render.arrays, wanted=options.scores)
-    match options.output:
-        case Output.PROBABILITIES:
-            return partial(render.probabilities, dtype=options.dtype, kept=kept)
-        case Output.CONFIDENCE:
-            return partial(render.confidence, kept=kept)
-    return None
+        render.check_arrays(
+            height, width, len(contract.classes), options.scores, options.max_scores_bytes
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """png: the palette PNG of a label map, which took `seconds`."""
+def reduction(options: SegmentOptions, selected_ids: frozenset[int] | None) -> Postprocess | None:
+    """Makes of logits what the reply needs; None where it needs none."""
+    reduce: Callable[[Any, UInt8Array], npt.NDArray[Any]]
+    if options.scores:
+        reduce = partial(render.arrays, wanted=options.scores)
+    elif options.output is Output.PROBABILITIES:
+        reduce = partial(render.probabilities, dtype=options.dtype, kept=selected_ids)
+    elif options.output is Output.CONFIDENCE:
+        reduce = partial(render.confidence, kept=selected_ids)
+    else:
+        return None
 
-    png: bytes
-    seconds: float
+    def postprocess(label_map: UInt8Array, logits: Any) -> npt.NDArray[Any]:
+        return reduce(logits, label_map)
+
+    return postprocess
 
 
-def pack(
-    clock: Clock,
-    label_map: UInt8Array,
-    *,
-    geometry: Geometry,
-    palette: UInt8Array,
-    kept: frozenset[int] | None,
-) -> Packed:
-    began = clock()
-    png = render.label_map_png(render.keep(restore(label_map, geometry), kept), palette)
-    return Packed(png, clock() - began)
+def pack(label_map: UInt8Array, palette: UInt8Array, kept: frozenset[int] | None) -> bytes:
+    return render.label_map_png(render.keep(label_map, kept), palette)
 
 
 def write_scores(options: SegmentOptions, scores: npt.NDArray[Any]) -> tuple[bytes, str]:
@@ -84,8 +91,6 @@ def write(
     kept: frozenset[int] | None,
 ) -> tuple[bytes, str]:
     """The reply's body and its media type, of an output that needs the label map only."""
-    if options.output is None:
-        return b"", ""
     shown = render.keep(label_map, kept)
     palette = served.palette
     names = {"model": served.name, "version": served.version}

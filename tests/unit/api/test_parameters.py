@@ -1,4 +1,4 @@
-"""Query parameters and Accept, to a request."""
+"""Query parameters and Accept, to options."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.http.parameters import NotAcceptable, output_accepted, segment_request
+from service.api.http.parameters import output_accepted, segment_options
 from service.core.segmenter import Dtype, Output, Priority, SegmentOptions
-from service.errors import InvalidParameter
+from service.errors import InvalidParameter, NotAcceptable
 
 
 def test_defaults() -> None:
-    assert segment_request([], None, 30.0) == SegmentOptions(deadline_s=30.0)
+    assert segment_options([], None, 30.0) == SegmentOptions(deadline_s=30.0)
 
 
 def test_everything() -> None:
@@ -27,7 +27,7 @@ def test_everything() -> None:
         ("classes", "4,"),
         ("deadline_ms", "250"),
     ]
-    assert segment_request(query, "image/png", 30.0) == SegmentOptions(
+    assert segment_options(query, "image/png", 30.0) == SegmentOptions(
         model="m",
         version="3",
         output=Output.OVERLAY,
@@ -40,7 +40,7 @@ def test_everything() -> None:
 
 
 def test_empty_names_mean_the_default() -> None:
-    made = segment_request([("model", ""), ("version", "")], None, 1.0)
+    made = segment_options([("model", ""), ("version", "")], None, 1.0)
     assert (made.model, made.version) == (None, None)
 
 
@@ -50,7 +50,7 @@ def test_empty_names_mean_the_default() -> None:
 )
 def test_nothing_but_our_errors(query: list[tuple[str, str]], accept: str | None) -> None:
     try:
-        made = segment_request(query, accept, 1.0)
+        made = segment_options(query, accept, 1.0)
     except InvalidParameter as error:
         assert len(str(error)) < 400
     else:
@@ -68,13 +68,13 @@ def test_nothing_but_our_errors(query: list[tuple[str, str]], accept: str | None
 )
 def test_a_wrong_choice_is_told_the_right_ones(name: str, text: str, choices: str) -> None:
     with pytest.raises(InvalidParameter, match=f"{text}.*{choices}"):
-        segment_request([(name, text)], None, 1.0)
+        segment_options([(name, text)], None, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1e3", "3600001", "000000001999999999", "\u00b2"])
 def test_deadlines_out_of_range(text: str) -> None:
     with pytest.raises(InvalidParameter, match="1 to 3600000"):
-        segment_request([("deadline_ms", text)], None, 1.0)
+        segment_options([("deadline_ms", text)], None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_not_acceptable(accept: str) -> None:
 
 def test_priorities() -> None:
     def priority(*query: tuple[str, str]) -> Priority:
-        return segment_request(query, None, 30.0).priority
+        return segment_options(query, None, 30.0).priority
 
     assert priority() is Priority.NORMAL
     assert [priority(("priority", name)) for name in ("high", "normal", "low")] == list(Priority)

@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto,
 
 from fcn_client.stubs import segmentation_pb2 as client_pb
 from proto import generate
-from service.api.grpc.server import OUTPUTS
+from service.api.grpc.segmentation import OUTPUTS
 from service.api.stubs import inference_pb2, segmentation_pb2
 from service.core.segmenter import Output
 

@@ -15,7 +15,7 @@ from service.telemetry import JsonFormatter, RequestRecord, Telemetry, TextForma
 @pytest.fixture
 def record() -> RequestRecord:
     return RequestRecord(
-        "rest", "Segment", "id-1", model="m", code="504", error='late: "so\nlate"', timed=True
+        "rest", "Segment", "id-1", "504", model="m", error='late: "so\nlate"', timed=True
     )
 
 
@@ -56,7 +56,7 @@ def test_json_line_with_a_traceback() -> None:
 def test_the_target_is_an_edge(target_s: float) -> None:
     telemetry = Telemetry(target_s)
     telemetry.stage("m", "infer", 0.01)
-    telemetry.finished(RequestRecord("grpc", "Segment", "i", model="m", code="OK", timed=True))
+    telemetry.finished(RequestRecord("grpc", "Segment", "i", "OK", model="m", timed=True))
     text = telemetry.scrape().decode()
     for edge in (0.175, target_s):
         assert f'fcn_stage_duration_seconds_bucket{{le="{edge}",model="m",stage="infer"}}' in text
@@ -69,3 +69,24 @@ def test_probes_are_quiet(record: RequestRecord, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, "fcn.request"):
         Telemetry(0.175).finished(record)
     assert caplog.records == []
+
+
+def test_scrapes_hold_every_observation() -> None:
+    telemetry = Telemetry(0.175)
+    for _ in range(2):
+        telemetry.rejected("overloaded")
+        telemetry.batch("m", 3)
+        telemetry.queue_depth("m", 5)
+        telemetry.image_pixels(100)
+    telemetry.inflight(4)
+    lines = telemetry.scrape().decode().splitlines()
+    for line in (
+        'fcn_rejected_total{reason="overloaded"} 2.0',
+        'fcn_batch_size_bucket{le="2.0",model="m"} 0.0',
+        'fcn_batch_size_bucket{le="3.0",model="m"} 2.0',
+        'fcn_queue_depth{model="m"} 5.0',
+        "fcn_image_pixels_sum 200.0",
+        "fcn_inflight_requests 4.0",
+    ):
+        assert line in lines
+    assert not [line for line in lines if "_created" in line]

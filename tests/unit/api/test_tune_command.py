@@ -20,12 +20,12 @@ from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings
 from service.tuning import (
     Candidate,
-    Lone,
+    SingleLatency,
     Throughput,
     candidates,
     choose,
-    choose_alone,
-    steadied,
+    choose_alone_threads,
+    drift_corrected,
     tune,
 )
 from tests import tiny_models
@@ -66,11 +66,11 @@ def test_batches_must_be_worth_the_wait() -> None:
 def test_a_machine_that_slows_down_favours_nobody() -> None:
     slow, fast = Candidate("onnxruntime", 2, 1, 1), Candidate("openvino", 2, 1, 1)
     # As fast as each other but for 5 %, at the machine's speeds 1, 0.5 and 2; `fast` has one more.
-    found = steadied({slow: [100, 50, 200], fast: [105, 52.5, 210, 1]})
+    found = drift_corrected({slow: [100, 50, 200], fast: [105, 52.5, 210, 1]})
     assert found[fast] / found[slow] == pytest.approx(1.05)
     assert 110 < found[slow] < 125
     # One bad slot is not believed.
-    found = steadied({slow: [100, 100, 100], fast: [105, 60, 105]})
+    found = drift_corrected({slow: [100, 100, 100], fast: [105, 60, 105]})
     assert found[fast] > found[slow]
 
 
@@ -79,8 +79,8 @@ def test_a_machine_that_slows_down_favours_nobody() -> None:
     [([50.0, 30.0], 1, 2), ([50.0, 46.0], 1, 1), ([50.0, 30.0], 2, 2), ([50.0, 60.0], 1, 1)],
 )
 def test_a_second_copy_must_be_worth_it(times: list[float], threads: int, chosen: int) -> None:
-    lone = [Lone(count, ms) for count, ms in zip((1, 2), times, strict=True)]
-    assert choose_alone(lone, threads) == chosen
+    single = [SingleLatency(count, ms) for count, ms in zip((1, 2), times, strict=True)]
+    assert choose_alone_threads(single, threads) == chosen
 
 
 def test_candidates_use_all_cores_and_no_more() -> None:
@@ -97,8 +97,7 @@ class Timed:
 
     provider = "cpu"
     contract = tiny_models.contract()
-    alone = None
-    scored = ()
+    path = Path("model.onnx")
 
     def __init__(self, milliseconds: dict[tuple[str, int], float]) -> None:
         self.now = 0.0
@@ -147,7 +146,7 @@ def test_tune_chooses_the_fastest_in_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.chosen.candidate == Candidate("openvino", 1, 2, 1)
     assert found.chosen.images_per_s == pytest.approx(25)
     assert found.chosen.p50_ms == pytest.approx(40)
-    assert [(lone.threads, round(lone.p50_ms)) for lone in found.lone] == [(1, 90), (2, 40)]
+    assert [(row.threads, round(row.p50_ms)) for row in found.single] == [(1, 90), (2, 40)]
     assert found.alone_threads == 2
     assert 25 < timed.now < 33
     assert told == sorted(told)
@@ -191,7 +190,7 @@ def test_a_network_that_fails_under_load_is_an_error(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(timed, "_run", fail)
     monkeypatch.setattr(tuning, "open_network", timed.open)
-    with pytest.raises(ModelLoadError, match="fails on 8x8 pictures, 1 at once"):
+    with pytest.raises(ModelLoadError, match="fails on 8x8 images, 1 at once"):
         tune(Path("m"), size=(8, 8), seconds=1, cores=2, engines=["onnxruntime"])
 
 
@@ -224,7 +223,7 @@ def test_the_command_writes_a_file_that_serves(
     [
         (["--size", "16"], "--size 16: give HEIGHTxWIDTH"),
         (["--size", "0x8"], "--size 0x8: give HEIGHTxWIDTH"),
-        (["--size", "65x8"], "takes no pictures of 65x8"),
+        (["--size", "65x8"], "takes no images of 65x8"),
         (["--seconds", "61"], "--seconds 61: give more than 0 and at most 60"),
         (["--seconds", "0"], "--seconds 0: give more than 0"),
         (["--model", "missing.onnx"], "missing.onnx cannot be loaded"),

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import grpc
 import numpy as np
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from fcn_client.stubs import segmentation_pb2 as pb
@@ -219,15 +220,19 @@ def grpc_server(script: Script) -> Iterator[str]:
         return pb.ListModelsResponse(models=[model])
 
     def abort(refused: Refusal, context: grpc.ServicerContext) -> NoReturn:
+        trailing: list[tuple[str, str | bytes]] = [("x-request-id", "7")]
         if refused.wait:
-            context.set_trailing_metadata(
-                (("x-request-id", "7"), ("grpc-retry-pushback-ms", refused.wait))
-            )
-        else:
-            context.set_trailing_metadata((("x-request-id", "7"),))
+            trailing.append(("grpc-retry-pushback-ms", refused.wait))
         if refused.row is None:
+            context.set_trailing_metadata(tuple(trailing))
             context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
-        context.abort(refused.row.code, f"{refused.title}: do this")
+        text = f"{refused.title}: do this"
+        status = status_pb2.Status(code=refused.row.code.value[0], message=text)
+        info = error_details_pb2.ErrorInfo(reason=refused.row.kind, domain="fcn-serve")
+        status.details.add().Pack(info)
+        trailing.append(("grpc-status-details-bin", status.SerializeToString()))
+        context.set_trailing_metadata(tuple(trailing))
+        context.abort(refused.row.code, text)
         raise AssertionError("abort raises")
 
     handlers = {

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from fcn_client import AsyncFcnClient, FcnClient, NotAllowed, NotAuthenticated, UnusableInput
-from fcn_client.errors import from_document, from_status
+from fcn_client import AsyncFcnClient, FcnClient, InvalidInput, NotAuthenticated
 from tests.drawing import png, street
 from tests.unit.client.fakes import SERVERS, Script
 
@@ -51,21 +50,9 @@ async def test_without_it_nothing_is_asked_twice(transport: str, key: str | None
 
 @pytest.mark.parametrize("key", ["", "two words", "Zeile\n", "schlüssel", "Byte\x00"])
 def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(key: str) -> None:
-    with pytest.raises(UnusableInput, match="without spaces and line ends") as raised:
+    with pytest.raises(InvalidInput, match="without spaces and line ends") as raised:
         FcnClient("http://localhost:8000", api_key=key)
     assert not key or key.strip("\n\x00") not in str(raised.value)
-
-
-def test_a_proxys_refusals_have_the_same_classes() -> None:
-    """What is in front of the server may ask for the key, in its own words."""
-    for status, code, error in (
-        (401, "UNAUTHENTICATED", NotAuthenticated),
-        (403, "PERMISSION_DENIED", NotAllowed),
-    ):
-        over_rest = from_document(status, b"<h1>no", retry_after_s=None, request_id="1")
-        over_grpc = from_status(code, "go away", retry_after_s=None, no_retry=False, request_id="1")
-        assert type(over_rest) is type(over_grpc) is error
-        assert not over_rest.retryable and not over_grpc.retryable
 
 
 @BOTH

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_client import FcnClient, UnreadableAnswer, UnusableInput
-from fcn_client.picture import file_bytes, overlay, read_answer, read_rgb
+from fcn_client import DecodeError, FcnClient, InvalidInput
+from fcn_client.grpc_messages import target_of
+from fcn_client.images import file_bytes, overlay, read_answer, read_rgb
 from fcn_client.request import call_of, is_grpc, total_s
-from fcn_client.rpc import target_of
 from service.core.images.decode import decode
 from service.core.outputs import overlay_png
 from tests.drawing import encode, jpeg, png, read_png, street
@@ -68,12 +68,12 @@ def test_arrays_are_sent_without_loss() -> None:
         (Path("/no/such/file"), "/no/such/file cannot be read: No such file"),
         (Path("/dev/null"), "is empty"),
         (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
-        (3, "a int is no picture"),
+        (3, "a int is no image"),
     ],
     ids=str,
 )
 def test_what_is_no_picture(wrong: Any, message: str) -> None:
-    with pytest.raises(UnusableInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         file_bytes(wrong)
 
 
@@ -105,7 +105,7 @@ def test_answers() -> None:
     ],
 )
 def test_answers_that_are_none(output: str, kind: str, body: bytes, message: str) -> None:
-    with pytest.raises(UnreadableAnswer, match=message):
+    with pytest.raises(DecodeError, match=message):
         read_answer(output, kind, body)
 
 
@@ -113,7 +113,7 @@ def test_answers_that_are_none(output: str, kind: str, body: bytes, message: str
     "url", ["localhost:8000", "ftp://x", "http://", "http://x:y", "grpc://x/y"]
 )
 def test_wrong_addresses(url: str) -> None:
-    with pytest.raises(UnusableInput):
+    with pytest.raises(InvalidInput):
         FcnClient(url)
 
 
@@ -132,9 +132,9 @@ def test_options() -> None:
     call = call_of(b"x", "label_map", {"classes": "road"})
     assert call.classes == ("road",) and len(call.request_id) == 32
     assert call_of(b"x", "label_map", {"classes": (3, "car")}).classes == ("3", "car")
-    with pytest.raises(UnusableInput, match="no option colour: use alpha"):
+    with pytest.raises(InvalidInput, match="no option colour: use alpha"):
         call_of(b"x", "label_map", {"colour": 1})  # type: ignore[typeddict-unknown-key]
-    with pytest.raises(UnusableInput, match="request_id 'a b'"):
+    with pytest.raises(InvalidInput, match="request_id 'a b'"):
         call_of(b"x", "label_map", {"request_id": "a b"})
-    with pytest.raises(UnusableInput, match="deadline_ms is 0"):
+    with pytest.raises(InvalidInput, match="deadline_ms is 0"):
         total_s({"deadline_ms": 0}, 1.0)

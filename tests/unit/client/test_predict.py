@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from fcn_client.errors import NotAuthenticated, Problem, Unreachable, UnusableInput
-from fcn_client.picture import overlay
+from fcn_client.errors import FcnConnectionError, InvalidInput, NotAuthenticated
+from fcn_client.images import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
 from fcn_client.types import ClassInfo
@@ -155,8 +155,8 @@ def test_only_what_is_missing_is_done_again(
     assert again("--alpha", 0.9, "--write", "label_map,overlay,color") == (3, 0)
     assert again("--alpha", 0.9, "--write", "overlay") == (0, 3)
     assert again("--afresh", "--alpha", 0.9) == (3, 0)
-    os.utime(model, (1, 1))  # exported again
-    assert again("--alpha", 0.9) == (3, 0)
+    os.utime(model, (1, 1))  # the same file, only touched
+    assert again("--alpha", 0.9) == (0, 3)
 
 
 def test_classes_that_are_not_kept_are_void(
@@ -228,7 +228,7 @@ def test_mp4(tmp_path: Path) -> None:
     for rgb, expected in zip(seen, sent, strict=True):
         np.testing.assert_allclose(rgb.astype(int), expected.astype(int), atol=12)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UnusableInput, match="cannot be read as a video"):
+    with pytest.raises(InvalidInput, match="cannot be read as a video"):
         list(frames(path))
 
 
@@ -236,7 +236,7 @@ def test_a_video_without_its_decoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnusableInput, match="pip install av$"):
+    with pytest.raises(InvalidInput, match="pip install av$"):
         list(frames(tmp_path / "film.mp4"))
 
 
@@ -276,11 +276,11 @@ class Drawn:
         pass
 
 
-WITHDRAWN = NotAuthenticated(Problem("", "Not authenticated", 401, "the key was taken away"))
+WITHDRAWN = NotAuthenticated("the key was taken away")
 
 
 @pytest.mark.parametrize(
-    "end", [Unreachable("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
+    "end", [FcnConnectionError("the server is gone"), WITHDRAWN, KeyboardInterrupt()], ids=str
 )
 def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
@@ -341,10 +341,10 @@ def test_a_file_that_vanished_fails_alone(tmp_path: Path) -> None:
         (["deep/b.png", "--local", "no.onnx"], "no.onnx does not exist"),
         (
             ["deep/b.png", "--local", "two"],
-            "two holds several models: name one with --model (one, other)",
+            "two: several models are served, say which: one, other (--model, --model-version)",
         ),
         (["deep/b.png", "--local", "two", "--model", "x"], "no model 'x'"),
-        (["deep/b.png", "--model-version", "7"], "model tiny has no version '7': it has 1"),
+        (["deep/b.png", "--model-version", "7"], "model tiny has no version '7': choose from 1"),
         (["deep/b.png", "--url", "localhost:8000"], "is no server's address"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -374,7 +374,10 @@ def test_models_of_a_server_are_chosen_by_name(
     words = (photos / "a.png", "--out", photos / "out", "--url", server.url)
     report = run(capsys, *words, "--model", "other")[1]
     assert (report["model"], report["version"], report["done"]) == ("other", "1", 1)
-    assert run(capsys, *words)[1]["version"] == "2"
+    assert main(["predict", *map(str, words)]) == 1
+    says = "made by another network, other 1 fp32, and this is tiny 2 fp32: give another --out"
+    assert says in capsys.readouterr().err
+    assert run(capsys, *words, "--afresh")[1]["version"] == "2"
     for more, why in (
         (("--model", "x"), "has no model 'x': it has other, tiny"),
         (("--model-version", "9"), "model tiny has no version '9': it has 1, 2"),

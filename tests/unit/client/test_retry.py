@@ -12,17 +12,16 @@ from fcn_client import (
     AsyncFcnClient,
     DeadlineExceeded,
     FcnClient,
+    FcnConnectionError,
     FcnError,
-    ImageTooLarge,
+    FcnTimeoutError,
     Overloaded,
     RetryPolicy,
     ServerError,
-    TimedOut,
-    Unreachable,
 )
-from fcn_client.errors import KINDS, from_status
-from fcn_client.rest import retry_after_s, timings_of
-from fcn_client.retry import Patience
+from fcn_client.errors import KINDS
+from fcn_client.http_messages import retry_after_s, timings_of
+from fcn_client.retry import RetryBudget
 from fcn_client.types import Timings
 from service import errors
 from service.api.status import TABLE, TYPE_PREFIX
@@ -70,7 +69,7 @@ def test_without_a_hint_the_waits_grow(transport: str) -> None:
     policy = RetryPolicy(max_attempts=5, first_wait_s=0.1, max_wait_s=0.3)
     error, attempts, waits = asked(transport, Script([PROXY] * 9), policy)
     assert attempts == 5
-    assert isinstance(error, ServerError if transport == "rest" else Unreachable)
+    assert isinstance(error, ServerError if transport == "rest" else FcnConnectionError)
     for wait, most in zip(waits, (0.1, 0.2, 0.3, 0.3), strict=True):
         assert 0.0 <= wait <= most
 
@@ -88,8 +87,8 @@ def test_what_cannot_succeed_is_not_asked_again(
     assert (error.title, error.detail) == (kind.title, "do this")
     assert (error.request_id, error.instance) == ("7", "urn:fcn:request:7")
     assert error.code == ("" if transport == "rest" else row.code.name)
-    assert type(error) is KINDS[row.kind].error
-    assert isinstance(error, TimedOut) == isinstance(error, DeadlineExceeded)
+    assert type(error) is KINDS[row.kind]
+    assert isinstance(error, FcnTimeoutError) == isinstance(error, DeadlineExceeded)
 
 
 @BOTH
@@ -109,7 +108,7 @@ def test_no_wait_goes_past_the_deadline(transport: str) -> None:
 def test_a_server_that_hangs_is_left_in_time(transport: str) -> None:
     began = time.monotonic()
     error, attempts, _ = asked(transport, Script(delay_s=1.2), deadline_ms=100)
-    assert isinstance(error, TimedOut) and attempts == 1
+    assert isinstance(error, FcnTimeoutError) and attempts == 1
     assert "allow more" in str(error)
     assert time.monotonic() - began < 3
 
@@ -141,7 +140,7 @@ def test_nobody_there(transport: str) -> None:
     scheme = {"rest": "http", "grpc": "grpc"}[transport]
     policy = RetryPolicy(max_attempts=2, first_wait_s=0.0)
     with FcnClient(f"{scheme}://127.0.0.1:{port}", retry=policy) as client:
-        with pytest.raises(Unreachable, match="cannot reach") as raised:
+        with pytest.raises(FcnConnectionError, match="cannot reach") as raised:
             client.segment(PICTURE)
         assert raised.value.attempts == 2
         assert f"127.0.0.1:{port}" in str(raised.value) and "UNKNOWN" not in str(raised.value)
@@ -162,22 +161,11 @@ def test_grpc_says_when_not_to_retry() -> None:
     assert isinstance(error, Overloaded) and attempts == 1 and not error.retryable
 
 
-def test_a_message_too_large_for_grpc_is_a_large_image() -> None:
-    error = from_status(
-        "RESOURCE_EXHAUSTED",
-        "CLIENT: Received message larger than max (9 vs. 5)",
-        retry_after_s=None,
-        no_retry=False,
-        request_id="1",
-    )
-    assert isinstance(error, ImageTooLarge) and not error.retryable
-
-
 def test_time_is_up_between_attempts() -> None:
     now = iter((0.0, 5.0))
-    patience = Patience(RetryPolicy(), 5.0, clock=lambda: next(now))
-    with pytest.raises(TimedOut, match="allow more"):
-        patience.begin()
+    budget = RetryBudget(RetryPolicy(), 5.0, clock=lambda: next(now))
+    with pytest.raises(FcnTimeoutError, match="allow more"):
+        budget.begin()
 
 
 @pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"first_wait_s": -1}, {"max_wait_s": -1}])
@@ -203,12 +191,3 @@ def test_retry_after(header: str | None, seconds: float | None) -> None:
 def test_server_timing() -> None:
     text = "decode;dur=1.5, cdn;desc=x, queue;desc=y;dur=2, infer;dur=x, render"
     assert timings_of(text) == Timings(0.0015, 0.002, 0.0, 0.0)
-
-
-def test_kinds_are_the_servers() -> None:
-    """A kind that the server gains is a plain ServerError here, until it has a class."""
-    rows = {row.kind: row.http for row in TABLE.values()}
-    titles = {row.kind: error.title for error, row in TABLE.items()}
-    for name, kind in KINDS.items():
-        assert rows[name] == kind.status
-        assert titles[name] == kind.title or name == "internal-error"

@@ -14,18 +14,18 @@ import pytest
 
 from fcn_client import (
     AsyncFcnClient,
+    DecodeError,
     FcnClient,
+    FcnConnectionError,
     FcnError,
+    FcnTimeoutError,
     ImageTooLarge,
     InvalidImage,
+    InvalidInput,
     NotAuthenticated,
     Outcome,
     Overloaded,
     RetryPolicy,
-    TimedOut,
-    Unreachable,
-    UnreadableAnswer,
-    UnusableInput,
 )
 from fcn_client.flow import Flow
 from fcn_client.types import RawReply, Timings
@@ -62,7 +62,7 @@ def test_all_over_one_call(tmp_path: Path) -> None:
     assert isinstance(wrong, InvalidImage) and wrong.attempts == 1
     assert (str(wrong), wrong.request_id) == ("Invalid image: do this", "film/1")
     assert (wrong.status, wrong.code) == (400, "INVALID_ARGUMENT")
-    assert isinstance(seen[2].error, UnusableInput)
+    assert isinstance(seen[2].error, InvalidInput)
     assert [request["id"] for request in script.asked] == ["0", "1", "3"]
     assert all(19_000 < int(request["deadline_ms"]) <= 20_000 for request in script.asked)
 
@@ -102,7 +102,7 @@ def test_a_call_that_breaks_is_made_anew() -> None:
     check(seen[2])
     script = Script([PROXY] * 9)
     (outcome,) = threads(script, [b"a"], RetryPolicy(max_attempts=2, first_wait_s=0.01))
-    assert isinstance(outcome.error, Unreachable) and outcome.error.attempts == 2
+    assert isinstance(outcome.error, FcnConnectionError) and outcome.error.attempts == 2
 
 
 def test_only_the_message_that_is_too_large_fails() -> None:
@@ -121,7 +121,7 @@ def test_a_server_that_hangs_is_left_in_time() -> None:
     seen = threads(script, [b"a", b"b"], deadline_ms=200)
     assert time.monotonic() - began < 5
     by_index = {outcome.index: outcome for outcome in seen}
-    assert isinstance(by_index[0].error, TimedOut)
+    assert isinstance(by_index[0].error, FcnTimeoutError)
     check(by_index[1])
 
 
@@ -141,7 +141,7 @@ def test_rest_has_no_streams() -> None:
     with (
         http_server(Script()) as url,
         FcnClient(url) as client,
-        pytest.raises(UnusableInput, match="grpc://host:8001, or use segment_many"),
+        pytest.raises(InvalidInput, match="grpc://host:8001, or use segment_many"),
     ):
         list(client.segment_stream([b"a"]))
 
@@ -156,7 +156,7 @@ def test_rest_has_no_streams() -> None:
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UnusableInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         threads(Script(), [b"a"], **options)
 
 
@@ -169,7 +169,7 @@ def test_the_source_is_read_no_further_than_the_window() -> None:
             yield b"a"
 
     with grpc_server(Script()) as url, FcnClient(url) as client:
-        with closing(client.segment_stream(endless(), window=3)) as outcomes:  # type: ignore[type-var]
+        with closing(client.segment_stream(endless(), window=3)) as outcomes:
             for number in range(1, 6):
                 check(next(outcomes))
                 time.sleep(0.02)
@@ -213,7 +213,7 @@ def test_what_the_source_raises_arrives() -> None:
 
 def test_an_answer_that_cannot_be_read_fails_its_picture() -> None:
     seen = threads(Script(body=b"?"), [b"a", b"b"], progress=True)
-    assert [type(outcome.error) for outcome in seen] == [UnreadableAnswer] * 2
+    assert [type(outcome.error) for outcome in seen] == [DecodeError] * 2
 
 
 async def test_async_is_the_same() -> None:
@@ -229,7 +229,7 @@ async def test_async_is_the_same() -> None:
             np.testing.assert_array_equal(seen[0].unwrap().value, LABELS)
             assert seen[0].unwrap().attempts >= 2
             assert isinstance(seen[1].error, InvalidImage)
-            assert isinstance(seen[2].error, UnusableInput)
+            assert isinstance(seen[2].error, InvalidInput)
             check(seen[3], attempts=seen[3].unwrap().attempts)
             async with aclosing(client.segment_stream([b"a"] * 50, window=2)) as outcomes:
                 check(await anext(outcomes))
@@ -250,9 +250,9 @@ async def test_async_source_that_raises_and_rest() -> None:
             with pytest.raises(ZeroDivisionError, match="in the source"):
                 [o async for o in client.segment_stream(broken())]
             (outcome,) = [o async for o in client.segment_stream([b"a"], deadline_ms=50)]
-            assert isinstance(outcome.error, TimedOut)
+            assert isinstance(outcome.error, FcnTimeoutError)
     async with AsyncFcnClient("http://127.0.0.1:9") as client:
-        with pytest.raises(UnusableInput, match="segment_many"):
+        with pytest.raises(InvalidInput, match="segment_many"):
             [o async for o in client.segment_stream([b"a"])]
 
 
@@ -268,12 +268,12 @@ def test_late_answers_to_earlier_attempts_are_passed_over() -> None:
     pictures = flow(lambda: now[0], first_wait_s=0.0)
     pictures.take(0, "a", b"a")
     assert [id for id, _ in pictures.due()] == ["0"]
-    pictures.broken(Unreachable("gone"))
+    pictures.broken(FcnConnectionError("gone"))
     assert [id for id, _ in pictures.due()] == ["0.2"]
     pictures.answered("0", FcnError("of the call that broke"))
-    assert list(pictures.handed_out()) == []
+    assert list(pictures.pop_ready()) == []
     pictures.answered("0.2", REPLY)
-    (settled,) = pictures.handed_out()
+    (settled,) = pictures.pop_ready()
     assert (settled.end, settled.attempts, pictures.idle) == (REPLY, 2, True)
 
 
@@ -283,5 +283,5 @@ def test_time_can_run_out_while_a_picture_waits_to_be_sent() -> None:
     pictures.take(0, "a", b"a")
     now[0] = 11.0
     assert list(pictures.due()) == []
-    (settled,) = pictures.handed_out()
-    assert isinstance(settled.end, TimedOut) and pictures.wait_s() is None
+    (settled,) = pictures.pop_ready()
+    assert isinstance(settled.end, FcnTimeoutError) and pictures.wait_s() is None

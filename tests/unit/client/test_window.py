@@ -11,9 +11,10 @@ from contextlib import aclosing
 
 import pytest
 
-from fcn_client import AsyncFcnClient, FcnClient, FcnError, UnusableInput
+from fcn_client import AsyncFcnClient, FcnClient, FcnError, InvalidInput
+from fcn_client.aio.window import in_window as in_tasks
 from fcn_client.progress import length, progress_bar
-from fcn_client.window import in_tasks, on_threads
+from fcn_client.sync.window import in_window as on_threads
 from service import errors
 from tests.unit.client.fakes import SERVERS, Script, refusal
 
@@ -100,9 +101,9 @@ async def test_tasks_are_cancelled_when_the_caller_stops() -> None:
 
 @pytest.mark.parametrize("in_flight", [0, -1])
 async def test_in_flight_is_at_least_one(in_flight: int) -> None:
-    with pytest.raises(UnusableInput, match="give 1 or more"):
+    with pytest.raises(InvalidInput, match="give 1 or more"):
         list(on_threads(Work(), [1], in_flight, ordered=True))
-    with pytest.raises(UnusableInput, match="give 1 or more"):
+    with pytest.raises(InvalidInput, match="give 1 or more"):
         _ = [a async for a in in_tasks(Work().later, [1], in_flight, ordered=True)]
 
 
@@ -119,7 +120,7 @@ async def test_one_failure_stops_no_other(
             (1, b"", False),
             (2, b"y", True),
         ]
-        assert [type(o.error).__name__ for o in outcomes[:2]] == ["InvalidImage", "UnusableInput"]
+        assert [type(o.error).__name__ for o in outcomes[:2]] == ["InvalidImage", "InvalidInput"]
         with pytest.raises(FcnError, match="do this"):
             outcomes[0].unwrap()
         assert outcomes[2].unwrap().value.shape == (2, 3)

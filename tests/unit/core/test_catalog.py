@@ -126,3 +126,35 @@ def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
     entry.state = ModelState.FAILED
     with pytest.raises(ModelNotReady, match="model a version 1 is failed"):
         found.find("a", "1")
+
+
+def test_made_up_names_make_no_time_series() -> None:
+    both = catalog(A1, B1)
+    both.set_aliases({"prod": Alias("a", "1"), "gone": Alias("c")})
+    assert both.metric_label("a") == both.metric_label("prod") == "a"
+    assert both.metric_label("gone") == both.metric_label("made-up") == ""
+    assert both.metric_label(None) == ""  # one of them must be named
+    assert catalog(A1).metric_label(None) == "a"
+    assert catalog().metric_label(None) == ""
+
+
+def test_the_default_is_named_by_its_own_name() -> None:
+    assert catalog(A1).default_name() == "a"
+    assert catalog(A1, B1).default_name() is None
+    aliased = catalog(A1, B1, default_model="prod")
+    aliased.set_aliases({"prod": Alias("b")})
+    assert aliased.default_name() == "b"
+
+
+def test_a_status_is_of_what_a_request_means_ready_or_not() -> None:
+    failed = Entry("a", "2", ModelState.FAILED)
+    found = catalog(A1, failed, B1)
+    found.set_aliases({"prod": Alias("a", "1")})
+    model, version = found.status("a", None)
+    assert (model.name, version.version, version.state) == ("a", "2", ModelState.FAILED)
+    model, version = found.status("prod", None)
+    assert (model.name, model.default_version, version.version) == ("a", "2", "1")
+    with pytest.raises(UnknownVersion, match="model a has no version '7'"):
+        found.status("a", "7")
+    with pytest.raises(UnknownModel, match="choose from none, they are still loading"):
+        catalog().status("a", None)

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from service.core.engines.cores import (
     available_cores,
     multiplies_int8,
     plan,
-    yield_to_event_loop,
 )
 
 
@@ -99,18 +95,3 @@ def test_int8_instructions_are_read_off_the_flags(tmp_path: Path, text: str, wan
 
 def test_a_system_that_does_not_say_has_no_int8_instructions(tmp_path: Path) -> None:
     assert not multiplies_int8(tmp_path / "cpuinfo")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
-def test_a_thread_stands_back_and_the_others_do_not() -> None:
-    def nice() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    def stand_back() -> int:
-        yield_to_event_loop(3)
-        return nice()
-
-    before = nice()
-    with ThreadPoolExecutor(1) as executor:
-        assert executor.submit(stand_back).result() == min(19, before + 3)
-    assert nice() == before

@@ -154,12 +154,12 @@ async def test_the_version_before_answers_what_it_has_and_is_closed(tmp_path: Pa
         assert (await segmenter.segment(red(50), OPTIONS)).version == "1"
         assert new.device.values == [[50]]  # the new one answers while the old one is held
         old = list(segmenter._fleet._draining)
-        assert [served.batcher.alive for served in old] == [True]
+        assert [served.queue.alive for served in old] == [True]
         device.release()
         replies = await asyncio.gather(*waiting)
         assert [int(read_png(reply.body)[0, 0]) for reply in replies] == [40, 41, 42]
         await eventually(lambda: not segmenter._fleet._draining)
-        assert [served.batcher.alive for served in old] == [False]
+        assert [served.queue.alive for served in old] == [False]
 
 
 async def test_the_memory_of_the_version_before_is_freed(

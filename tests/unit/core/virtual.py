@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from service.core.batching.lanes import Batch, Step
+from service.core.batching.device_threads import run as run_batch
+from service.core.batching.queue import BatchQueue
 from service.core.types import Float32Array, Instance, UInt8Array
 from tests.unit.core.fakes import POISON
 
@@ -47,7 +50,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Machine(Instance):
-    """Devices in virtual time: a run ends `seconds(batch)` after it began, and is noted.
+    """Runs batches in virtual time: a run ends `seconds(batch)` after it began, and is noted.
 
     The label map is the red channel, and a batch with a POISON image fails.
     """
@@ -55,7 +58,7 @@ class Machine(Instance):
     def __init__(self, seconds: Callable[[UInt8Array], float]) -> None:
         self._seconds = seconds
         self.runs: list[tuple[float, str, UInt8Array]] = []
-        """When each began, on which thread, with what."""
+        """When each began, on which instance, with what."""
         self.busy: dict[str, int] = {}
         self.most_busy = 0
 
@@ -67,11 +70,8 @@ class Machine(Instance):
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         return self.run(batch), batch.transpose(0, 3, 1, 2).astype(np.float32)
 
-    def thread(self, name: str, step: Step) -> _Thread:
-        return _Thread(self, name, step)
-
     def begin(self, name: str, images: list[UInt8Array]) -> float:
-        """Seconds that the run will take."""
+        """Returns the seconds that the run will take."""
         batch = np.stack(images)
         self.runs.append((asyncio.get_running_loop().time(), name, batch))
         self.busy[name] = self.busy.get(name, 0) + 1
@@ -81,26 +81,54 @@ class Machine(Instance):
         return self._seconds(batch)
 
 
-class _Thread:
-    """A `Worker` in virtual time: what a batch is made into is known when its time is over."""
+class VirtualQueue(BatchQueue):
+    """A queue whose device threads are callbacks of the event loop.
 
-    def __init__(self, machine: Machine, name: str, step: Step) -> None:
+    The last of them is the instance that takes the full device, if there is one.
+    """
+
+    def __init__(
+        self, machine: Machine, *, instances: int, full_device: bool, **options: Any
+    ) -> None:
+        super().__init__(instances=instances, full_device=full_device, **options)
         self._machine = machine
-        self._name = name
-        self._step = step
+        self.idle = [str(n) for n in range(instances)]
+        self.idle += ["full"] * full_device
+        self._woken: deque[bool] = deque()
 
-    def put(self, batch: Batch) -> None:
-        seconds = self._machine.begin(self._name, [item.image for item in batch.items])
+    def put(self, *args: Any, **options: Any) -> None:
+        super().put(*args, **options)
+        self._wake_up()
+
+    def _notify(self, *, full_device: bool) -> None:
+        self._woken.append(full_device)
+
+    def _wake_up(self) -> None:
+        """Lets those that were notified look for work, in no time."""
+        while self._woken:
+            full_device = self._woken.popleft()
+            names = [name for name in self.idle if (name == "full") is full_device]
+            if names:
+                self.idle.remove(names[-1])
+                self._serve_next(names[-1])
+
+    def _serve_next(self, name: str) -> None:
+        batch = self.try_next_batch(full_device=name == "full")
+        if batch is None:
+            self.idle.append(name)
+            return
+        seconds = self._machine.begin(name, [request.image for request in batch.requests])
 
         def end() -> None:
-            self._machine.busy[self._name] -= 1
-            if (following := self._step(batch)) is not None:
-                self.put(following)
+            self._machine.busy[name] -= 1
+            try:
+                results = run_batch(self._machine, batch, self._clock)
+            except RuntimeError as error:
+                self.retry_singly(batch, error)
+            else:
+                results = [replace(result, infer_s=seconds) for result in results]
+                self.finish(batch, results, self._clock() - batch.started_s)
+            self._serve_next(name)
+            self._wake_up()
 
         asyncio.get_running_loop().call_later(seconds, end)
-
-    def stop(self) -> None:
-        pass
-
-    def join(self) -> None:
-        pass

@@ -15,7 +15,12 @@ def raw_recipe(root: Path) -> dict[str, Any]:
     """As read from YAML: 3 iterations an epoch, 2 epochs; everything random is on."""
     return {
         "name": "streets",
-        "network": {"backbone": "mobilenet_v1", "fc6_channels": 16, "dropout": 0.5},
+        "network": {
+            "backbone": "mobilenet_v1",
+            "fc6_channels": 16,
+            "dropout": 0.5,
+            "width": 0.125,
+        },
         "data": {"dataset": "folder", "root": str(root), "workers": 0},
         "augment": {"crop_height": 48, "crop_width": 64, "aspect": 0.2, "channel_gain": 0.1},
         "loss": {"class_weight_offset": 1.1, "dice": 0.5},

@@ -22,18 +22,23 @@ from model.fcn import FCN, AnyVariant
 from tests.unit.training.recipes import MakeConfig
 from tests.unit.training.test_train import assert_same_state
 from training.config import ConfigError
-from training.loader import Division, _Order
+from training.loader import EpochPlan, StepSampler
 from training.train import train
 
 # Without norms and dropout, which see and draw for each batch alone.
 PLAIN: dict[str, Any] = {
-    "network": {"backbone": "alexnet", "variant": "32s", "fc6_channels": 8, "dropout": 0.0},
+    "network": {
+        "backbone": "alexnet",
+        "variant": "32s",
+        "fc6_channels": 8,
+        "dropout": 0.0,
+        "width": 0.125,
+    },
     "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05},
     "loss__dice": 0.0,
 }
 
 
-@pytest.mark.usefixtures("narrow_alexnet")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 3), (4, 2)])
 def test_as_one_batch_of_all_their_images(
@@ -57,7 +62,6 @@ def test_as_one_batch_of_all_their_images(
         assert not torch.allclose(one.weights["score_fr.bias"], whole.weights["score_fr.bias"])
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_resumed_is_the_same_to_the_bit(
     tmp_path: Path, make_config: MakeConfig, stop_after: int
@@ -77,9 +81,10 @@ def test_resumed_is_the_same_to_the_bit(
 
 
 def test_batches_of_a_step_are_the_large_batch_in_order() -> None:
-    parts = list(_Order(Division(13, 2, accumulate=3), 0, 0, 4))
-    whole = list(_Order(Division(13, 6), 0, 0, 4))
-    assert [sum(parts[step : step + 3], []) for step in (0, 3, 6, 9)] == whole
+    parts = list(StepSampler(EpochPlan(13, 2, accumulate=3), 0, 0, 4))
+    whole = list(StepSampler(EpochPlan(13, 6), 0, 0, 4))
+    assert [len(step) for step in parts] == [3] * 4
+    assert [[sum(step, [])] for step in parts] == whole
 
 
 def test_dice_needs_the_whole_batch(make_config: MakeConfig) -> None:
@@ -87,7 +92,6 @@ def test_dice_needs_the_whole_batch(make_config: MakeConfig) -> None:
         make_config(schedule__accumulate=2)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_computing_activations_again_changes_nothing(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
@@ -98,17 +102,15 @@ def test_computing_activations_again_changes_nothing(
     assert_same_state(kept, train(again, tmp_path / "again", resume=True))
 
 
-NARROW = (8, 16, 32, 32, 32)
 BACKBONES: dict[str, tuple[Callable[[], Backbone], AnyVariant]] = {
-    "mobilenet_v1": (lambda: MobileNetV1(fc6_channels=16), "8s"),
-    "vgg16": (lambda: VGG16(fc_channels=16, channels=NARROW), "8s"),
-    "pool4": (lambda: VGG16(channels=NARROW, cut_after="pool4"), "pool4"),
-    "alexnet": (lambda: AlexNet(fc_channels=16, channels=(12, 32, 48, 48, 32)), "32s"),
+    "mobilenet_v1": (lambda: MobileNetV1(fc6_channels=16, width=0.125), "8s"),
+    "vgg16": (lambda: VGG16(fc_channels=16, width=1 / 16), "8s"),
+    "pool4": (lambda: VGG16(width=1 / 16, cut_after="pool4"), "pool4"),
+    "alexnet": (lambda: AlexNet(fc_channels=16, width=1 / 8), "32s"),
     "googlenet": (lambda: GoogLeNet(width=0.25), "16s"),
 }
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_same_gradients_from_less_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What is kept for the gradient: the tensors that autograd saves, and the parts' inputs."""

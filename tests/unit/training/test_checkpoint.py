@@ -17,9 +17,8 @@ from model.contract import ClassInfo, TrainingData
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.datasets import DatasetInfo
 
-pytestmark = pytest.mark.usefixtures("narrow")
 SPEC = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=16)
-INFO = DatasetInfo(
+INFO = DatasetInfo.single_head(
     (ClassInfo(0, "sky", (1, 2, 3)), ClassInfo(1, "road", (4, 5, 6), "where cars go")),
     TrainingData("drawn", "CC0-1.0", "here"),
 )
@@ -40,6 +39,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
         "best_mean_iu": 0.5,
         "val_scores": {"mean_iu": 0.5, "class_iu": {"sky": None}},
         "epoch_losses": [0.25, 0.125],
+        "environment": {"torch": "2.13.0"},
     }
     return Checkpoint(**(fields | changes))
 
@@ -83,9 +83,22 @@ def test_a_file_of_an_earlier_version_lacks_the_optional_fields(tmp_path: Path) 
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     fields = torch.load(path, weights_only=True)
-    del fields["epoch_losses"], fields["cuda_random_states"]
+    del fields["epoch_losses"], fields["cuda_random_states"], fields["environment"]
     torch.save(fields, path)
     assert load_checkpoint(path).epoch_losses == []
+
+
+@pytest.mark.parametrize("geometric", [False, True])
+def test_a_file_of_version_1_has_its_heads_in_other_fields(tmp_path: Path, geometric: bool) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    fields = torch.load(path, weights_only=True)
+    classes = fields["dataset"].pop("heads")[""]
+    fields["dataset"] |= {"classes": classes, "geometric": classes[:1] if geometric else ()}
+    del fields["dataset"]["modality"]
+    torch.save(fields | {"format_version": 1}, path)
+    heads = {"sem": INFO.classes, "geo": INFO.classes[:1]} if geometric else {"": INFO.classes}
+    assert load_checkpoint(path).dataset == dataclasses.replace(INFO, heads=heads)
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.unit.training.evaluation.fake_server import (
     problem,
 )
 from tests.unit.training.recipes import raw_recipe
-from training.analysis.masking import Shown
+from training.analysis.masking import Mask
 from training.analysis.upper_bound import PAPER_MEAN_IU, Method
 from training.datasets import drawn
 from training.evaluation.metrics import Absent
@@ -55,7 +55,6 @@ def recipe(tmp_path: Path, root: Path) -> str:
     return str(path)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     """From nothing to scenes told apart: always `road`, the best guess, would score 0.12."""
     root = tmp_path / "streets"
@@ -87,7 +86,6 @@ def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     assert report["class_iu"]["road"] > 0.8
 
 
-@pytest.mark.usefixtures("narrow")
 def test_train_refuses_and_resumes(tmp_path: Path, streets: Path, capsys: Capture) -> None:
     words = ["train", recipe(tmp_path, streets), "--run", str(tmp_path / "run")]
     assert main([*words, "--set", "schedule.epochs=1"]) == 0
@@ -149,7 +147,7 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "failed": [],
         "not_asked": 0,
         "absent": "nan",
-        "shown": "all",
+        "mask": "all",
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
         "mean_iu": 1.0,
@@ -255,7 +253,7 @@ def objects(pictures: Path, tmp_path: Path) -> list[str]:
     return ["--classes", str(path)]
 
 
-def test_what_of_the_pictures_is_shown(
+def test_a_mask_over_the_images(
     tmp_path: Path, pictures: Path, objects: list[str], capsys: Capture
 ) -> None:
     """The network names the brightest colour, and is right where it sees it."""
@@ -264,24 +262,22 @@ def test_what_of_the_pictures_is_shown(
     onnx = str(write_model(tmp_path, model_contract=replace(plain, classes=classes)))
     assert evaluate(onnx, pictures, *objects) == 0
     assert "mean IU without background  100.00" in capsys.readouterr().out
-    assert evaluate(onnx, pictures, *objects, "--shown", "background", "--json") == 0
+    assert evaluate(onnx, pictures, *objects, "--mask", "background", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["shown"] == "background"
+    assert report["mask"] == "background"
     assert report["mean_iu_without_background"] < 0.5
     assert evaluate(onnx, pictures, *objects, "--shown", "foreground") == 0
     assert "test, foreground alone: " in capsys.readouterr().out
 
 
-def test_a_server_cannot_be_shown_a_part(
-    pictures: Path, objects: list[str], capsys: Capture
-) -> None:
+def test_a_server_takes_no_mask(pictures: Path, objects: list[str], capsys: Capture) -> None:
     server = FakeServer()
     server.listing = {"models": [model("a", classes=["background", "green", "blue"])]}
     try:
-        assert evaluate(server.url, pictures, *objects, "--shown", "shape") == 1
+        assert evaluate(server.url, pictures, *objects, "--mask", "shape") == 1
     finally:
         server.close()
-    assert "to show shape only, give the checkpoint or the ONNX file" in capsys.readouterr().err
+    assert "to keep shape only, give the checkpoint or the ONNX file" in capsys.readouterr().err
 
 
 def test_another_class_list(onnx: str, streets: Path, capsys: Capture) -> None:
@@ -379,8 +375,8 @@ def test_the_commands_offer_what_the_functions_take() -> None:
     for command in words.values():
         for absent in get_args(Absent):
             assert parser.parse_args([*command, "--absent", absent]).absent == absent
-    for shown in get_args(Shown):
-        assert parser.parse_args([*words["evaluate"], "--shown", shown]).shown == shown
+    for mask in get_args(Mask):
+        assert parser.parse_args([*words["evaluate"], "--mask", mask]).mask == mask
     for method in get_args(Method):
         assert parser.parse_args([*words["upper-bound"], "--method", method]).method == method
     assert tuple(parser.parse_args(words["upper-bound"]).factors) == tuple(PAPER_MEAN_IU)

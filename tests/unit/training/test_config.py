@@ -61,13 +61,13 @@ def test_overrides(recipe: Path) -> None:
         ({"schedule": {}}, "schedule: .*want epochs or iterations, got neither"),
         ({"schedule": {"epochs": 1, "iterations": 5}}, "schedule: .*iterations, got both"),
         ({"schedule": {"iterations": 0}}, "schedule.iterations: "),
-        ({"data": {"dataset": "folder", "shown": "objects"}}, "data.shown: "),
+        ({"data": {"dataset": "folder", "mask": "objects"}}, "data.mask: "),
         ({"augment": {"crop_height": None}}, "augment: .*want both, or null for both"),
         ({"augment": {"jitter_px": 32}}, "augment: .*jitter_px shifts whole images"),
         ({"optimizer": {"bias_lr_factor": 0}}, "optimizer.bias_lr_factor: "),
         ({"schedule": {"epochs": "many"}}, "schedule.epochs: "),
         ({"schedule": {"epochs": 0}}, "schedule.epochs: "),
-        ({"network": {"backbone": "resnet"}}, "network.backbone: "),
+        ({"network": {"backbone": "resnet"}}, "network: .*no backbone 'resnet'"),
         ({"network": {"backbone": "mobilenet_v1", "variant": "4s"}}, "network.variant: "),
         ({"optimizer": {"kind": "lion"}}, "optimizer.kind: "),
         ({"precision": "fp8"}, "precision: "),
@@ -79,8 +79,15 @@ def test_overrides(recipe: Path) -> None:
         ({"loss": {"sample_cell_px": 0}}, "loss.sample_cell_px: "),
         ({"loss": {"sample": 0.5, "dice": 0.5}}, "loss.dice takes every pixel"),
         ({"precision": "fp16"}, "precision: "),
-        ({"optimizer": {"learned": "head"}}, "optimizer.learned: "),
-        ({"optimizer": {"learned": "score"}}, "optimizer.learned=score: the norms of mobilenet_v1"),
+        ({"optimizer": {"trainable": "head"}}, "optimizer.trainable: "),
+        (
+            {"optimizer": {"trainable": "score_layers"}},
+            "optimizer.trainable=score_layers: the norms of mobilenet_v1",
+        ),
+        (
+            {"data": {"dataset": "folder", "shown": "all", "mask": "all"}},
+            "data.shown is called data.mask now",
+        ),
         ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner maps"),
     ],
 )
@@ -88,6 +95,16 @@ def test_wrong_fields(recipe: Path, change: dict[str, Any], complaint: str) -> N
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | change))
     with pytest.raises(ConfigError, match=f"recipe.yaml: .*{complaint}"):
         load_config(recipe)
+
+
+def test_former_names_are_taken(recipe: Path) -> None:
+    """From files and from the command line, as people wrote them."""
+    raw = yaml.safe_load(recipe.read_text())
+    raw["network"] = {"backbone": "vgg16", "fc6_channels": 8}
+    raw["optimizer"] = {"learned": "score"}
+    recipe.write_text(yaml.safe_dump(raw))
+    config = load_config(recipe, ["data.shown=shape"])
+    assert (config.optimizer.trainable, config.data.mask) == ("score_layers", "shape")
 
 
 def test_every_wrong_field_is_named_at_once(recipe: Path) -> None:

@@ -22,12 +22,11 @@ from training.checkpoint import load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetInfo, open_dataset
 from training.learner import Learner
-from training.losses import distillation, labelled_mass
+from training.losses import distillation, labelled_weight
 from training.publish import shared_recipe
 from training.teacher import load_teacher
 from training.train import Trainer, train
 
-pytestmark = pytest.mark.usefixtures("narrow")
 VOID = 255
 
 
@@ -99,7 +98,7 @@ def test_a_step_adds_the_teachers_part(make_config: MakeConfig) -> None:
     fresh = build(config.network, 4).train()
     with torch.no_grad():
         divergence = distillation(fresh(images.float()), teacher(images.float()), target, 3.0)
-    part = 0.25 * float(divergence) / labelled_mass(target)
+    part = 0.25 * float(divergence) / float(labelled_weight([target]))
     assert part > 1e-3
     assert losses[False] - losses[True] == pytest.approx(part, rel=1e-4)
 
@@ -145,11 +144,10 @@ def test_the_teacher_is_an_exported_file_or_a_checkpoint(
     make_config: MakeConfig, tmp_path: Path, streets: Path
 ) -> None:
     checkpoint = tmp_path / "run" / "last.pt"
-    config = make_config(schedule__epochs=1, network={"backbone": "mobilenet_v1"})
+    config = make_config(schedule__epochs=1, network={"backbone": "mobilenet_v1", "width": 0.125})
     train(config, checkpoint.parent)
     assert main(["export", str(checkpoint), "--repository", str(tmp_path / "models")]) == 0
     info = open_dataset("folder", streets, "train").info
-    # The narrow network has the name of the whole one, so that `reopen` builds it narrow, too.
     exported = tmp_path / "models" / "streets" / "1" / "model.onnx"
     networks = [load_teacher(path, info) for path in (checkpoint, exported)]
     images = torch.rand(1, 3, 48, 64) * 255
@@ -165,7 +163,9 @@ def test_what_is_no_teacher_is_refused(
     checkpoint = tmp_path / "run" / "last.pt"
     train(make_config(schedule__epochs=1), checkpoint.parent)
     info = open_dataset("folder", streets, "train").info
-    others = DatasetInfo((ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data)
+    others = DatasetInfo.single_head(
+        (ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data
+    )
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     refusals = [
         (tmp_path / "none.pt", info, "there is no checkpoint"),
@@ -176,7 +176,7 @@ def test_what_is_no_teacher_is_refused(
     for path, wanted, message in refusals:
         with pytest.raises(ConfigError, match=message):
             load_teacher(path, wanted)
-    depth = DatasetInfo(info.classes, info.data, modality="rgbd")
+    depth = DatasetInfo.single_head(info.classes, info.data, modality="rgbd")
     with pytest.raises(ConfigError, match="for RGB pictures with one labelling"):
         load_teacher(checkpoint, depth)
 

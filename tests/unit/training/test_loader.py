@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.datasets import SegmentationDataset, drawn, open_dataset
-from training.loader import Division, _Order, training_batches
+from training.loader import EpochPlan, StepSampler, step_loader
 from training.transforms import Augmentation
 
 AUGMENT = Augmentation(crop_height=32, crop_width=32)
@@ -24,17 +24,17 @@ def dataset(streets: Path) -> SegmentationDataset:
 def batches(
     streets: Path, *, start: int = 0, total: int = 5, workers: int = 0, seed: int = 3
 ) -> list[Batch]:
-    """Batches of 2 from 6 scenes: 3 iterations an epoch."""
-    loader = training_batches(
+    """Steps of a batch of 2 from 6 scenes: 3 iterations an epoch."""
+    loader = step_loader(
         dataset(streets),
         AUGMENT,
-        batch_size=2,
+        EpochPlan(6, 2),
         seed=seed,
         start=start,
         total=total,
         workers=workers,
     )
-    return [(images.clone(), target.clone()) for images, target in loader]
+    return [(images.clone(), target.clone()) for ((images, target),) in loader]
 
 
 def equal(some: list[Batch], others: list[Batch]) -> bool:
@@ -63,14 +63,14 @@ def test_whole_images_of_different_sizes_share_a_batch(tmp_path: Path, workers: 
     whole = Augmentation(crop_height=None, crop_width=None, min_scale=1.0, max_scale=1.0)
     data = open_dataset("folder", tmp_path, "train")
     fields: dict[str, Any] = {"seed": 0, "start": 0, "workers": workers}
-    ((images, target),) = training_batches(data, whole, batch_size=2, total=1, **fields)
+    (((images, target),),) = step_loader(data, whole, EpochPlan(2, 2), total=1, **fields)
     assert (images.shape, target.shape) == ((2, 3, 32, 40), (2, 32, 40))
     sizes = {tuple(data[index].target.shape) for index in range(2)}
     assert sizes == {(24, 40), (32, 36)}
     labelled = sum(int((data[index].target != 255).sum()) for index in range(2))
     assert int((target != 255).sum()) == labelled
-    alone = training_batches(data, whole, batch_size=1, total=2, **fields)
-    assert {tuple(target.shape[1:]) for _, target in alone} == sizes
+    alone = step_loader(data, whole, EpochPlan(2, 1), total=2, **fields)
+    assert {tuple(target.shape[1:]) for ((_, target),) in alone} == sizes
 
 
 def test_a_worker_process_changes_nothing(streets: Path) -> None:
@@ -92,19 +92,43 @@ def test_epochs_differ(streets: Path) -> None:
 
 
 def test_each_epoch_takes_each_scene_once() -> None:
-    order = list(_Order(Division(6, 2), seed=0, start=0, total=9))
+    order = list(StepSampler(EpochPlan(6, 2), seed=0, start=0, total=9))
     for epoch in range(3):
-        keys = [key for batch in order[3 * epoch : 3 * epoch + 3] for key in batch]
+        keys = [key for (batch,) in order[3 * epoch : 3 * epoch + 3] for key in batch]
         assert {epoch_of for epoch_of, _ in keys} == {epoch}
         assert sorted(index for _, index in keys) == list(range(6))
-    assert len({tuple(batch) for batch in order}) == 9
+    assert len({tuple(batch) for (batch,) in order}) == 9
 
 
 def test_a_short_last_batch_is_dropped_unless_it_is_the_only_one() -> None:
-    assert Division(7, 2).steps_per_epoch == 3
-    assert [len(batch) for batch in _Order(Division(7, 2), seed=0, start=0, total=6)] == [2] * 6
-    assert Division(3, 8).steps_per_epoch == 1
-    assert [len(batch) for batch in _Order(Division(3, 8), seed=0, start=0, total=2)] == [3, 3]
+    assert EpochPlan(7, 2).steps_per_epoch == 3
+    assert [len(batch) for (batch,) in StepSampler(EpochPlan(7, 2), seed=0, start=0, total=6)] == [
+        2
+    ] * 6
+    assert EpochPlan(3, 8).steps_per_epoch == 1
+    assert [len(batch) for (batch,) in StepSampler(EpochPlan(3, 8), seed=0, start=0, total=2)] == [
+        3,
+        3,
+    ]
+
+
+def test_a_step_is_its_batches(streets: Path) -> None:
+    """Each padded and collated on its own, together the images of the large batch, in order."""
+    fields: dict[str, Any] = {"seed": 0, "start": 0, "total": 1, "workers": 0}
+    (parts,) = step_loader(dataset(streets), AUGMENT, EpochPlan(6, 2, accumulate=2), **fields)
+    ((whole,),) = step_loader(dataset(streets), AUGMENT, EpochPlan(6, 4), **fields)
+    assert [len(target) for _, target in parts] == [2, 2]
+    for part, wanted in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(part), wanted)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_pages_are_locked_on_request(streets: Path, pinned: bool) -> None:
+    loader = step_loader(
+        dataset(streets), AUGMENT, EpochPlan(6, 2),
+        seed=0, start=0, total=1, workers=0, pin_memory=pinned,
+    )  # fmt: skip
+    assert loader.pin_memory is pinned
 
 
 def test_reading_leaves_the_random_numbers_of_torch_alone(streets: Path) -> None:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from training.losses import (
+    LossConfig,
     Reduction,
+    batch_loss,
     cross_entropy,
     inverse_log_weights,
+    labelled_weight,
     sample_cells,
-    sampled_cross_entropy,
     soft_dice,
 )
 
@@ -160,14 +162,39 @@ def test_every_cell_is_kept_as_often_as_asked() -> None:
     assert kept.numpy() == pytest.approx(np.full((5, 6), 0.3), abs=0.03)  # 4 standard deviations
 
 
-def test_keeping_all_is_the_plain_loss() -> None:
+def loss_of(
+    logits: Tensor, target: Tensor, weights: Tensor | None, **config: float | str
+) -> Tensor:
+    """What training minimises where a step is this batch alone."""
+    fields = LossConfig.model_validate(config)
+    return batch_loss(logits, target, fields, weights, labelled_weight([target], weights))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_keeping_all_is_the_plain_loss(reduction: Reduction) -> None:
     logits, target = batch()
     assert torch.equal(sample_cells(target, 1.0, 2), target)
-    for reduction in ("mean", "sum"):
-        sampled = sampled_cross_entropy(logits, target, 1.0, 2, WEIGHTS, reduction)
-        assert float(sampled) == pytest.approx(
-            float(cross_entropy(logits, target, WEIGHTS, reduction)), rel=1e-6
-        )
+    got = loss_of(logits, target, WEIGHTS, reduction=reduction)
+    wanted = cross_entropy(logits, target, WEIGHTS, reduction)
+    assert got.dtype == torch.float32
+    assert float(got) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_dice_is_added_by_its_weight() -> None:
+    logits, target = batch()
+    got = loss_of(logits, target, WEIGHTS, dice=0.5)
+    wanted = cross_entropy(logits, target, WEIGHTS) + 0.5 * soft_dice(logits, target)
+    assert float(got) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_labelled_weight_counts_what_is_labelled() -> None:
+    _, target = batch()
+    labelled = target[target != VOID].long()
+    assert float(labelled_weight([target])) == len(labelled)
+    assert float(labelled_weight([target, target], WEIGHTS)) == pytest.approx(
+        2 * float(WEIGHTS[labelled].sum())
+    )
+    assert 0 < float(labelled_weight([torch.full_like(target, VOID)], WEIGHTS)) < 1e-30
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -191,7 +218,7 @@ def test_expectation_over_every_choice(
     for choice in itertools.product([True, False], repeat=4):
         draws = torch.where(torch.tensor(choice), 0.0, 0.9).view(1, 2, 2)
         monkeypatch.setattr(torch, "rand", lambda *_, draws=draws, **__: draws)
-        loss = sampled_cross_entropy(logits, target, 0.25, 3, weights, reduction)
+        loss = loss_of(logits, target, weights, sample=0.25, sample_cell_px=3, reduction=reduction)
         probability = 0.25 ** sum(choice) * 0.75 ** (4 - sum(choice))
         expected += probability * float(loss.detach())
         gradient += probability * torch.autograd.grad(loss, logits)[0]
@@ -202,7 +229,8 @@ def test_expectation_over_every_choice(
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sampling_nothing_labelled_gives_zero(reduction: Reduction) -> None:
     logits, target = batch()
-    loss = sampled_cross_entropy(logits, target.fill_(VOID), 0.5, 2, None, reduction)
+    target.fill_(VOID)
+    loss = loss_of(logits, target, None, sample=0.5, sample_cell_px=2, reduction=reduction)
     assert float(loss) == 0
 
 

@@ -3,29 +3,23 @@ miniatures of NYUDv2 and SIFT Flow."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 import model.build
 from cli.main import main
-from model.backbones.vgg16 import VGG16
-from model.modality import CHANNEL_COUNTS
 from tests.unit.training import nyu, trees
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
 from training.evaluation.evaluate import evaluate
-from training.evaluation.metrics import Scores
 from training.evaluation.predictors import NetworkPredictor
-from training.losses import cross_entropy
+from training.losses import LossConfig, cross_entropy, heads_loss
 from training.train import train
 
 DATASETS = {
@@ -37,11 +31,8 @@ DATASETS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _narrow() -> Iterator[None]:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +54,13 @@ def recipe(dataset: str, root: Path, **network: Any) -> dict[str, Any]:
     splits = {"train_split": "trainval", "val_split": "test"}
     return {
         "name": "scenes",
-        "network": {"backbone": "vgg16", "variant": "16s", "fc6_channels": 8, **network},
+        "network": {
+            "backbone": "vgg16",
+            "variant": "16s",
+            "fc6_channels": 8,
+            "width": 1 / 32,
+            **network,
+        },
         "data": {"dataset": dataset, "root": str(root), "workers": 0, **splits},
         "augment": {"crop_height": 6, "crop_width": 8},
         "loss": {"reduction": "sum"},
@@ -79,12 +76,12 @@ FAST = {"kind": "sgd", "momentum": 0.9, "backbone_lr": 1e-4, "head_lr": 1e-5}
 
 
 def rooms_config(rooms: Path, modality: str, **changes: Any) -> TrainConfig:
-    raw = recipe(DATASETS[modality], rooms, modality=modality, normalisation="nyudv2")
+    raw = recipe(DATASETS[modality], rooms, modality=modality, preprocessing="nyudv2")
     return parse_config(raw | changes, "test recipe")
 
 
 def outdoors_config(outdoors: Path, **changes: Any) -> TrainConfig:
-    raw = recipe("siftflow_both", outdoors, normalisation="siftflow")
+    raw = recipe("siftflow_both", outdoors, preprocessing="siftflow")
     return parse_config(raw | changes, "test recipe")
 
 
@@ -114,7 +111,7 @@ def test_train_resume_evaluate(
     assert main(["evaluate", str(tmp_path / "parts/last.pt"), *words]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["pixel_accuracy"] == scores.pixel_accuracy
-    assert "geometric_accuracy" not in printed
+    assert "heads" not in printed
 
 
 def test_depth_is_learned_from(rooms: Path, tmp_path: Path) -> None:
@@ -183,7 +180,7 @@ def test_another_modality_is_not_scored(
     train(rooms_config(rooms, "hha"), tmp_path, stop_after=1)
     words = ["--data-root", str(rooms), "--dataset", "nyudv2"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
-    assert "takes hha pictures, but the data set gives rgb" in capsys.readouterr().err
+    assert "takes hha images, but the data set gives rgb" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("modality", ["rgbd", "hha", "rgb-hha"])
@@ -204,18 +201,19 @@ def test_two_heads(outdoors: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     train(config, tmp_path / "parts", stop_after=3)
     assert same_weights(train(config, tmp_path / "parts", resume=True), whole)
     assert whole.val_scores is not None
-    assert 0 <= whole.val_scores["geometric_accuracy"] <= 1
+    assert 0 <= whole.val_scores["heads"]["geo"]["pixel_accuracy"] <= 1
     capsys.readouterr()
     words = ["--data-root", str(outdoors), "--dataset", "siftflow_both", "--absent", "exclude_gt"]
     assert main(["evaluate", str(tmp_path / "whole/last.pt"), *words]) == 0
     page = capsys.readouterr().out
-    assert "geometric accuracy" in page
+    assert "pixel accuracy of geo" in page
     assert main(["evaluate", str(tmp_path / "whole/last.pt"), *words, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     wanted = scored_by_hand(whole, outdoors)
     assert printed["pixel_accuracy"] == pytest.approx(wanted[0])
-    assert printed["geometric_accuracy"] == pytest.approx(wanted[1])
-    assert len(printed["class_iu"]) == 33
+    assert printed["heads"]["geo"]["pixel_accuracy"] == pytest.approx(wanted[1])
+    assert len(printed["class_iu"]) == len(printed["heads"]["sem"]["class_iu"]) == 33
+    assert len(printed["heads"]["geo"]["class_iu"]) == 3
 
 
 def scored_by_hand(checkpoint: Checkpoint, root: Path) -> tuple[float, float]:
@@ -242,12 +240,10 @@ def test_both_heads_and_the_backbone_between_them_learn(outdoors: Path, tmp_path
 
 
 def test_the_losses_weigh_the_same() -> None:
-    from training.config import LossConfig
-    from training.learner import heads_loss
-
     logits = torch.randn(2, 5, 4, 6)
     target = torch.stack([torch.randint(0, n, (2, 4, 6)) for n in (3, 2)], dim=-1)
-    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, LossConfig(reduction="sum"), None, 1.0)
+    config, normaliser = LossConfig(reduction="sum"), torch.ones(())
+    loss = heads_loss(logits, target, {"sem": 3, "geo": 2}, config, None, normaliser)
     parts = [
         cross_entropy(logits[:, :3], target[..., 0], None, "sum"),
         cross_entropy(logits[:, 3:], target[..., 1], None, "sum"),
@@ -261,7 +257,7 @@ def test_the_losses_weigh_the_same() -> None:
 def test_two_heads_learn_from_the_summed_loss(
     outdoors: Path, tmp_path: Path, loss: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"siftflow_both has two labellings.*reduction=sum"):
+    with pytest.raises(ConfigError, match=r"siftflow_both has several labellings.*reduction=sum"):
         train(outdoors_config(outdoors, loss=loss), tmp_path)
 
 
@@ -272,12 +268,12 @@ def test_one_labelling_is_not_scored_as_two(
     words = ["--data-root", str(outdoors), "--dataset", "siftflow"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
     said = capsys.readouterr().err
-    assert "a geometric labelling beside the semantic, the data set one labelling" in said
+    assert "has the labellings sem and geo, the data set one labelling" in said
 
 
 def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) -> None:
     train(outdoors_config(outdoors), tmp_path, stop_after=1)
-    raw = recipe("siftflow", outdoors, normalisation="siftflow")
+    raw = recipe("siftflow", outdoors, preprocessing="siftflow")
     with pytest.raises(CheckpointError, match="was trained on another class list"):
         train(parse_config(raw, "test recipe"), tmp_path, resume=True)
 
@@ -285,7 +281,7 @@ def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) 
 def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     from training.evaluation.onnx_predictor import OnnxPredictor
 
-    raw = recipe("siftflow_both", outdoors, normalisation="siftflow", variant="32s")
+    raw = recipe("siftflow_both", outdoors, preprocessing="siftflow", variant="32s")
     done = train(parse_config(raw, "test recipe"), tmp_path / "run", stop_after=2)
     words = ["--repository", str(tmp_path / "repository"), "--logits"]
     assert main(["export", str(tmp_path / "run/last.pt"), *words]) == 0
@@ -299,9 +295,3 @@ def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     card = (tmp_path / "repository/scenes/README.md").read_text()
     recipe_of_card = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
     assert recipe_of_card["data"]["dataset"] == "siftflow_both"
-
-
-def test_scores_of_one_labelling_are_as_before() -> None:
-    scores = Scores(1.0, 1.0, 1.0, 1.0, np.ones(2))
-    assert "geometric_accuracy" not in scores.to_dict(("a", "b"))
-    assert CHANNEL_COUNTS["rgb-hha"] == 6

@@ -13,9 +13,8 @@ from model.build import NetworkSpec, build
 from model.fcn import FCN
 from model.upsample import Upsampling
 from training.config import OptimizerConfig, ScheduleConfig
-from training.optimization import WeightAverage, make_optimizer, rate_factor, set_rates
+from training.optimization import WeightAverage, lr_factor, make_optimizer, set_lr
 
-pytestmark = pytest.mark.usefixtures("narrow")
 CONFIG = OptimizerConfig(head_lr=1e-2, backbone_lr=1e-3, weight_decay=0.3)
 
 
@@ -69,21 +68,21 @@ def test_biases_at_twice_the_rate_and_without_decay() -> None:
         "score_pool3.3.bias": (2e-2, 0.0),
     }.items():
         assert got[id(parameters[name])] == wanted, name
-    vgg = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "32s")
+    vgg = FCN(VGG16("same", 4, width=1 / 32), 3, "32s")
     groups = make_optimizer(vgg, config).param_groups
     rates = {(g["lr"], g["weight_decay"], g["params"][0].ndim) for g in groups}
     # The fc6 of this narrow net is new, hence at the head's rate.
     assert rates == {(1e-3, 0.3, 4), (2e-3, 0.0, 1), (1e-2, 0.3, 4), (2e-2, 0.0, 1)}
-    set_rates(make_optimizer(vgg, config), 0.5)
+    set_lr(make_optimizer(vgg, config), 0.5)
 
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
 def test_score_alone_learns(upsampling: Upsampling) -> None:
     """FCN-32s-fixed: nothing but the score layers moves, weight decay included."""
     torch.manual_seed(0)
-    net = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "16s", upsampling)
+    net = FCN(VGG16("same", 4, width=1 / 32), 3, "16s", upsampling)
     before = {name: value.clone() for name, value in net.named_parameters()}
-    optimizer = make_optimizer(net, OptimizerConfig(learned="score", weight_decay=0.3))
+    optimizer = make_optimizer(net, OptimizerConfig(trainable="score_layers", weight_decay=0.3))
     for _ in range(2):
         optimizer.zero_grad()
         (net(torch.rand(1, 3, 33, 40) * 255) - 1).square().mean().backward()
@@ -102,24 +101,24 @@ def test_sgd() -> None:
 
 def test_polynomial_schedule() -> None:
     config = ScheduleConfig(epochs=1, power=0.9)
-    assert rate_factor(0, 100, config) == 1
-    assert rate_factor(50, 100, config) == pytest.approx(0.5**0.9)
-    assert rate_factor(99, 100, config) == pytest.approx(0.01**0.9)
-    assert rate_factor(99, 100, ScheduleConfig(epochs=1, power=0)) == 1
+    assert lr_factor(0, 100, config) == 1
+    assert lr_factor(50, 100, config) == pytest.approx(0.5**0.9)
+    assert lr_factor(99, 100, config) == pytest.approx(0.01**0.9)
+    assert lr_factor(99, 100, ScheduleConfig(epochs=1, power=0)) == 1
 
 
 def test_warm_up_is_linear_and_ends_at_the_schedule() -> None:
     config = ScheduleConfig(epochs=1, power=0, warmup_iterations=4)
-    assert [rate_factor(i, 100, config) for i in range(6)] == pytest.approx(
+    assert [lr_factor(i, 100, config) for i in range(6)] == pytest.approx(
         [0.2, 0.4, 0.6, 0.8, 1, 1]
     )
 
 
-def test_set_rates_keeps_the_groups_apart() -> None:
+def test_set_lr_keeps_the_groups_apart() -> None:
     net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
     optimizer = make_optimizer(net, CONFIG)
     for factor in (0.5, 0.25):  # of the base rate, not of the last one
-        set_rates(optimizer, factor)
+        set_lr(optimizer, factor)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25e-2, 0.25e-3}
 
 

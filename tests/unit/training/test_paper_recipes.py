@@ -3,23 +3,16 @@ loaded, built, trained two steps from the stage before it, on miniatures of its 
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
-import model.build
-from model.backbones.alexnet import AlexNet
-from model.backbones.googlenet import GoogLeNet
-from model.backbones.vgg16 import VGG16
-from model.build import TRUNCATIONS
+from model.backbones.caffe import TRUNCATIONS
 from tests.unit.training import nyu, trees
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig, load_config
@@ -97,6 +90,7 @@ def narrow_config(name: str, roots: dict[str, Path], *more: str) -> TrainConfig:
     path = PAPER / f"{name}.yaml"
     own = load_config(path)
     changes = [f"data.root={roots[own.data.dataset]}", "data.workers=0", "threads=1", *more]
+    changes.append("network.width=0.0625")
     if own.init.imagenet is not None:
         changes.append("init.imagenet=null")
     if own.network.backbone != "googlenet" and own.network.variant not in TRUNCATIONS:
@@ -105,17 +99,9 @@ def narrow_config(name: str, roots: dict[str, Path], *more: str) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_roots: dict[str, Path]) -> Iterator[Runs]:
+def runs(tmp_path_factory: pytest.TempPathFactory, data_roots: dict[str, Path]) -> Runs:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        narrow: dict[str, Any] = {
-            "VGG16": functools.partial(VGG16, channels=(3, 4, 4, 6, 8)),
-            "AlexNet": functools.partial(AlexNet, channels=(4, 8, 8, 8, 8)),
-            "GoogLeNet": functools.partial(GoogLeNet, width=0.0625),
-        }
-        for name, backbone in narrow.items():
-            patch.setattr(model.build, name, backbone)
-        yield Runs(tmp_path_factory.mktemp("runs"), data_roots)
+    return Runs(tmp_path_factory.mktemp("runs"), data_roots)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +114,7 @@ def test_two_steps(runs: Runs, name: str) -> None:
     scores = {key for key in done.weights if key.startswith("score_")}
     assert scores
     assert scores <= moved
-    if config.optimizer.learned == "score":
+    if config.optimizer.trainable == "score_layers":
         assert all(key.startswith("score_") for key in moved)
     groups = done.optimizer["param_groups"]
     assert {group["momentum"] for group in groups} == {config.optimizer.momentum}

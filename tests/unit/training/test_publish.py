@@ -17,8 +17,6 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.publish import PublishError, make_contract, model_card, publish, shared_recipe
 from training.train import train
 
-pytestmark = pytest.mark.usefixtures("narrow")
-
 MEASURED = {
     "split": "test",
     "pixel_accuracy": 0.9,
@@ -78,7 +76,7 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:
     contract = make_contract(checkpoint, checkpoint.build_network(), "streets", measured=MEASURED)
-    assert contract.architecture == "fcn8s-mobilenet_v1"
+    assert contract.architecture == "fcn8s-mobilenet_v1_0.125"
     assert contract.git_revision == checkpoint.git_revision
     assert contract.training_data.licence == "CC0-1.0"
     assert contract.scores["test_frequency_weighted_iu"] == 0.85

@@ -33,7 +33,7 @@ def test_two_steps(tmp_path: Path, make_config: MakeConfig, network: dict[str, A
 
 def test_score_alone_learns(tmp_path: Path, make_config: MakeConfig) -> None:
     """Everything else is as the seed made it."""
-    config = make_config(network=ALEXNET, optimizer__learned="score", schedule__epochs=1)
+    config = make_config(network=ALEXNET, optimizer__trainable="score_layers", schedule__epochs=1)
     done = train(config, tmp_path, stop_after=2)
     torch.manual_seed(config.seed)
     begun = build(config.network, 4).state_dict()

@@ -11,13 +11,13 @@ import pytest
 from tests.unit.training import trees
 from training.analysis.masking import (
     MEAN,
-    Shown,
+    Mask,
     background_class,
     foreground_mean_iu,
     hide_background,
     hide_foreground,
+    mask_images,
     shape,
-    show,
 )
 from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, Sample
@@ -93,18 +93,18 @@ def voc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_data_set_shown_in_part(voc: Path) -> None:
+def test_a_data_set_behind_a_mask(voc: Path) -> None:
     """VOC's background is class 0; nothing but the pictures changes."""
     data = open_dataset("voc2011", voc, "val")
     plain = data[0]
-    masked = {shown: show(data, shown) for shown in get_args(Shown)}
+    masked = {mask: mask_images(data, mask) for mask in get_args(Mask)}
     assert masked["all"] is data
-    for shown, wanted in {
+    for mask, wanted in {
         "foreground": hide_background(plain),
         "background": hide_foreground(plain),
         "shape": shape(plain),
     }.items():
-        part = masked[shown]
+        part = masked[mask]
         assert (part[0].image == wanted.image).all()
         assert (part[0].image != plain.image).any()
         assert (part[0].target == plain.target).all()
@@ -116,4 +116,4 @@ def test_nothing_is_called_background(streets: Path) -> None:
     data = open_dataset("folder", streets, "val")
     assert background_class(data) is None
     with pytest.raises(DatasetError, match=r"has no class 'background'.*leave out .*\(shape\)"):
-        show(data, "shape")
+        mask_images(data, "shape")

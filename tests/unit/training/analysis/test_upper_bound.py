@@ -157,5 +157,5 @@ def test_wrong_usage(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_two_labellings_have_no_one_bound(tmp_path: Path) -> None:
     trees.siftflow(tmp_path, {"test": ["forest_3"]})
     data = open_dataset("siftflow_both", tmp_path, "test")
-    with pytest.raises(DatasetError, match="two labellings here: take the data set of one of"):
+    with pytest.raises(DatasetError, match="several labellings: take the data set of one of"):
         upper_bounds(data, [2], progress=False)

@@ -12,7 +12,7 @@ from PIL import Image
 from model.contract import ClassInfo, TrainingData
 from tests.unit.training.conftest import SIZES
 from training.datasets import DatasetInfo, SegmentationDataset, open_dataset
-from training.datasets.base import Pixels
+from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import (
     EvaluationError,
     ImageFailed,
@@ -26,7 +26,7 @@ from training.evaluation.metrics import ScoreError
 
 def info(*names: str) -> DatasetInfo:
     classes = tuple(ClassInfo(i, name, (0, 0, 0)) for i, name in enumerate(names))
-    return DatasetInfo(classes, TrainingData("drawn", "CC0-1.0"))
+    return DatasetInfo.single_head(classes, TrainingData("drawn", "CC0-1.0"))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def data(streets: Path) -> SegmentationDataset:
     return open_dataset("folder", streets, "test")
 
 
-def label_of(image_path: Path) -> Pixels:
+def label_of(image_path: Path) -> UInt8Array:
     label = image_path.parents[1] / "labels" / f"{image_path.stem}.png"
     return np.array(Image.open(label))
 
@@ -51,10 +51,10 @@ def test_the_truth_scores_1(data: SegmentationDataset) -> None:
 def test_files_score_as_images_do(data: SegmentationDataset, in_flight: int) -> None:
     """A predictor with mistakes, so that a mixed up order would show."""
 
-    def by_image(image: Pixels) -> Pixels:
+    def by_image(image: UInt8Array) -> UInt8Array:
         return (image[..., 0] // 64).astype(np.uint8)
 
-    def by_file(path: Path) -> Pixels:
+    def by_file(path: Path) -> UInt8Array:
         return by_image(np.array(Image.open(path).convert("RGB")))
 
     wanted = evaluate(by_image, data, progress=False)
@@ -69,7 +69,7 @@ def test_files_are_asked_for_in_parallel_within_the_limit(data: SegmentationData
     lock, asked, most = threading.Lock(), 0, 0
     data.pairs = data.pairs[:2] * 4  # 8 files, two by two
 
-    def predict(path: Path) -> Pixels:
+    def predict(path: Path) -> UInt8Array:
         nonlocal asked, most
         with lock:
             asked += 1
@@ -84,7 +84,7 @@ def test_files_are_asked_for_in_parallel_within_the_limit(data: SegmentationData
 
 
 def test_a_file_that_fails_costs_nothing_but_itself(data: SegmentationDataset) -> None:
-    def predict(path: Path) -> Pixels:
+    def predict(path: Path) -> UInt8Array:
         if path == data.pairs[1][0]:
             raise ImageFailed("no")
         label = label_of(path)
@@ -102,7 +102,7 @@ def test_a_lost_server_is_asked_no_more(data: SegmentationDataset) -> None:
     asked = []
     data.pairs = data.pairs * 10
 
-    def predict(path: Path) -> Pixels:
+    def predict(path: Path) -> UInt8Array:
         asked.append(path)
         if len(asked) > 1:
             raise ServerLost("gone")
@@ -117,7 +117,7 @@ def test_another_error_ends_the_evaluation(data: SegmentationDataset) -> None:
     asked = []
     data.pairs = data.pairs * 10
 
-    def predict(path: Path) -> Pixels:
+    def predict(path: Path) -> UInt8Array:
         asked.append(path)
         raise EvaluationError("no")
 

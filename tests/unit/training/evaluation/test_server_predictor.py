@@ -14,10 +14,10 @@ from tests.tiny_models import expected_label_map
 from tests.unit.training import brightest
 from tests.unit.training.evaluation.fake_server import FakeServer, Reply, model, problem
 from training.datasets import SegmentationDataset, open_dataset
+from training.distributed import World
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
 from training.evaluation.server_predictor import ServerPredictor
 from training.evaluation.targets import ServerTarget, open_target, score
-from training.ranks import Ranks
 
 OpenPredictor = Callable[..., ServerPredictor]
 
@@ -181,5 +181,5 @@ def test_a_server_is_asked_by_one_process(server: FakeServer, data: Segmentation
     target = open_target(server.url)
     assert isinstance(target, ServerTarget)
     with pytest.raises(EvaluationError, match="leave torchrun out"):
-        score(target, data, ranks=Ranks(0, 2))
+        score(target, data, world=World(0, 2))
     target.close()

@@ -1,0 +1,267 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack, overload
+
+from fcn_client.aio.stream import drive
+from fcn_client.aio.window import in_window
+from fcn_client.errors import FcnError
+from fcn_client.flow import Flow
+from fcn_client.images import file_bytes
+from fcn_client.progress import length, progress_bar
+from fcn_client.request import (
+    call_of,
+    headers_of,
+    is_grpc,
+    result_of,
+    stream_outcome,
+    total_s,
+    within,
+)
+from fcn_client.retry import RetryBudget, RetryPolicy
+from fcn_client.tasks import Source, in_thread, sleep
+from fcn_client.types import (
+    Call,
+    ImageLike,
+    ImageOutput,
+    Model,
+    OpenStream,
+    Outcome,
+    RawReply,
+    SegmentOptions,
+    SegmentResult,
+    UInt8Array,
+)
+
+_PROBE_S: Final = 5.0
+T = TypeVar("T")
+I = TypeVar("I", bound=ImageLike)  # noqa: E741
+
+
+class AsyncTransport(Protocol):
+    """Sends calls over REST or gRPC. Each raises FcnError."""
+
+    async def segment(self, call: Call) -> RawReply: ...
+
+    def stream(
+        self,
+        request_id: str,
+        window: int,
+        answered: Callable[[str, RawReply | FcnError], None],
+        ended: Callable[[FcnError], None],
+    ) -> OpenStream:
+        """Begins a call of `SegmentStream`. Raises: InvalidInput over REST."""
+        ...
+
+    async def models(self, timeout_s: float) -> tuple[Model, ...]: ...
+
+    async def ready(self, timeout_s: float) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+class AsyncFcnClient:
+    """A server behind one address, for the tasks of one event loop, in which it must be made.
+
+    Files are read, and images encoded and decoded, on threads: the loop is never blocked. A
+    cancelled call is cancelled on the server, too. `async with AsyncFcnClient(url) as client:` or
+    `aclose()` gives the connections back.
+    """
+
+    _sleep: Callable[[float], Awaitable[None]] = staticmethod(sleep)
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry: RetryPolicy | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """url: http://, https://, grpc:// or grpcs://host:port, for REST behind a prefix with a
+        path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
+        api_key: for a server that wants one; sent as it is, so not without TLS over a network that
+        others use. headers: sent with every request, for a proxy that wants them.
+
+        Raises: InvalidInput. The server is not asked yet.
+        """
+        self.url = url
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+        sent = headers_of(headers, api_key)
+        self._transport: AsyncTransport
+        # Imported as needed: REST works without grpcio, gRPC without httpx.
+        if is_grpc(url):
+            from fcn_client.aio.rpc import AsyncGrpcTransport
+
+            self._transport = AsyncGrpcTransport(url, sent)
+        else:
+            from fcn_client.aio.rest import AsyncRestTransport
+
+            self._transport = AsyncRestTransport(url, sent)
+
+    @overload
+    async def segment(
+        self, image: ImageLike, output: ImageOutput = "label_map", **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[UInt8Array]: ...
+
+    @overload
+    async def segment(
+        self, image: ImageLike, output: Literal["json"], **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[dict[str, Any]]: ...
+
+    @overload
+    async def segment(
+        self, image: ImageLike, output: str, **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[Any]: ...
+
+    async def segment(
+        self, image: ImageLike, output: str = "label_map", **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[Any]:
+        """Segments one image: a path, a file's bytes, uint8 RGB [H,W,3] or a Pillow image.
+
+        output: `label_map`, `color`, `overlay`, `json`, or another that the server has.
+        options: see `SegmentOptions`. Raises: FcnError.
+        """
+        call = call_of(await in_thread(file_bytes, image), output, options)
+
+        async def ask(left_s: float) -> RawReply:
+            return await self._transport.segment(within(call, left_s))
+
+        reply, attempts = await self._with_retries(total_s(options, self._timeout_s), ask)
+        return await in_thread(result_of, output, reply, attempts)
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: ImageOutput = "label_map",
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, UInt8Array], None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: Literal["json"],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, dict[str, Any]], None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: str,
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, Any], None]: ...
+
+    async def segment_many(
+        self,
+        images: Source[I],
+        output: str = "label_map",
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, Any], None]:
+        """Segments many images, `in_flight` of them at a time; `images` is read as there is room.
+
+        Yields them in their order, or (`ordered=False`) as they finish. One that fails is an
+        outcome with its `error`; the others go on. progress: a bar on stderr, with tqdm.
+        """
+
+        async def work(index: int, image: I) -> Outcome[I, Any]:
+            try:
+                return Outcome(index, image, await self.segment(image, output, **options))
+            except FcnError as error:
+                return Outcome(index, image, error=error)
+
+        with progress_bar(progress, length(images)) as bar:
+            async with aclosing(in_window(work, images, in_flight, ordered)) as outcomes:
+                async for outcome in outcomes:
+                    bar.update()
+                    yield outcome
+
+    async def segment_stream(
+        self,
+        images: Source[I],
+        output: str = "label_map",
+        *,
+        window: int = 16,
+        ordered: bool = False,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncGenerator[Outcome[I, Any], None]:
+        """Segments many images over one gRPC call (`SegmentStream`): a camera's or video's frames.
+
+        `images` is read in this event loop, at most `window` images ahead of what was
+        yielded; an image without its answer goes over a new call when one breaks. Yields them as
+        they finish, or (`ordered`) in their order. One that fails is an outcome with its `error`.
+        options: of every image; `deadline_ms` and `timeout_s` count from when it was read,
+        `request_id` is the call's: an image's is `<request_id>/<index>`.
+
+        Raises: InvalidInput over REST; NotAuthenticated, NotAllowed or ServerError (501) where no
+        image could be served; what `images` raises.
+        """
+        flow: Flow[I] = Flow(output, options, self._retry, self._timeout_s, ordered)
+        with progress_bar(progress, length(images)) as bar:
+            async with aclosing(drive(self._transport.stream, images, flow, window)) as results:
+                async for result in results:
+                    bar.update()
+                    yield await in_thread(stream_outcome, output, result)
+
+    async def models(self) -> tuple[Model, ...]:
+        """Lists what the server holds, by name. Raises: FcnError."""
+        return (await self._with_retries(self._timeout_s, self._transport.models))[0]
+
+    async def ready(self) -> bool:
+        """Tells whether the server wants requests now; False, too, when it cannot be reached."""
+        try:
+            return await self._transport.ready(min(self._timeout_s, _PROBE_S))
+        except FcnError:
+            return False
+
+    async def aclose(self) -> None:
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _with_retries(
+        self, seconds: float, ask: Callable[[float], Awaitable[T]]
+    ) -> tuple[T, int]:
+        """Returns the answer and the number of attempts it took. Raises: FcnError."""
+        budget = RetryBudget(self._retry, seconds)
+        while True:
+            left_s = budget.begin()
+            try:
+                return await ask(left_s), budget.attempts
+            except FcnError as error:
+                wait_s = budget.wait_s(error)
+            await self._sleep(wait_s)

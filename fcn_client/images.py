@@ -1,0 +1,123 @@
+"""Images in and out: what callers have, as files' bytes; what the server sends, as arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fcn_client.errors import DecodeError, InvalidInput
+from fcn_client.types import ImageLike, UInt8Array
+
+VOID = 255
+_PNG_LEVEL = 1  # higher ones cost tens of milliseconds and save a few percent
+_MODES_16_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+
+
+def file_bytes(image: ImageLike) -> bytes:
+    """Returns an encoded file for the server; arrays and Pillow images become PNG, without loss.
+
+    Raises: InvalidInput.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        body = bytes(image)
+        if not body:
+            raise InvalidInput("the image has no bytes: give a whole file's")
+        return body
+    if isinstance(image, str | Path):
+        try:
+            body = Path(image).read_bytes()
+        except OSError as error:
+            raise InvalidInput(f"{image} cannot be read: {error.strerror or error}") from error
+        if not body:
+            raise InvalidInput(f"{image} is empty")
+        return body
+    if isinstance(image, Image.Image):
+        try:
+            return encode(upright_rgb(image))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"the Pillow image cannot be read: {error}") from error
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InvalidInput(
+                f"the array is {image.dtype} {list(image.shape)}: give uint8 RGB [height, width, 3]"
+            )
+        return encode(image)
+    raise InvalidInput(
+        f"a {type(image).__name__} is no image: give a path, a file's bytes, a uint8 RGB array "
+        "or a Pillow image"
+    )
+
+
+def encode(rgb: UInt8Array) -> bytes:
+    """Encodes as PNG: uint8 RGB [H,W,3]."""
+    return _png(Image.fromarray(np.ascontiguousarray(rgb)))
+
+
+def read_rgb(body: bytes) -> UInt8Array:
+    """Decodes a file to uint8 RGB [H,W,3], upright, as the server sees it. Raises: InvalidInput."""
+    try:
+        with Image.open(io.BytesIO(body)) as image:
+            return upright_rgb(image)
+    except Exception as error:  # on damaged bytes Pillow's plugins raise anything
+        raise InvalidInput("the file cannot be read as an image") from error
+
+
+def upright_rgb(image: Image.Image) -> UInt8Array:
+    """Returns uint8 RGB [H,W,3]: EXIF orientation applied, alpha dropped, of 16 bits the high 8."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _MODES_16_BIT:
+        grey = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    with warnings.catch_warnings():
+        # Pillow's advice on a palette's transparency, which is dropped here.
+        warnings.simplefilter("ignore", UserWarning)
+        return np.array(upright.convert("RGB"), np.uint8, order="C")
+
+
+def read_answer(output: str, media_type: str, body: bytes) -> Any:
+    """Decodes the value of a `SegmentResult`. Raises: DecodeError."""
+    kind = media_type.partition(";")[0].strip()
+    try:
+        if kind == "image/png":
+            with Image.open(io.BytesIO(body), formats=("PNG",)) as image:
+                value = np.array(image)
+            if output == "label_map" and (value.ndim != 2 or value.dtype != np.uint8):
+                raise DecodeError(
+                    f"the label map is {value.dtype} {list(value.shape)}, not uint8 [H,W]"
+                )
+            return value
+        if kind.endswith("json"):
+            return json.loads(body)
+        if kind.endswith("npy"):
+            return np.load(io.BytesIO(body), allow_pickle=False)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DecodeError(f"the answer is no {kind}: {error}") from error
+    raise DecodeError(f"the answer is {kind or 'of no type'}, which this client cannot read")
+
+
+def overlay(
+    rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, alpha: float
+) -> UInt8Array:
+    """Blends (1 - alpha) * rgb + alpha * colour, alpha to the nearest 1/255, void untouched: the
+    server's overlay to the pixel, without asking it for a second inference.
+
+    rgb: uint8 [H,W,3]. label_map: uint8 [H,W]. palette: uint8 RGB [256,3].
+    """
+    labels = Image.fromarray(label_map)
+    opacity = labels.point([0 if n == VOID else round(alpha * 255) for n in range(256)])
+    labels.putpalette(palette.tobytes())
+    mixed = Image.fromarray(rgb)
+    mixed.paste(labels.convert("RGB"), (0, 0), opacity)
+    return np.array(mixed)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    return buffer.getvalue()

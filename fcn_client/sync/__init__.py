@@ -1,0 +1,2 @@
+# Made from fcn_client/aio/__init__.py by `make sync`: change that.
+"""The client for threads, made by `make sync` from `fcn_client/aio/`."""

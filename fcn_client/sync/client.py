@@ -1,0 +1,264 @@
+# Made from fcn_client/aio/client.py by `make sync`: change that.
+"""The client for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack, overload
+
+from fcn_client.errors import FcnError
+from fcn_client.flow import Flow
+from fcn_client.images import file_bytes
+from fcn_client.progress import length, progress_bar
+from fcn_client.request import (
+    call_of,
+    headers_of,
+    is_grpc,
+    result_of,
+    stream_outcome,
+    total_s,
+    within,
+)
+from fcn_client.retry import RetryBudget, RetryPolicy
+from fcn_client.sync.stream import drive
+from fcn_client.sync.window import in_window
+from fcn_client.threads import Source, in_thread, sleep
+from fcn_client.types import (
+    Call,
+    ImageLike,
+    ImageOutput,
+    Model,
+    OpenStream,
+    Outcome,
+    RawReply,
+    SegmentOptions,
+    SegmentResult,
+    UInt8Array,
+)
+
+_PROBE_S: Final = 5.0
+T = TypeVar("T")
+I = TypeVar("I", bound=ImageLike)  # noqa: E741
+
+
+class Transport(Protocol):
+    """Sends calls over REST or gRPC. Each raises FcnError."""
+
+    def segment(self, call: Call) -> RawReply: ...
+
+    def stream(
+        self,
+        request_id: str,
+        window: int,
+        answered: Callable[[str, RawReply | FcnError], None],
+        ended: Callable[[FcnError], None],
+    ) -> OpenStream:
+        """Begins a call of `SegmentStream`. Raises: InvalidInput over REST."""
+        ...
+
+    def models(self, timeout_s: float) -> tuple[Model, ...]: ...
+
+    def ready(self, timeout_s: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class FcnClient:
+    """A server behind one address. Threads may share it, and with it its connections.
+
+    `with FcnClient(url) as client:` or `close()` gives the connections back.
+    """
+
+    _sleep: Callable[[float], None] = staticmethod(sleep)
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry: RetryPolicy | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """url: http://, https://, grpc:// or grpcs://host:port, for REST behind a prefix with a
+        path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
+        api_key: for a server that wants one; sent as it is, so not without TLS over a network that
+        others use. headers: sent with every request, for a proxy that wants them.
+
+        Raises: InvalidInput. The server is not asked yet.
+        """
+        self.url = url
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+        sent = headers_of(headers, api_key)
+        self._transport: Transport
+        # Imported as needed: REST works without grpcio, gRPC without httpx.
+        if is_grpc(url):
+            from fcn_client.sync.rpc import GrpcTransport
+
+            self._transport = GrpcTransport(url, sent)
+        else:
+            from fcn_client.sync.rest import RestTransport
+
+            self._transport = RestTransport(url, sent)
+
+    @overload
+    def segment(
+        self, image: ImageLike, output: ImageOutput = "label_map", **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[UInt8Array]: ...
+
+    @overload
+    def segment(
+        self, image: ImageLike, output: Literal["json"], **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[dict[str, Any]]: ...
+
+    @overload
+    def segment(
+        self, image: ImageLike, output: str, **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[Any]: ...
+
+    def segment(
+        self, image: ImageLike, output: str = "label_map", **options: Unpack[SegmentOptions]
+    ) -> SegmentResult[Any]:
+        """Segments one image: a path, a file's bytes, uint8 RGB [H,W,3] or a Pillow image.
+
+        output: `label_map`, `color`, `overlay`, `json`, or another that the server has.
+        options: see `SegmentOptions`. Raises: FcnError.
+        """
+        call = call_of(in_thread(file_bytes, image), output, options)
+
+        def ask(left_s: float) -> RawReply:
+            return self._transport.segment(within(call, left_s))
+
+        reply, attempts = self._with_retries(total_s(options, self._timeout_s), ask)
+        return in_thread(result_of, output, reply, attempts)
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: ImageOutput = "label_map",
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[Outcome[I, UInt8Array], None, None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: Literal["json"],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[Outcome[I, dict[str, Any]], None, None]: ...
+
+    @overload
+    def segment_many(
+        self,
+        images: Source[I],
+        output: str,
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[Outcome[I, Any], None, None]: ...
+
+    def segment_many(
+        self,
+        images: Source[I],
+        output: str = "label_map",
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[Outcome[I, Any], None, None]:
+        """Segments many images, `in_flight` of them at a time; `images` is read as there is room.
+
+        Yields them in their order, or (`ordered=False`) as they finish. One that fails is an
+        outcome with its `error`; the others go on. progress: a bar on stderr, with tqdm.
+        """
+
+        def work(index: int, image: I) -> Outcome[I, Any]:
+            try:
+                return Outcome(index, image, self.segment(image, output, **options))
+            except FcnError as error:
+                return Outcome(index, image, error=error)
+
+        with progress_bar(progress, length(images)) as bar:
+            with closing(in_window(work, images, in_flight, ordered)) as outcomes:
+                for outcome in outcomes:
+                    bar.update()
+                    yield outcome
+
+    def segment_stream(
+        self,
+        images: Source[I],
+        output: str = "label_map",
+        *,
+        window: int = 16,
+        ordered: bool = False,
+        progress: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[Outcome[I, Any], None, None]:
+        """Segments many images over one gRPC call (`SegmentStream`): a camera's or video's frames.
+
+        `images` is read on a thread of its own, at most `window` images ahead of what was
+        yielded; an image without its answer goes over a new call when one breaks. Yields them as
+        they finish, or (`ordered`) in their order. One that fails is an outcome with its `error`.
+        options: of every image; `deadline_ms` and `timeout_s` count from when it was read,
+        `request_id` is the call's: an image's is `<request_id>/<index>`.
+
+        Raises: InvalidInput over REST; NotAuthenticated, NotAllowed or ServerError (501) where no
+        image could be served; what `images` raises.
+        """
+        flow: Flow[I] = Flow(output, options, self._retry, self._timeout_s, ordered)
+        with progress_bar(progress, length(images)) as bar:
+            with closing(drive(self._transport.stream, images, flow, window)) as results:
+                for result in results:
+                    bar.update()
+                    yield in_thread(stream_outcome, output, result)
+
+    def models(self) -> tuple[Model, ...]:
+        """Lists what the server holds, by name. Raises: FcnError."""
+        return (self._with_retries(self._timeout_s, self._transport.models))[0]
+
+    def ready(self) -> bool:
+        """Tells whether the server wants requests now; False, too, when it cannot be reached."""
+        try:
+            return self._transport.ready(min(self._timeout_s, _PROBE_S))
+        except FcnError:
+            return False
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _with_retries(self, seconds: float, ask: Callable[[float], T]) -> tuple[T, int]:
+        """Returns the answer and the number of attempts it took. Raises: FcnError."""
+        budget = RetryBudget(self._retry, seconds)
+        while True:
+            left_s = budget.begin()
+            try:
+                return ask(left_s), budget.attempts
+            except FcnError as error:
+                wait_s = budget.wait_s(error)
+            self._sleep(wait_s)

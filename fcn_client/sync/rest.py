@@ -1,0 +1,45 @@
+# Made from fcn_client/aio/rest.py by `make sync`: change that.
+"""REST with httpx: one pool of kept connections a client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import httpx
+
+from fcn_client import http_messages as messages
+from fcn_client.types import Call, Model, RawReply
+
+
+class RestTransport:
+    """Sends the calls of one client over HTTP."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        limits = messages.LIMITS
+        self._client = httpx.Client(base_url=url, headers=dict(headers), limits=limits)
+        self._url = url
+
+    def segment(self, call: Call) -> RawReply:
+        response = self._send(messages.segment_request(self._client, call))
+        return messages.reply_of(response, call.request_id)
+
+    def stream(self, request_id: str, *_: object) -> NoReturn:
+        raise messages.no_streams(self._url)
+
+    def models(self, timeout_s: float) -> tuple[Model, ...]:
+        request = self._client.build_request("GET", "v1/models", timeout=timeout_s)
+        return messages.models_of(self._send(request))
+
+    def ready(self, timeout_s: float) -> bool:
+        request = self._client.build_request("GET", "readyz", timeout=timeout_s)
+        return (self._send(request)).status_code == httpx.codes.OK
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._client.send(request)
+        except httpx.HTTPError as error:
+            raise messages.failure(error, self._url) from error

@@ -1,0 +1,76 @@
+# Made from fcn_client/aio/rpc.py by `make sync`: change that.
+"""gRPC `segmentation.v1`: one channel a client, which keeps its connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+
+from fcn_client.grpc_messages import (
+    REQUEST_ID,
+    Answered,
+    Ended,
+    metadata_of,
+    models_of,
+    reply_of,
+    request_of,
+    target_of,
+)
+from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
+from fcn_client.sync.rpc_stream import GrpcStream
+from fcn_client.types import Call, Model, RawReply
+from fcn_client.unary import unary
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),  # answers to large images exceed the usual 4 MB
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),  # ours count against the caller's deadline and policy
+    # By default a server that was away is left alone for up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+)
+# The health protocol without its package: the request of all services is empty, and the answer's
+# only field, number 1, is 1 for SERVING. Source: grpc/health/v1/health.proto.
+_HEALTH: Final = "/grpc.health.v1.Health/Check"
+_SERVING: Final = b"\x08\x01"
+
+
+class GrpcTransport:
+    """Sends the calls of one client over gRPC."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        target, secure = target_of(url)
+        self._channel = (
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            if secure
+            else grpc.insecure_channel(target, options=_OPTIONS)
+        )
+        self._headers = metadata_of(headers)
+        self._stub = pb_grpc.SegmentationStub(self._channel)
+        self._health = self._channel.unary_unary(_HEALTH, bytes, bytes)
+
+    def segment(self, call: Call) -> RawReply:
+        metadata = (*self._headers, (REQUEST_ID, call.request_id))
+        response, trailing = unary(
+            self._stub.Segment, request_of(call), call.timeout_s, metadata, call.request_id
+        )
+        return reply_of(response, trailing, call.request_id)
+
+    def stream(self, request_id: str, window: int, answered: Answered, ended: Ended) -> GrpcStream:
+        metadata = (*self._headers, (REQUEST_ID, request_id))
+        return GrpcStream(self._stub, metadata, window, answered, ended)
+
+    def models(self, timeout_s: float) -> tuple[Model, ...]:
+        request = pb.ListModelsRequest()
+        listing, _ = unary(self._stub.ListModels, request, timeout_s, self._headers)
+        return models_of(listing)
+
+    def ready(self, timeout_s: float) -> bool:
+        answer, _ = unary(self._health, b"", timeout_s, self._headers)
+        return bool(answer == _SERVING)
+
+    def close(self) -> None:
+        self._channel.close()

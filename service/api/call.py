@@ -1,0 +1,228 @@
+"""The life of one request, whichever transport brought it.
+
+    with calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining) as call:
+        call.authenticate(authorization, api_key)
+        ...                     # read the message, translate it
+        call.uploaded()         # from here the time is ours
+        call.answered(await segmenter.segment(image, options))
+
+A call begins with an id and a record, and ends with one count and one log line, whatever happens in
+the block. A failure becomes an `Outcome`, which `http/problem.py` and `grpc/handlers.py` print.
+
+What must hold for every request of every transport attaches here, one file each: a limit by key in
+`Call.authenticate`, where any ServiceError is answered as such; spans in `Calls.begin` and
+`Call.__exit__`, made from the record; an audit log in `Call.__exit__`, where the record says who
+asked for what, and how it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from service.api.keys import Caller, Keys, offered
+from service.api.status import Status, retry_after_s, status_of
+from service.core.segmenter import SegmentReply
+from service.errors import Cancelled, DeadlineExceeded, ServiceError
+from service.telemetry import RequestRecord, Telemetry
+
+HEADER: Final = "x-request-id"
+"""The header, or metadata, with the id a request is known by in answers and logs."""
+
+MAX_DEADLINE_MS: Final = 3_600_000
+"""A request may ask for this much time, over any transport."""
+
+_FAULT: Final = "the server failed: try again, and report the request id if it recurs"
+_OK: Final = {"rest": "200", "grpc": "OK"}
+# No CR, LF or other character that could forge a header or a log line.
+_VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Seeded by the system once. An id is no secret, and asking the system for each cost 31 us.
+_random = random.Random()
+_log = logging.getLogger("fcn.call")
+
+
+def is_valid_id(text: str) -> bool:
+    """Whether it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, as ids must."""
+    return _VALID_ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Says how a request failed, for any transport to print.
+
+    status: its row of the table of errors. detail: one sentence for the caller. wait_s: seconds
+    before a retry makes sense; None when none does.
+    """
+
+    status: Status
+    title: str
+    detail: str
+    request_id: str
+    wait_s: int | None = None
+
+    @property
+    def text(self) -> str:
+        """Title and detail in one line: of the log, and of gRPC's status."""
+        return f"{self.title}: {self.detail}"
+
+
+def outcome_of(error: ServiceError, request_id: str) -> Outcome:
+    """Takes everything from the error and its row of the table."""
+    return Outcome(status_of(error), error.title, str(error), request_id, retry_after_s(error))
+
+
+def _no_deadline() -> float | None:
+    return None
+
+
+class Calls:
+    """Begins calls, with what all of them share."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        keys: Keys | None,
+        *,
+        deadline_s: float,
+        model_label: Callable[[str | None], str],
+    ) -> None:
+        """keys: None lets everybody in. deadline_s: allowed to requests that bring no deadline.
+        model_label: names the model of a failed request for metrics, from the name it gave."""
+        self.telemetry = telemetry
+        self.keys = keys
+        self.deadline_s = deadline_s
+        self.model_label = model_label
+
+    def begin(
+        self,
+        transport: str,
+        method: str,
+        offered_id: str | None = None,
+        *,
+        time_left: Callable[[], float | None] = _no_deadline,
+    ) -> Call:
+        """To be used in a `with` block.
+
+        offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
+        anyone an answer. time_left: seconds to the transport's own deadline; None without one.
+        """
+        if offered_id is None or not is_valid_id(offered_id):
+            offered_id = f"{_random.getrandbits(128):032x}"
+        return Call(self, RequestRecord(transport, method, offered_id, _OK[transport]), time_left)
+
+
+class Call:
+    """One request, or one image of a stream, from its first byte to its answer."""
+
+    __slots__ = ("_asked_model", "_caller", "_calls", "_failed", "record", "time_left")
+
+    def __init__(
+        self, calls: Calls, record: RequestRecord, time_left: Callable[[], float | None]
+    ) -> None:
+        self.record = record
+        self._calls = calls
+        self.time_left = time_left
+        self._caller: Caller | None = None
+        self._asked_model: tuple[str | None] | None = None
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not self._failed:
+            self.failed(error)
+        self._calls.telemetry.finished(self.record)
+
+    @property
+    def id(self) -> str:
+        return self.record.request_id
+
+    def authenticate(self, authorization: str | None, api_key: str | None) -> None:
+        """Finds out whose key came with the request, where the server has keys.
+
+        authorization, api_key: the headers, or metadata, of those names.
+
+        Raises: NotAuthenticated.
+        """
+        if self._calls.keys is not None:
+            self._caller = self._calls.keys.admit(offered(authorization, api_key))
+            self.record.caller = self._caller.name
+
+    def part(self, method: str, request_id: str) -> Call:
+        """Begins a call within this one, of the same caller and deadline: one message of a stream.
+
+        Its key is judged by `check_key`, inside the part's own block.
+        """
+        record = RequestRecord(self.record.transport, method, request_id, self.record.code)
+        part = Call(self._calls, record, self.time_left)
+        part._caller, record.caller = self._caller, self.record.caller
+        return part
+
+    def check_key(self) -> None:
+        """Refuses who is known no more: a stream may outlive its key. Raises: NotAuthenticated."""
+        if self._calls.keys is not None and self._caller is not None:
+            self._calls.keys.check(self._caller)
+
+    def seconds_left(self, asked_s: float | None = None) -> float:
+        """How long the answer may take: as asked, or as the server is set up, within the
+        transport's own deadline. Raises: DeadlineExceeded."""
+        allowed_s = self._calls.deadline_s if asked_s is None else asked_s
+        left_s = self.time_left()
+        if left_s is None:
+            return allowed_s
+        if left_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the call began: allow more time")
+        return left_s if asked_s is None else min(asked_s, left_s)
+
+    def asks_for(self, model: str | None) -> None:
+        """Remembers the model that the request names, for the metrics should it fail."""
+        self._asked_model = (model,)
+
+    def uploaded(self) -> None:
+        """Counts time from now: the upload is complete, its speed was the caller's."""
+        self.record.restart()
+        self.record.timed = True
+
+    def answered(self, reply: SegmentReply) -> None:
+        """Notes what answered, how large the image was, and how long each stage took."""
+        record = self.record
+        record.model, record.timings = reply.model, reply.timings
+        record.height, record.width = reply.height, reply.width
+
+    def failed(self, error: BaseException) -> Outcome | None:
+        """Notes the failure. Returns what to tell the caller, or None when nobody is left."""
+        if not isinstance(error, Exception):
+            # The task was cancelled: the caller left, or gRPC ended the call at its deadline.
+            late = self.time_left() == 0
+            self._note(status_of(DeadlineExceeded() if late else Cancelled()))
+            return None
+        if not isinstance(error, ServiceError):
+            _log.error("request %s failed", self.id, exc_info=error)
+            error = ServiceError(_FAULT)
+        return self.refused(outcome_of(error, self.id))
+
+    def refused(self, outcome: Outcome) -> Outcome:
+        """Notes that the request ends with this outcome, and returns it."""
+        self._note(outcome.status)
+        self.record.error = outcome.text
+        return outcome
+
+    def _note(self, status: Status) -> None:
+        record = self.record
+        self._failed = True
+        record.code = str(status.http) if record.transport == "rest" else status.code.name
+        # The caller's mistakes and refusals are quick and would flatter the latency.
+        record.timed = record.timed and status.counts_as_latency
+        if self._asked_model is not None:
+            record.model = self._calls.model_label(*self._asked_model)

@@ -1,0 +1,196 @@
+"""`segmentation.v1.Segmentation`: translates its messages for the segmenter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Final
+
+import grpc
+
+from service.api.call import Call, Calls, Outcome
+from service.api.grpc.handlers import (
+    Context,
+    read_single_message,
+    stream_stream,
+    stream_unary,
+    unary,
+)
+from service.api.grpc.stream import Stream
+from service.api.models import default_name, models_message
+from service.api.status import TYPE_PREFIX
+from service.api.stubs import segmentation_pb2 as pb
+from service.api.uploads import Uploads
+from service.config import ApiConfig
+from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentOptions, SegmentReply
+from service.errors import InvalidParameter
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
+OUTPUTS: Final = {
+    pb.OUTPUT_UNSPECIFIED: Output.LABEL_MAP,
+    pb.OUTPUT_LABEL_MAP: Output.LABEL_MAP,
+    pb.OUTPUT_OVERLAY: Output.OVERLAY,
+    pb.OUTPUT_COLOR: Output.COLOR,
+    pb.OUTPUT_JSON: Output.JSON,
+    pb.OUTPUT_RLE: Output.RLE,
+    pb.OUTPUT_POLYGONS: Output.POLYGONS,
+    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
+    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+}
+
+DTYPES: Final = {
+    pb.DTYPE_UNSPECIFIED: Dtype.UINT8,
+    pb.DTYPE_UINT8: Dtype.UINT8,
+    pb.DTYPE_FLOAT16: Dtype.FLOAT16,
+}
+
+PRIORITIES: Final = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+}
+
+
+class Segmentation:
+    """Handles the calls of segmentation.proto."""
+
+    def __init__(
+        self, segmenter: Segmenter, calls: Calls, config: ApiConfig, uploads: Uploads
+    ) -> None:
+        self._segmenter = segmenter
+        self._calls = calls
+        self._config = config
+        self._uploads = uploads
+        self._closing = asyncio.Event()
+
+    def close_streams(self) -> None:
+        """Lets streams read no more, send the answers they owe, and end."""
+        self._closing.set()
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Makes the service as gRPC takes it."""
+        calls = self._calls
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Segment": stream_unary(
+                    calls, "Segment", pb.SegmentRequest, pb.SegmentResponse, self.segment
+                ),
+                "SegmentStream": stream_stream(
+                    calls,
+                    "SegmentStream",
+                    pb.SegmentStreamRequest,
+                    pb.SegmentStreamResponse,
+                    self.segment_stream,
+                ),
+                "ListModels": unary(
+                    calls,
+                    "ListModels",
+                    pb.ListModelsRequest,
+                    pb.ListModelsResponse,
+                    self.list_models,
+                ),
+            },
+        )
+
+    async def segment(
+        self, call: Call, requests: AsyncIterator[pb.SegmentRequest]
+    ) -> pb.SegmentResponse:
+        self._segmenter.check_any(call.time_left())
+        with self._uploads.begin() as upload:
+            request = await upload.in_time(read_single_message(requests, pb.SegmentRequest))
+            upload.received(len(request.image))
+        call.uploaded()
+        return await self._answer(call, request, call.seconds_left())
+
+    async def segment_stream(self, call: Call, context: Context) -> None:
+        stream = Stream(
+            context.read,
+            context.write,
+            partial(self._item, call),
+            window=self._config.stream_window,
+            closing=self._closing,
+        )
+        await stream.run()
+
+    async def list_models(self, call: Call, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        models = self._segmenter.models()
+        return models_message(models, default_name(models, self._config.default_model))
+
+    async def _item(
+        self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None
+    ) -> pb.SegmentStreamResponse:
+        """Answers one image of a stream: to the log and the metrics a Segment like any other."""
+        with stream.part("Segment", f"{stream.id}/{message.id}") as call:
+            try:
+                call.uploaded()
+                call.check_key()
+                if fault is not None:
+                    raise fault
+                asked_s = message.deadline_ms / 1000 if message.HasField("deadline_ms") else None
+                response = await self._answer(call, message.request, call.seconds_left(asked_s))
+                return pb.SegmentStreamResponse(id=message.id, response=response)
+            except BaseException as error:
+                outcome = call.failed(error)
+                if outcome is None:
+                    raise
+                return pb.SegmentStreamResponse(id=message.id, error=_item_error(outcome))
+
+    async def _answer(
+        self, call: Call, request: pb.SegmentRequest, deadline_s: float
+    ) -> pb.SegmentResponse:
+        """Raises: any ServiceError but ModelLoadError."""
+        call.asks_for(request.model or None)
+        reply = await self._segmenter.segment(request.image, _options(request, deadline_s))
+        call.answered(reply)
+        return _response(reply)
+
+
+def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
+    """Raises: InvalidParameter."""
+    if request.output not in OUTPUTS:
+        raise InvalidParameter(f"there is no output {request.output}: use one of the Output enum")
+    if request.dtype not in DTYPES:
+        raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
+    if request.priority not in PRIORITIES:
+        raise InvalidParameter(
+            f"there is no priority {request.priority}: use one of the Priority enum"
+        )
+    return SegmentOptions(
+        model=request.model or None,
+        version=request.version or None,
+        output=OUTPUTS[request.output],
+        alpha=request.alpha if request.HasField("alpha") else 0.5,
+        outlines=request.outlines,
+        dtype=DTYPES[request.dtype],
+        classes=tuple(request.classes),
+        deadline_s=deadline_s,
+        priority=PRIORITIES[request.priority],
+    )
+
+
+def _response(reply: SegmentReply) -> pb.SegmentResponse:
+    t = reply.timings
+    return pb.SegmentResponse(
+        body=reply.body,
+        media_type=reply.media_type,
+        height_px=reply.height,
+        width_px=reply.width,
+        model=reply.model,
+        version=reply.version,
+        timings=pb.Timings(
+            decode_s=t.decode_s, queue_s=t.queue_s, infer_s=t.infer_s, render_s=t.render_s
+        ),
+        batch_size=reply.batch_size,
+    )
+
+
+def _item_error(outcome: Outcome) -> pb.ItemError:
+    return pb.ItemError(
+        code=outcome.status.code.value[0],
+        message=outcome.text,
+        type=TYPE_PREFIX + outcome.status.kind,
+        retry_after_ms=None if outcome.wait_s is None else 1000 * outcome.wait_s,
+    )

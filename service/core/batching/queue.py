@@ -1,0 +1,408 @@
+"""What waits for one model: room is reserved, images come, and instances take them in batches.
+
+An idle device starts at once; images gather only while it is busy. A lone image on an idle device
+gets all of it (`Instance.full_device`); otherwise each instance takes a batch as soon as it is
+free. Room is reserved before an image is decoded, and refused when by the latency model its turn
+would come too late: those who are refused know at once, and those who are not are answered in time.
+
+Time runs out, and callers leave, while queued and while the device is busy: each future is settled
+alone and a late result for it is dropped. When a batch fails its images are run one by one, so that
+one bad image costs its mates a little time and nothing else.
+
+A thread that has decoded an image puts it into the queue, and a device thread that has finished
+takes the next batch, themselves: over the event loop, which may have another image's bytes in hand,
+it would cost two changes of thread, and the device would be idle meanwhile though work waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.core.batching.latency_model import LatencyModel
+from service.core.batching.policy import (
+    BatchPolicy,
+    InferenceRequest,
+    InferenceResult,
+    Postprocess,
+)
+from service.core.threads import LATE, result_by, settle, settle_now
+from service.core.types import Clock, Observer, Priority, UInt8Array
+from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
+
+AGE_CAP_S: Final = 0.1
+"""About two inferences of an ordinary image: see `service.core.batching.policy`."""
+
+DEADLINE_SHARE: Final = 0.75
+"""Of the time to a deadline, what wait and run may take by prediction. The rest is for decoding,
+encoding, and a prediction that was too good: work that comes too late is lost for everybody."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """What one instance runs at once, since `started_s`."""
+
+    requests: list[InferenceRequest]
+    pixels: int
+    started_s: float
+    full_device: bool
+
+
+class BatchQueue:
+    """Forms batches for one model's instances. Any thread may call it.
+
+    It owns the only lock; its private methods are called with that held.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        instances: int,
+        full_device: bool = False,
+        max_batch: int,
+        max_batch_pixels: int,
+        max_queue: int,
+        max_wait_s: float = math.inf,
+        age_cap_s: float = AGE_CAP_S,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        """model: the observer's label. instances: that share the device. full_device: whether one
+        more takes all of it for a lone image.
+
+        max_batch, max_batch_pixels, age_cap_s: see `BatchPolicy`. max_queue: images reserved or
+        waiting. max_wait_s: longest predicted wait for the device at which an image is still taken.
+        """
+        self._model = model
+        self._instances = instances
+        self._has_full_device = full_device
+        self._max_queue = max_queue
+        self._max_wait_s = max_wait_s
+        self._observer = observer
+        self._clock = clock
+        self._policy: BatchPolicy = BatchPolicy(
+            max_batch=max_batch, max_batch_pixels=max_batch_pixels, age_cap_s=age_cap_s
+        )
+        self._retries: deque[InferenceRequest] = deque()  # of batches that failed
+        self._reserved = dict.fromkeys(Priority, 0)
+        self._reserved_pixels = dict.fromkeys(Priority, 0)
+        self._running: set[Batch] = set()
+        self._latency = LatencyModel()
+        self._full_device_latency = LatencyModel()
+        self._error: Exception | None = None  # why it is closed
+        self._lock = threading.Lock()
+        self._shared_instance = threading.Condition(self._lock)
+        self._full_device = threading.Condition(self._lock)
+
+    def seed(self, pixels: int, seconds: float) -> None:
+        """Tells what one image took in the warm-up."""
+        self._latency.seed(pixels, seconds)
+
+    @property
+    def alive(self) -> bool:
+        """False after `close`, and when it died of a fault of its own."""
+        return self._error is None
+
+    # Before the image is there
+
+    def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:
+        """Finds out whether there is room now, and takes none.
+
+        Raises: Overloaded, InferenceFailed, ShuttingDown.
+        """
+        with self._lock:
+            self._check(0, deadline, priority)
+
+    def is_overloaded(
+        self, deadline: float | None = None, priority: Priority = Priority.NORMAL
+    ) -> bool:
+        """Tells whether `check` would raise Overloaded."""
+        with self._lock:
+            return self._is_full() or self._is_too_late(0, deadline, priority)
+
+    def reserve(
+        self, pixels: int, deadline: float | None = None, priority: Priority = Priority.NORMAL
+    ) -> InferenceRequest:
+        """Takes room before the decode, on the event loop; `put` or `release` it.
+
+        pixels: height times width, as the image's header says. deadline: a moment of the clock.
+
+        Raises: Overloaded when the queue is full, or when by the latency model the image would wait
+        longer than `max_wait_s` or not be labelled by its deadline; InferenceFailed, ShuttingDown.
+        """
+        request = self.request(deadline, priority)
+        with self._lock:
+            self._check(pixels, deadline, priority)
+            self._reserved[priority] += 1
+            self._reserved_pixels[priority] += pixels
+            request.reserved_pixels = pixels
+        return request
+
+    def request(
+        self, deadline: float | None = None, priority: Priority = Priority.NORMAL
+    ) -> InferenceRequest:
+        """Makes a request without room of its own, for a part of an image that has some."""
+        return InferenceRequest(priority, deadline, asyncio.get_running_loop().create_future())
+
+    def release(self, request: InferenceRequest) -> None:
+        """Gives up what is still reserved; may be called again."""
+        with self._lock:
+            self._release(request)
+
+    # The image, and its answer
+
+    def put(
+        self,
+        request: InferenceRequest,
+        image: UInt8Array,
+        postprocess: Postprocess | None = None,
+        *,
+        wants_logits: bool = False,
+    ) -> None:
+        """Queues an image, uint8 RGB [H,W,3]; nothing happens when nobody waits for it any more.
+
+        wants_logits: only where the network has them.
+        """
+        try:
+            with self._lock:
+                self._release(request)
+                now = self._clock()
+                if request.future.done():
+                    return
+                if self._error is not None:
+                    settle(request.future, type(self._error)())
+                elif request.deadline is not None and now >= request.deadline:
+                    settle(request.future, DeadlineExceeded(LATE))  # its timer is late
+                else:
+                    request.set_image(image, now, postprocess, wants_logits)
+                    self._policy.add(request)
+                    self._observe_depth()
+                    self._wake()
+        except BaseException as error:
+            self.die(error, [request])
+
+    async def result(self, request: InferenceRequest) -> InferenceResult:
+        """Waits for the answer until the deadline.
+
+        Cancelling the awaiting task takes the image out of the queue, or drops its result.
+
+        Raises: DeadlineExceeded, InferenceFailed, ShuttingDown.
+        """
+        try:
+            return await result_by(request.future, request.deadline, self._clock)
+        except BaseException:
+            with self._lock:  # after which `put` sees that nobody waits
+                if self._policy.remove(request):
+                    self._observe_depth()
+            raise
+
+    # For the instances
+
+    def next_batch(self, *, full_device: bool = False) -> Batch | None:
+        """Waits for what an instance is to run next; None once the queue is closed."""
+        awaited = self._full_device if full_device else self._shared_instance
+        with self._lock:
+            while self._error is None:
+                if (batch := self._take(full_device)) is not None:
+                    return batch
+                awaited.wait()
+        return None
+
+    def try_next_batch(self, *, full_device: bool = False) -> Batch | None:
+        """Returns what an instance can run now, if there is anything."""
+        with self._lock:
+            return None if self._error is not None else self._take(full_device)
+
+    def finish(self, batch: Batch, results: Sequence[InferenceResult], device_s: float) -> None:
+        """Answers a batch's requests. device_s: how long it kept its instance busy."""
+        with self._lock:
+            self._running.discard(batch)
+            latency = self._full_device_latency if batch.full_device else self._latency
+            latency.update(batch.pixels, len(batch.requests), device_s)
+        loop = batch.requests[0].future.get_loop()
+        with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+            loop.call_soon_threadsafe(self._deliver, batch.requests, results)
+
+    def retry_singly(self, batch: Batch, error: BaseException) -> None:
+        """Takes back a batch that failed: each image runs alone, and one that did is answered."""
+        alone = len(batch.requests) == 1
+        if alone:
+            _log.error("%s: inference failed", self._model, exc_info=error)
+            settle(batch.requests[0].future, InferenceFailed())
+        else:
+            text = "%s: a batch of %d failed, running its images one by one"
+            _log.warning(text, self._model, len(batch.requests), exc_info=error)
+        with self._lock:
+            self._running.discard(batch)
+            if self._error is None and not alone:
+                self._retries.extend(batch.requests)
+                self._wake()
+
+    # Predictions
+
+    def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
+        """Predicts the wait for the device of an image that would come now; 0 when it is idle."""
+        with self._lock:
+            return self._wait_s(priority)
+
+    def retry_after_s(self) -> float:
+        """Predicts how long the work at hand should take, in whole seconds from 1 to 60."""
+        with self._lock:
+            return self._retry_after_s()
+
+    # The end
+
+    def close(self, error: Exception | None = None, lost: Iterable[InferenceRequest] = ()) -> None:
+        """Answers everybody with an error, `lost` included, and takes nothing more.
+
+        error: ShuttingDown by default. A run cannot be interrupted; its result has no taker. Drain
+        first to lose nothing.
+        """
+        requests = list(lost)
+        with self._lock:
+            if self._error is None:
+                self._error = error or ShuttingDown()
+                requests += (r for batch in self._running for r in batch.requests)
+                requests += (*self._retries, *self._policy)
+                self._running.clear()
+                self._retries.clear()
+                self._policy.clear()
+            ended = type(self._error)
+            self._shared_instance.notify_all()
+            self._full_device.notify_all()
+        for request in requests:
+            settle(request.future, ended())
+        with self._lock, contextlib.suppress(Exception):  # a faulty observer may be why it ends
+            self._observe_depth()
+
+    def die(self, error: BaseException, lost: Iterable[InferenceRequest] = ()) -> None:
+        """Ends it for a fault of its own: nobody waits for ever on a queue that has failed."""
+        _log.critical("%s: its queue died", self._model, exc_info=error)
+        self.close(InferenceFailed(), lost)
+
+    def _deliver(
+        self, requests: Sequence[InferenceRequest], results: Sequence[InferenceResult]
+    ) -> None:
+        """Settles on the event loop what its callers still wait for; needs no lock."""
+        try:
+            self._observer.batch(self._model, len(requests))
+            for request, result in zip(requests, results, strict=True):
+                settle_now(request.future, result)
+        except BaseException as error:
+            self.die(error, requests)
+
+    def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
+        if self._error is not None:
+            raise type(self._error)()
+        reason = "queue_full" if self._is_full() else "too_late"
+        if reason == "queue_full" or self._is_too_late(pixels, deadline, priority):
+            self._observer.rejected(reason)
+            raise Overloaded(self._retry_after_s())
+
+    def _is_full(self) -> bool:
+        return self._waiting() >= self._max_queue + self._instances - len(self._running)
+
+    def _is_too_late(self, pixels: int, deadline: float | None, priority: Priority) -> bool:
+        wait_s = self._wait_s(priority)
+        # An idle device takes whatever comes: should the prediction be wrong, so it is unlearned.
+        if not wait_s or wait_s > self._max_wait_s:
+            return wait_s > 0
+        needs_s = wait_s + self._latency.seconds(pixels)
+        return deadline is not None and needs_s > DEADLINE_SHARE * (deadline - self._clock())
+
+    def _waiting(self) -> int:
+        return len(self._policy) + len(self._retries) + sum(self._reserved.values())
+
+    def _wait_s(self, priority: Priority) -> float:
+        if self._waiting() + len(self._running) < self._instances:
+            return 0.0
+        now = self._clock()
+        work_s = 0.0
+        for batch in self._running:
+            latency = self._full_device_latency if batch.full_device else self._latency
+            takes_s = latency.seconds(batch.pixels, len(batch.requests))
+            work_s += max(0.0, takes_s - (now - batch.started_s))
+        pixels, ahead = self._policy.pixels(priority), len(self._policy)
+        for p in Priority:
+            if p <= priority:
+                pixels += self._reserved_pixels[p]
+                ahead += self._reserved[p]
+        latency = self._latency if self._latency.is_seeded else self._full_device_latency
+        return (work_s + latency.seconds(pixels, ahead)) / self._instances
+
+    def _retry_after_s(self) -> float:
+        return float(min(60, max(1, math.ceil(self._wait_s(Priority.LOW)))))
+
+    def _release(self, request: InferenceRequest) -> None:
+        if request.reserved_pixels is not None:
+            self._reserved[request.priority] -= 1
+            self._reserved_pixels[request.priority] -= request.reserved_pixels
+            request.reserved_pixels = None
+
+    def _is_lone(self) -> bool:
+        """Tells whether one image waits and nothing else is, or is about to be, on the device."""
+        return (
+            self._has_full_device
+            and len(self._policy) == 1
+            and not self._running
+            and not self._retries
+            and not any(self._reserved.values())
+        )
+
+    def _take(self, full_device: bool) -> Batch | None:
+        """Forms a batch for an instance; None when none is for it now."""
+        # A run on the full device counts as an instance: it has its cores.
+        for_it = self._is_lone() if full_device else len(self._running) < self._instances
+        batch, depth = None, len(self._policy)
+        if for_it and (requests := self._next_requests()):
+            pixels = sum(request.pixels for request in requests)
+            batch = Batch(requests, pixels, self._clock(), full_device)
+            self._running.add(batch)
+        if len(self._policy) != depth:
+            self._observe_depth()
+        self._wake()
+        return batch
+
+    def _wake(self) -> None:
+        """Wakes the one instance for which there is work, which then wakes the next.
+
+        That which finds, once awake, that the work is not for it any more, does the same.
+        """
+        if self._is_lone():
+            self._notify(full_device=True)
+        elif (self._policy or self._retries) and len(self._running) < self._instances:
+            self._notify(full_device=False)
+
+    def _notify(self, *, full_device: bool) -> None:
+        (self._full_device if full_device else self._shared_instance).notify()
+
+    def _next_requests(self) -> list[InferenceRequest]:
+        """Takes the next images, less those whose callers left or whose time is over."""
+        while self._retries:
+            request = self._retries.popleft()
+            if not request.future.done():
+                return [request]
+        while requests := self._policy.take(now := self._clock(), self._latency.seconds):
+            left = []
+            for request in requests:
+                if request.deadline is not None and now >= request.deadline:
+                    settle(request.future, DeadlineExceeded(LATE))  # its timer is late
+                elif not request.future.done():
+                    left.append(request)
+            if left:
+                return left
+        return []
+
+    def _observe_depth(self) -> None:
+        """Tells it with the lock held, so that the last one told is the last there was."""
+        self._observer.queue_depth(self._model, len(self._policy))

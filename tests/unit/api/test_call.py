@@ -1,0 +1,213 @@
+"""The life of a request without a transport: one count, one log line, one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.api.call import Calls, Outcome
+from service.api.keys import Keys
+from service.core.segmenter import SegmentReply, Timings
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidImage,
+    NotAuthenticated,
+    Overloaded,
+)
+from service.telemetry import Telemetry
+
+KEY = "alice-has-this-key"
+
+
+def calls(telemetry: Telemetry | None = None, keys: Keys | None = None) -> Calls:
+    return Calls(
+        telemetry or Telemetry(0.175),
+        keys,
+        deadline_s=30.0,
+        model_label=lambda name: {None: "tiny", "tiny": "tiny"}.get(name, ""),
+    )
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    path = tmp_path / "keys"
+    path.write_text(f"alice {KEY}\n")
+    return Keys(path, admin_key=None, rejected=lambda reason: None)
+
+
+def requests(telemetry: Telemetry) -> dict[str, str]:
+    """Labels and value of each `fcn_requests_total`."""
+    found = re.findall(r"^fcn_requests_total{(.*)} (.*)$", telemetry.scrape().decode(), re.M)
+    return dict(found)
+
+
+def reply() -> SegmentReply:
+    label_map = np.zeros((2, 3), np.uint8)
+    return SegmentReply(b"", "", 2, 3, "tiny", "1", label_map, Timings(0.1, 0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("offered", "kept"),
+    [("job-7", True), ("a.B_c:9", True), ("n" * 128, True), ("n" * 129, False), ("", False)]
+    + [("two words", False), ("line\nbreak", False), (None, False)],
+)
+def test_an_id_is_kept_if_it_is_usable(offered: str | None, kept: bool) -> None:
+    with calls().begin("rest", "Segment", offered) as call:
+        assert (call.id == offered) is kept
+        assert kept or re.fullmatch("[0-9a-f]{32}", call.id)
+
+
+@pytest.mark.parametrize(("transport", "code"), [("rest", "200"), ("grpc", "OK")])
+def test_an_answer_is_counted_and_logged_once(
+    transport: str, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = Telemetry(0.175)
+    with (
+        caplog.at_level(logging.INFO, "fcn.request"),
+        calls(telemetry).begin(transport, "Segment", "job-7") as call,
+    ):
+        call.uploaded()
+        call.answered(reply())
+    labels = f'code="{code}",method="Segment",model="tiny",transport="{transport}"'
+    assert requests(telemetry) == {labels: "1.0"}
+    (line,) = caplog.records
+    fields = line.__dict__["fields"]
+    assert (fields["request_id"], fields["height"], fields["infer_ms"]) == ("job-7", 2, 300.0)
+    assert f'duration_seconds_count{{model="tiny",transport="{transport}"}} 1.0' in (
+        telemetry.scrape().decode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "http", "code", "kind", "timed"),
+    [
+        (InvalidImage("no"), "400", "INVALID_ARGUMENT", "invalid-image", False),
+        (Overloaded(2.0), "429", "RESOURCE_EXHAUSTED", "overloaded", False),
+        (DeadlineExceeded(), "504", "DEADLINE_EXCEEDED", "deadline-exceeded", True),
+        (InferenceFailed(), "500", "INTERNAL", "inference-failed", True),
+        (KeyError("ours"), "500", "INTERNAL", "internal-error", True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_failure_is_counted_once_however_it_ends_the_block(
+    transport: str, error: Exception, http: str, code: str, kind: str, timed: bool
+) -> None:
+    """Told to the caller by `failed`, or left to the end of the block."""
+    telemetry, outcome = Telemetry(0.175), None
+    with calls(telemetry).begin(transport, "Segment") as call:
+        call.asks_for("tiny")
+        call.uploaded()
+        outcome = call.failed(error)
+    with (
+        pytest.raises(type(error)),
+        calls(telemetry).begin(transport, "Segment") as call,
+    ):
+        call.asks_for(None)
+        call.uploaded()
+        raise error
+    told = http if transport == "rest" else code
+    labels = f'code="{told}",method="Segment",model="tiny",transport="{transport}"'
+    assert requests(telemetry) == {labels: "2.0"}
+    assert isinstance(outcome, Outcome)
+    assert (str(outcome.status.http), outcome.status.code.name) == (http, code)
+    assert (outcome.status.kind, outcome.wait_s) == (kind, 2 if kind == "overloaded" else None)
+    assert (
+        "duration_seconds_count" in telemetry.scrape().decode().partition("_stage_")[0]
+    ) is timed
+
+
+def test_a_made_up_model_is_no_label() -> None:
+    telemetry = Telemetry(0.175)
+    with calls(telemetry).begin("grpc", "Segment") as call:
+        call.asks_for("made-up")
+        call.failed(InvalidImage("no"))
+    assert [labels for labels in requests(telemetry) if 'model=""' in labels]
+
+
+def test_a_fault_of_our_own_is_told_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
+    with calls().begin("rest", "Segment", "job-7") as call:
+        outcome = call.failed(RuntimeError("a secret"))
+    assert outcome is not None
+    assert "report the request id" in outcome.detail and "secret" not in outcome.text
+    (line,) = (record for record in caplog.records if record.name == "fcn.call")
+    assert line.getMessage() == "request job-7 failed"
+    assert line.exc_info and "a secret" in str(line.exc_info[1])
+
+
+@pytest.mark.parametrize(
+    ("transport", "left_s", "code"),
+    [("rest", None, "499"), ("grpc", 3.0, "CANCELLED"), ("grpc", 0.0, "DEADLINE_EXCEEDED")],
+)
+def test_nobody_is_told_of_a_cancelled_call(
+    transport: str, left_s: float | None, code: str
+) -> None:
+    telemetry = Telemetry(0.175)
+    with (
+        pytest.raises(asyncio.CancelledError),
+        calls(telemetry).begin(transport, "Segment", time_left=lambda: left_s) as call,
+    ):
+        assert call.failed(asyncio.CancelledError()) is None
+        raise asyncio.CancelledError
+    (labels,) = requests(telemetry)
+    assert f'code="{code}"' in labels
+
+
+@pytest.mark.parametrize(
+    ("left_s", "asked_s", "seconds"),
+    [(None, None, 30.0), (None, 60.0, 60.0), (5.0, None, 5.0), (90.0, None, 90.0)]
+    + [(5.0, 2.0, 2.0), (5.0, 9.0, 5.0)],
+)
+def test_the_time_an_answer_may_take(
+    left_s: float | None, asked_s: float | None, seconds: float
+) -> None:
+    with calls().begin("grpc", "Segment", time_left=lambda: left_s) as call:
+        assert call.seconds_left(asked_s) == seconds
+
+
+def test_a_deadline_that_has_passed() -> None:
+    with (
+        pytest.raises(DeadlineExceeded, match="before the call began"),
+        calls().begin("grpc", "Segment", time_left=lambda: 0.0) as call,
+    ):
+        call.seconds_left()
+
+
+def test_the_key_says_who_calls(keys: Keys) -> None:
+    with calls(keys=keys).begin("rest", "Segment") as call:
+        call.authenticate(None, KEY)
+        assert call.record.caller == "alice"
+        call.check_key()
+        with call.part("Segment", "job/1") as part:
+            assert (part.id, part.record.caller) == ("job/1", "alice")
+            part.check_key()
+    with calls().begin("rest", "Segment") as call:
+        call.authenticate(None, None)  # where nobody is asked for one
+        call.check_key()
+
+
+def test_a_wrong_key_ends_the_call_like_any_error(keys: Keys) -> None:
+    telemetry = Telemetry(0.175)
+    with (
+        pytest.raises(NotAuthenticated),
+        calls(telemetry, keys).begin("grpc", "Segment") as call,
+    ):
+        call.authenticate(None, "wrong")
+    (labels,) = requests(telemetry)
+    assert 'code="UNAUTHENTICATED"' in labels
+
+
+def test_a_stream_outlives_its_key(keys: Keys, tmp_path: Path) -> None:
+    with calls(keys=keys).begin("grpc", "SegmentStream") as call:
+        call.authenticate(f"Bearer {KEY}", None)
+        (tmp_path / "keys").write_text("bob another-key-of-sixteen\n")
+        keys.look()
+        keys.look()
+        with pytest.raises(NotAuthenticated, match="no longer valid"):
+            call.part("Segment", "1").check_key()

@@ -1,0 +1,163 @@
+"""A fault of our own, in the segmenter: told alike by every transport, counted and logged once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc import aio
+from grpc_status import rpc_status
+
+from service.api.call import Calls
+from service.api.grpc import segmentation
+from service.api.grpc.segmentation import Segmentation
+from service.api.grpc.server import GrpcServer
+from service.api.http.routes import create_app
+from service.api.oip import grpc as oip_grpc
+from service.api.oip.admin import Admin
+from service.api.oip.grpc import OipGrpc
+from service.api.oip.infer import Inference
+from service.api.oip.models import Statistics
+from service.api.oip.rest import OipRest
+from service.api.stubs import inference_pb2 as oip
+from service.api.stubs import inference_pb2_grpc as oip_stubs
+from service.api.stubs import segmentation_pb2 as pb
+from service.api.stubs import segmentation_pb2_grpc as stubs
+from service.api.uploads import Uploads
+from service.config import ApiConfig
+from service.core.segmenter import ModelState, ModelStatus, VersionStatus
+from service.telemetry import Telemetry
+from tests.tiny_models import contract
+
+TOLD = "the server failed: try again, and report the request id if it recurs"
+
+
+class Broken:
+    """A segmenter with a fault: its check passes, and then it fails in a way nobody thought of."""
+
+    def models(self) -> list[ModelStatus]:
+        version = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
+        return [ModelStatus("tiny", "1", (version,))]
+
+    def check(self, options: object) -> None: ...
+
+    def check_any(self, deadline_s: float | None) -> None: ...
+
+    async def segment(self, image: object, options: object) -> Any:
+        raise KeyError("a secret of ours")
+
+
+class Parts:
+    """Both servers' parts around the broken segmenter."""
+
+    def __init__(self) -> None:
+        self.telemetry, config = Telemetry(0.175), ApiConfig()
+        broken: Any = Broken()
+        calls = Calls(
+            self.telemetry, None, deadline_s=30.0, model_label=lambda name: name or "tiny"
+        )
+        uploads = Uploads(max_count=9, max_bytes=10**6, timeout_s=9, rejected=print)
+        statistics = Statistics()
+        shared: dict[str, Any] = {
+            "uploads": uploads,
+            "inference": Inference(broken, statistics, max_pixels=10**6),
+            "statistics": statistics,
+            "admin": Admin(broken, None),
+            "ready": lambda: True,
+        }
+        self.rest = create_app(
+            broken, calls, self.telemetry, config, uploads=uploads, ready=lambda: True
+        )
+        OipRest(broken, config, **shared).add_to(self.rest)
+        self.grpc = GrpcServer(config)
+        self.grpc.add(segmentation.SERVICE, Segmentation(broken, calls, config, uploads).handler())
+        self.grpc.add(oip_grpc.SERVICE, OipGrpc(broken, calls, **shared).handler())
+
+    def counted(self, code: str, method: str, transport: str) -> bool:
+        labels = f'code="{code}",method="{method}",model="tiny",transport="{transport}"'
+        return f"fcn_requests_total{{{labels}}} 1.0" in self.telemetry.scrape().decode()
+
+
+@pytest.fixture
+def traceback(caplog: pytest.LogCaptureFixture) -> Any:
+    """Says, after the request, that there was one line with the traceback, and one for the call."""
+
+    def check(request_id: str) -> None:
+        (fault,) = (record for record in caplog.records if record.name == "fcn.call")
+        assert request_id in fault.getMessage()
+        assert fault.exc_info and "a secret of ours" in str(fault.exc_info[1])
+        assert len([record for record in caplog.records if record.name == "fcn.request"]) == 1
+
+    with caplog.at_level(logging.INFO):
+        yield check
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method"),
+    [
+        ("/segment", b"an image", "Segment"),
+        ("/v2/models/tiny/infer", b"a file", "ModelInfer"),
+    ],
+)
+async def test_rest(path: str, body: bytes, method: str, traceback: Any) -> None:
+    parts = Parts()
+    transport = httpx.ASGITransport(parts.rest)
+    headers = {"Inference-Header-Content-Length": "0", "X-Request-ID": "job-7"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        reply = await client.post(path, content=body, headers=headers)
+    assert (reply.status_code, reply.headers["x-request-id"]) == (500, "job-7")
+    if path == "/segment":
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.json() == {
+            "type": "urn:fcn:problem:internal-error",
+            "title": "Internal error",
+            "status": 500,
+            "detail": TOLD,
+            "instance": "urn:fcn:request:job-7",
+            "request_id": "job-7",
+        }
+    else:
+        assert reply.json() == {"error": TOLD}
+    assert parts.counted("500", method, "rest")
+    traceback("job-7")
+
+
+@pytest.mark.parametrize("method", ["Segment", "ModelInfer"])
+async def test_grpc(method: str, traceback: Any) -> None:
+    parts = Parts()
+    target = f"127.0.0.1:{parts.grpc.bind('127.0.0.1:0')}"
+    await parts.grpc.start()
+    try:
+        async with aio.insecure_channel(target) as channel:
+            options: Any = {"metadata": (("x-request-id", "job-7"),), "timeout": 30}
+            call: Any
+            if method == "Segment":
+                call = stubs.SegmentationStub(channel).Segment
+                message: Any = pb.SegmentRequest(image=b"an image")
+            else:
+                call = oip_stubs.GRPCInferenceServiceStub(channel).ModelInfer
+                message = oip.ModelInferRequest(model_name="tiny")
+                pixels = np.zeros((1, 2, 2, 3), np.uint8)
+                message.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
+                message.raw_input_contents.append(pixels.tobytes())
+            with pytest.raises(grpc.RpcError) as caught:
+                await call(message, **options)
+    finally:
+        await parts.grpc.stop(0)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == f"Internal error: {TOLD}"
+    status = rpc_status.from_call(error)
+    assert status is not None
+    (detail,) = status.details
+    info = error_details_pb2.ErrorInfo()
+    assert detail.Unpack(info)
+    assert (info.reason, info.domain) == ("internal-error", "fcn-serve")
+    assert parts.counted("INTERNAL", method, "grpc")
+    traceback("job-7")

@@ -1,0 +1,51 @@
+"""What a request of several images may be answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.api.oip import infer as module
+from service.api.oip.infer import segment_all
+from service.config import SegmenterConfig
+from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
+from service.errors import ImageTooLarge
+from tests.drawing import street
+from tests.tiny_models import expected_logits, write_model
+
+IMAGES = [street(10, 20, seed=n) for n in range(3)]
+BYTES = 3 * 3 * 10 * 20 * 4
+"""Of the logits of all of them."""
+
+
+@pytest.mark.parametrize("as_numbers", [False, True])
+async def test_scores_of_all_images_together_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_numbers: bool
+) -> None:
+    """As bytes, or as numbers, which take several times the room."""
+    write_model(tmp_path, logits=True)
+    limit = "MAX_SCORES_AS_NUMBERS_BYTES" if as_numbers else "MAX_SCORES_BYTES"
+    other = "MAX_SCORES_BYTES" if as_numbers else "MAX_SCORES_AS_NUMBERS_BYTES"
+    monkeypatch.setattr(module, other, 1)
+    segmenter = Segmenter(
+        SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
+    )
+    await segmenter.start()
+    draft = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
+
+    async def ask() -> list[SegmentReply]:
+        return await segment_all(
+            segmenter, IMAGES, draft, ["logits"], max_pixels=10_000, as_numbers=as_numbers
+        )
+
+    try:
+        monkeypatch.setattr(module, limit, BYTES)
+        found = np.stack([reply.scores[0] for reply in await ask()])
+        np.testing.assert_array_equal(found, expected_logits(np.stack(IMAGES)))
+        monkeypatch.setattr(module, limit, BYTES - 1)
+        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer pictures"):
+            await ask()
+    finally:
+        await segmenter.aclose()

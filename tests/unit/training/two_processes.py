@@ -1,0 +1,114 @@
+"""What test_world.py runs in two processes under torchrun: `two_processes.py FOLDER DATA`.
+
+Each scenario is one that a single process runs too; results are checkpoints and JSON in FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.unit.training.recipes import changed, raw_recipe
+from training.config import ConfigError, TrainConfig, parse_config
+from training.datasets import open_dataset
+from training.distributed import DistributedError, World, init_distributed
+from training.evaluation.evaluate import evaluate
+from training.evaluation.predictors import NetworkPredictor
+from training.train import Trainer, train
+
+PLAIN: dict[str, Any] = {
+    # Without norms and dropout, which see and draw for each process's images alone.
+    "network": {
+        "backbone": "alexnet",
+        "variant": "32s",
+        "fc6_channels": 8,
+        "dropout": 0.0,
+        "width": 0.125,
+    },
+    "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05, "weight_decay": 1e-4},
+    "schedule__ema_decay": 0.5,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mean": PLAIN,  # with class weights and Dice
+    "uneven": {**PLAIN, "schedule__batch_size": 3},
+    "accumulated": {
+        **PLAIN,
+        "schedule__batch_size": 2,
+        "schedule__accumulate": 3,
+        "loss__dice": 0.0,
+        "activation_checkpointing": True,
+    },
+    "sum": {
+        **PLAIN,
+        "loss": {"reduction": "sum"},
+        "optimizer__head_lr": 1e-5,
+        "optimizer__backbone_lr": 1e-5,
+    },
+}
+NORMED: dict[str, Any] = {}  # MobileNetV1 with dropout
+
+
+def config(data: Path, changes: dict[str, Any]) -> TrainConfig:
+    return parse_config(changed(raw_recipe(data), changes), "two world")
+
+
+def run(folder: Path, data: Path, world: World) -> None:
+    for name, changes in RECIPES.items():
+        done = train(config(data, changes), folder / name, world=world)
+    # The last of them on every image, each once: 3 images, 2 processes.
+    split = open_dataset("folder", data, "test")
+    confusion = evaluate(NetworkPredictor(done.build_network()), split, world=world)
+    if world.is_main:
+        (folder / "confusion.json").write_text(json.dumps(confusion.counts.tolist()))
+
+
+def run_together(folder: Path, data: Path, world: World) -> None:
+    """What only several processes can show."""
+    normed = config(data, NORMED)
+    train(normed, folder / "straight", world=world)
+    train(normed, folder / "parts", stop_after=4, world=world)
+    trainer = Trainer(normed, folder / "parts", resume=True, world=world)
+    trainer.run()
+    own = trainer.learner.network.state_dict()
+    same = all(
+        len({value.numpy().tobytes() for value in world.gather(tensor.contiguous())}) == 1
+        for tensor in own.values()
+    )
+    refusal = ""
+    try:
+        train(config(data, {"schedule__batch_size": 1}), folder / "refused", world=world)
+    except ConfigError as error:
+        refusal = str(error)
+    if world.is_main:
+        (folder / "together.json").write_text(json.dumps({"same": same, "refusal": refusal}))
+
+
+def main() -> None:
+    folder, data = map(Path, sys.argv[1:])
+    with init_distributed() as world:
+        run(folder, data, world)
+        run_together(folder, data, world)
+    be_silent(folder)
+
+
+def be_silent(folder: Path) -> None:
+    """The second process no longer answers; the first one must not wait for ever."""
+    try:
+        with init_distributed(timeout_s=2) as world:
+            if not world.is_main:
+                while not (folder / "silence.txt").exists():
+                    time.sleep(0.1)
+                os._exit(0)
+            world.sum(torch.ones(()))
+    except DistributedError as error:
+        (folder / "silence.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main()
