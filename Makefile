@@ -23,7 +23,7 @@ help: ## list these commands
 serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC on 8001 (CPU)
 	$(BIN)/fcn serve
 
-# As many test processes as cores, up to four; tests/conftest.py says which tests share one.
+# As many test processes as cores, up to four; tests/conftest.py says who runs beside whom.
 test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 

@@ -17,6 +17,8 @@ from bench.servers import ROOT
 DEADLINE_S = 0.5
 """Answers later than this are no goodput."""
 PATIENCE_S = 3.0
+"""A client of an open loop hangs up after so long; one of a closed loop waits for its turn."""
+_CLOSED_PATIENCE_S = 30.0
 FILL_S = 0.9
 """A closed loop runs so long before its answers are counted: then the server is full of work."""
 _RATES = ("offered_per_s", "answered_per_s", "goodput_per_s")
@@ -34,21 +36,14 @@ def closed(
     processes = min(processes, connections)
     shares = [connections // processes + (n < connections % processes) for n in range(processes)]
     kinds = [["--connections", str(share)] for share in shares]
-    return _run(url, image, kinds, seconds, **{"warm_s": FILL_S, **more})
+    return _run(url, image, kinds, seconds, warm_s=FILL_S, patience_s=_CLOSED_PATIENCE_S, **more)
 
 
 def poisson(
-    url: str, image: Path, rate: float, seconds: float, *, seed: int = 0, processes: int = 1,
-    **more: Any,
-) -> Load:  # fmt: skip
-    """Sends Poisson arrivals, which are the same for every server: `seed` chooses them.
-
-    Poisson arrivals of several processes add up to Poisson arrivals.
-    """
-    kinds = [
-        ["--rate", str(rate / processes), "--seed", str(seed * processes + n)]
-        for n in range(processes)
-    ]
+    url: str, image: Path, rate: float, seconds: float, *, seed: int = 0, **more: Any
+) -> Load:
+    """Sends Poisson arrivals, which are the same for every server: `seed` chooses them."""
+    kinds = [["--rate", str(rate), "--seed", str(seed)]]
     return _run(url, image, kinds, seconds, **more)
 
 
@@ -59,13 +54,14 @@ def _run(
     seconds: float,
     *,
     warm_s: float = 1.0,
+    patience_s: float = PATIENCE_S,
     content_type: str = "image/jpeg",
     headers: Sequence[str] = (),
     stages: bool = False,
 ) -> Load:
     """Raises: RuntimeError with what a generator said when it failed."""
     common = ["--seconds", str(seconds), "--warm", str(warm_s), "--content-type", content_type]
-    common += ["--deadline", str(DEADLINE_S), "--patience", str(PATIENCE_S)]
+    common += ["--deadline", str(DEADLINE_S), "--patience", str(patience_s)]
     common += [word for line in headers for word in ("--header", line)]
     common += ["--stages"] if stages else []
     running = [

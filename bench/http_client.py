@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class PendingRequest:
     """Holds a request under way, or over: then `done` is None. `again`: it was sent twice."""
 
     due_s: float
@@ -62,7 +62,7 @@ class Asked:
 class Connection:
     """Sends one request at a time over a kept connection, which is opened for the first."""
 
-    def __init__(self, client: Client, message: bytes, asked: Asked) -> None:
+    def __init__(self, client: Client, message: bytes, asked: PendingRequest) -> None:
         self.open = True
         self.used = False
         self._client = client
@@ -74,7 +74,7 @@ class Connection:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._recv, self._send = self._socket.recv, self._socket.send
         self.descriptor = self._socket.fileno()
-        self._asked: Asked | None = asked
+        self._asked: PendingRequest | None = asked
         asked.connection = self
         self._retry_after, self._timing = False, b""
         self._unsent: memoryview | None = memoryview(message)
@@ -82,7 +82,7 @@ class Connection:
         client.poll.register(self.descriptor, select.EPOLLIN | select.EPOLLOUT)
         client.connections[self.descriptor] = self
 
-    def send(self, message: bytes, asked: Asked) -> None:
+    def send(self, message: bytes, asked: PendingRequest) -> None:
         self._asked, asked.connection = asked, self
         self._retry_after, self._timing = False, b""
         if self._unsent is not None:  # answered before all of the last one was taken
@@ -177,7 +177,7 @@ class Client:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
         # All have the same patience, so they lose it in the order in which they were due.
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[PendingRequest] = deque()
         self._watching = False
 
     def begin(self) -> None:
@@ -193,7 +193,7 @@ class Client:
 
     def ask(self, due_s: float, done: Callable[[Answer], None]) -> None:
         """Calls `done` once, later. due_s: not before that of the request asked last."""
-        asked = Asked(due_s, self.now(), done)
+        asked = PendingRequest(due_s, self.now(), done)
         self._waiting.append(asked)
         if not self._watching:
             self._watch_from(asked)
@@ -219,13 +219,13 @@ class Client:
         return found[0]
 
     def settle(
-        self, asked: Asked, status: int, retry_after: bool = False, timing: bytes = b""
+        self, asked: PendingRequest, status: int, retry_after: bool = False, timing: bytes = b""
     ) -> None:
         done, asked.done, asked.connection = asked.done, None, None
         if done is not None:
             done(Answer(asked.due_s, asked.sent_s, self.now(), status, retry_after, timing))
 
-    def lost(self, asked: Asked, *, may_ask_again: bool) -> None:
+    def lost(self, asked: PendingRequest, *, may_ask_again: bool) -> None:
         # A kept connection may be closed while a request is on its way: not a refusal.
         if may_ask_again and not asked.again:
             asked.again = True
@@ -238,7 +238,7 @@ class Client:
             connection.close()
         self.poll.close()
 
-    def _watch_from(self, first: Asked) -> None:
+    def _watch_from(self, first: PendingRequest) -> None:
         self._watching = True
         self.call_later(first.due_s + self._patience_s - self.now(), self._hang_up)
 

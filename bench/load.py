@@ -41,8 +41,8 @@ Finished = Callable[[list[Answer]], None]
 """Called once, with an answer to every request, in the order in which they were due."""
 
 
-class Asker(Protocol):
-    """Asks over one protocol, and calls back from its event loop."""
+class LoadClient(Protocol):
+    """Sends requests over one protocol, and calls back from its event loop."""
 
     def run(self, start: Callable[[Finished], None]) -> list[Answer]: ...
 
@@ -75,7 +75,7 @@ def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = (
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
+def open_loop(client: LoadClient, due: Sequence[float], finished: Finished) -> None:
     """Sends a request at every time in `due` (ascending, seconds)."""
     answers: list[Answer] = []
     sent = 0
@@ -98,7 +98,7 @@ def open_loop(client: Asker, due: Sequence[float], finished: Finished) -> None:
     client.call_later(0, send if due else lambda: finished([]))
 
 
-def closed_loop(client: Asker, connections: int, seconds: float, finished: Finished) -> None:
+def closed_loop(client: LoadClient, connections: int, seconds: float, finished: Finished) -> None:
     """Lets so many clients ask, each again as soon as it has its answer."""
     answers: list[Answer] = []
     left = connections
@@ -122,20 +122,6 @@ def closed_loop(client: Asker, connections: int, seconds: float, finished: Finis
     client.begin()
     for _ in range(connections):
         client.call_later(0, send)
-
-
-class Meter:
-    """Counts this process's CPU seconds, user and system, between two seconds of the load."""
-
-    def __init__(self, client: Asker, since_s: float, until_s: float) -> None:
-        self._seconds: list[float] = []
-        for moment in (since_s, until_s):
-            client.call_later(moment, lambda: self._seconds.append(time.process_time()))
-
-    def cpu_s(self) -> float:
-        """Counts until now if the load was over before its second moment."""
-        since, until, *_ = (*self._seconds, time.process_time(), time.process_time())
-        return until - since
 
 
 def summary(
@@ -189,16 +175,18 @@ def stages_of(timing: bytes) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
+def offer(args: argparse.Namespace, client: LoadClient) -> dict[str, Any]:
     """Makes the load that was asked for.
 
-    `generator_cpu_s` is of this process, `generator_share` its share of all cores.
+    `generator_cpu_s`: CPU seconds of this process, user and system, in the time that is counted;
+    `generator_share`: that of all cores.
     """
     until_s, closed = args.warm + args.seconds, args.rate is None
-    meters: list[Meter] = []
+    cpu_s: list[float] = []
 
     def start(finished: Finished) -> None:
-        meters.append(Meter(client, args.warm, until_s))
+        for moment in (args.warm, until_s):
+            client.call_later(moment, lambda: cpu_s.append(time.process_time()))
         if args.rate is not None:
             open_loop(client, poisson(args.rate, until_s, args.seed), finished)
         else:
@@ -206,12 +194,13 @@ def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
 
     gc.disable()
     answers = client.run(start)
-    cpu_s = meters[0].cpu_s()
+    # The load may be over before its last moment.
+    since, until, *_ = (*cpu_s, time.process_time(), time.process_time())
     found = summary(
         answers, since_s=args.warm, until_s=until_s, deadline_s=args.deadline, closed=closed
     )
-    found["generator_cpu_s"] = round(cpu_s, 4)
-    found["generator_share"] = round(cpu_s / args.seconds / available_cores(), 4)
+    found["generator_cpu_s"] = round(until - since, 4)
+    found["generator_share"] = round((until - since) / args.seconds / available_cores(), 4)
     if args.stages:
         counted = within(answers, args.warm, until_s, closed=closed)
         each = [stages_of(answer.timing) for answer in counted if answer.status == OK]
@@ -222,7 +211,7 @@ def offer(args: argparse.Namespace, client: Asker) -> dict[str, Any]:
     return found
 
 
-def client_of(args: argparse.Namespace) -> Asker:
+def client_of(args: argparse.Namespace) -> LoadClient:
     """Opens a client for the URL's scheme: http, or grpc as in grpc://127.0.0.1:8001."""
     body = args.body.read_bytes()
     if urlsplit(args.url).scheme == "grpc":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.protocol == "paper":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         rows = [paper_row(spec, args, device) for spec in args.specs]
-        print_paper(rows)
         kind = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     else:
         rows = [row for spec in args.specs for row in served_rows(spec, args)]
-        print_served(rows)
         kind = "cpu"
+    for line in table(rows):
+        print(line)
     head = {"device": kind, "threads": torch.get_num_threads(), "classes": CLASSES}
     record.write(args.out, {**head, "rounds": args.rounds, "rows": rows})
     return 0
@@ -209,24 +209,19 @@ def paper_row(spec: NetworkSpec, args: argparse.Namespace, device: str) -> dict[
     }
 
 
-def print_served(rows: Sequence[dict[str, Any]]) -> None:
-    print("| network | size | in | p50 | of ONNX Runtime's |\n|---|---|---|---|---|")
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Writes lines of Markdown, of either protocol."""
+    yield "| network | size | in | mean | p50 | of ONNX Runtime's | paper, K40c |"
+    yield "|---|---|---|---|---|---|---|"
     for row in rows:
-        for name, ratio in row["of_onnxruntime"].items():
-            print(
-                f"| {row['network']} | {row['height']}x{row['width']} | {name} "
-                f"| {row[name]['p50_ms']:.1f} ms | {ratio:.2f} |"
-            )
-
-
-def print_paper(rows: Sequence[dict[str, Any]]) -> None:
-    print("| network | size | parameters | mean | p50 | paper, K40c |\n|---|---|---|---|---|---|")
-    for row in rows:
-        paper = "-" if row["paper_ms"] is None else f"{row['paper_ms']} ms"
-        print(
-            f"| {row['network']} | {row['height']}x{row['width']} | {row['parameters']:,} "
-            f"| {row['forward']['mean_ms']:.1f} ms | {row['forward']['p50_ms']:.1f} ms | {paper} |"
-        )
+        for name in ("onnxruntime", "int8", "pytorch", "forward"):
+            if (time := row.get(name)) is not None:
+                yield (
+                    f"| {row['network']} | {row['height']}x{row['width']} | {name} "
+                    f"| {time['mean_ms']:.1f} ms | {time['p50_ms']:.1f} ms "
+                    f"| {row.get('of_onnxruntime', {}).get(name, '-')} "
+                    f"| {row.get('paper_ms') or '-'} |"
+                )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "load_1min_before": round(os.getloadavg()[0], 2),
+        "load_1min": round(os.getloadavg()[0], 2),
     }
 
 

@@ -3,7 +3,7 @@
     python -m bench.replies [--height 1224] [--width 1632] [--rounds 9]
 
 Replies are made of a drawn label map with 11 classes, of much detail ("detailed") and of blobs
-alone ("smooth"), of the scores behind it, and of a drawn photo.
+alone ("smooth"), of the scores behind it, and of a drawn image with grain.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ from PIL import Image
 from bench import record
 from bench.turns import Run, take_turns
 from model.contract import ClassInfo, Contract, TrainingData
-from service.core import outputs
 from service.core.engines.memory import keep_freed_memory
+from service.core.outputs.color import color_png
+from service.core.outputs.confidence import confidence
+from service.core.outputs.label_map import label_map_png
+from service.core.outputs.overlay import overlay_png
+from service.core.outputs.png import gray_png
+from service.core.outputs.polygons import polygons_json
+from service.core.outputs.probabilities import npy, probabilities
+from service.core.outputs.rle import rle_json
+from service.core.outputs.summary import summary_json
 from service.core.types import Dtype, Timings
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -42,10 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
     scores = draw_scores(args.height, args.width)
     detailed = scores.argmax(axis=0).astype(np.uint8)
     smooth = draw_scores(args.height, args.width, detail=0.0).argmax(axis=0).astype(np.uint8)
-    photo = draw_photo(args.height, args.width)
+    image = draw_image(args.height, args.width)
     parts: dict[str, dict[str, Run]] = {
-        "detailed": {**of_labels(detailed, photo), **of_scores(detailed, scores)},
-        "smooth": of_labels(smooth, photo),
+        "detailed": {**of_labels(detailed, image), **of_scores(detailed, scores)},
+        "smooth": of_labels(smooth, image),
     }
     measured = {}
     for part, makers in parts.items():
@@ -60,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def of_labels(label_map: UInt8Array, photo: UInt8Array) -> dict[str, Run]:
+def of_labels(label_map: UInt8Array, image: UInt8Array) -> dict[str, Run]:
     contract = Contract(
         model_name="bench",
         architecture="bench",
@@ -70,26 +78,24 @@ def of_labels(label_map: UInt8Array, photo: UInt8Array) -> dict[str, Run]:
     palette = contract.palette()
     names = {"model": "bench", "version": "1"}
     return {
-        "label_map": lambda: outputs.label_map_png(label_map, palette),
-        "color": lambda: outputs.color_png(label_map, palette),
-        "overlay": lambda: outputs.overlay_png(photo, label_map, palette, 0.5),
-        "overlay, outlines": lambda: outputs.overlay_png(
-            photo, label_map, palette, 0.5, outlines=True
-        ),
-        "json": lambda: outputs.summary_json(label_map, contract, timings=Timings(), **names),
-        "rle": lambda: outputs.rle_json(label_map, contract, **names),
-        "polygons": lambda: outputs.polygons_json(label_map, contract, **names),
+        "label_map": lambda: label_map_png(label_map, palette),
+        "color": lambda: color_png(label_map, palette),
+        "overlay": lambda: overlay_png(image, label_map, palette, 0.5),
+        "overlay, outlines": lambda: overlay_png(image, label_map, palette, 0.5, outlines=True),
+        "json": lambda: summary_json(label_map, contract, timings=Timings(), **names),
+        "rle": lambda: rle_json(label_map, contract, **names),
+        "polygons": lambda: polygons_json(label_map, contract, **names),
     }
 
 
 def of_scores(label_map: UInt8Array, scores: npt.NDArray[np.float32]) -> dict[str, Run]:
     makers: dict[str, Run] = {
-        f"probabilities, {dtype}": lambda dtype=dtype: outputs.npy(  # type: ignore[misc]
-            outputs.probabilities(scores, label_map, dtype, None)
+        f"probabilities, {dtype}": lambda dtype=dtype: npy(  # type: ignore[misc]
+            probabilities(scores, label_map, dtype, None)
         )
         for dtype in (Dtype.UINT8, Dtype.FLOAT16)
     }
-    makers["confidence"] = lambda: outputs.gray_png(outputs.confidence(scores, label_map, None))
+    makers["confidence"] = lambda: gray_png(confidence(scores, label_map, None))
     return makers
 
 
@@ -105,7 +111,7 @@ def draw_scores(height: int, width: int, detail: float = 0.15) -> npt.NDArray[np
     return 4 * np.stack([field(1) + np.float32(detail) * field(6) for _ in range(CLASSES)])
 
 
-def draw_photo(height: int, width: int) -> UInt8Array:
+def draw_image(height: int, width: int) -> UInt8Array:
     """Draws uint8 RGB [H,W,3]: shades with the grain of a camera, once through JPEG."""
     rng = np.random.default_rng(3)
     shades = Image.fromarray(rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8))

@@ -48,7 +48,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Is a server that has answered `png`. `start_s`: from its start until then."""
+    """Holds a server that has answered `png`. `start_s`: from its start until then."""
 
     command: Command
     png: bytes

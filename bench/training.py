@@ -7,14 +7,11 @@ images, random resize, flip and crop, a DataLoader, `CrossEntropyLoss`, SGD with
 autocast where we have it. Network, crop, batch, optimizer, workers and threads are the same; ours
 also jitters colours. The two take turns in one process; the first steps of each turn, fed by what
 its worker had read ahead, are not counted. Scenes are drawn, 360x480, in a temporary folder.
-
-A run replaces the row of its network, precision, batch and crop, and keeps the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -68,9 +65,6 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
             label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
         target = torch.from_numpy(np.array(label)).long()
-        return self._cropped(pixels, target)
-
-    def _cropped(self, pixels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         height, width = self.crop
         down, right = max(0, height - target.shape[0]), max(0, width - target.shape[1])
         pixels = nn.functional.pad(pixels, (0, right, 0, down))
@@ -112,7 +106,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=32, help="drawn")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=record.RESULTS / "training.json")
+    parser.add_argument(
+        "--out", type=Path, help="by default results/training-NETWORK-PRECISION.json"
+    )
     args = parser.parse_args(words)
     if min(args.batch, args.rounds, args.steps, args.images, *args.crop) < 1 or args.warm_up < 0:
         parser.error("want at least one of everything that is counted")
@@ -120,10 +116,11 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--images: want at least one batch")
     with tempfile.TemporaryDirectory() as folder:
         row = measure(args, Path(folder))
-    print_row(row)
-    earlier = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    rows = [old for old in earlier if key(old) != key(row)]
-    record.write(args.out, {"rows": sorted([*rows, row], key=key)})
+    speed, loader = row["images_per_s"], row["loader_images_per_s"]
+    print(f"images/s: ours {speed['ours']:.2f}, plain loop {speed['plain']:.2f}, ratio "
+          f"{row['ratio']:.2f}; our loader alone {loader['ours']:.0f}")  # fmt: skip
+    name = f"training-{args.network}-{args.precision}.json"
+    record.write(args.out or record.RESULTS / name, row)
     return 0
 
 
@@ -155,8 +152,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "network": config.network.architecture,
         "precision": args.precision,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "cpu": record.machine()["cpu"],
         **{name: getattr(args, name) for name in ("batch", "threads", "workers", "rounds")},
         "crop": list(args.crop),
         "steps": args.steps,
@@ -232,22 +227,6 @@ def loader_rate(batches: Batches, args: argparse.Namespace) -> float:
     for _ in range(args.steps):
         next(batches)
     return round(float(args.steps * args.batch / (time.perf_counter() - started)), 1)
-
-
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Tells which row a later run replaces."""
-    return row["network"], row["precision"], row["batch"], tuple(row["crop"])
-
-
-def print_row(row: dict[str, Any]) -> None:
-    speed, loader = row["images_per_s"], row["loader_images_per_s"]
-    print("| network | precision | batch | crop | ours | plain loop | ratio | our loader alone |")
-    print("|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {row['network']} | {row['precision']} | {row['batch']} "
-        f"| {row['crop'][0]}x{row['crop'][1]} | {speed['ours']:.2f} | {speed['plain']:.2f} "
-        f"| {row['ratio']:.2f} | {loader['ours']:.0f} |"
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The service's segmenter as a labeller of `fcn predict`."""
+"""Makes the service's segmenter a labeller of `fcn predict`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
-from service.core.segmenter import SegmentOptions
+from service.core.types import SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
 from service.settings import Settings
 
 
 class LocalLabeller:
-    """See `fcn_client.predict.Labeller`; in this process, with the server's own code."""
+    """Labels in this process, with the server's own code; see `fcn_client.predict.Labeller`."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class LocalLabeller:
             self.close()
             raise
 
-    def __call__(self, picture: bytes) -> bytes:
+    def __call__(self, image: bytes) -> bytes:
         options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
         try:
-            return self._segmenter.segment(picture, options).body
+            return self._segmenter.segment(image, options).body
         except ServiceError as error:
             raise FcnError(f"{error.title}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""`fcn data`: which data sets there are, and what of one is on disk."""
+"""`fcn data` says which data sets there are, and what of one is on disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises: DatasetError."""
+    """List the data sets, or check one. Raises: DatasetError."""
     return _list(args) if args.action == "list" else _check(args)
 
 

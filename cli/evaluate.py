@@ -1,4 +1,4 @@
-"""`fcn evaluate`"""
+"""`fcn evaluate` scores a network or a server on a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fcn predict`: label maps, overlays and class shares of files."""
+"""Implements `fcn predict`, which writes label maps, overlays and class shares of files."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive
 
-HELP = "segment a picture, a folder or a video, with a server or in this process"
+HELP = "segment an image, a folder or a video, with a server or in this process"
 _SHOWN_FAILURES = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Segment a picture, a folder of them, or a video frame by frame. Writes into the output "
-        "folder label_maps/, overlays/ and shares.csv, the share of each class in each picture. "
+        "Segment an image, a folder of them, or a video frame by frame. Writes into the output "
+        "folder label_maps/, overlays/ and shares.csv, the share of each class in each image. "
         "The same command again does what is missing."
     )
-    parser.add_argument("source", type=Path, help="picture, video, or folder of them")
+    parser.add_argument("source", type=Path, help="image, video, or folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT")
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-url",
         metavar="PREFIX",
-        help="where Label Studio finds the pictures: what stands before their paths in the source "
+        help="where Label Studio finds the images: what stands before their paths in the source "
         "folder (default: its local files)",
     )
     parser.add_argument("--recursive", action="store_true", help="folders in the folder, too")
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=4,
         metavar="N",
-        help="pictures worked on at a time (default: 4)",
+        help="images worked on at a time (default: 4)",
     )
     parser.add_argument(
         "--afresh", action="store_true", help="do everything again, complete or not"
@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import closing
 
     from fcn_client.errors import InvalidInput
-    from fcn_client.predict import PICTURES, Folder, Labeller, RemoteLabeller, find, predict
+    from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
 
     write = [kind for kind in args.write.split(",") if kind]
-    if not write or not set(write) <= set(PICTURES):
-        raise InvalidInput(f"--write {args.write}: use {', '.join(PICTURES)}, one or several")
+    if not write or not set(write) <= set(IMAGE_FOLDERS):
+        raise InvalidInput(f"--write {args.write}: use {', '.join(IMAGE_FOLDERS)}, one or several")
     annotations = [kind for kind in args.annotations.split(",") if kind]
     if not set(annotations) <= set(FORMATS):
         raise InvalidInput(f"--annotations {args.annotations}: use {', '.join(FORMATS)}, or both")

@@ -1,4 +1,4 @@
-"""`fcn serve`: the REST and gRPC server."""
+"""Implements `fcn serve`, the REST and gRPC server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HELP = "serve the model repository over REST and gRPC"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """One flag per setting, so that neither list can drift from the other."""
+    """Adds a flag for each setting, so that neither list can drift from the other."""
     from service.settings import Settings, environment_name
 
     parser.description = (

@@ -1,4 +1,4 @@
-"""`fcn train`"""
+"""`fcn train` trains a network from a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fcn tune`: the settings that make this machine serve fastest."""
+"""Implements `fcn tune`, which finds the settings that make this machine serve fastest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises: TuneError, SettingsError, ModelLoadError."""
     from model.contract import Contract
     from service.core.engines.cores import available_cores
-    from service.core.engines.onnx_runtime import Session
+    from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
     from service.core.images.prepare import accepted_sizes
     from service.tuning import tune
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.model or _model_of_repository()
     wanted = _size(args.size)
     check_writable(args.out)
-    contract: Contract = Session(path, provider="cpu", threads=1).contract
+    contract: Contract = OnnxRuntimeNetwork(path, provider="cpu", threads=1).contract
     sizes = accepted_sizes([wanted], contract.input)
     if not sizes:
         raise TuneError(f"{path} takes no images of {args.size}: choose another --size")

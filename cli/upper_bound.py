@@ -1,4 +1,4 @@
-"""`fcn upper-bound`"""
+"""`fcn upper-bound` scores labels at a lower resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python client of FCN Serve: REST and gRPC, sync and async, behind one interface.
+"""Asks FCN Serve over REST and gRPC, sync and async, by one interface.
 
     with FcnClient("http://localhost:8000") as client:
         label_map = client.segment("photo.jpg").value  # uint8 [H,W]

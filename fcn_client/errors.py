@@ -1,4 +1,4 @@
-"""Exceptions for everything that can go wrong with a request, as the caller sees it.
+"""Names everything that can go wrong with a request, as the caller sees it.
 
     FcnError
       InvalidInput          what was given is no image, or a parameter cannot be sent (ValueError)

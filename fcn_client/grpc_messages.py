@@ -1,4 +1,4 @@
-"""The messages of gRPC `segmentation.v1`, from and to the client's own types."""
+"""Turns the client's own types into messages of gRPC `segmentation.v1`, and back."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fcn_client.types import Call, ClassInfo, Model, ModelVersion, RawReply, Tim
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 Answered: TypeAlias = Callable[[str, RawReply | FcnError], None]
-"""Told an image's id, and what became of it."""
+"""Is told an image's id, and what became of it."""
 Ended: TypeAlias = Callable[[FcnError], None]
-"""Told once why there will be no more answers; not after the stream was closed."""
+"""Is told once why there will be no more answers; not after the stream was closed."""
 
 REQUEST_ID: Final = "x-request-id"
 PUSHBACK: Final = "grpc-retry-pushback-ms"
-"""Milliseconds to wait before a retry; negative or no number: do not.
+"""Names the milliseconds to wait before a retry; a negative or no number says not to.
 
 Source: gRPC proposal A6, client retries.
 """

@@ -1,4 +1,4 @@
-"""The requests and replies of REST, from and to the client's own types."""
+"""Turns the client's own types into requests of REST, and its replies back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in and out: what callers have, as files' bytes; what the server sends, as arrays."""
+"""Encodes what callers have as files' bytes, and decodes what the server sends into arrays."""
 
 from __future__ import annotations
 

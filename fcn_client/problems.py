@@ -114,12 +114,12 @@ def _status(kind: str, code: str) -> int:
 
 
 def _server_error(*, type: str, status: int, **fields: Any) -> ServerError:
-    """A kind that is not known here is a plain ServerError."""
+    """Makes the error; one of a kind that is not known here is a plain ServerError."""
     error = KINDS.get(type.removeprefix(TYPE_PREFIX)) or _ERROR_OF_STATUS.get(status, ServerError)
     return error(type=type, status=status, **fields)
 
 
 def _reason(text: str) -> str:
-    """`failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Connection refused`: what
-    is behind UNKNOWN says it all."""
+    """Returns what is behind UNKNOWN in `failed to connect to all addresses; last error: UNKNOWN:
+    ipv4:...: Connection refused`, which says it all."""
     return text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")

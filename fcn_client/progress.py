@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where tqdm is installed."""
+"""Shows a progress bar on stderr, where tqdm is installed."""
 
 from __future__ import annotations
 

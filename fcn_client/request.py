@@ -127,11 +127,11 @@ def stream_outcome(output: str, through: StreamResult[I]) -> Outcome[I, Any]:
 
 
 def check_in_flight(in_flight: int) -> None:
-    """Raises: InvalidInput."""
+    """Refuses less than one at a time. Raises: InvalidInput."""
     if in_flight < 1:
         raise InvalidInput(f"in_flight is {in_flight}: give 1 or more")
 
 
 def _classes(classes: Sequence[str | int]) -> tuple[str, ...]:
-    """A single name is taken for a list of one, not for its letters."""
+    """Takes a single name for a list of one, not for its letters."""
     return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)

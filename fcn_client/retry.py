@@ -1,4 +1,4 @@
-"""When to ask again, and when to give up."""
+"""Decides when to ask again, and when to give up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client needs of asyncio. `fcn_client.threads` has the same names for threads.
+"""Offers what the client needs of asyncio. `fcn_client.threads` has the same names for threads.
 
 `fcn_client/aio/` is written with these alone, and `fcn_client/sync/` is made from it.
 """

@@ -1,4 +1,4 @@
-"""What the client needs of threads. `fcn_client.tasks` has the same names for asyncio."""
+"""Offers what the client needs of threads. `fcn_client.tasks` has the same names for asyncio."""
 
 from __future__ import annotations
 

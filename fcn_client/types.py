@@ -1,4 +1,4 @@
-"""What goes into the client and what comes out, the same over REST and gRPC."""
+"""Defines what goes into the client and what comes out, the same over REST and gRPC."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Outcome(Generic[I_co, V_co]):
         return self.result is not None
 
     def unwrap(self) -> SegmentResult[V_co]:
-        """The result. Raises: the FcnError that there is instead."""
+        """Returns the result. Raises: the FcnError that there is instead."""
         if self.result is None:
             raise self.error or FcnError("there is neither a result nor an error")
         return self.result
@@ -98,7 +98,7 @@ class Outcome(Generic[I_co, V_co]):
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """`id`: a pixel's value in label maps. `color`: RGB, 0 to 255."""
+    """Describes a class. `id`: a pixel's value in label maps. `color`: RGB, 0 to 255."""
 
     id: int
     name: str
@@ -108,7 +108,7 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """`contract`: all that the model's file says of itself, as in `GET /v1/models`."""
+    """Describes a version. `contract`: all that its file says, as in `GET /v1/models`."""
 
     version: str
     state: str
@@ -120,7 +120,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`default_version`: answers requests for this model that name no version."""
+    """Describes a model. `default_version`: answers requests that name no version."""
 
     name: str
     is_default: bool
@@ -133,7 +133,7 @@ class Model:
 
 
 def classes_of(contract: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
-    """Raises: KeyError, TypeError, ValueError where it is no contract."""
+    """Reads the classes. Raises: KeyError, TypeError, ValueError where it is no contract."""
     return tuple(
         ClassInfo(int(c["id"]), str(c["name"]), _color(c["color"]), str(c.get("description") or ""))
         for c in contract["classes"]

@@ -75,7 +75,7 @@ def generate() -> None:
         kinds = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
         subprocess.run([*protoc, *kinds, SEGMENTATION, INFERENCE], check=True)
         for stub, source in stubs().items():
-            stub.parent.mkdir(exist_ok=True)
+            stub.parent.mkdir(parents=True, exist_ok=True)
             (stub.parent / "__init__.py").touch()
             made = folder / source.relative_to(ROOT / "proto").parent / stub.name
             if made.is_file():

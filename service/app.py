@@ -9,21 +9,18 @@ import signal
 import sys
 import time
 
-from fastapi import FastAPI
-
 from service.api.call import Calls
 from service.api.grpc import segmentation
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.routes import create_app
 from service.api.keys import KeyFileError, Keys
-from service.api.models import metric_label
 from service.api.oip import grpc as oip_grpc
-from service.api.oip.admin import Admin
 from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
-from service.api.oip.models import Statistics
+from service.api.oip.operations import Operations
 from service.api.oip.rest import OipRest
+from service.api.oip.statistics import Statistics
 from service.api.uploads import Uploads
 from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
@@ -82,7 +79,7 @@ class _Server:
             telemetry,
             self._keys,
             deadline_s=config.deadline_s,
-            model_label=lambda name: metric_label(segmenter.models(), config.default_model, name),
+            model_label=segmenter.metric_label,
         )
         uploads = Uploads(
             max_count=config.max_uploads,
@@ -92,33 +89,19 @@ class _Server:
         )
         statistics = Statistics()
         inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
-        admin = Admin(segmenter, settings.read_admin_key())
-
-        self._rest: FastAPI = create_app(
+        operations = Operations(
+            segmenter, statistics, admin_key=settings.read_admin_key(), ready=self._ready
+        )
+        self._rest = create_app(
             segmenter, calls, telemetry, config, uploads=uploads, ready=self._ready
         )
         OipRest(
-            segmenter,
-            config,
-            uploads=uploads,
-            inference=inference,
-            statistics=statistics,
-            admin=admin,
-            ready=self._ready,
+            segmenter, config, uploads=uploads, inference=inference, operations=operations
         ).add_to(self._rest)
-
+        oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
         self._segmentation = Segmentation(segmenter, calls, config, uploads)
         self._grpc = GrpcServer(config)
         self._grpc.add(segmentation.SERVICE, self._segmentation.handler())
-        oip = OipGrpc(
-            segmenter,
-            calls,
-            uploads=uploads,
-            inference=inference,
-            statistics=statistics,
-            admin=admin,
-            ready=self._ready,
-        )
         self._grpc.add(oip_grpc.SERVICE, oip.handler())
 
     async def run(self) -> int:

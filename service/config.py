@@ -1,4 +1,4 @@
-"""The values a segmenter and the transports are built from; every default is told here, once.
+"""Holds what a segmenter and the transports are built from; every default is told here, once.
 
 `service.settings` fills them from the environment and flags. The server, `fcn predict --local` and
 whoever embeds the segmenter build it from the same ones, so that it gives the same answers
@@ -16,12 +16,12 @@ ProviderOptions = Mapping[str, Mapping[str, str]]
 """Options of ONNX Runtime's GPU providers, by "cuda" or "tensorrt", over the service's own."""
 
 _TENSOR_OVERHEAD_BYTES: Final = 64 * 1024
-"""What a tensor has around its pixels, in a gRPC message or a body with JSON before it."""
+"""Bytes that a tensor has around its pixels, in a gRPC message or a body with JSON before it."""
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """How a segmenter finds its models, runs them, and how much it takes on at once.
+    """Says how a segmenter finds its models, runs them, and how much it takes on at once.
 
     model_repository: see `service.core.models.repository`. model_poll_s: seconds between looks for
     new, changed and removed models; 0: never. default_model: used when none is asked for.
@@ -71,7 +71,7 @@ class SegmenterConfig:
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """What REST, gRPC and the Open Inference Protocol are to hold to.
+    """Says what REST, gRPC and the Open Inference Protocol are to hold to.
 
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
     a request should take. stream_window: images of one gRPC stream that are read and not answered.
@@ -95,5 +95,5 @@ class ApiConfig:
 
     @property
     def max_tensor_bytes(self) -> int:
-        """The size of a message in which the largest image fits, encoded or as pixels."""
+        """Returns the size of a message in which the largest image fits, encoded or as pixels."""
         return max(self.max_image_bytes, 3 * self.max_image_pixels) + _TENSOR_OVERHEAD_BYTES

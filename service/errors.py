@@ -30,12 +30,12 @@ _MAX_QUOTED = 80
 
 
 def quoted(text: str) -> str:
-    """What a caller sent, safe to repeat in a sentence: escaped, and cut at 80 characters."""
+    """Makes what a caller sent safe to repeat in a sentence: escaped, cut at 80 characters."""
     return repr(text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "...")
 
 
 class ServiceError(Exception):
-    """The root: catch this to answer a caller."""
+    """Is the root of all: catch this to answer a caller."""
 
     kind: ClassVar[str] = "internal-error"
     """Ends the problem's `type` over HTTP, and is the reason in gRPC's ErrorInfo: never changes."""

@@ -17,7 +17,7 @@ BACKLOG: Final = 2048
 
 
 class StartError(Exception):
-    """The server cannot start; one line that says why and what to do."""
+    """Says in one line why the server cannot start, and what to do."""
 
 
 class HttpServer(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""The segmenter without a server: for a program that holds the model itself.
+"""Runs the segmenter without a server, for a program that holds the model itself.
 
 Same code, same answers; the caller's threads wait while an event loop of its own does the work.
 """
@@ -14,15 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.core.engines.onnx_runtime import Session
-from service.core.segmenter import (
-    ModelStatus,
-    Segmenter,
-    SegmentOptions,
-    SegmentReply,
-    VersionStatus,
-)
-from service.core.types import UInt8Array
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.segmenter import Segmenter
+from service.core.types import ModelStatus, SegmentOptions, SegmentReply, UInt8Array, VersionStatus
 from service.errors import ModelLoadError
 from service.settings import Settings
 
@@ -85,10 +79,10 @@ class LocalSegmenter:
             raise
 
     def _repository_of(self, file: Path) -> Path:
-        """A repository with this file alone, under the name its contract has."""
+        """Makes a repository with this file alone, under the name its contract has."""
         if not file.is_file():
             raise ModelLoadError(f"{file} does not exist: give a model file or a model repository")
-        name = Session(file, provider="cpu", threads=1).contract.model_name
+        name = OnnxRuntimeNetwork(file, provider="cpu", threads=1).contract.model_name
         version = file.parent.name if file.parent.name.isdigit() else "1"
         folder = Path(self._scratch.name) / name / version
         folder.mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""Every setting of the server, once: `FCN_*` environment variables, or flags of the same name.
+"""Defines every setting of the server: `FCN_*` environment variables, or flags of the same name.
 
 Flags win over the environment, the environment over the settings file, that over the defaults.
-Only `service.app` and the command line read this; other modules get values. docs/settings.md lists
-the same; a test compares.
+Only `service.app`, `service.local` and the command line read this; other modules get the configs
+that it makes. docs/settings.md lists the same; a test compares.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _IN_PLACE_OF: Final = {
         '"trt_engine_cache_path": "FOLDER"}}\''
     ),
 }
-"""What to do about settings that earlier versions had."""
+"""Advice about settings that earlier versions had."""
 
 
 class SettingsError(ValueError):
-    """A setting is unknown or out of range; the message names it and says what to do."""
+    """Names the setting that is unknown or out of range, and says what to do."""
 
 
 class Settings(BaseSettings):
-    """Values in force for one server process."""
+    """Holds the values in force for one server process."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     default_model: str | None = SegmenterConfig.default_model
     """Model that answers requests that name none. Needed only with more than one model."""
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """Where the network runs; `auto` takes CUDA when it works, else the CPU. The others do not
-    start where they cannot have what they are named after."""
+    """Provider that runs the network; `auto` takes CUDA when it works, else the CPU. The others do
+    not start where they cannot have what they are named after."""
     devices: str = Field("", pattern=r"^(\d+(,\d+)*)?$")
     """GPUs to use, by number among those this process sees, separated by commas; by default all of
     them. Each has the model, and all serve one queue."""
@@ -84,10 +84,10 @@ class Settings(BaseSettings):
     """Options of ONNX Runtime's GPU providers, as JSON over the service's own:
     `{"cuda": {"use_tf32": 0}, "tensorrt": {"trt_engine_cache_enable": 1}}`."""
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """What runs the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
+    """Engine of the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
     where its labels are those of ONNX Runtime."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
-    """Which file of a model is served: `fp32` is `model.onnx`, `fp16` and `int8` the
+    """Precision of the file that is served: `fp32` is `model.onnx`, `fp16` and `int8` the
     `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
     with instructions for it (VNNI, AMX, Arm's dot product), where there is such a file."""
     instances: int | None = Field(SegmenterConfig.instances, ge=1)
@@ -276,7 +276,7 @@ def environment_name(field: str) -> str:
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """One sentence for each name that starts with FCN_ and is no setting."""
+    """Writes a sentence for each name that starts with FCN_ and is no setting."""
     known = [environment_name(field) for field in Settings.model_fields]
     sentences = []
     for name in sorted(names):
@@ -328,7 +328,7 @@ def _check_file(path: Path) -> None:
 
 
 def _sentence(error: dict[str, object]) -> str:
-    """One pydantic error, e.g. "FCN_HTTP_PORT='x': Input should be a valid integer"."""
+    """Puts a pydantic error into words: "FCN_HTTP_PORT='x': Input should be a valid integer"."""
     message = str(error["msg"]).removeprefix("Value error, ")
     location = error["loc"]
     if not isinstance(location, tuple) or not location:

@@ -1,4 +1,4 @@
-"""What the service tells its operators: Prometheus metrics and log lines.
+"""Tells operators how the service does: Prometheus metrics and log lines.
 
 Metric names are fixed by docs/api.md; dashboards and alerts rely on them.
 """
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from prometheus_client import (
@@ -26,7 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.core.segmenter import ModelStatus, Timings
+from service.core.types import ModelStatus, Observer, Timings
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -69,91 +69,73 @@ class RequestRecord:
         self.began_s = time.perf_counter()
 
 
-class Telemetry:
-    """The server's metrics, in a registry of their own. Implements the segmenter's `Observer`."""
+class Telemetry(Observer):
+    """Keeps the server's metrics, as the segmenter's observer and the transports tell it."""
 
     def __init__(self, latency_target_s: float) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began: noise
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        target = {latency_target_s}
         self._requests = _by_labels(
-            Counter(
+            counter(
                 "fcn_requests_total",
                 "Requests answered, by HTTP status or gRPC code.",
                 ("transport", "method", "model", "code"),
-                registry=registry,
             )
         )
         self._request_s = _by_labels(
-            Histogram(
+            histogram(
                 "fcn_request_duration_seconds",
                 "Time from the complete upload to the answer; requests the caller got wrong and "
                 "requests refused for load are left out.",
                 ("transport", "model"),
-                buckets=sorted({*REQUEST_BUCKETS_S, latency_target_s}),
-                registry=registry,
+                buckets=sorted(target.union(REQUEST_BUCKETS_S)),
             )
         )
         self._stage_s = _by_labels(
-            Histogram(
+            histogram(
                 "fcn_stage_duration_seconds",
                 "Time in each stage of a request: decode, queue, infer, render.",
                 ("stage", "model"),
-                buckets=sorted({*STAGE_BUCKETS_S, latency_target_s}),
-                registry=registry,
+                buckets=sorted(target.union(STAGE_BUCKETS_S)),
             )
         )
         self._batch_size = _by_labels(
-            Histogram(
-                "fcn_batch_size",
-                "Images in one inference.",
-                ("model",),
-                buckets=BATCH_BUCKETS,
-                registry=registry,
+            histogram(
+                "fcn_batch_size", "Images in one inference.", ("model",), buckets=BATCH_BUCKETS
             )
         )
         self._queue_depth = _by_labels(
-            Gauge("fcn_queue_depth", "Images waiting for a model.", ("model",), registry=registry)
+            gauge("fcn_queue_depth", "Images waiting for a model.", ("model",))
         )
         self._rejected = _by_labels(
-            Counter(
-                "fcn_rejected_total",
-                "Requests not served, by reason.",
-                ("reason",),
-                registry=registry,
-            )
+            counter("fcn_rejected_total", "Requests not served, by reason.", ("reason",))
         )
         self._callers = _by_labels(
-            Counter(
+            counter(
                 "fcn_caller_requests_total",
                 "Requests let in by an API key, by the name that goes with it.",
                 ("caller",),
-                registry=registry,
             )
         )
-        self._inflight = Gauge(
-            "fcn_inflight_requests", "Requests between admission and answer.", registry=registry
+        self._inflight = gauge("fcn_inflight_requests", "Requests between admission and answer.")
+        self._pixels = histogram(
+            "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
         )
-        self._pixels = Histogram(
-            "fcn_image_pixels",
-            "Height times width of the uploads.",
-            buckets=PIXEL_BUCKETS,
-            registry=registry,
-        )
-        self._model_info = Gauge(
+        self._model_info = gauge(
             "fcn_model_info",
             "1 for each model version that is loaded.",
             ("model", "version", "precision", "provider"),
-            registry=registry,
         )
-        target = Gauge(
-            "fcn_latency_target_seconds", "Time a request should take.", registry=registry
-        )
-        target.set(latency_target_s)
+        gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
 
     def scrape(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+        """Prints all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
     def finished(self, record: RequestRecord) -> None:
@@ -208,7 +190,7 @@ def _by_labels(metric: M) -> Callable[..., M]:
 
 
 def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
-    """What a log line says besides its message; absent facts are left out."""
+    """Lists what a log line says besides its message; absent facts are left out."""
     fields: dict[str, object] = {
         "transport": record.transport,
         "method": record.method,
@@ -232,7 +214,7 @@ def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-02 03:04:05,678 INFO fcn.request rest Segment 200 request_id=… duration_ms=…`."""
+    """Prints `2026-01-02 03:04:05,678 INFO fcn.request rest Segment 200 request_id=… …`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -246,7 +228,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; times are UTC."""
+    """Prints one JSON object per line; times are UTC."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +248,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """A value in a text line; quoted when it has spaces, so that lines can be split."""
+    """Prints a value in a text line, quoted when it has spaces, so that lines can be split."""
     text = str(value)
     return json.dumps(text) if not text or any(c in text for c in ' "=\n\r') else text
 

@@ -13,14 +13,17 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ONE_AFTER_ANOTHER = (
-    "tests/fault/",
-    "tests/browser/",
+ALONE = (
+    "tests/fault/test_flood.py",
     "tests/unit/bench/test_load.py",
+    "tests/e2e/test_bench.py",
+    "tests/e2e/test_peers.py",
 )
-"""These load a server or a browser: two of them never run at the same time."""
-LONG = ("tests/e2e/",)
-"""Files that take longest begin next, so that no process is left alone with one at the end."""
+"""Files that measure: they come last, and nothing else runs meanwhile."""
+ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/")
+"""Folders that load a server or a browser: two of their files never run at the same time."""
+LONG = ("tests/e2e/", "tests/contract/test_wheels.py")
+"""What takes longest begins next, so that no process is left with it at the end."""
 
 
 def need(met: bool, reason: str) -> None:
@@ -38,6 +41,8 @@ def need(met: bool, reason: str) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def turn(item: pytest.Item) -> int:
+        if item.nodeid.startswith(ALONE):
+            return 3
         if item.nodeid.startswith(ONE_AFTER_ANOTHER):
             return 0
         return 1 if item.nodeid.startswith(LONG) else 2
@@ -47,14 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Share the tests out by file, with ONE_AFTER_ANOTHER as if it were one file."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-        def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(ONE_AFTER_ANOTHER):
-                return "one after another"
-            return nodeid.partition("::")[0]
+    """Share the tests out by file; ALONE and ONE_AFTER_ANOTHER count as a file each."""
+    from tests.scheduler import ByFile
 
     config.option.loadscopereorder = False
-    return ByFile(config, log)
+    return ByFile(config, log, ALONE, ONE_AFTER_ANOTHER)

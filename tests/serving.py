@@ -130,7 +130,8 @@ def running(repository: Path, **settings: object) -> Iterator[Server]:
         "pool_workers": 2,
         **settings,
     }
-    with tempfile.TemporaryFile("w+") as log:
+    # For appending: the server shares the place that reading it moves.
+    with tempfile.TemporaryFile("a+") as log:
         process = subprocess.Popen(
             command(**chosen),
             cwd=ROOT,

@@ -19,16 +19,16 @@ SYNC: Final = ROOT / "fcn_client" / "sync"
 
 # Sentences that are true of one of them.
 TEXTS: Final = {
-    '"""The client for asyncio."""': '"""The client for threads."""',
-    "The client for asyncio, from which `make sync` makes `fcn_client/sync/`.": (
-        "The client for threads, made by `make sync` from `fcn_client/aio/`."
+    "from the tasks of an event loop": "from threads",
+    "Holds the client for asyncio, from which `make sync` makes `fcn_client/sync/`.": (
+        "Holds the client for threads, made by `make sync` from `fcn_client/aio/`."
     ),
-    """A server behind one address, for the tasks of one event loop, in which it must be made.
+    """Asks the server behind one address, for the tasks of one event loop, in which it is made.
 
     Files are read, and images encoded and decoded, on threads: the loop is never blocked. A
     cancelled call is cancelled on the server, too. `async with AsyncFcnClient(url) as client:` or
     `aclose()` gives the connections back.
-""": """A server behind one address. Threads may share it, and with it its connections.
+""": """Asks the server behind one address. Threads may share it, and with it its connections.
 
     `with FcnClient(url) as client:` or `close()` gives the connections back.
 """,

@@ -1,4 +1,4 @@
-"""What to do about errors of torch that a recipe can avoid."""
+"""Advice on errors of torch that a field of the config can avoid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training.config import TrainConfig
 
 
 def advice(error: Exception, config: TrainConfig) -> str | None:
-    """One sentence with the field to change; None for an error that no field avoids."""
+    """Give one sentence with the field to change; None for an error that no field avoids."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         augment, batch_size = config.augment, config.schedule.batch_size

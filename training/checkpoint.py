@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly, as plain tensors and dicts.
+"""A checkpoint holds all that a run needs to go on exactly, as plain tensors and dicts.
 
 Read with `weights_only=True`, so a file from elsewhere can hold no code.
 """
@@ -48,18 +48,18 @@ class Checkpoint:
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     random_states: list[Tensor]
-    """of torch's generator, in each process of the run"""
+    """State of torch's generator in each process of the run."""
     best_mean_iu: float
     val_scores: dict[str, Any] | None
     epoch_losses: list[float] = field(default_factory=list)
-    """of the iterations since the last whole epoch"""
+    """Losses of the iterations since the last whole epoch."""
     cuda_random_states: list[Tensor] = field(default_factory=list)
-    """of each process's GPU; empty when the CPU trained"""
+    """State of each process's GPU; empty when the CPU trained."""
     environment: dict[str, str] = field(default_factory=dict)
-    """versions and device, see `training.environment`"""
+    """Versions and device, see `training.environment`."""
 
     def build_network(self) -> SegmentationNetwork:
-        """The network with the averaged weights (the trained ones if there is no average).
+        """Build the network with the averaged weights (the trained ones if there is no average).
 
         Raises: CheckpointError.
         """
@@ -72,8 +72,8 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Written beside, made durable and renamed into place: an interrupted write never costs the
-    last one, and after a power cut there is the one or the other.
+    """Write beside, make durable and rename into place: an interrupted write never costs the last
+    one, and after a power cut there is the one or the other.
 
     Raises: CheckpointError if it cannot be written; `path` is then as it was.
     """
@@ -105,7 +105,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _make_durable(folder: Path) -> None:
-    """The new name of a renamed file reaches the disk with its folder."""
+    """Sync the folder, with which the new name of a renamed file reaches the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,14 +114,14 @@ def _make_durable(folder: Path) -> None:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's error behind `error`, if there is one."""
+    """Find the system's error behind `error`, if there is one."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Raises: CheckpointError."""
+    """Read a checkpoint, of this version or an earlier one. Raises: CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _dataset_info(fields: dict[str, Any]) -> DatasetInfo:
-    """Version 1 had `classes`, and later `geometric` and `modality`, in place of `heads`."""
+    """Read either version: 1 had `classes`, later with `geometric` and `modality`, not `heads`."""
     heads = fields.get("heads")
     if heads is None:
         heads = {"": fields["classes"]}
@@ -163,7 +163,7 @@ def _classes(entries: Sequence[dict[str, Any]]) -> tuple[ClassInfo, ...]:
 
 
 def _renew(fields: dict[str, Any]) -> None:
-    """Files of before there were several processes have one state each, or None."""
+    """Take one random state each, or None, from files written before there were processes."""
     for name in ("random_state", "cuda_random_state"):
         if name in fields:
             state = fields.pop(name)

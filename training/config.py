@@ -39,12 +39,12 @@ class OptimizerConfig(_Section):
     kind: Literal["adamw", "sgd"] = "adamw"
     head_lr: float = Field(1e-3, gt=0)
     backbone_lr: float = Field(3e-4, ge=0)
-    """For what starts from ImageNet weights."""
+    """Learning rate of what starts from ImageNet weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
     bias_lr_factor: float = Field(1.0, gt=0)
-    """Rate of the convolutions' biases over that of their weights; 2 in the paper (section 4.3)."""
+    """Learning rate of convolutions' biases over that of their weights; the paper's is 2 (4.3)."""
     weight_decay: float = Field(0.01, ge=0)
-    """For convolution weights; biases and norms are never decayed."""
+    """Applies to convolution weights; biases and norms are never decayed."""
     trainable: Literal["all", "score_layers"] = "all"
     """`score_layers`: the rest stays as it began (the paper's FCN-32s-fixed)."""
 
@@ -52,7 +52,7 @@ class OptimizerConfig(_Section):
 class ScheduleConfig(_Section):
     epochs: int | None = Field(None, ge=1)
     iterations: int | None = Field(None, ge=1)
-    """Instead of epochs: the run's length where it does not depend on the number of images."""
+    """Replaces epochs where the run's length does not depend on the number of images."""
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients make one step."""
@@ -60,7 +60,7 @@ class ScheduleConfig(_Section):
     power: float = Field(0.9, ge=0)
     """Polynomial decay (1 - iteration / total) ** power; 0 keeps the rate."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    """Per iteration; 0 turns the moving average off."""
+    """Decay per iteration; 0 turns the moving average off."""
     val_every_epochs: int = Field(5, ge=1)
 
     @model_validator(mode="after")
@@ -71,7 +71,8 @@ class ScheduleConfig(_Section):
         return self
 
     def total_iterations(self, per_epoch: int) -> int:
-        """Length of the run; `per_epoch`: iterations that take each training image once."""
+        """Compute the length of the run; `per_epoch`: iterations that take each training image
+        once."""
         return self.iterations or per_epoch * (self.epochs or 0)
 
 
@@ -175,8 +176,8 @@ class TrainConfig(_Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The config in `path` and in what it extends, changed by `overrides`: `section.field=value`,
-    the value in YAML (`schedule.epochs=2`).
+    """Read `path` and what it extends, and apply `overrides`: `section.field=value`, the value in
+    YAML (`schedule.epochs=2`).
 
     Raises: ConfigError.
     """
@@ -187,7 +188,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_config(raw: dict[str, Any], source: str) -> TrainConfig:
-    """Raises: ConfigError with one line per wrong field."""
+    """Check every field. Raises: ConfigError with one line per wrong field."""
     try:
         return TrainConfig.model_validate(renamed(raw, source))
     except ValidationError as error:

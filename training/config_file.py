@@ -1,4 +1,4 @@
-"""Config files: `extends`, `section.field=value` overrides, and names that fields had before.
+"""Reads config files: `extends`, `section.field=value` overrides, and names that fields had before.
 
 A file may name another that it extends, by a path relative to itself; what it says itself wins,
 field by field. What the fields mean is left to `training.config`.
@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 
 def read_config(path: Path, _heirs: tuple[Path, ...] = ()) -> Raw:
-    """The file with everything it extends, without the word `extends`.
+    """Read the file with everything it extends, without the word `extends`.
 
     `_heirs`: the files that led here, which must not come again.
     Raises: ConfigError if a file is missing, no mapping, or extends itself.
@@ -49,7 +49,7 @@ def read_config(path: Path, _heirs: tuple[Path, ...] = ()) -> Raw:
 
 
 def merged(base: Raw, changes: Raw) -> Raw:
-    """`base` with `changes`: sections field by field, anything else (null too) as a whole."""
+    """Apply `changes` to `base`: sections field by field, anything else (null too) as a whole."""
     result = dict(base)
     for name, value in changes.items():
         inner = result.get(name)
@@ -59,8 +59,9 @@ def merged(base: Raw, changes: Raw) -> Raw:
 
 
 def renamed(raw: Raw, source: str) -> Raw:
-    """`raw` with former names of fields and values replaced: people's files and checkpoints have
-    them. Raises: ConfigError where a field is given by both of its names."""
+    """Replace former names of fields and values, which people's files and checkpoints have.
+
+    Raises: ConfigError where a field is given by both of its names."""
     result = dict(raw)
     for (section, before), (now, values) in _RENAMED.items():
         fields = result.get(section)

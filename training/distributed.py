@@ -1,5 +1,5 @@
-"""The processes of one run, as torchrun starts them; a run of one process is the same with nobody
-to talk to.
+"""Connects the processes of one run, as torchrun starts them; a run of one process is the same with
+nobody to talk to.
 
 Numbers on the CPU travel by gloo, those on GPUs by NCCL. What all processes must agree on is
 summed, never averaged, so that shares of unequal size count by what is in them.
@@ -24,7 +24,7 @@ TIMEOUT_S = 600.0
 share of a validation to end after the fastest."""
 
 _LOST = re.compile(r"gloo|NCCL|timed out|connection (closed|reset|refused)|broken pipe", re.I)
-"""In the words of torch for a process that is gone or silent."""
+"""Matches torch's words for a process that is gone or silent."""
 
 Item = TypeVar("Item")
 
@@ -40,7 +40,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes on this machine: the GPU it takes."""
+    """Rank on this machine, which is the GPU it takes."""
 
     @property
     def is_main(self) -> bool:
@@ -48,25 +48,25 @@ class World:
         return self.rank == 0
 
     def device(self) -> torch.device:
-        """This process's GPU where there are any, else the CPU."""
+        """Choose this process's GPU where there are any, else the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", self.local_rank)
         return torch.device("cpu")
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part; the parts follow one another and differ by one at most."""
+        """Take this process's part; the parts follow one another and differ by one at most."""
         bounds = np.linspace(0, len(items), self.size + 1).astype(int)
         return list(items[bounds[self.rank] : bounds[self.rank + 1]])
 
     def sum(self, own: Tensor) -> Tensor:
-        """The sum over all processes, the same in each, without a gradient; on its device."""
+        """Sum over all processes: the same in each, on its device, without a gradient."""
         total = own.detach().clone()
         if self.size > 1:
             dist.all_reduce(total)
         return total
 
     def sum_with_own_gradient(self, own: Tensor) -> Tensor:
-        """The sum over all processes, with the gradient of this one's part of it: the gradients
+        """Sum over all processes, with the gradient of this one's part of it: the gradients
         of a function of it, summed over the processes, are those of one process with all."""
         return own if self.size == 1 else own + (self.sum(own) - own.detach())
 
@@ -76,7 +76,7 @@ class World:
             dist.barrier()
 
     def gather(self, own: Tensor) -> list[Tensor]:
-        """CPU tensors of one shape, by rank."""
+        """Collect CPU tensors of one shape, by rank."""
         if self.size == 1:
             return [own]
         gathered = [torch.empty_like(own) for _ in range(self.size)]

@@ -1,4 +1,4 @@
-"""The source, the libraries and the hardware that a run's result may depend on."""
+"""Names the source, the libraries and the hardware that a run's result may depend on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def git_revision() -> str:
-    """Short hash of HEAD, `+` appended when tracked files have changes; `unknown` without git."""
+    """Read the short hash of HEAD, `+` appended when tracked files have changes; `unknown` without
+    git."""
     here = Path(__file__).parent
     try:
         revision = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -25,7 +26,7 @@ def git_revision() -> str:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions by library, and the name of the device that trains."""
+    """Collect versions by library, and the name of the device that trains."""
     found = {name: metadata.version(name) for name in _LIBRARIES}
     found["python"] = platform.python_version()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a new run starts from: ImageNet weights, or the checkpoint of the previous stage."""
+"""Starts a new run from ImageNet weights, or from the checkpoint of the previous stage."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from training.loader import EpochPlan, step_loader
 _BATCH = 8
 
 Weights = dict[str, Tensor]
-"""By their names in a network."""
+"""Tensors by their names in a network."""
 
 
 def initialise(
     network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
 ) -> None:
-    """As `init` of the recipe says; without it the network stays as it is.
+    """Load what `init` of the config names; without it the network stays as it is.
 
     Raises: ConfigError.
     """
@@ -59,7 +59,7 @@ def check_fits(config: TrainConfig, info: DatasetInfo) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Layers by their names in the network, in its order; `left`: what the checkpoint has more."""
+    """Names the layers of the network, in its order; `left` is what the checkpoint has more."""
 
     copied: tuple[str, ...]
     new: tuple[str, ...]
@@ -77,7 +77,7 @@ class Taken:
 def load_stage(
     network: SegmentationNetwork, path: Path, config: TrainConfig, data: SegmentationDataset
 ) -> Taken:
-    """Every layer that `network` and the checkpoint's network share, of the averaged weights.
+    """Copy every layer that `network` and the checkpoint's network share, of the averaged weights.
 
     New score layers keep their start, zero, and new upsamplings theirs, bilinear; a fixed
     upsampling is in no checkpoint. If the classes are others, all score layers are new, and so are
@@ -109,7 +109,7 @@ def load_stage(
 
 
 def _previous(path: Path, config: TrainConfig, data: SegmentationDataset) -> tuple[Weights, bool]:
-    """The weights of the checkpoint, and whether its classes are those of `data`.
+    """Read the weights of the checkpoint, and whether its classes are those of `data`.
 
     With `init.hha_checkpoint`, the weights of the two nets as those of the two streams.
     Raises: ConfigError.
@@ -124,7 +124,7 @@ def _previous(path: Path, config: TrainConfig, data: SegmentationDataset) -> tup
 
 
 def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tuple[Weights, bool]:
-    """As `_previous`, of one checkpoint of a net like `wanted`. Raises: ConfigError."""
+    """Read one checkpoint of a net like `wanted` as `_previous` does. Raises: ConfigError."""
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:
@@ -137,7 +137,7 @@ def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tupl
 
 
 def _of_stream(weights: Weights, stream: str) -> Weights:
-    """`score_fr.weight` of a net alone is `score_fr.color.weight` of the two, and so on."""
+    """Rename `score_fr.weight` of a net alone to `score_fr.color.weight` of the two, and so on."""
     named = {}
     for name, value in weights.items():
         module, _, rest = name.partition(".")
@@ -146,7 +146,7 @@ def _of_stream(weights: Weights, stream: str) -> Weights:
 
 
 def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> None:
-    """Raises: ConfigError naming every field of the network that differs and must not."""
+    """Refuse another net. Raises: ConfigError naming every field that differs and must not."""
     before = checkpoint.network
     # What layers both have by the same name, and yet they would mean another thing. The rest may
     # change from stage to stage: skips are added, and upsampling may begin to learn.
@@ -178,7 +178,7 @@ def _span(layers: Sequence[str]) -> str:
 def load_imagenet(
     network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
 ) -> None:
-    """ImageNet weights, and norms that fit them, if the recipe names a file; else nothing.
+    """Load ImageNet weights, and norms that fit them, if the config names a file.
 
     Raises: ConfigError if the file is missing, damaged or for another network.
     """

@@ -1,4 +1,4 @@
-"""The state that an iteration changes (weights, optimiser, moving average), and the iteration."""
+"""Keeps the state that an iteration changes (weights, optimiser, moving average), and does it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.optimization import WeightAverage, lr_factor, make_optimizer, set_
 from training.precision import uses_bf16
 
 Forward = Callable[[Tensor], Tensor]
-"""float [N,3,H,W] images in 0..255 -> float [N,C,H,W] logits."""
+"""Maps float [N,3,H,W] images in 0..255 to float [N,C,H,W] logits."""
 
 
 class Learner:
@@ -67,7 +67,7 @@ class Learner:
         self.average = WeightAverage(network, decay) if decay else None
 
     def step(self, batches: Step) -> float:
-        """One iteration on this process's part of each batch of the step; returns the loss.
+        """Do one iteration on this process's part of each batch of the step; returns the loss.
 
         `mean` is over the labelled pixels of all batches and processes, so that the step is that
         of one batch with all their images. On a GPU only the loss at the end is waited for.
@@ -107,7 +107,7 @@ class Learner:
         return value
 
     def _teacher_weight(self, targets: Sequence[Tensor]) -> Tensor:
-        """Factor of a batch's summed distillation loss, so that the step's is a weighted mean."""
+        """Compute the factor of a batch's summed distillation loss that makes the step's a mean."""
         if self.teacher is None:
             return torch.zeros(())
         pixels = self.world.sum(labelled_weight(targets))
@@ -116,18 +116,18 @@ class Learner:
     def _distillation(
         self, teacher: Forward, images: Tensor, logits: Tensor, target: Tensor
     ) -> Tensor:
-        """Summed over the labelled pixels of one batch."""
+        """Sum the distillation loss over the labelled pixels of one batch."""
         with torch.no_grad(), self._autocast():
             wanted = teacher(images)
         return distillation(logits, wanted, target, self.config.distill.temperature)
 
     def lr_factor(self, iteration: int) -> float:
-        """What the base learning rates are multiplied by at `iteration`, 0-based."""
+        """Compute the factor of the base learning rates at `iteration`, 0-based."""
         return lr_factor(iteration, self.total, self.config.schedule)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The network has its averaged weights, if an average is kept, inside the block."""
+        """Give the network its averaged weights, if an average is kept, inside the block."""
         if self.average is None:
             yield
             return
@@ -139,7 +139,7 @@ class Learner:
             self.network.load_state_dict(trained)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Weights, average, optimiser, iteration and random state as they were saved."""
+        """Restore weights, average, optimiser, iteration and random state as they were saved."""
         self.network.load_state_dict(checkpoint.weights)
         if self.average is not None and checkpoint.ema is not None:
             self.average.state = {
@@ -164,8 +164,8 @@ class Learner:
 
     @torch.no_grad()
     def _average_norms(self) -> None:
-        """On the CPU each process's norms see its own images: their running statistics become the
-        mean over the processes'."""
+        """Make the norms' running statistics the mean over the processes', since on the CPU each
+        process's norms see its own images."""
         if self.world.size == 1:
             return
         for module in self.network.modules():

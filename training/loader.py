@@ -1,4 +1,4 @@
-"""Steps of augmented batches, in an order that depends only on seed and iteration."""
+"""Loads steps of augmented batches, in an order that depends only on seed and iteration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Sequence[Batch]
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """How an epoch's images are divided: into steps, these into batches that are computed at a
+    """Divides an epoch's images into steps, these into batches that are computed at a
     time, and each of these among the processes."""
 
     length: int
@@ -38,7 +38,8 @@ class EpochPlan:
 
     @property
     def step_size(self) -> int:
-        """Images a step, of all processes: all there are if they are too few for one."""
+        """Count the images of a step, of all processes: all there are if they are too few for
+        one."""
         return min(self.batch_size * self.accumulate, self.length)
 
     @property
@@ -51,18 +52,18 @@ class EpochPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last, short step of an epoch is dropped, since norms learn nothing good from one or
-        two images."""
+        """Count whole steps. The last, short step of an epoch is dropped, since norms learn nothing
+        good from one or two images."""
         return self.length // self.step_size
 
     def batches(self, step: Sequence[int], world: World) -> list[list[int]]:
-        """This process's part of each batch of a step."""
+        """Take this process's part of each batch of a step."""
         parts = np.array_split(np.asarray(step), self.batches_per_step)
         return [world.share(part.tolist()) for part in parts]
 
 
 class StepSampler(Sampler[list[list[Key]]]):
-    """This process's batches of the steps `start` to `total`, a step at a time."""
+    """Yields this process's batches of the steps `start` to `total`, a step at a time."""
 
     def __init__(
         self, plan: EpochPlan, seed: int, start: int, total: int, world: World = SINGLE
@@ -86,7 +87,7 @@ class StepSampler(Sampler[list[list[Key]]]):
 
 
 class _Augmented(Dataset[list[Sample]]):
-    """A batch of augmented samples for a list of keys."""
+    """Reads a batch of augmented samples for a list of keys."""
 
     def __init__(self, data: SegmentationDataset, augment: Augmentation, seed: int) -> None:
         self.data, self.augment, self.seed = data, augment, seed
@@ -100,7 +101,7 @@ class _Augmented(Dataset[list[Sample]]):
 
 
 def _collate(step: list[list[Sample]]) -> Step:
-    """Whole images of different sizes are padded with void to the largest of their batch."""
+    """Pad whole images of different sizes with void to the largest of their batch."""
     return [_batch(samples) for samples in step]
 
 

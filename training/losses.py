@@ -1,4 +1,4 @@
-"""The loss of a step, and the per-pixel losses it is made of.
+"""Computes the loss of a step, from the per-pixel losses it is made of.
 
 Void pixels take no part, neither in the sum nor in what it is divided by. All are computed in
 float32, whatever the logits are. The paper's summed loss makes that a must: its 187,500 pixels of
@@ -29,7 +29,7 @@ Reduction = Literal["mean", "sum"]
 
 
 class LossConfig(BaseModel):
-    """The section `loss` of a recipe."""
+    """The section `loss` of a config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +72,7 @@ def batch_loss(
     normaliser: Tensor,
     world: World = SINGLE,
 ) -> Tensor:
-    """This batch's and process's part of the step's loss; scalar, float32.
+    """Compute this batch's and process's part of the step's loss; scalar, float32.
 
     Shapes as in `cross_entropy`. `normaliser`: `labelled_weight` summed over the whole step. The
     parts of all batches and processes sum to the loss, and their gradients to its gradient.
@@ -101,7 +101,7 @@ def batch_loss(
 def cross_entropy(
     logits: Tensor, target: Tensor, weights: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Multinomial log loss; scalar, float32.
+    """Compute the multinomial log loss; scalar, float32.
 
     logits: float [N,C,H,W]; target: integer [N,H,W], VOID ignored; weights: float [C] or None.
     `mean` divides by the summed weight of the labelled pixels (their number without weights), so
@@ -119,7 +119,7 @@ def cross_entropy(
 
 
 def labelled_weight(targets: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
-    """Summed weight of the labelled pixels (their number without weights); scalar, float64, on the
+    """Sum the weight of the labelled pixels (their number without weights); scalar, float64, on the
     targets' device, above 0 so that it can divide.
 
     targets: integer [N,H,W] each; weights: float [C] or None.
@@ -133,7 +133,7 @@ def labelled_weight(targets: Sequence[Tensor], weights: Tensor | None = None) ->
 
 
 def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
-    """integer [N,H,W] -> the same with VOID in every cell that was not kept.
+    """Put VOID into every cell of integer [N,H,W] that is not kept.
 
     Cells are `cell_px` pixels square, from the top left, as the final layer's cells of a 'same'
     network lie; each is kept with probability `keep`, on its own, by torch's random numbers. The
@@ -154,7 +154,7 @@ def sample_cells(target: Tensor, keep: float, cell_px: int) -> Tensor:
 def soft_dice(
     logits: Tensor, target: Tensor, everywhere: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Tensor:
-    """1 - mean Dice over the classes present in the batch; scalar, float32.
+    """Compute 1 - mean Dice over the classes present in the batch; scalar, float32.
 
     Shapes as in `cross_entropy`. Counts every class alike, as mean IU does. A batch without a
     labelled pixel gives 0. `everywhere`: from a sum over this part of the batch to that over all.
@@ -180,7 +180,7 @@ def soft_dice(
 def distillation(
     logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float
 ) -> Tensor:
-    """Divergence of the network's classes from its teacher's, summed over the labelled pixels;
+    """Sum the divergence of the network's classes from its teacher's over the labelled pixels;
     scalar, float32, 0 where both say the same.
 
     Shapes as in `cross_entropy`. Both logits are divided by `temperature`, and the sum multiplied
@@ -195,7 +195,7 @@ def distillation(
 
 
 def inverse_log_weights(frequencies: npt.NDArray[np.float64], offset: float) -> Tensor:
-    """float32 [C], 1 / ln(offset + share of the class), scaled to mean 1.
+    """Compute 1 / ln(offset + share of the class), scaled to mean 1; float32 [C].
 
     Source: Paszke et al. 2016 (ENet), arXiv 1606.02147 section 5.1, with offset 1.02.
     Raises: ValueError unless offset > 1 (a rare class's weight would be negative or infinite).

@@ -1,4 +1,4 @@
-"""Parameter groups, the polynomial schedule and the moving average of weights."""
+"""Makes parameter groups, the polynomial schedule and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from training.config import OptimizerConfig, ScheduleConfig
 
 
 def make_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Backbone and head at their own rates; biases and norms without decay, and the biases of
-    convolutions at `bias_lr_factor` times the rate.
+    """Give backbone and head their own rates, biases and norms no decay, and the biases of
+    convolutions `bias_lr_factor` times the rate.
 
     Each group keeps its rate at the schedule's start as `base_lr`. With `trainable:
     score_layers` the other parameters are in no group, and need no gradient from now on.
@@ -50,7 +50,7 @@ def make_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> tor
 
 
 def lr_factor(iteration: int, total: int, config: ScheduleConfig) -> float:
-    """What the base learning rates are multiplied by at `iteration` (0-based) of `total`."""
+    """Compute the factor of the base learning rates at `iteration` (0-based) of `total`."""
     warmup = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
     return float(warmup * (1 - iteration / total) ** config.power)
 
@@ -62,7 +62,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights and norm statistics."""
+    """Keeps an exponential moving average of a network's weights and norm statistics."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -70,8 +70,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, iteration: int) -> None:
-        """The decay grows from 0 so that the untrained start is forgotten (as TensorFlow's
-        ExponentialMovingAverage does with num_updates)."""
+        """Take in the weights of `iteration`. The decay grows from 0 so that the untrained start is
+        forgotten (as TensorFlow's ExponentialMovingAverage does with num_updates)."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         mine: list[Tensor] = []
         theirs: list[Tensor] = []

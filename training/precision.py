@@ -1,4 +1,4 @@
-"""In which precision the network is trained, where the recipe leaves it open."""
+"""Chooses the precision of training where the config leaves it open."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def uses_bf16(precision: Precision, device: torch.device, cpuinfo: Path = _CPUINFO) -> bool:
-    """`auto` is bf16 where the device has arithmetic for it: on a CPU without, bf16 took 16 times
-    as long as fp32 (bench/LOG.md)."""
+    """Choose bf16 for `auto` where the device has arithmetic for it: on a CPU without, bf16 took 16
+    times as long as fp32 (bench/LOG.md)."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Whether a run may go on: a checkpoint continues only the recipe it was begun with."""
+"""Decides whether a run may go on: a checkpoint continues only the config it began with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ must be the same one."""
 def check_resumable(
     checkpoint: Checkpoint, config: TrainConfig, info: DatasetInfo, path: Path
 ) -> None:
-    """Raises: CheckpointError naming what differs. `path`: of the checkpoint."""
+    """Refuse another config or class list. `path` is the checkpoint's.
+
+    Raises: CheckpointError naming what differs.
+    """
     if checkpoint.dataset.heads != info.heads:
         raise CheckpointError(f"{path} was trained on another class list")
     try:
@@ -55,7 +58,7 @@ def check_resumable(
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as `section.field`."""
+    """Flatten nested sections to `section.field`."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):

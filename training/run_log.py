@@ -1,4 +1,4 @@
-"""The log of a run: log.csv, TensorBoard scalars and images of predictions."""
+"""Writes the log of a run: log.csv, TensorBoard scalars and images of predictions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RunLog:
     """Appends to `run_dir/log.csv` and `run_dir/tensorboard`; a resumed run goes on in both."""
 
     def __init__(self, run_dir: Path, classes: tuple[ClassInfo, ...], iteration: int = 0) -> None:
-        """`iteration`: where the run (re)starts; log lines from beyond it are dropped, since an
-        interrupted run may have logged more than it had saved."""
+        """Open the log; `iteration` is where the run (re)starts: log lines from beyond it are
+        dropped, since an interrupted run may have logged more than it had saved."""
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / "log.csv"
         self.names = tuple(info.name for info in classes)

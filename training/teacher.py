@@ -1,4 +1,4 @@
-"""The network that another one learns from, beside the labels (`distill` of a recipe)."""
+"""Loads the network that another one learns from, beside the labels (`distill` of a config)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from training.datasets import DatasetInfo
 
 
 def load_teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
-    """From a checkpoint, with its averaged weights, or from an exported fp32 file; in eval mode,
-    and no weight of it learns.
+    """Load a checkpoint, with its averaged weights, or an exported fp32 file; in eval mode, and no
+    weight of it learns.
 
     Raises: ConfigError if it cannot be had or does not label the classes of `info`.
     """
     if info.modality != RGB or len(info.heads) > 1:
-        raise ConfigError("distill.teacher is for RGB pictures with one labelling")
+        raise ConfigError("distill.teacher is for RGB images with one labelling")
     if path.suffix == ".onnx":
         from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 
@@ -36,7 +36,7 @@ def load_teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
         except CheckpointError as error:
             raise ConfigError(f"distill.teacher: {error}") from error
         if checkpoint.network.modality != RGB or len(network.heads) > 1:
-            raise ConfigError(f"distill.teacher: {path} is not of RGB pictures and one labelling")
+            raise ConfigError(f"distill.teacher: {path} is not of RGB images and one labelling")
         names = tuple(entry.name for entry in checkpoint.dataset.classes)
     wanted = tuple(entry.name for entry in info.classes)
     if names != wanted:

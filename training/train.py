@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Runs the training loop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train(
 
 
 class Trainer:
-    """One run: its data, what it has learned, and its files."""
+    """Holds one run: its data, what it has learned, and its files."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class Trainer:
         return checkpoint
 
     def _steps(self) -> DataLoader[Step]:
-        """This process's part of the iterations still to do."""
+        """Load this process's part of the iterations still to do."""
         return step_loader(
             self.train_data,
             self.config.augment,
@@ -231,7 +231,7 @@ class Trainer:
         return None if path is None else load_teacher(path, self.train_data.info)
 
     def _checkpoint(self) -> Checkpoint:
-        """Every process must ask for it: its random state is part of it."""
+        """Collect the state of the run. Every process must ask: its random state is part of it."""
         learner, world = self.learner, self.world
         on_gpu = learner.device.type == "cuda"
         return Checkpoint(

@@ -1,4 +1,4 @@
-"""Random scale, crop, shift, flip and colour. Void stays void, and so is what lies outside.
+"""Scales, crops, shifts, flips and recolours at random. Void stays void, as is all outside.
 
 Each sample draws from a generator of its own, seeded by (seed, epoch, index): the augmentation is
 the same whatever the number of worker processes, and a resumed run repeats nothing.
@@ -33,7 +33,7 @@ class Augmentation:
 
     crop_height: int | None = 320
     crop_width: int | None = 448
-    """None, for both: whole images, each at its own (scaled) size."""
+    """None for both takes whole images, each at its own (scaled) size."""
     jitter_px: int = 0
     """Whole images are shifted up to so far in each direction; crops lie anywhere as it is."""
     min_scale: float = 0.6
@@ -45,7 +45,7 @@ class Augmentation:
     contrast: float = 0.3
     saturation: float = 0.3
     channel_gain: float = 0.0
-    """Each of R, G, B on its own: another white balance."""
+    """Scales each of R, G, B on its own, as another white balance does."""
 
     def __post_init__(self) -> None:
         sides = (self.crop_height, self.crop_width)
@@ -68,7 +68,7 @@ class Augmentation:
     def __call__(
         self, sample: Sample, rng: np.random.Generator, modality: Modality = RGB
     ) -> Sample:
-        """A crop of crop_height x crop_width, or all, of the scaled, flipped, recoloured sample.
+        """Crop crop_height x crop_width, or all, of the scaled, flipped, recoloured sample.
 
         Colour changes leave other channels alone; the rest applies to all.
         """
@@ -141,7 +141,7 @@ def pad(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _void_canvas(height: int, width: int, like: Sample) -> Sample:
-    """Void in the channels and labellings of `like`, as what lies beyond its image."""
+    """Make void in the channels and labellings of `like`, as what lies beyond its image."""
     channels, labellings = like.image.shape[2:], like.target.shape[2:]
     image = np.full((height, width, *channels), _GREY, like.image.dtype)
     if image.dtype == np.float32:
@@ -155,7 +155,7 @@ def _resized(
     method: Image.Resampling,
     box: tuple[float, float, float, float],
 ) -> npt.NDArray[Any]:
-    """[H,W] or [H,W,C] to `size`, (width, height), from the `box` of it."""
+    """Resample the `box` of [H,W] or [H,W,C] to `size`, (width, height)."""
     if array.dtype == np.uint8 and array.shape[2:] in ((), (3,)):
         return np.asarray(Image.fromarray(array).resize(size, method, box))
     planes = [
@@ -179,7 +179,7 @@ def _shifted(sample: Sample, down: int, right: int) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """[start, stop) in the source, resampled to `length`, put at `place` of the crop."""
+    """Says that [start, stop) of the source is resampled to `length` and put at `place`."""
 
     start: float
     stop: float

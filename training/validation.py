@@ -1,4 +1,4 @@
-"""Scores in the middle of a run, and a few predictions for its log."""
+"""Scores in the middle of a run, and logs a few predictions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Times bare sessions in every precision beside PyTorch, in turns, for each size and batch.
 
-PyTorch runs fp16 in channels last with norms folded, eager and compiled; its last upsampling is its
-own bilinear interpolation. On a CPU all of it is fp32, "fp16" being the fp16 file.
+PyTorch runs the served network under autocast to fp16 in channels last, eager and compiled. On a
+CPU all of it is fp32, "fp16" being the fp16 file.
 """
 
 from __future__ import annotations
@@ -12,33 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import images
 from bench.gpu import device, networks
 from bench.gpu.networks import Exported, Scale
 from bench.networks import make
 from bench.turns import Run, take_turns
-from model.export.export import for_inference
-from model.heads import label_map
-from model.network import SegmentationNetwork
-from model.upsample import BilinearUpsample
-
-
-class Served(nn.Module):
-    """Labels uint8 [N,H,W,3] RGB in the precision of its weights: uint8 [N,H,W]."""
-
-    def __init__(self, network: SegmentationNetwork, provider: str) -> None:
-        super().__init__()
-        self.kind = torch.float32 if provider == "cpu" else torch.float16
-        for module in network.modules():
-            if isinstance(module, BilinearUpsample):
-                module.lowering = "interpolate"
-        self.network = network.to(provider, self.kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, image: Tensor) -> Tensor:
-        pixels = image.permute(0, 3, 1, 2).to(self.kind)  # channels last already, in memory
-        return label_map(self.network(pixels))
+from model.export.export import ServedNetwork
 
 
 def measure(exported: list[Exported], provider: str, scale: Scale) -> dict[str, Any]:
@@ -55,9 +36,8 @@ def measure(exported: list[Exported], provider: str, scale: Scale) -> dict[str, 
                     sessions[precision + layout] = device.open_session(
                         path, provider, tf32=True, nhwc=bool(layout)
                     )
-        eager = Served(
-            for_inference(make(networks.spec(network.name, scale.narrow))), provider
-        ).eval()
+        served = ServedNetwork(make(networks.spec(network.name, scale.narrow)), logits=False)
+        eager = served.eval().to(provider, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for size in scale.sizes:
             for batch in scale.batches:
                 found = images.batch(batch, size)
@@ -85,10 +65,13 @@ def measure(exported: list[Exported], provider: str, scale: Scale) -> dict[str, 
 
 @torch.inference_mode()
 def run(network: Any, pixels: Tensor) -> Any:
-    return network(pixels)
+    with torch.autocast(pixels.device.type, torch.float16, enabled=pixels.is_cuda):
+        return network(pixels)
 
 
-def compile_for(eager: Served, pixels: Tensor, scale: Scale, provider: str) -> tuple[Any, float]:
+def compile_for(
+    eager: ServedNetwork, pixels: Tensor, scale: Scale, provider: str
+) -> tuple[Any, float]:
     """Compiles for one shape, and gives the seconds that it took."""
     torch._dynamo.reset()
     compiled = torch.compile(eager, dynamic=False, backend=scale.compiler)

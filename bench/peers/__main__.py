@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bench import generator, record
 from bench.images import write_jpeg
 from bench.peers import contenders, report
 from bench.peers.contenders import CACHE, CONTENDERS, LIMIT, OURS, PEER_LIST
+from bench.peers.report import Result, Slot
 from bench.servers import ROOT, CannotRun
 from bench.turns import order
 
@@ -35,11 +36,8 @@ _SLOT_S = 300.0
 def main(words: Sequence[str] | None = None) -> int:
     args = parse(words)
     names = chosen(args.peers)
-    args.work.mkdir(parents=True, exist_ok=True)
-    done = Done(args.work)
     settings = describe(args, names)
-    start_over_unless(args.work / "settings.json", settings, fresh=args.fresh)
-    image = write_jpeg(args.work / "image.jpg", SIZE)
+    finished = {} if args.fresh else finished_slots(args.work, settings)
     errors = {}
     for name in names:
         try:
@@ -47,22 +45,22 @@ def main(words: Sequence[str] | None = None) -> int:
         except CannotRun as error:
             errors[name] = str(error)
     plan = list(slots_of(names, args.rounds, args.only))
-    for number, slot in enumerate(plan, 1):
-        name = slot["name"]
-        if name in errors or done(slot) is not None:
-            continue
-        print(f"[{number}/{len(plan)}] {title(name)}: {slot['part']}", flush=True)
-        found = run(slot, args, image, done)
-        if "error" in found:
-            errors[name] = found["error"]
-            print(f"{title(name)} {found['error']}", flush=True)
-    measured = report.collect(settings, plan, done, errors, names)
+    with tempfile.TemporaryDirectory() as folder:
+        image = write_jpeg(Path(folder) / "image.jpg", SIZE)
+        for number, slot in enumerate(plan, 1):
+            if slot.name not in errors and slot not in finished:
+                print(f"[{number}/{len(plan)}] {slot}", flush=True)
+                finished[slot] = run(slot, args, image, finished)
+                keep(args.work, settings, finished)
+            if "error" in finished.get(slot, {}):
+                errors[slot.name] = finished[slot]["error"]
+                print(f"{slot}: {errors[slot.name]}", flush=True)
+    measured = report.collect(settings, finished, errors, names)
     record.write(args.out, measured)
     print(report.table(measured))
     if args.page is not None:
         report.write_page(args.page, json.loads(args.out.read_text()))
-    for file in args.work.iterdir():
-        file.unlink()  # a finished run is not gone on with
+    args.work.unlink(missing_ok=True)  # a finished run is not gone on with
     return 0 if OURS.name not in errors else 1
 
 
@@ -81,9 +79,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
                         help="counted of each closed loop")  # fmt: skip
     parser.add_argument("--open-seconds", type=float, default=8.0, help="of each Poisson load")
     parser.add_argument("--warm", type=float, default=1.0, help="seconds before, not counted")
-    parser.add_argument("--under", default="", metavar="COMMAND",
-                        help="put before each slot's command: a lock, taskset")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=CACHE / "run", help="finished slots")
+    parser.add_argument("--work", type=Path, default=CACHE / "run.json", help="finished slots")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--out", type=Path, help="by default results/peers-PRECISION.json")
     parser.add_argument("--page", type=Path, help="page to write the table into, with its plot")
@@ -126,83 +122,67 @@ def describe(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def start_over_unless(file: Path, settings: dict[str, Any], *, fresh: bool) -> None:
-    """Keeps the slots of an interrupted run only if it was to measure the same."""
-    same = file.exists() and json.loads(file.read_text()) == settings
-    if fresh or not same:
-        for old in file.parent.iterdir():
-            old.unlink()
-    file.write_text(json.dumps(settings))
-
-
-def slots_of(names: Sequence[str], rounds: int, only: str | None) -> Iterator[dict[str, Any]]:
+def slots_of(names: Sequence[str], rounds: int, only: str | None) -> Iterator[Slot]:
     """Gives the slots in the order in which they run."""
-    yield {"name": LIMIT, "part": "limit", "round": 0}
+    yield Slot(0, "limit", LIMIT)
     for name in names:
         if name != OURS.name:
-            yield {"name": name, "part": "variants", "round": 0}
+            yield Slot(0, "variants", name)
     for turn in range(rounds):
         if turn:
-            yield {"name": LIMIT, "part": "limit", "round": turn}
+            yield Slot(turn, "limit", LIMIT)
         for part in PARTS if only is None else (only,):
             for name in order(names, turn):
-                yield {"name": name, "part": part, "round": turn}
+                yield Slot(turn, part, name)
 
 
-class Done:
-    """Keeps finished slots, a file each in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, slot: dict[str, Any]) -> dict[str, Any] | None:
-        file = self.file(slot)
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def file(self, slot: dict[str, Any]) -> Path:
-        return self._folder / f"{slot['round']}-{slot['part']}-{slot['name']}.json"
+def finished_slots(file: Path, settings: dict[str, Any]) -> dict[Slot, Result]:
+    """Reads what an interrupted run left, if it was to measure the same."""
+    if not file.exists():
+        return {}
+    left = json.loads(file.read_text())
+    return {Slot(*slot): found for slot, found in left["slots"] if left["settings"] == settings}
 
 
-def title(name: str) -> str:
-    return "the bare limit" if name == LIMIT else CONTENDERS[name].title
+def keep(file: Path, settings: dict[str, Any], finished: Mapping[Slot, Result]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"settings": settings, "slots": list(finished.items())}))
 
 
-def run(slot: dict[str, Any], args: argparse.Namespace, image: Path, done: Done) -> dict[str, Any]:
+def run(
+    slot: Slot, args: argparse.Namespace, image: Path, finished: Mapping[Slot, Result]
+) -> Result:
     """Measures a slot in a process of its own, and again if it was stopped from outside."""
-    task = slot | {
+    task = {
+        **slot._asdict(),
         "model": str(args.model),
         "image": str(image),
         "seconds": args.seconds,
         "open_seconds": args.open_seconds,
         "warm": args.warm,
-        "out": str(done.file(slot)),
     }
-    choice = done({"name": slot["name"], "part": "variants", "round": 0})
-    if choice is not None:
+    if (choice := finished.get(Slot(0, "variants", slot.name))) is not None:
         task["variant"] = choice["chosen"]
-    command = [*shlex.split(args.under), sys.executable, "-m", "bench.peers.slots"]
     said = ""
     for _ in range(2):
         process = subprocess.Popen(
-            [*command, json.dumps(task)],
+            [sys.executable, "-m", "bench.peers.slots", json.dumps(task)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
         try:
-            # A lock may keep it waiting for as long as it likes.
-            output, _ = process.communicate(timeout=None if args.under else _SLOT_S)
-            said = f"exit code {process.returncode}: {output.strip()[-300:]}"
+            output, log = process.communicate(timeout=_SLOT_S)
         except subprocess.TimeoutExpired:
             process.terminate()  # it stops its server
             process.communicate()
             said = f"took longer than {_SLOT_S:.0f} s"
-        if (found := done(slot)) is not None:
-            return found
-    found = {"error": f"has no result: {said}"}
-    done.file(slot).write_text(json.dumps(found))
-    return found
+            continue
+        if process.returncode == 0:
+            return dict(json.loads(output))
+        said = f"exit code {process.returncode}: {log.strip()[-300:]}"
+    return {"error": f"has no result: {said}"}
 
 
 if __name__ == "__main__":

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import generator
 from bench.peers.contenders import CONTENDERS, LIMIT
 from bench.peers.plot import svg
 
-Slot = dict[str, Any]
+Result = dict[str, Any]
+"""What `bench.peers.slots` measured."""
 BEGIN, END = "<!-- bench.peers {file} -->", "<!-- end of bench.peers {file} -->"
 """Around the table of one of a model's files on the page."""
 LOADS = ("0.7", "2.0", "3.0")
 PLOT = "performance-{precision}.svg"
 
 
+class Slot(NamedTuple):
+    """Names a part of the run: one server's turn in one round."""
+
+    round: int
+    part: str
+    name: str
+
+    def __str__(self) -> str:
+        title = "the bare limit" if self.name == LIMIT else CONTENDERS[self.name].title
+        return f"{title}, {self.part} of round {self.round + 1}"
+
+
 def collect(
     settings: dict[str, Any],
-    plan: Sequence[Slot],
-    done: Callable[[Slot], Slot | None],
+    finished: Mapping[Slot, Result],
     errors: dict[str, str],
     names: Sequence[str],
 ) -> dict[str, Any]:
     """Takes medians over the rounds; latencies of the open loops are pooled before percentiles."""
-    found = [(slot, result) for slot in plan if (result := done(slot)) and "error" not in result]
 
-    def results(name: str, part: str) -> list[Slot]:
-        return [result for slot, result in found if (slot["name"], slot["part"]) == (name, part)]
+    def results(name: str, part: str) -> list[Result]:
+        return [
+            found
+            for slot, found in finished.items()
+            if (slot.name, slot.part) == (name, part) and "error" not in found
+        ]
 
     limits = results(LIMIT, "limit")
     ways = [
@@ -64,63 +79,35 @@ def collect(
     }
 
 
-def server(steady: Sequence[Slot], overload: Sequence[Slot]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def server(steady: Sequence[Result], overload: Sequence[Result]) -> dict[str, Any]:
+    row: dict[str, Any] = {"closed": {}, "open": {}}
     if steady:
         row |= {
             "version": steady[0]["version"],
             "labels_equal": all(each["labels_equal"] for each in steady),
             "start_s": median(each["start_s"] for each in steady),
             "memory_mib": median(each["memory_mib"] for each in steady),
-            "closed": {
-                connections: closed(
-                    [each["closed"][connections] for each in steady], limits_of(steady)
-                )
-                for connections in steady[0]["closed"]
-            },
         }
-    loads = [*steady, *overload]
-    factors = sorted({factor for each in loads for factor in each["open"]}, key=float)
-    row["open"] = {}
-    for factor in factors:
-        with_it = [each for each in loads if factor in each["open"]]
-        row["open"][factor] = pooled([each["open"][factor] for each in with_it], limits_of(with_it))
     if overload:
         row["memory_overload_mib"] = median(each["memory_mib"] for each in overload)
         row["admits"] = overload[0]["bound"]
+    for kind, rate in (("closed", "answered_per_s"), ("open", "goodput_per_s")):
+        for slots in (steady, overload):
+            for load in slots[0].get(kind, ()) if slots else ():
+                limits = [statistics.mean(each["limits_per_s"]) for each in slots]
+                row[kind][load] = pooled([each[kind][load] for each in slots], rate, limits)
     return row
 
 
-def limits_of(slots: Sequence[Slot]) -> list[float]:
-    """Gives the images per second of the bare limit around each slot."""
-    return [statistics.mean(each["limits_per_s"]) for each in slots]
-
-
-def closed(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
-    names = ("images_per_s", "p50_ms", "p95_ms", "p99_ms")
-    found: dict[str, Any] = {name: median(each[name] for each in rounds) for name in names}
-    found["refused_or_broken"] = sum(each["refused"] + each["broken"] for each in rounds)
-    found["each_round"] = [each["images_per_s"] for each in rounds]
-    found["limit_each_round"] = list(limits)
-    found["of_limit"] = of_limit(found["each_round"], limits)
-    return found
-
-
-def of_limit(rates: Sequence[float], limits: Sequence[float]) -> float:
-    """Takes the median over the rounds, each beside its own limit."""
-    return round(statistics.median(a / b for a, b in zip(rates, limits, strict=True)), 3)
-
-
-def pooled(rounds: Sequence[dict[str, Any]], limits: Sequence[float]) -> dict[str, Any]:
+def pooled(rounds: Sequence[Result], rate: str, limits: Sequence[float]) -> dict[str, Any]:
+    """Puts a load's rounds together. `of_limit`: each round's rate beside its own limit."""
     found = generator.without_lists(generator.pooled(rounds))
-    # Medians of each round's: in a fast round a server refuses fewer.
-    found["refusal_p50_ms"] = median(each["refusal"]["p50_ms"] for each in rounds)
-    found["refusal_p99_ms"] = median(each["refusal"]["p99_ms"] for each in rounds)
     if "recovery_s" in rounds[0]:
         found["recovery_s"] = max(each["recovery_s"] for each in rounds)
-    found["each_round_goodput"] = [each["goodput_per_s"] for each in rounds]
+    found["each_round"] = [each[rate] for each in rounds]
     found["limit_each_round"] = list(limits)
-    found["of_limit"] = of_limit(found["each_round_goodput"], limits)
+    shares = [one / limit for one, limit in zip(found["each_round"], limits, strict=True)]
+    found["of_limit"] = round(statistics.median(shares), 3)
     return found
 
 
@@ -132,8 +119,7 @@ def median(values: Any) -> Any:
 def table(measured: dict[str, Any]) -> str:
     """Writes two Markdown tables: everyday load, and overload."""
     limit = measured["limit"]["images_per_s"]
-    # Keys that went through JSON are strings.
-    rows = [normal(row) for row in measured["servers"]]
+    rows = measured["servers"]
     lines = [
         "| server | set up as | images/s at 1 / 8 / 32 connections | of the limit "
         "| p50 at 1 | p99 at 8 | p50 / p99 at 0.7x | memory | start |",
@@ -147,7 +133,7 @@ def table(measured: dict[str, Any]) -> str:
             f"| {way['p50_ms']:.0f} ms | | | | |"
         )
     for row in rows:
-        if "error" in row or "closed" not in row:
+        if "error" in row or not row.get("closed"):
             lines.append(f"| {row['title']} | {row.get('error', 'not measured')} | | | | | | | |")
             continue
         loads = row["closed"]
@@ -155,10 +141,10 @@ def table(measured: dict[str, Any]) -> str:
         calm = row["open"].get("0.7", {}).get("latency", {})
         lines.append(
             f"| {row['title']} {row['version']}{differs} | {row.get('variant', 'its defaults')} | "
-            + " / ".join(f"{each['images_per_s']:.1f}" for each in loads.values())
+            + " / ".join(f"{each['answered_per_s']:.1f}" for each in loads.values())
             + " | "
             + " / ".join(f"{each['of_limit']:.2f}" for each in loads.values())
-            + f" | {ms(loads['1']['p50_ms'])} | {ms(loads['8']['p99_ms'])} "
+            + f" | {ms(loads['1']['latency']['p50_ms'])} | {ms(loads['8']['latency']['p99_ms'])} "
             f"| {ms(calm.get('p50_ms'))} / {ms(calm.get('p99_ms'))} "
             f"| {row['memory_mib']:.0f} MiB | {row['start_s']:.1f} s |"
         )
@@ -184,21 +170,11 @@ def table(measured: dict[str, Any]) -> str:
             f"| {ms(three['latency']['p50_ms'])} / {ms(three['latency']['p99_ms'])} "
             f"| {100 * three['refused'] / max(1, offered):.0f} % "
             f"/ {100 * three['expired'] / max(1, offered):.0f} % "
-            f"| {ms(three['refusal_p50_ms'])} / {ms(three['refusal_p99_ms'])} "
+            f"| {ms(three['refusal']['p50_ms'])} / {ms(three['refusal']['p99_ms'])} "
             f"| {max(two['recovery_s'], three['recovery_s']):.1f} s "
             f"| {' / '.join(share_of_cores(row['open'].get(load)) for load in LOADS)} |"
         )
     return "\n".join(lines)
-
-
-def normal(row: dict[str, Any]) -> dict[str, Any]:
-    """Makes the keys of `closed` and `open` strings, as they are after JSON."""
-    return {
-        name: {str(key): inner for key, inner in value.items()}
-        if name in ("closed", "open")
-        else value
-        for name, value in row.items()
-    }
 
 
 def share_of_cores(load: dict[str, Any] | None) -> str:
@@ -242,4 +218,4 @@ def write_page(page: Path, measured: dict[str, Any]) -> None:
         f"![Images per second and goodput of each server, of the bare limit]({plot_file})\n"
         f"{end}{after}"
     )
-    (page.parent / plot_file).write_text(svg([normal(row) for row in measured["servers"]]))
+    (page.parent / plot_file).write_text(svg(measured["servers"]))

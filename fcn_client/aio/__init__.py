@@ -1,1 +1,1 @@
-"""The client for asyncio, from which `make sync` makes `fcn_client/sync/`."""
+"""Holds the client for asyncio, from which `make sync` makes `fcn_client/sync/`."""

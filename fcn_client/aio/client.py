@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""Asks a server from the tasks of an event loop."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class AsyncTransport(Protocol):
 
 
 class AsyncFcnClient:
-    """A server behind one address, for the tasks of one event loop, in which it must be made.
+    """Asks the server behind one address, for the tasks of one event loop, in which it is made.
 
     Files are read, and images encoded and decoded, on threads: the loop is never blocked. A
     cancelled call is cancelled on the server, too. `async with AsyncFcnClient(url) as client:` or

@@ -1,4 +1,4 @@
-"""REST with httpx: one pool of kept connections a client."""
+"""Speaks REST with httpx: one pool of kept connections a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC `segmentation.v1`: one channel a client, which keeps its connection."""
+"""Speaks gRPC `segmentation.v1`: one channel a client, which keeps its connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC `SegmentStream`: one call, images in at any time, answers out as they come."""
+"""Speaks gRPC `SegmentStream`: one call takes images at any time, and answers as they are ready."""
 
 from __future__ import annotations
 

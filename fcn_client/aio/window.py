@@ -1,4 +1,4 @@
-"""Much work with a bounded number of pieces in flight.
+"""Works through a source with a bounded number of items in flight.
 
 The source is read no further than the window: it may be endless, or a video's frames.
 """

@@ -1,10 +1,10 @@
-"""Label maps for annotation tools and trainers: COCO's JSON, and Label Studio's tasks.
+"""Writes label maps for annotation tools and trainers: COCO's JSON, and Label Studio's tasks.
 
     <out>/coco.json            images, categories, and for each class of an image one mask
     <out>/label-studio.json    tasks with a prediction: for each class of an image one brush mask
     <out>/label-studio.xml     the labelling configuration that those need
 
-Both are made from the label maps of the output folder, one picture at a time, and hold every pixel
+Both are made from the label maps of the output folder, one image at a time, and hold every pixel
 as it is there. Void pixels are in none.
 """
 
@@ -24,7 +24,7 @@ from fcn_client.types import ClassInfo, UInt8Array
 
 FORMATS: Final = ("coco", "label-studio")
 LOCAL_FILES: Final = "/data/local-files/?d="
-"""Where Label Studio serves the files of its machine, under LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+"""Label Studio serves the files of its machine there, under LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
 
 Source: labelstud.io/guide/storage, local storage.
 """
@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 def annotate(folder: Folder, formats: Sequence[str], image_url: str = LOCAL_FILES) -> None:
     """Writes what `formats` names of FORMATS, whole or not at all. image_url: in Label Studio, what
-    stands before a picture's path in the source folder. Raises: FcnError, OSError."""
+    stands before an image's path in the source folder. Raises: FcnError, OSError."""
     if "coco" in formats:
         with replacing(folder.root / "coco.json") as file:
             _coco(file, folder.label_maps(), folder.classes)
@@ -56,7 +56,9 @@ def annotate(folder: Folder, formats: Sequence[str], image_url: str = LOCAL_FILE
 def _coco(
     file: TextIO, label_maps: Iterable[tuple[Record, UInt8Array]], classes: Sequence[ClassInfo]
 ) -> None:
-    """A category's id is the class id plus 1: Datumaro, which CVAT reads COCO with, takes 0 for no
+    """Writes COCO's file.
+
+    A category's id is the class id plus 1: Datumaro, which CVAT reads COCO with, takes 0 for no
     class. `iscrowd` is 0 with run lengths, as in COCO-Stuff. Source: cocodataset.org, format-data.
     """
     images: list[dict[str, Any]] = []
@@ -98,7 +100,7 @@ def _task(
     image_url: str,
     model: str,
 ) -> dict[str, Any]:
-    """Source: labelstud.io, guide/predictions and tags/brushlabels."""
+    """Makes one task. Source: labelstud.io, guide/predictions and tags/brushlabels."""
     height, width = label_map.shape
     result = [
         {
@@ -131,7 +133,7 @@ def _configuration(classes: Sequence[ClassInfo]) -> str:
 
 
 def coco_counts(mask: Mask) -> list[int]:
-    """Lengths of the runs down the columns, beginning with pixels that are not in the mask.
+    """Counts the runs down the columns, beginning with pixels that are not in the mask.
 
     Source: cocoapi, common/maskApi.h.
     """
@@ -144,8 +146,7 @@ _SIZES: Final = np.array([4, 8, 12, 16])
 
 
 def brush_bytes(mask: Mask) -> list[int]:
-    """The mask, row by row, each pixel as four bytes (RGBA) of 0 or 255, in the run lengths of
-    Label Studio.
+    """Packs the mask, row by row, each pixel four bytes (RGBA) of 0 or 255, as Label Studio does.
 
     The number of bytes (32 bits), the bits of a value less one (5), four sizes of lengths less one
     (4 each). Then for each run a 1, which of the sizes (2), the length less one, the value.
@@ -176,7 +177,7 @@ def brush_bytes(mask: Mask) -> list[int]:
 
 
 def _bounds(flat: Mask) -> npt.NDArray[np.int64]:
-    """Where runs begin, and the end."""
+    """Returns the places where runs begin, and the end."""
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.concatenate([[0], changes, [flat.size]])
 
@@ -189,7 +190,7 @@ def _masks(label_map: UInt8Array, classes: Sequence[ClassInfo]) -> Iterator[tupl
 
 
 def _file(record: Record) -> str:
-    """A frame has no file: it is called as its outputs are."""
+    """Names the file; a frame has none, and is called as its outputs are."""
     return record.source if record.frame is None else f"{record.name}.png"
 
 

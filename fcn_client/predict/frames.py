@@ -1,4 +1,4 @@
-"""The frames of a moving picture, as uint8 RGB [H,W,3].
+"""Reads the frames of a moving image, as uint8 RGB [H,W,3].
 
 Pillow reads animated GIF, WebP, PNG and TIFF of several pages; what only a video decoder reads
 needs PyAV (the `video` extra).
@@ -22,7 +22,7 @@ MAYBE_MOVING: Final = frozenset({".gif", ".png", ".tif", ".tiff", ".webp"})
 
 
 def is_moving(path: Path) -> bool:
-    """A video by its name, or a picture that has frames; False where it cannot be read."""
+    """Tells a video by its name, an image by its frames; False where it cannot be read."""
     suffix = path.suffix.lower()
     if suffix in VIDEO or suffix == ".gif":  # the server takes no GIF, not even a still one
         return True
@@ -36,7 +36,7 @@ def is_moving(path: Path) -> bool:
 
 
 def count(path: Path) -> int | None:
-    """How many frames there are, where that is known without decoding them."""
+    """Counts the frames, where that can be known without decoding them."""
     if path.suffix.lower() in VIDEO:
         return None
     try:
@@ -47,7 +47,7 @@ def count(path: Path) -> int | None:
 
 
 def frames(path: Path) -> Iterator[UInt8Array]:
-    """In their order. Raises: InvalidInput, at the frame that cannot be read."""
+    """Yields them in order. Raises: InvalidInput, at the frame that cannot be read."""
     return _decoded(path) if path.suffix.lower() in VIDEO else _pillow(path)
 
 
@@ -57,7 +57,7 @@ def _pillow(path: Path) -> Iterator[UInt8Array]:
             for frame in ImageSequence.Iterator(image):
                 yield upright_rgb(frame)
     except Exception as error:  # as above
-        raise InvalidInput(f"{path} cannot be read as a picture with frames") from error
+        raise InvalidInput(f"{path} cannot be read as an image with frames") from error
 
 
 def _decoded(path: Path) -> Iterator[UInt8Array]:
@@ -68,7 +68,7 @@ def _decoded(path: Path) -> Iterator[UInt8Array]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InvalidInput(f"{path} has no pictures in it")
+                raise InvalidInput(f"{path} has no images in it")
             for frame in container.decode(video=0):
                 yield turned(frame)
     except (av.FFmpegError, OSError) as error:
@@ -76,7 +76,7 @@ def _decoded(path: Path) -> Iterator[UInt8Array]:
 
 
 def turned(frame: Any) -> UInt8Array:
-    """A frame of PyAV's, upright: phones note how they were held, in degrees counterclockwise.
+    """Turns a frame of PyAV's upright: phones note how they were held, in degrees counterclockwise.
 
     Source: FFmpeg, libavutil/display.h, av_display_rotation_get.
     """

@@ -1,4 +1,4 @@
-"""What is to be predicted: the pictures and frames below a path, one `Item` each."""
+"""Finds what is to be predicted: the images and frames below a path, one `Item` each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ KNOWN: Final = STILL | frames.VIDEO | frames.MAYBE_MOVING
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture. source: as the user would name it. name: of its outputs, without suffix.
+    """Represents one image or frame.
+
+    source: as the user would name it. name: of its outputs, without suffix.
 
     stamp: size and time of change of the file, by which a changed one is noticed. load: a file's
     bytes for the labeller. Raises, there: InvalidInput.
@@ -34,13 +36,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files to predict, and how their outputs are called. `ignored`: files of other kinds."""
+    """Holds the files to predict and their outputs' names. `ignored`: files of other kinds."""
 
     files: tuple[tuple[Path, str, str], ...]
     ignored: int
 
     def count(self) -> int | None:
-        """Pictures and frames, unless a video must be decoded to know."""
+        """Counts images and frames, unless a video must be decoded to know."""
         total = 0
         for path, _, _ in self.files:
             n = frames.count(path) if frames.is_moving(path) else 1
@@ -50,7 +52,7 @@ class Found:
         return total
 
     def items(self, every: int = 1) -> Iterator[Item]:
-        """Lazily: a frame is decoded when it is its turn. `every`: of frames, take each n-th."""
+        """Yields items; a frame is decoded in its turn. `every`: of frames, take each n-th."""
         for path, source, name in self.files:
             try:
                 stat = path.stat()
@@ -66,7 +68,9 @@ class Found:
 
 
 def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) -> Found:
-    """path: a file, or a folder of them. leave_out: a folder in it whose files are not meant.
+    """Finds the files to predict.
+
+    path: a file, or a folder of them. leave_out: a folder in it whose files are not meant.
 
     Two files that differ in the suffix only keep it in the names of their outputs.
 
@@ -75,14 +79,14 @@ def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) 
     if path.is_file():
         return Found(((path, path.name, path.stem),), 0)
     if not path.is_dir():
-        raise InvalidInput(f"{path} does not exist: give a picture, a video or a folder of them")
+        raise InvalidInput(f"{path} does not exist: give an image, a video or a folder of them")
     within = sorted(p for p in (path.rglob("*") if recursive else path.iterdir()) if p.is_file())
     hidden = leave_out.resolve() if leave_out else None
     mine = [p for p in within if hidden is None or not p.resolve().is_relative_to(hidden)]
     known = [p for p in mine if p.suffix.lower() in KNOWN and not p.name.startswith(".")]
     if not known:
         raise InvalidInput(
-            f"{path} holds no picture or video{'' if recursive else ' (try --recursive)'}"
+            f"{path} holds no image or video{'' if recursive else ' (try --recursive)'}"
         )
     stems = Counter(p.with_suffix("") for p in known)
     files = []
@@ -96,7 +100,7 @@ def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) 
 def _frames(
     path: Path, source: str, name: str, stamp: tuple[int, int], every: int
 ) -> Iterator[Item]:
-    """A file that breaks off yields the frames before, and then one item that fails."""
+    """Yields the frames; of a file that breaks off those before, and then one item that fails."""
     number = 0
     try:
         for number, rgb in enumerate(frames.frames(path)):

@@ -1,4 +1,4 @@
-"""Items in, outputs written: several at a time, one's failure no other's."""
+"""Predicts several items at a time and writes their outputs; one's failure is no other's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcn_client.sync.window import in_window
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of items. `skipped`: complete before. `failures`: (source, frame, why)."""
+    """Counts items. `skipped`: complete before. `failures`: (source, frame, why)."""
 
     done: int = 0
     skipped: int = 0
@@ -49,8 +49,8 @@ def predict(
 
     def work(index: int, item: Item) -> tuple[Item, Record | FcnError]:
         try:
-            picture = item.load()
-            return item, folder.write(item, picture, labeller(picture))
+            body = item.load()
+            return item, folder.write(item, body, labeller(body))
         except (FcnConnectionError, NotAuthenticated, NotAllowed):
             raise
         except FcnError as error:

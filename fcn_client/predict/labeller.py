@@ -1,4 +1,4 @@
-"""Who makes the label maps: a server, or (in `cli`) the service's own code in this process."""
+"""Labels images by a server, or (in `cli`) by the service's own code in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcn_client.types import ClassInfo, Model, ModelVersion
 
 
 class Labeller(Protocol):
-    """One version of one model; called from several threads.
+    """Asks one version of one model; called from several threads.
 
     identity: differs between networks, so that a resumed job does not mix two of them.
     """
@@ -21,16 +21,16 @@ class Labeller(Protocol):
     identity: str
     classes: tuple[ClassInfo, ...]
 
-    def __call__(self, picture: bytes) -> bytes:
-        """A file's bytes -> an 8-bit palette PNG of class ids, 255 void. Raises: FcnError."""
+    def __call__(self, image: bytes, /) -> bytes:
+        """Makes a file's bytes an 8-bit palette PNG of class ids, 255 void. Raises: FcnError."""
         ...
 
     def close(self) -> None: ...
 
 
 class RemoteLabeller:
-    """A server's model. Its version is settled at the start: one that goes live meanwhile must not
-    mix with it."""
+    """Asks a server's model. Its version is settled at the start: one that goes live meanwhile must
+    not mix with it."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class RemoteLabeller:
             raise
         self.identity = f"{self.name} {self.version} {found.precision}"
 
-    def __call__(self, picture: bytes) -> bytes:
+    def __call__(self, image: bytes, /) -> bytes:
         return self._client.segment(
-            picture,
+            image,
             model=self.name,
             version=self.version,
             classes=self._keep,
-            priority="low",  # whoever waits for one picture goes before a folder of them
+            priority="low",  # whoever waits for one image goes before a folder of them
         ).body
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class RemoteLabeller:
 
 
 def check_keep(keep: Sequence[str], classes: Sequence[ClassInfo]) -> None:
-    """Before the first picture: what is wrong for one is for all. Raises: InvalidInput."""
+    """Refuses before the first image what is wrong for all of them. Raises: InvalidInput."""
     known = {c.name for c in classes} | {str(c.id) for c in classes}
     for name in keep:
         if name not in known:

@@ -1,12 +1,12 @@
-"""The output folder: pictures, the journal that a resumed job reads, the CSV of class shares.
+"""Keeps the output folder: images, the journal that a resumed job reads, the CSV of class shares.
 
     <out>/label_maps/<name>.png   8-bit palette PNG, as the server sent it
     <out>/overlays/<name>.png
     <out>/colors/<name>.png
-    <out>/shares.csv              a row for each picture, a column for each class
-    <out>/predict.jsonl           the journal: a line for each picture that is complete
+    <out>/shares.csv              a row for each image, a column for each class
+    <out>/predict.jsonl           the journal: a line for each image that is complete
 
-Every file appears whole or not at all; an item's journal line follows its pictures.
+Every file appears whole or not at all; an item's journal line follows its images.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from fcn_client.predict.inputs import Item
 from fcn_client.predict.labeller import Labeller
 from fcn_client.types import UInt8Array
 
-PICTURES: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
+IMAGE_FOLDERS: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
 JOURNAL: Final = "predict.jsonl"
 SHARES: Final = "shares.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A complete item. settings: what else the outputs depend on. shares: by class name."""
+    """Represents a complete item. settings: what else outputs depend on. shares: by class."""
 
     name: str
     source: str
@@ -52,7 +52,7 @@ class Record:
 
 
 class Folder:
-    """The outputs of one job, and of those before it in the same folder."""
+    """Keeps the outputs of one job, and of those before it in the same folder."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Folder:
         keep: Sequence[str] = (),
         afresh: bool = False,
     ) -> None:
-        """write: of PICTURES. keep: as the labeller was given it. afresh: nothing counts as done.
+        """write: of IMAGE_FOLDERS. keep: what the labeller was given. afresh: nothing is done yet.
 
         Raises: OSError, InvalidInput.
         """
@@ -95,7 +95,7 @@ class Folder:
         self._journal = journal.open("a", encoding="utf-8")
 
     def holds(self, item: Item) -> bool:
-        """Whether the item is complete: same file, same settings, and its pictures are there."""
+        """Tells whether the item is complete: same file and settings, and its images are there."""
         record = self._records.get(item.name)
         return (
             record is not None
@@ -105,8 +105,8 @@ class Folder:
             and all(self._path(kind, item.name).is_file() for kind in self._write)
         )
 
-    def write(self, item: Item, picture: bytes, label_map_png: bytes) -> Record:
-        """The item's pictures; from any thread. Raises: FcnError, OSError."""
+    def write(self, item: Item, source: bytes, label_map_png: bytes) -> Record:
+        """Writes the item's images, from any thread. Raises: FcnError, OSError."""
         try:
             with Image.open(io.BytesIO(label_map_png), formats=("PNG",)) as image:
                 mode, label_map = image.mode, np.array(image)
@@ -116,14 +116,14 @@ class Folder:
         except (OSError, SyntaxError, ValueError) as error:
             raise DecodeError("the label map is no PNG") from error
         if mode != "P":
-            raise DecodeError(f"the label map is a {mode} picture, not one with a palette")
+            raise DecodeError(f"the label map is a {mode} image, not one with a palette")
         for kind in self._write:
             if kind == "label_map":
                 body = label_map_png
             elif kind == "color":
                 body = encode(palette[label_map])
             else:
-                body = encode(overlay(read_rgb(picture), label_map, palette, self._alpha))
+                body = encode(overlay(read_rgb(source), label_map, palette, self._alpha))
             _replace(self._path(kind, item.name), body)
         pixels = np.bincount(label_map.ravel(), minlength=256)
         shares = {c.name: int(pixels[c.id]) / label_map.size for c in self.classes}
@@ -142,7 +142,7 @@ class Folder:
         )
 
     def note(self, record: Record) -> None:
-        """The item is complete. From one thread."""
+        """Notes that the item is complete, from one thread."""
         self._records[record.name] = record
         self._journal.write(json.dumps(asdict(record)) + "\n")
         self._journal.flush()
@@ -161,7 +161,7 @@ class Folder:
         _replace(self.root / SHARES, text.getvalue().encode())
 
     def label_maps(self) -> Iterator[tuple[Record, UInt8Array]]:
-        """Those that the CSV has a row for, in its order, read from their files.
+        """Yields those that the CSV has a row for, in its order, read from their files.
 
         Raises: InvalidInput.
         """
@@ -179,11 +179,11 @@ class Folder:
         return sorted(done, key=lambda r: (r.source, r.frame or 0))
 
     def _path(self, kind: str, name: str) -> Path:
-        return self.root / PICTURES[kind] / f"{name}.png"
+        return self.root / IMAGE_FOLDERS[kind] / f"{name}.png"
 
 
 def _read(journal: Path) -> dict[str, Record]:
-    """By name, the last one counts. A line that was cut off is as if it were not there."""
+    """Reads the records by name; the last one counts, and a line that was cut off does not."""
     records = {}
     try:
         text = journal.read_text(encoding="utf-8", errors="replace")
@@ -210,14 +210,14 @@ def _replace(path: Path, body: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its place when the block ends well."""
+    """Opens a text file to write, which takes its place when the block ends well."""
     with _part_of(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
         yield text
 
 
 @contextmanager
 def _part_of(path: Path) -> Iterator[BinaryIO]:
-    """The whole file at once, so that a job that is killed leaves no half of one."""
+    """Opens a file that appears whole, so that a job that is killed leaves no half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:

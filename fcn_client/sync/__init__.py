@@ -1,2 +1,2 @@
 # Made from fcn_client/aio/__init__.py by `make sync`: change that.
-"""The client for threads, made by `make sync` from `fcn_client/aio/`."""
+"""Holds the client for threads, made by `make sync` from `fcn_client/aio/`."""

@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/client.py by `make sync`: change that.
-"""The client for threads."""
+"""Asks a server from threads."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Transport(Protocol):
 
 
 class FcnClient:
-    """A server behind one address. Threads may share it, and with it its connections.
+    """Asks the server behind one address. Threads may share it, and with it its connections.
 
     `with FcnClient(url) as client:` or `close()` gives the connections back.
     """

@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/rest.py by `make sync`: change that.
-"""REST with httpx: one pool of kept connections a client."""
+"""Speaks REST with httpx: one pool of kept connections a client."""
 
 from __future__ import annotations
 

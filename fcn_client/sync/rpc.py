@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/rpc.py by `make sync`: change that.
-"""gRPC `segmentation.v1`: one channel a client, which keeps its connection."""
+"""Speaks gRPC `segmentation.v1`: one channel a client, which keeps its connection."""
 
 from __future__ import annotations
 

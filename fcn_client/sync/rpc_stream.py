@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/rpc_stream.py by `make sync`: change that.
-"""gRPC `SegmentStream`: one call, images in at any time, answers out as they come."""
+"""Speaks gRPC `SegmentStream`: one call takes images at any time, and answers as they are ready."""
 
 from __future__ import annotations
 

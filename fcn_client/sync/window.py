@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/window.py by `make sync`: change that.
-"""Much work with a bounded number of pieces in flight.
+"""Works through a source with a bounded number of items in flight.
 
 The source is read no further than the window: it may be endless, or a video's frames.
 """

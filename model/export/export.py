@@ -112,12 +112,12 @@ def _to_onnx(network: SegmentationNetwork, contract: Contract) -> onnx.ModelProt
         warnings.simplefilter("ignore")  # the exporter's own deprecations, not ours to act on
         for chatty in ("onnxscript", "torch.onnx"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
+        # torch.onnx.export would try without `strict` first, which takes the batch for a constant.
+        traced = torch.export.export(served, (example,), dynamic_shapes=(axes,), strict=True)
         program = torch.onnx.export(
-            served,
-            (example,),
+            traced,
             input_names=[contract.input.name],
             output_names=names,
-            dynamic_shapes=({**axes},),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

@@ -1,13 +1,18 @@
-"""The life of one request, whichever transport brought it.
+"""Leads one request through its life, whichever transport brought it.
 
-    with calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining) as call:
-        call.authenticate(authorization, api_key)
-        ...                     # read the message, translate it
-        call.uploaded()         # from here the time is ours
-        call.answered(await segmenter.segment(image, options))
+    call = calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining)
+    try:
+        with call:
+            call.authenticate(authorization, api_key)
+            ...                     # read the message, translate it
+            call.uploaded()         # from here the time is ours
+            call.answered(await segmenter.segment(image, options))
+    except BaseException:
+        ...                         # print call.outcome, if somebody is left to be told
 
-A call begins with an id and a record, and ends with one count and one log line, whatever happens in
-the block. A failure becomes an `Outcome`, which `http/problem.py` and `grpc/handlers.py` print.
+A call begins with an id and a record, and its block ends with one count and one log line, whatever
+happens in it: before a caller is told of a failure, and before gRPC sends the answer. A failure
+becomes an `Outcome`, which `http/problem.py` and `grpc/handlers.py` print.
 
 What must hold for every request of every transport attaches here, one file each: a limit by key in
 `Call.authenticate`, where any ServiceError is answered as such; spans in `Calls.begin` and
@@ -27,7 +32,7 @@ from typing import Final, Self
 
 from service.api.keys import Caller, Keys, offered
 from service.api.status import Status, retry_after_s, status_of
-from service.core.segmenter import SegmentReply
+from service.core.types import SegmentReply
 from service.errors import Cancelled, DeadlineExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
@@ -47,7 +52,7 @@ _log = logging.getLogger("fcn.call")
 
 
 def is_valid_id(text: str) -> bool:
-    """Whether it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, as ids must."""
+    """Says whether it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -, as ids must."""
     return _VALID_ID.fullmatch(text) is not None
 
 
@@ -106,7 +111,7 @@ class Calls:
         *,
         time_left: Callable[[], float | None] = _no_deadline,
     ) -> Call:
-        """To be used in a `with` block.
+        """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
@@ -117,9 +122,13 @@ class Calls:
 
 
 class Call:
-    """One request, or one image of a stream, from its first byte to its answer."""
+    """Accompanies one request, or one image of a stream, from its first byte to its answer.
 
-    __slots__ = ("_asked_model", "_caller", "_calls", "_failed", "record", "time_left")
+    outcome: how it failed, once it has and somebody is left to be told. time_left: seconds to the
+    transport's own deadline; None without one.
+    """
+
+    __slots__ = ("_asked_model", "_caller", "_calls", "outcome", "record", "time_left")
 
     def __init__(
         self, calls: Calls, record: RequestRecord, time_left: Callable[[], float | None]
@@ -129,7 +138,7 @@ class Call:
         self.time_left = time_left
         self._caller: Caller | None = None
         self._asked_model: tuple[str | None] | None = None
-        self._failed = False
+        self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +149,8 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and not self._failed:
-            self.failed(error)
+        if error is not None:
+            self._failed(error)
         self._calls.telemetry.finished(self.record)
 
     @property
@@ -175,7 +184,7 @@ class Call:
             self._calls.keys.check(self._caller)
 
     def seconds_left(self, asked_s: float | None = None) -> float:
-        """How long the answer may take: as asked, or as the server is set up, within the
+        """Says how long the answer may take: as asked, or as the server is set up, within the
         transport's own deadline. Raises: DeadlineExceeded."""
         allowed_s = self._calls.deadline_s if asked_s is None else asked_s
         left_s = self.time_left()
@@ -200,27 +209,26 @@ class Call:
         record.model, record.timings = reply.model, reply.timings
         record.height, record.width = reply.height, reply.width
 
-    def failed(self, error: BaseException) -> Outcome | None:
-        """Notes the failure. Returns what to tell the caller, or None when nobody is left."""
+    def refuse(self, outcome: Outcome) -> None:
+        """Notes that the request ends with this outcome."""
+        self._note(outcome.status)
+        self.outcome = outcome
+        self.record.error = outcome.text
+
+    def _failed(self, error: BaseException) -> None:
+        """Makes the outcome of the error; none when nobody is left to be told."""
         if not isinstance(error, Exception):
             # The task was cancelled: the caller left, or gRPC ended the call at its deadline.
             late = self.time_left() == 0
             self._note(status_of(DeadlineExceeded() if late else Cancelled()))
-            return None
+            return
         if not isinstance(error, ServiceError):
             _log.error("request %s failed", self.id, exc_info=error)
             error = ServiceError(_FAULT)
-        return self.refused(outcome_of(error, self.id))
-
-    def refused(self, outcome: Outcome) -> Outcome:
-        """Notes that the request ends with this outcome, and returns it."""
-        self._note(outcome.status)
-        self.record.error = outcome.text
-        return outcome
+        self.refuse(outcome_of(error, self.id))
 
     def _note(self, status: Status) -> None:
         record = self.record
-        self._failed = True
         record.code = str(status.http) if record.transport == "rest" else status.code.name
         # The caller's mistakes and refusals are quick and would flatter the latency.
         record.timed = record.timed and status.counts_as_latency

@@ -14,9 +14,11 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from service.changes import SettledChanges, Stamp, file_stamp, poll
 from service.errors import NotAuthenticated
 
 SETTING: Final = "FCN_API_KEYS_FILE"
@@ -31,7 +33,7 @@ _log = logging.getLogger("fcn.keys")
 
 
 class KeyFileError(Exception):
-    """The file cannot be read or is wrong; one line that says where and what to do."""
+    """Says in one line what is wrong with the file, where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Caller:
 
 
 def offered(authorization: str | None, api_key: str | None) -> list[str]:
-    """The keys in the headers, or metadata, `Authorization: Bearer KEY` and `X-API-Key: KEY`."""
+    """Finds the keys in `Authorization: Bearer KEY` and `X-API-Key: KEY`, headers or metadata."""
     scheme, _, bearer = (authorization or "").strip().partition(" ")
     found = [bearer.strip()] if scheme.lower() == "bearer" else []
     return [*found, api_key.strip()] if api_key is not None else found
@@ -95,7 +97,7 @@ def parse(text: str, admin_key: str | None = None) -> tuple[Caller, ...]:
 
 
 class Keys:
-    """The keys in force. `watch` follows the file."""
+    """Holds the keys in force. `watch` follows the file."""
 
     def __init__(
         self, path: Path, *, admin_key: str | None, rejected: Callable[[str], None]
@@ -107,7 +109,7 @@ class Keys:
         self._path = path
         self._admin_key = admin_key
         self._rejected = rejected
-        self._read_stamp = self._last_stamp = self._stamp()
+        self._changes = SettledChanges(self._seen())
         self._callers = self._read()
         if not self._callers:
             raise KeyFileError(
@@ -117,7 +119,7 @@ class Keys:
         _log.info("API keys of %s", _names(self._callers))
 
     def admit(self, keys: Iterable[str]) -> Caller:
-        """Whose key one of them is. Raises: NotAuthenticated."""
+        """Finds whose key one of them is. Raises: NotAuthenticated."""
         found = None
         for key in keys:
             digest = _digest(key)
@@ -130,18 +132,14 @@ class Keys:
         return found
 
     def check(self, caller: Caller) -> None:
-        """Of a caller admitted before. Raises: NotAuthenticated when the key is gone since."""
+        """Judges again a caller admitted before. Raises: NotAuthenticated when the key is gone."""
         if all(caller.digest != known.digest for known in self._callers):
             raise self._refused("the API key is no longer valid")
 
     def look(self) -> None:
-        """Once. A file that is wrong, or cannot be read, changes nothing."""
-        stamp = self._stamp()
-        settled = stamp == self._last_stamp != self._read_stamp
-        self._last_stamp = stamp
-        if not settled:
+        """Looks once. A file that is wrong, or cannot be read, changes nothing."""
+        if not self._changes.settled(self._seen()):
             return
-        self._read_stamp = stamp
         try:
             callers = self._read()
         except KeyFileError as error:
@@ -158,13 +156,8 @@ class Keys:
 
     async def watch(self) -> None:
         """Looks again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                # In a thread: it may be a network's file system.
-                await asyncio.to_thread(self.look)
-            except Exception:
-                _log.exception("looking at the API keys failed: trying again")
+        # In a thread: it may be a network's file system.
+        await poll(partial(asyncio.to_thread, self.look), LOOK_S, "the API keys")
 
     def _refused(self, why: str) -> NotAuthenticated:
         self._rejected("unauthenticated")
@@ -172,13 +165,9 @@ class Keys:
             f"{why}: send it in the header Authorization: Bearer KEY, or X-API-Key: KEY"
         )
 
-    def _stamp(self) -> tuple[int, ...] | None:
-        """What is another when the file is; None while there is none to be seen."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+    def _seen(self) -> dict[str, Stamp]:
+        stamp = file_stamp(self._path)
+        return {} if stamp is None else {SETTING: stamp}
 
     def _read(self) -> tuple[Caller, ...]:
         """Raises: KeyFileError."""

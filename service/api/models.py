@@ -1,4 +1,4 @@
-"""What a client is told of the models, for REST and gRPC alike."""
+"""Tells clients of the models, over REST and gRPC alike."""
 
 from __future__ import annotations
 
@@ -6,55 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.api.stubs import segmentation_pb2 as pb
-from service.core.segmenter import IndexEntry, ModelStatus
+from service.core.types import IndexEntry, ModelStatus
 from service.errors import UnknownModel, quoted
 
 
-def default_name(models: Sequence[ModelStatus], configured: str | None) -> str | None:
-    """Returns the model that answers requests that name none; None when they must name one."""
-    if configured is not None:
-        return resolve_alias(models, configured)
-    return models[0].name if len(models) == 1 else None
-
-
-def metric_label(models: Sequence[ModelStatus], configured: str | None, asked: str | None) -> str:
-    """Names the model a failed request was for, or "", so that made-up names make no series."""
-    name = resolve_alias(models, asked) if asked else default_name(models, configured)
-    return name if name is not None and any(name == model.name for model in models) else ""
-
-
-def resolve_alias(models: Sequence[ModelStatus], name: str) -> str:
-    """Returns the name of an alias's model; any other name as it is."""
-    if any(name == model.name for model in models):
-        return name
-    for model in models:
-        if any(name == alias for alias, _ in model.aliases):
-            return model.name
-    return name
-
-
-def model_named(models: Sequence[ModelStatus], name: str) -> ModelStatus:
-    """Finds one that serves, by its name or an alias. Raises: UnknownModel."""
-    own = resolve_alias(models, name)
-    for model in models:
-        if model.name == own:
-            return model
-    raise unknown_model(name, [model.name for model in models])
-
-
-def unknown_model(name: str, known: Sequence[str]) -> UnknownModel:
-    return UnknownModel(
-        f"there is no model {quoted(name)}: choose from "
-        f"{', '.join(known) or 'none, they are still loading'}"
-    )
-
-
 def models_json(
-    models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None
+    models: Sequence[ModelStatus], index: Sequence[IndexEntry], default: str | None
 ) -> list[dict[str, Any]]:
-    """Describes every model of the repository, also those that do not serve, JSON-ready."""
+    """Describes every model of the repository, also those that do not serve, JSON-ready.
+
+    default: the model that answers requests which name none.
+    """
     serving = {model.name: model for model in models}
-    default = default_name(models, configured)
     return [
         _model_json(name, serving.get(name), [e for e in index if e.name == name], default)
         for name in sorted({*serving, *(entry.name for entry in index)})
@@ -62,14 +25,17 @@ def models_json(
 
 
 def model_json(
-    models: Sequence[ModelStatus], index: Sequence[IndexEntry], configured: str | None, name: str
+    models: Sequence[ModelStatus], index: Sequence[IndexEntry], default: str | None, name: str
 ) -> dict[str, Any]:
-    """Describes one of them, by its name or an alias. Raises: UnknownModel."""
-    name, found = resolve_alias(models, name), models_json(models, index, configured)
+    """Describes one of them, by its own name. Raises: UnknownModel."""
+    found = models_json(models, index, default)
     for model in found:
         if model["name"] == name:
             return model
-    raise unknown_model(name, [model["name"] for model in found])
+    raise UnknownModel(
+        f"there is no model {quoted(name)}: choose from "
+        f"{', '.join(model['name'] for model in found) or 'none, they are still loading'}"
+    )
 
 
 def _model_json(

@@ -1,4 +1,4 @@
-"""The one table: what each domain error is on the wire, over HTTP and over gRPC."""
+"""Holds the one table: what each domain error is on the wire, over HTTP and over gRPC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service import errors
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one kind of error is told.
+    """Says how one kind of error is told.
 
     kind: last part of the problem's `type`. http: status code. code: gRPC's. retry: whether the
     same request may succeed later, here or at another replica.
@@ -27,8 +27,8 @@ class Status:
 
     @property
     def counts_as_latency(self) -> bool:
-        """Whether the time of a request that ends so tells how fast the service is: timeouts and
-        failures do, the caller's mistakes and refusals do not."""
+        """Says whether the time of a request that ends so tells how fast the service is: timeouts
+        and failures do, the caller's mistakes and refusals do not."""
         return self.http >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -64,7 +64,7 @@ RETRY_AFTER_S: Final = 1.0
 
 
 def status_of(error: errors.ServiceError) -> Status:
-    """The row of the error's class, or of its nearest base."""
+    """Finds the row of the error's class, or of its nearest base."""
     return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
 
 

@@ -41,7 +41,10 @@ class Uploads:
         return self._count, self._bytes
 
     def begin(self) -> Upload:
-        """To be used in a `with` block. Raises: Overloaded, and nothing has been read."""
+        """Takes the room of one, for a `with` block.
+
+        Raises: Overloaded, and nothing has been read.
+        """
         if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
             raise self._refused()
         self._count += 1
@@ -64,7 +67,7 @@ class Uploads:
 
 
 class Upload:
-    """One body being read, until the end of its `with` block."""
+    """Holds the room of one body being read, until the end of its `with` block."""
 
     __slots__ = ("_bytes", "_uploads")
 

@@ -13,69 +13,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from service.config import SegmenterConfig
-from service.core import outputs as render
 from service.core.batching.admission import Admission, Permit
-from service.core.batching.policy import InferenceResult
+from service.core.batching.policy import InferenceResult, Postprocess
+from service.core.batching.tiles import run_in_tiles
 from service.core.engines.choice import network_opener
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
-from service.core.images import header
-from service.core.images.decode import decode, undecoded
-from service.core.images.prepare import Geometry, Prepared, prepare, restore
-from service.core.images.tiles import Mosaic, Tile, in_tiles
-from service.core.models.loader import Loader, Served
-from service.core.models.manager import Fleet
-from service.core.outputs import writing
+from service.core.images.decode import check_pixels, decode
+from service.core.images.header import Header, read_header
+from service.core.images.prepare import prepare, restore
+from service.core.models.loader import LoadedModel, Loader
+from service.core.models.manager import ModelManager
+from service.core.outputs.registry import Encoder
 from service.core.threads import Pool, settle
 from service.core.types import (
     Clock,
-    Dtype,
     IndexEntry,
     ModelState,
     ModelStatus,
     Network,
-    NullObserver,
     Observer,
-    Output,
     Priority,
-    Score,
     SegmentOptions,
     SegmentReply,
     Timings,
+    UInt8Array,
     VersionStatus,
 )
-from service.errors import (
-    DeadlineExceeded,
-    InvalidParameter,
-    ModelNotReady,
-    ShuttingDown,
-)
+from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
 
-__all__ = [
-    "Dtype",
-    "IndexEntry",
-    "ModelState",
-    "ModelStatus",
-    "Network",
-    "NullObserver",
-    "Observer",
-    "Output",
-    "Priority",
-    "Score",
-    "SegmentReply",
-    "SegmentOptions",
-    "Segmenter",
-    "Timings",
-    "VersionStatus",
-]
-
-UInt8Array = npt.NDArray[np.uint8]
+S = TypeVar("S", bound=np.generic)
 _log = logging.getLogger(__name__)
 
 
@@ -97,15 +70,11 @@ class Segmenter:
         cores = available_cores()
         self._config = config
         memory_bytes = available_memory_bytes()
-        self._limits = _Limits(
-            config.max_image_bytes,
-            config.max_image_pixels,
-            config.max_whole_pixels or whole_pixels(memory_bytes),
-        )
-        self._observer = observer or NullObserver()
+        self._whole_pixels = config.max_whole_pixels or whole_pixels(memory_bytes)
+        self._observer = observer or Observer()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
-        self._fleet = Fleet(
+        self._manager = ModelManager(
             config.model_repository,
             Loader(
                 config,
@@ -116,7 +85,7 @@ class Segmenter:
             default_model=config.default_model,
             changed=changed or (lambda models: None),
         )
-        self._catalog = self._fleet.catalog
+        self._registry = self._manager.registry
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=config.max_inflight,
@@ -130,13 +99,13 @@ class Segmenter:
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
         try:
-            await self._fleet.start()
+            await self._manager.start()
         except BaseException:
             await self.aclose()
             raise
         self._started = True
         if self._config.model_poll_s:
-            self._watching = asyncio.create_task(self._fleet.watch(self._config.model_poll_s))
+            self._watching = asyncio.create_task(self._manager.watch(self._config.model_poll_s))
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again and serves what is new, changed, or failed before.
@@ -145,7 +114,7 @@ class Segmenter:
         failed, while those that served go on; ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.load(name)
+        await self._manager.load(name)
 
     async def unload(self, name: str) -> None:
         """Takes no new requests for a model; returns when those it has are answered and its memory
@@ -154,20 +123,20 @@ class Segmenter:
         Raises: UnknownModel, ShuttingDown, ModelNotReady before the start.
         """
         self._check_open()
-        await self._fleet.unload(name)
+        await self._manager.unload(name)
 
     @property
     def loading(self) -> bool:
         """Whether a thread is loading a model, which cannot be interrupted."""
-        return self._fleet.busy
+        return self._manager.busy
 
     def index(self) -> list[IndexEntry]:
         """Every version in the repository, by name and number, whether it serves or not."""
-        return self._fleet.index()
+        return self._manager.index()
 
     def models(self) -> list[ModelStatus]:
         """Those that serve, by name."""
-        return self._catalog.statuses()
+        return self._registry.statuses()
 
     def status(
         self, name: str | None, version: str | None = None
@@ -176,15 +145,19 @@ class Segmenter:
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
-        return self._catalog.status(name, version)
+        return self._registry.status(name, version)
 
     def default_model(self) -> str | None:
         """Names the model that answers requests which name none; None when they must name one."""
-        return self._catalog.default_name()
+        return self._registry.default_name()
+
+    def resolve_alias(self, name: str) -> str:
+        """Returns the name of an alias's model; any other name as it is."""
+        return self._registry.resolve_alias(name)
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request of this name means, for metrics; "" for made-up names."""
-        return self._catalog.metric_label(name)
+        return self._registry.metric_label(name)
 
     def ready(self) -> bool:
         """True while new requests are taken and every loaded model's default version answers.
@@ -204,14 +177,14 @@ class Segmenter:
         """
         model = self._model(options)
         deadline = self._deadline(options)
-        writing.check_output(options, model)
+        _encoder(options, model)
         self._admission.check(model.queue)
         model.queue.check(deadline, options.priority)
 
     def check_any(self, deadline_s: float | None) -> None:
         """Does as `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
         deadline = None if deadline_s is None else self._clock() + deadline_s
-        queues = [model.queue for model in self._catalog.entries() if model.queue.alive]
+        queues = [model.queue for model in self._registry.models() if model.queue.alive]
         if queues:
             self._admission.check(queues[0])
             if all(queue.is_overloaded(deadline, Priority.HIGH) for queue in queues):
@@ -226,14 +199,16 @@ class Segmenter:
         """
         model = self._model(options)
         deadline = self._deadline(options)
-        selected_ids = writing.check_output(options, model)
-        # Room before the decode: a flood of uploads must not become a flood of pixels.
-        n_bytes, pixels = _cost(image)
-        # More than is taken is refused by its header, and so costs no pixels.
-        pixels = min(pixels, self._config.max_image_pixels)
+        encoder = _encoder(options, model)
+        header = self._header(image)
+        # Room before the decode: a flood of uploads must not become a flood of pixels. More than is
+        # taken is refused by its header, and so costs none.
+        pixels = min(header.height * header.width, self._config.max_image_pixels)
+        n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
-            job = _Job(image, options, model, selected_ids, permit, self._limits, self._clock)
+            limits = self._config.max_image_pixels, self._whole_pixels
+            job = _Job(image, header, options, model, encoder, permit, limits, self._clock)
             try:
                 return await self._run(job)
             except DeadlineExceeded:
@@ -258,7 +233,7 @@ class Segmenter:
         self._draining = True
         if self._watching is not None:
             self._watching.cancel()
-        self._fleet.close()
+        self._manager.close()
         self._pool.close()
 
     async def _run(self, job: _Job) -> SegmentReply:
@@ -273,70 +248,56 @@ class Segmenter:
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.pixels)
         if result is _NOT_RUN:
-            result = await self._run_in_tiles(job)
+            result = await run_in_tiles(
+                job.tensor,
+                model.contract.input,
+                model.queue,
+                self._pool,
+                max_pixels=self._whole_pixels,
+                at_once=model.shared_instances,
+                deadline=request.deadline,
+                priority=options.priority,
+                postprocess=job.encoder.reduce if job.encoder.needs_logits else None,
+            )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s
         timings.render_s = result.postprocess_s
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
-        label_map = restore(result.label_map, job.prepared.geometry)
-        scores: tuple[npt.NDArray[np.float32], ...] = ()
-        if options.scores:
-            scores = tuple(restore(result.postprocessed, job.prepared.geometry))
-        body, media_type = b"", ""
+        label_map = job.restore(result.label_map)
+        body, scores = b"", None
         if isinstance(result.postprocessed, bytes):
-            body, media_type = result.postprocessed, render.PNG
-        elif options.output is not None:
+            body = result.postprocessed
+        elif result.postprocessed is not None:
+            scores = job.restore(result.postprocessed)
+        if options.output is not None and not body:
             began = self._clock()
-            encode = partial(job.encode, label_map, result.postprocessed, timings)
-            body, media_type = await self._pool.run(encode, request.deadline)
+            encode = partial(job.encoder.encode, job.rgb, label_map, scores, timings)
+            body = await self._pool.run(encode, request.deadline)
             timings.render_s += self._clock() - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
             body=body,
-            media_type=media_type,
-            height=job.prepared.geometry.height,
-            width=job.prepared.geometry.width,
+            media_type=job.encoder.media_type,
+            height=job.size[0],
+            width=job.size[1],
             model=model.name,
             version=model.version,
             label_map=label_map,
             timings=timings,
             batch_size=result.batch_size,
-            scores=scores,
+            scores=() if scores is None or not options.scores else tuple(scores),
         )
 
-    async def _run_in_tiles(self, job: _Job) -> InferenceResult:
-        """Runs what would take more memory, whole, than there is."""
-        queue, deadline = job.model.queue, job.permit.request.deadline
-        postprocess = writing.reduction(job.options, job.selected_ids)
-        mosaic = Mosaic(job.prepared.tensor, job.model.contract.input, self._limits.whole_pixels)
-        results: list[InferenceResult] = []
-
-        async def run(tile: Tile) -> None:
-            cut = await self._pool.run(partial(mosaic.cut, tile), deadline)
-            # Without room of its own: the image was admitted with all its pixels.
-            request = queue.request(deadline, job.options.priority)
-            queue.put(request, cut, postprocess, wants_logits=postprocess is not None)
-            result = await queue.result(request)
-            await self._pool.run(
-                mosaic.placing(tile, result.label_map, result.postprocessed), deadline
-            )
-            results.append(result)
-
-        # As many at once as there are instances: others' images get their turn in between.
-        await in_tiles(mosaic.tiles, run, at_once=job.model.shared_instances)
-        return InferenceResult(
-            mosaic.label_map,
-            queue_s=sum(result.queue_s for result in results),
-            infer_s=sum(result.infer_s for result in results),
-            batch_size=1,
-            postprocessed=mosaic.scores,
-            postprocess_s=sum(result.postprocess_s for result in results),
-        )
-
-    def _model(self, options: SegmentOptions) -> Served:
+    def _model(self, options: SegmentOptions) -> LoadedModel:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
         self._check_open()
-        return self._catalog.find(options.model, options.version)
+        return self._registry.find(options.model, options.version)
+
+    def _header(self, image: bytes | UInt8Array) -> Header:
+        """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
+        if isinstance(image, bytes):
+            return read_header(image, max_bytes=self._config.max_image_bytes)
+        return Header("RGB", image.shape[0], image.shape[1])
 
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""
@@ -348,8 +309,6 @@ class Segmenter:
 
     def _deadline(self, options: SegmentOptions) -> float | None:
         """Returns it as a moment of the clock. Raises: InvalidParameter."""
-        if not 0.0 <= options.alpha <= 1.0:
-            raise InvalidParameter(f"alpha is {options.alpha:g}: give a number from 0 to 1")
         if options.deadline_s is None:
             return None
         if not options.deadline_s > 0.0:
@@ -360,43 +319,44 @@ class Segmenter:
 _NOT_RUN = InferenceResult(np.empty((0, 0), np.uint8), 0.0, 0.0, 0)
 
 
-def _cost(image: bytes | UInt8Array) -> tuple[int, int]:
-    """Returns the bytes held, and the pixels, 0 while they are not known."""
-    if isinstance(image, bytes):
-        return len(image), header.pixels(image) or 0
-    return image.nbytes, image.shape[0] * image.shape[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """whole_pixels: a larger image is run in tiles."""
-
-    image_bytes: int
-    image_pixels: int
-    whole_pixels: int
+def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
+    """Raises: InvalidParameter."""
+    return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
     """One admitted image, and what a thread of the pool makes of it.
 
-    decoded_s: when that was done; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
+    limits: pixels of what is decoded, and of a tensor that is run whole. decoded_s: when it was
+    decoded; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
     """
 
     image: bytes | UInt8Array
+    header: Header
     options: SegmentOptions
-    model: Served
-    selected_ids: frozenset[int] | None
+    model: LoadedModel
+    encoder: Encoder
     permit: Permit
-    limits: _Limits
+    limits: tuple[int, int]
     clock: Clock
     decoded_s: float = 0.0
     rgb: UInt8Array = field(init=False)
-    prepared: Prepared = field(init=False)
+    tensor: UInt8Array = field(init=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The upload's height and width, upright."""
+        return self.rgb.shape[0], self.rgb.shape[1]
 
     @property
     def pixels(self) -> int:
-        return self.prepared.geometry.height * self.prepared.geometry.width
+        height, width = self.size
+        return height * width
+
+    def restore(self, answer: npt.NDArray[S]) -> npt.NDArray[S]:
+        """Cuts what the model gave for the tensor to the upload's size."""
+        return restore(answer, *self.size)
 
     def decode_and_put(self) -> None:
         """Puts the image into the queue, on a thread of the pool.
@@ -404,61 +364,37 @@ class _Job:
         One too large to be run whole it answers with `_NOT_RUN`. Raises what is wrong with it.
         """
         self._decode()
-        request, tensor = self.permit.request, self.prepared.tensor
+        request, tensor = self.permit.request, self.tensor
         if self.pixels != self.permit.pixels:
             loop = request.future.get_loop()
             loop.call_soon_threadsafe(self.permit.correct, self.pixels)
         height, width = tensor.shape[:2]
-        writing.check_size(self.options, self.model.contract, self.selected_ids, height, width)
-        if height * width > self.limits.whole_pixels:
+        self.encoder.check_size(height, width)
+        if height * width > self.limits[1]:
             settle(request.future, _NOT_RUN)
             return
-        postprocess = reduction = writing.reduction(self.options, self.selected_ids)
-        if (
-            self.options.output is Output.LABEL_MAP
-            and not self.options.scores
-            and self.model.provider == "cpu"
-        ):
-            # Packing it takes a tenth of a millisecond, and on a CPU no device waits meanwhile: the
-            # thread that ran the network does it, for giving it to another costs more.
-            # A method would make a cycle that holds the model until the collector comes.
-            postprocess = partial(
-                _pack,
-                geometry=self.prepared.geometry,
-                palette=self.model.palette,
-                selected_ids=self.selected_ids,
-            )
-        self.model.queue.put(request, tensor, postprocess, wants_logits=reduction is not None)
-
-    def encode(
-        self, label_map: UInt8Array, scores: npt.NDArray[Any] | None, timings: Timings
-    ) -> tuple[bytes, str]:
-        """Makes the reply's body and its media type; label_map as uploaded, scores as prepared."""
-        if scores is not None and not self.options.scores:
-            return writing.write_scores(self.options, restore(scores, self.prepared.geometry))
-        return writing.write(
-            self.options, self.model, timings, self.rgb, label_map, self.selected_ids
-        )
+        postprocess: Postprocess | None = None
+        if self.encoder.needs_logits:
+            postprocess = self.encoder.reduce
+        elif self.encoder.is_quick and self.model.provider == "cpu":
+            # Packing a label map takes a tenth of a millisecond, and on a CPU no device waits
+            # meanwhile: the thread that ran the network does it, for giving it to another costs
+            # more. Not a method, which would make a cycle that holds the model until the collector
+            # comes.
+            postprocess = partial(_encode_at_once, self.encoder, self.rgb)
+        wants_logits = self.encoder.needs_logits
+        self.model.queue.put(request, tensor, postprocess, wants_logits=wants_logits)
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):
-            limits = self.limits
-            decoded = decode(
-                self.image, max_bytes=limits.image_bytes, max_pixels=limits.image_pixels
-            )
+            self.rgb = decode(self.image, self.header, max_pixels=self.limits[0])
         else:
-            decoded = undecoded(self.image, max_pixels=self.limits.image_pixels)
-        self.rgb = decoded.rgb
-        self.prepared = prepare(self.rgb, self.model.contract.input)
+            check_pixels(self.header.height, self.header.width, self.limits[0])
+            self.rgb = self.image
+        self.tensor = prepare(self.rgb, self.model.contract.input)
         self.decoded_s = self.clock()
 
 
-def _pack(
-    label_map: UInt8Array,
-    _: object,
-    *,
-    geometry: Geometry,
-    palette: UInt8Array,
-    selected_ids: frozenset[int] | None,
-) -> bytes:
-    return writing.pack(restore(label_map, geometry), palette, selected_ids)
+def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
+    label_map = restore(label_map, rgb.shape[0], rgb.shape[1])
+    return encoder.encode(rgb, label_map, None, Timings())

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -97,13 +96,8 @@ async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Cl
         timer.cancel()
 
 
-@dataclass(eq=False, slots=True)
-class _Task:
-    """settles: whether what `work` returns is the future's result."""
-
-    work: Callable[[], Any]
-    future: asyncio.Future[Any]
-    settles: bool
+_Task = tuple[Callable[[], Any], asyncio.Future[Any], bool]
+"""Work, its future, and whether what the work returns is that one's result."""
 
 
 class Pool:
@@ -125,7 +119,7 @@ class Pool:
         `work` raises.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Task(work, future, settles=True))
+        self._put((work, future, True))
         return await result_by(future, deadline, self._clock)
 
     def submit(self, work: Callable[[], None], future: asyncio.Future[Any]) -> None:
@@ -134,7 +128,7 @@ class Pool:
         Only what `work` raises, and ShuttingDown, is its exception. Work of which the future is
         done by then never begins.
         """
-        self._put(_Task(work, future, settles=False))
+        self._put((work, future, False))
 
     def close(self) -> None:
         """Ends the threads. Work not begun raises ShuttingDown where it is awaited."""
@@ -142,24 +136,25 @@ class Pool:
         with contextlib.suppress(Empty):
             while True:
                 if (task := self._tasks.get_nowait()) is not None:
-                    settle_now(task.future, ShuttingDown())
+                    settle_now(task[1], ShuttingDown())
         for _ in range(self._workers):
             self._tasks.put(None)
 
     def _put(self, task: _Task) -> None:
         if self._closed:
-            settle_now(task.future, ShuttingDown())
+            settle_now(task[1], ShuttingDown())
         else:
             self._tasks.put(task)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            if task.future.done():  # nobody waits for it any more
-                continue
-            try:
-                outcome = task.work()
-            except BaseException as error:
-                outcome = error
-            if task.settles or isinstance(outcome, BaseException):
-                settle(task.future, outcome)
-            del task, outcome  # or the last image would live until the next one comes
+            work, future, settles = task
+            outcome: object = None
+            if not future.done():  # else nobody waits for it any more
+                try:
+                    outcome = work()
+                except BaseException as error:
+                    outcome = error
+                if settles or isinstance(outcome, BaseException):
+                    settle(future, outcome)
+            del task, work, future, outcome  # or the last image would live until the next comes

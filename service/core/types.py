@@ -37,35 +37,6 @@ class Instance(Protocol):
         """Returns the logits float32 [N,C,H,W], too; only where the contract names that output."""
         ...
 
-    def stack(self, images: Sequence[UInt8Array], /) -> UInt8Array:
-        """Makes a batch of images uint8 RGB [H,W,3] of one size, for the next run on this thread.
-
-        A device with memory of its own gives some from which it copies fast, and writes to it again
-        after that run.
-        """
-        return np.stack(images)
-
-    def warm_up(self, batch: UInt8Array, /) -> UInt8Array:
-        """Runs a batch and prepares for more of its shape, at whatever cost."""
-        return self.run(batch)
-
-
-class Output(StrEnum):
-    """What a reply's body holds; see `service.core.outputs` for the exact bytes."""
-
-    LABEL_MAP = "label_map"
-    OVERLAY = "overlay"
-    COLOR = "color"
-    JSON = "json"
-    RLE = "rle"
-    POLYGONS = "polygons"
-    PROBABILITIES = "probabilities"
-    CONFIDENCE = "confidence"
-
-    @property
-    def needs_logits(self) -> bool:
-        return self in (Output.PROBABILITIES, Output.CONFIDENCE)
-
 
 class Dtype(StrEnum):
     """Of probabilities, as numpy names it: uint8 is 255 times the probability."""
@@ -94,7 +65,8 @@ class SegmentOptions:
     """Says which model segments an image, and what the reply holds.
 
     model, version: None means the default one.
-    output: what to render; None for nothing but the array of the label map.
+    output: the name of what the body is to be, see `service.core.outputs.registry`; None for
+    nothing but the array of the label map.
     alpha: opacity of the overlay, 0..1. outlines: draw the classes' borders in it, too. dtype: of
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
@@ -105,7 +77,7 @@ class SegmentOptions:
 
     model: str | None = None
     version: str | None = None
-    output: Output | None = Output.LABEL_MAP
+    output: str | None = "label_map"
     alpha: float = 0.5
     outlines: bool = False
     dtype: Dtype = Dtype.UINT8
@@ -206,7 +178,7 @@ class IndexEntry:
 
 
 class Network(Protocol):
-    """Names what the segmenter needs of a loaded model; `onnx_runtime.Session` is one."""
+    """Names what is needed of a loaded model's file; `OnnxRuntimeNetwork` is one."""
 
     @property
     def path(self) -> Path:
@@ -228,11 +200,11 @@ class Network(Protocol):
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
 
 
-class Observer(Protocol):
-    """What telemetry implements. Called on the event loop, `queue_depth` on any thread but one
-    at a time; must not block or raise.
+class Observer:
+    """Is told what happens, and watches nothing unless a subclass does: telemetry is one.
 
-    stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
+    Called on the event loop, `queue_depth` on any thread but one at a time; must not block or
+    raise. stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
     "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one).
     """
@@ -248,25 +220,3 @@ class Observer(Protocol):
     def rejected(self, reason: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...
-
-
-class NullObserver:
-    """Watches nothing."""
-
-    def stage(self, model: str, stage: str, seconds: float) -> None:
-        pass
-
-    def batch(self, model: str, size: int) -> None:
-        pass
-
-    def queue_depth(self, model: str, n: int) -> None:
-        pass
-
-    def inflight(self, n: int) -> None:
-        pass
-
-    def rejected(self, reason: str) -> None:
-        pass
-
-    def image_pixels(self, n: int) -> None:
-        pass

@@ -149,7 +149,7 @@ CASES = {
         ("together", "send fewer"),
         status=413,
     ),
-    "no file": Case(Request("BYTES", (1,), elements([b"hello"])), ("not a picture",), status=415),
+    "no file": Case(Request("BYTES", (1,), elements([b"hello"])), ("not an image",), status=415),
     "an empty file": Case(Request("BYTES", (1,), elements([b""])), ("empty",)),
     "half a file": Case(
         Request("BYTES", (2,), elements([_LARGE, jpeg(street(64, 64))[:-200]])), ("JPEG", "damaged")

@@ -12,7 +12,7 @@ import pytest
 
 from service.api.http.parameters import NAMES
 from service.api.status import TABLE, TYPE_PREFIX
-from service.core.segmenter import Output
+from service.core.outputs.registry import all_outputs
 from service.telemetry import Telemetry
 from tests.conftest import need
 from tests.contract.oip import clients_python
@@ -104,7 +104,7 @@ def test_errors() -> None:
 def test_parameters_and_outputs() -> None:
     for name in NAMES:
         assert len(rows(f"| `{name}` |")) == 1
-    for output in Output:
+    for output in all_outputs():
         assert len(rows(f"| `{output}` | `")) == 1
 
 

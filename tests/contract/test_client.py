@@ -13,14 +13,12 @@ import pytest
 
 import fcn_client
 from fcn_client import (
-    AsyncFcnClient,
     FcnClient,
     ImageTooLarge,
     InvalidImage,
     InvalidInput,
     InvalidParameter,
     NotAuthenticated,
-    Outcome,
     SegmentOptions,
     ServerError,
     UnknownVersion,
@@ -30,6 +28,7 @@ from fcn_client.types import ImageLike
 from tests.drawing import jpeg, png, read_png, street
 from tests.serving import ROOT, Server, environment, running
 from tests.tiny_models import CLASSES, expected_label_map, write_model
+from tests.unit.client.clients import EITHER, Awaited, Client, Threaded
 from tests.unit.repository.pages import blocks
 
 RGB = street(40, 56)
@@ -42,12 +41,19 @@ def address(server: Server, transport: str) -> str:
 
 
 @pytest.fixture(params=["rest", "grpc"])
-def client(server: Server, request: pytest.FixtureRequest) -> Iterator[FcnClient]:
-    with FcnClient(address(server, request.param)) as client:
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[Threaded, Awaited], ids=["threads", "asyncio"])
+def client(
+    server: Server, transport: str, request: pytest.FixtureRequest
+) -> Iterator[Threaded | Awaited]:
+    with request.param(address(server, transport)) as client:
         yield client
 
 
-def test_label_map_and_what_comes_with_it(client: FcnClient) -> None:
+def test_label_map_and_what_comes_with_it(client: Threaded | Awaited) -> None:
     result = client.segment(RGB, version="1", request_id="job-7")
     np.testing.assert_array_equal(result.value, expected_label_map(RGB))
     assert (str(result.value.dtype), result.output) == ("uint8", "label_map")
@@ -58,7 +64,7 @@ def test_label_map_and_what_comes_with_it(client: FcnClient) -> None:
 
 @pytest.mark.parametrize("output", ["color", "overlay", "label_map", "json"])
 def test_outputs_and_options_are_those_of_the_api(
-    server: Server, client: FcnClient, output: str
+    server: Server, client: Threaded | Awaited, output: str
 ) -> None:
     options: SegmentOptions = {
         "version": "1",
@@ -79,8 +85,8 @@ def test_outputs_and_options_are_those_of_the_api(
         np.testing.assert_array_equal(result.value, read_png(raw.content))
 
 
-def test_errors_are_the_servers(client: FcnClient) -> None:
-    for error, picture, options in (
+def test_errors_are_the_servers(client: Threaded | Awaited) -> None:
+    for error, image, options in (
         (InvalidImage, png(RGB)[:200], {}),
         (ImageTooLarge, bytes(200_000), {}),
         (UnknownVersion, RGB, {"version": "9"}),
@@ -88,7 +94,7 @@ def test_errors_are_the_servers(client: FcnClient) -> None:
         (InvalidParameter, RGB, {"alpha": 2.0}),
     ):
         with pytest.raises(error) as raised:
-            client.segment(picture, request_id="job-8", **options)
+            client.segment(image, request_id="job-8", **options)
         assert isinstance(raised.value, ServerError)
         assert raised.value.type.startswith("urn:fcn:problem:")
         assert raised.value.detail and 400 <= raised.value.status < 500
@@ -97,14 +103,9 @@ def test_errors_are_the_servers(client: FcnClient) -> None:
         client.segment(RGB, "labels")
 
 
-def test_models_and_readiness(server: Server) -> None:
-    with (
-        FcnClient(address(server, "rest")) as rest,
-        FcnClient(address(server, "grpc")) as rpc,
-    ):
-        assert rest.ready() and rpc.ready()
-        models = rest.models()
-        assert models == rpc.models()
+def test_models_and_readiness(client: Threaded | Awaited) -> None:
+    assert client.ready()
+    models = client.models()
     assert [(m.name, m.is_default, m.default_version) for m in models] == [
         ("other", False, "1"),
         ("tiny", True, "2"),
@@ -115,43 +116,38 @@ def test_models_and_readiness(server: Server) -> None:
     assert models[1].versions[0].state == "ready"
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-async def test_async_is_the_same(server: Server, transport: str) -> None:
-    pictures = [street(20, 30, seed=n) for n in range(6)]
-    sent: list[ImageLike] = [*pictures, b"?"]
-    async with AsyncFcnClient(address(server, transport)) as client:
-        assert await client.ready()
-        assert [model.name for model in await client.models()] == ["other", "tiny"]
-        outcomes: list[Outcome[Any, Any]] = [
-            outcome async for outcome in client.segment_many(sent, in_flight=3, version="1")
-        ]
-        with pytest.raises(UnknownVersion):
-            await client.segment(RGB, version="9")
-    for outcome, picture in zip(outcomes[:-1], pictures, strict=True):
-        np.testing.assert_array_equal(outcome.unwrap().value, expected_label_map(picture))
-    assert isinstance(outcomes[-1].error, ServerError)
-
-
-def test_many_at_a_time_are_each_their_own(client: FcnClient) -> None:
-    pictures = [street(20, 30, seed=n) for n in range(12)]
-    outcomes = client.segment_many(pictures, in_flight=4, ordered=False, version="1")
-    seen = set()
-    for outcome in outcomes:
-        np.testing.assert_array_equal(
-            outcome.unwrap().value, expected_label_map(pictures[outcome.index])
-        )
-        seen.add(outcome.index)
-    assert seen == set(range(12))
+def test_models_are_the_same_over_both(server: Server) -> None:
+    """With the whole contract."""
+    with FcnClient(server.url) as rest, FcnClient(f"grpc://{server.target}") as rpc:
+        assert rest.models() == rpc.models()
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_stream_is_the_same(server: Server, ordered: bool) -> None:
-    pictures = [street(20 + n, 30, seed=n) for n in range(40)]
-    sent: list[ImageLike] = [*pictures, b"?"]
-    with FcnClient(address(server, "grpc")) as client:
+def test_many_at_a_time_are_each_their_own(client: Threaded | Awaited, ordered: bool) -> None:
+    images = [street(20, 30, seed=n) for n in range(12)]
+    sent: list[ImageLike] = [*images, b"?"]
+    outcomes = list(client.segment_many(sent, in_flight=4, ordered=ordered, version="1"))
+    order = [outcome.index for outcome in outcomes]
+    assert sorted(order) == list(range(13)) and (not ordered or order == sorted(order))
+    for outcome in outcomes:
+        if outcome.index == 12:
+            assert isinstance(outcome.error, UnsupportedImageFormat)
+        else:
+            expected = expected_label_map(images[outcome.index])
+            np.testing.assert_array_equal(outcome.unwrap().value, expected)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@EITHER
+def test_a_stream_is_the_same(server: Server, client_of: Client, ordered: bool) -> None:
+    images = [street(20 + n, 30, seed=n) for n in range(40)]
+    sent: list[ImageLike] = [*images, b"?"]
+    with client_of(address(server, "grpc")) as client:
         outcomes = list(
             client.segment_stream(sent, window=64, ordered=ordered, version="1", request_id="film")
         )
+        unknown = [o.error for o in client.segment_stream(images[:3], version="9")]
+    assert [type(error) for error in unknown] == [UnknownVersion] * 3
     order = [outcome.index for outcome in outcomes]
     assert sorted(order) == list(range(41)) and (not ordered or order == sorted(order))
     for outcome in outcomes:
@@ -160,26 +156,12 @@ def test_a_stream_is_the_same(server: Server, ordered: bool) -> None:
             assert outcome.error.request_id == "film/40"
             continue
         result = outcome.unwrap()
-        np.testing.assert_array_equal(result.value, expected_label_map(pictures[outcome.index]))
+        np.testing.assert_array_equal(result.value, expected_label_map(images[outcome.index]))
         assert (result.request_id, result.attempts) == (f"film/{outcome.index}", 1)
         assert (result.model, result.version) == ("tiny", "1") and result.timings.infer_s > 0
 
 
-async def test_an_async_stream_is_the_same(server: Server) -> None:
-    pictures = [street(20, 30, seed=n) for n in range(6)]
-    async with AsyncFcnClient(address(server, "grpc")) as client:
-        outcomes = [
-            o async for o in client.segment_stream(pictures, ordered=True, version="1", window=2)
-        ]
-        with pytest.raises(InvalidInput, match="no output 'labels'"):
-            [o async for o in client.segment_stream(pictures, "labels")]
-        unknown = [o.error async for o in client.segment_stream(pictures, version="9")]
-    for outcome, picture in zip(outcomes, pictures, strict=True):
-        np.testing.assert_array_equal(outcome.unwrap().value, expected_label_map(picture))
-    assert [type(error) for error in unknown] == [UnknownVersion] * 6
-
-
-def test_every_option_of_the_api(server: Server, client: FcnClient) -> None:
+def test_every_option_of_the_api(server: Server, client: Threaded | Awaited) -> None:
     """Those that `test_outputs_...` leaves out."""
     drawn = client.segment(png(RGB), "overlay", version="1", outlines=True)
     plain = client.segment(png(RGB), "overlay", version="1", outlines=False)
@@ -238,7 +220,7 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
         "tiny",
         "1 no such file.jpg cannot be read",
         "(30, 50)",
-        "1 Unsupported image format: the body is not a picture",
+        "1 Unsupported image format: the body is not an image",
     )
     assert (*expected, "404 urn:fcn:problem:unknown-model")[number] in done.stdout
 

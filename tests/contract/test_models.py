@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from fcn_client.stubs import segmentation_pb2 as pb
 from tests.drawing import png, read_png
 from tests.serving import Server, running
 from tests.tiny_models import write_model
+from tests.waiting import until
 
 POLL_S = 0.1
 PICTURE = png(np.full((6, 8, 3), 100, np.uint8))
@@ -50,14 +50,6 @@ def label(client: httpx.Client, model: str | None = None) -> int:
     return int(read_png(answer.content)[0, 0])
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > ends:
-            raise TimeoutError
-        time.sleep(POLL_S / 4)
-
-
 def answered(client: httpx.Client, expected: int) -> bool:
     return label(client) == expected
 
@@ -87,7 +79,7 @@ def test_models_are_replaced_under_load_without_one_failed_request(
                 target = repository / "tiny" / "2" / "model.onnx"
                 target.parent.mkdir(exist_ok=True)
                 incoming.replace(target)
-                eventually(partial(answered, server.rest, expected))
+                until(partial(answered, server.rest, expected))
         finally:
             over.set()
         answers = [labels for done in calls for labels in done.result()]
@@ -102,7 +94,7 @@ def test_a_broken_version_is_told_of_and_takes_nothing_down(
     path = repository / "tiny" / "9" / "model.onnx"
     path.parent.mkdir()
     path.write_bytes(b"not a model")
-    eventually(lambda: listed(server, "tiny")["versions"][-1]["version"] == "9")
+    until(lambda: listed(server, "tiny")["versions"][-1]["version"] == "9")
     broken = listed(server, "tiny")["versions"][-1]
     assert broken["state"] == "failed"
     assert broken["reason"].startswith("tiny/9/model.onnx cannot be loaded as an ONNX model")
@@ -115,7 +107,7 @@ def test_a_broken_version_is_told_of_and_takes_nothing_down(
     models = server.stub.ListModels(pb.ListModelsRequest(), timeout=30).models
     assert "9" not in {m.version for m in models}
     shutil.rmtree(path.parent)
-    eventually(lambda: listed(server, "tiny")["versions"][-1]["version"] != "9")
+    until(lambda: listed(server, "tiny")["versions"][-1]["version"] != "9")
 
 
 def test_a_model_that_never_served_is_listed_with_its_reason(
@@ -124,14 +116,14 @@ def test_a_model_that_never_served_is_listed_with_its_reason(
     path = repository / "broken" / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a model")
-    eventually(lambda: server.rest.get("/v1/models/broken").status_code == 200)
+    until(lambda: server.rest.get("/v1/models/broken").status_code == 200)
     broken = listed(server, "broken")
     assert broken["default_version"] is None
     assert not broken["is_default"]
     assert [v["state"] for v in broken["versions"]] == ["failed"]
     assert server.rest.get("/readyz").status_code == 200
     shutil.rmtree(repository / "broken")
-    eventually(lambda: server.rest.get("/v1/models/broken").status_code == 404)
+    until(lambda: server.rest.get("/v1/models/broken").status_code == 404)
 
 
 def test_an_alias_answers_and_counts_as_its_model(server: Server) -> None:

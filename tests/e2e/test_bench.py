@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bench import versus
 from tests import serving
 from tests.serving import write_slow_model
 from tests.tiny_models import write_model
@@ -58,3 +62,31 @@ def test_versus_compares_two_checkouts(tmp_path: Path) -> None:
     for state in ("before", "after"):
         memory = result["memory"][state]
         assert 20 < memory["resident_mib"] <= memory["most_resident_mib"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--before", "."], "there is no model_repository"),
+        (["--model", "model.onnx", "--rounds", "0"], "must be above 0"),
+        (["--model", "model.onnx"], "there is no file"),
+        (["--model", "model.onnx", "--precision", "int8"], r"there is no file .*int8\.onnx"),
+    ],
+)
+def test_versus_says_what_it_lacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        versus.main(words)
+    assert re.search(complaint, f"{exit_.value} {capsys.readouterr().err}")
+
+
+def test_versus_gives_the_last_words_of_a_server_that_does_not_start(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "models")
+    with pytest.raises(SystemExit, match="fcn serve does not start: .*--no-such-flag"):
+        versus.main(["--model", str(model), "--before-flags=--no-such-flag"])

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from tests.drawing import street
 from tests.serving import ROOT
 from tests.unit.core.fakes import Function
@@ -17,7 +17,7 @@ SIZES = ((96, 128), (75, 101), (33, 40))
 
 
 async def test_mates_and_instances_change_nothing() -> None:
-    sessions = [Session(MODEL, provider="cpu", threads=threads) for threads in (1, 1, 2)]
+    sessions = [OnnxRuntimeNetwork(MODEL, provider="cpu", threads=threads) for threads in (1, 1, 2)]
     instances = [
         *(session.instances[0] for session in sessions[:2]),
         Function(sessions[2].instances[0].run, full_device=True),

@@ -13,7 +13,7 @@ import pytest
 
 from service.core.engines import cuda
 from service.core.engines.cuda import GpuOptions, NoGpu
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from tests.drawing import street
 from tests.serving import ROOT
 from tests.unit.core.pretend_gpu import pretend
@@ -51,9 +51,9 @@ def images(shape: tuple[int, int, int], seed: int) -> UInt8Array:
 
 @pytest.mark.usefixtures("_gpu")
 def test_labels_are_those_of_the_cpu() -> None:
-    cpu = Session(MODEL, provider="cpu", threads=1)
+    cpu = OnnxRuntimeNetwork(MODEL, provider="cpu", threads=1)
     exact = GpuOptions(instances=2, provider_options={"cuda": {"use_tf32": "0"}})
-    gpu = Session(MODEL, provider="cuda", threads=1, gpu=exact)
+    gpu = OnnxRuntimeNetwork(MODEL, provider="cuda", threads=1, gpu=exact)
     assert gpu.provider == "cuda"
 
     def work(number: int) -> list[tuple[UInt8Array, UInt8Array]]:

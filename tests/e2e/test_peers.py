@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from bench.images import jpeg
 from bench.peers import __main__ as peers
 from bench.peers import contenders, network, report, slots
 from bench.peers.contenders import CONTENDERS, OURS, Contender, Variant
+from bench.peers.report import Slot
 from bench.servers import CannotRun
 from model.contract import METADATA_KEY
 from tests import serving
@@ -47,7 +49,7 @@ def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     words = ["--model", task["model"], "--peers", "fastapi", "--rounds", "1", "--only", "overload"]
     words += ["--seconds", "0.2", "--open-seconds", "0.5", "--warm", "0.1"]
-    words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "peers.json")]
+    words += ["--work", str(tmp_path / "run.json"), "--out", str(tmp_path / "peers.json")]
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers", *words, "--page", str(page)],
         cwd=serving.ROOT,
@@ -83,8 +85,7 @@ def test_whole_run_with_one_peer(task: dict[str, Any], tmp_path: Path) -> None:
     # The run has only the overload, and its result no share at 0.7x.
     assert re.search(rf"\| - / [\d.]+ % / {percent:.1f} % \|", text)
     assert "</svg>" in (tmp_path / report.PLOT.format(precision="fp32")).read_text()
-    # Nothing is left to go on with.
-    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "run.json").exists(), "nothing is left to go on with"
 
 
 def test_steady_slot_of_our_server(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +95,8 @@ def test_steady_slot_of_our_server(task: dict[str, Any], monkeypatch: pytest.Mon
     assert found["labels_equal"] is True
     assert set(found["closed"]) == set(slots.CONNECTIONS)
     for load in found["closed"].values():
-        assert load["images_per_s"] > 0
-        assert (load["refused"], load["broken"]) == (0, 0)
+        assert load["answered_per_s"] > 0
+        assert (load["refused"], load["hung_up"], load["other_errors"]) == (0, 0, 0)
     calm = found["open"][slots.STEADY_LOAD]
     assert calm["answered"] > 0
     assert calm["refused"] + calm["hung_up"] + calm["other_errors"] == 0
@@ -140,29 +141,32 @@ def test_peer_that_does_not_install_is_reported(
 
 
 def test_interrupted_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
-    slot = {"name": "limit", "part": "limit", "round": 0}
-    done = peers.Done(tmp_path)
-    file = tmp_path / "settings.json"
-    peers.start_over_unless(file, {"rounds": 1}, fresh=False)
-    done.file(slot).write_text('{"ways": []}')
-    peers.start_over_unless(file, {"rounds": 1}, fresh=False)
-    assert done(slot) == {"ways": []}
-    peers.start_over_unless(file, {"rounds": 2}, fresh=False)
-    assert done(slot) is None
+    file = tmp_path / "new" / "run.json"
+    assert peers.finished_slots(file, {"rounds": 1}) == {}
+    finished: dict[Slot, Any] = {Slot(0, "limit", "limit"): {"ways": []}}
+    peers.keep(file, {"rounds": 1}, finished)
+    assert peers.finished_slots(file, {"rounds": 1}) == finished
+    assert peers.finished_slots(file, {"rounds": 2}) == {}
 
 
 def test_every_server_has_both_parts_in_every_round() -> None:
     names = ["fcn", "fastapi", "litserve"]
     plan = list(peers.slots_of(names, 2, None))
-    assert plan[0]["name"] == "limit"
+    assert plan[0] == Slot(0, "limit", "limit")
     for name in names:
-        own = [(s["round"], s["part"]) for s in plan if s["name"] == name]
-        assert [s for s in own if s[1] != "variants"] == [
+        own = [(slot.round, slot.part) for slot in plan if slot.name == name]
+        assert [each for each in own if each[1] != "variants"] == [
             (turn, part) for turn in (0, 1) for part in ("steady", "overload")
         ]
-    first = [next(s["name"] for s in plan if s["round"] == turn and s["part"] == "steady")
+    first = [next(slot.name for slot in plan if (slot.round, slot.part) == (turn, "steady"))
              for turn in (0, 1)]  # fmt: skip
     assert first[0] != first[1]
+
+
+def test_slot_without_a_result_says_why(task: dict[str, Any], tmp_path: Path) -> None:
+    args = argparse.Namespace(model=tmp_path / "none.onnx", seconds=0.1, open_seconds=0.1, warm=0.1)
+    found = peers.run(Slot(0, "limit", "limit"), args, Path(task["image"]), {})
+    assert found["error"].startswith("has no result: exit code 1:")
 
 
 def test_unknown_peer_is_named() -> None:

@@ -27,7 +27,7 @@ def url(server: Server, request: pytest.FixtureRequest) -> str:
 def test_a_full_server_is_asked_again(url: str) -> None:
     """Three at a time where there is room for two: the third comes back when it is told to."""
     with FcnClient(url, retry=RetryPolicy(max_attempts=100)) as client:
-        outcomes = list(client.segment_many([lasting(100)] * 3, in_flight=3))
+        outcomes = list(client.segment_many([lasting(200)] * 3, in_flight=3))
     assert [outcome.ok for outcome in outcomes] == [True] * 3
     first, second, third = sorted(outcome.unwrap().attempts for outcome in outcomes)
     assert (first, second) == (1, 1) and third > 1

@@ -6,8 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.drawing import UInt8Array
 from tests.fault.conftest import INFLIGHT
 from tests.serving import Server, running, write_slow_model
 from tests.tiny_models import write_model
+from tests.waiting import until
 
 KEY = "an operator's key for tests"
 REST_ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -54,7 +54,7 @@ def _keeps_serving(server: Server) -> Iterator[None]:
     )
     for model in ("slow", "tiny"):
         assert Request(model=model).post(server.rest).status_code == 200
-    assert server.metric(INFLIGHT) == 0
+    server.settles(INFLIGHT, 0)
     assert "Traceback" not in server.log()
 
 
@@ -88,13 +88,6 @@ def state(server: Server) -> str:
     listed = server.rest.post("/v2/repository/index", headers=REST_ADMIN).json()
     (found,) = (entry["state"] for entry in listed if entry["name"] == "slow")
     return str(found)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
 
 
 def serving_lines(server: Server) -> int:
@@ -327,9 +320,10 @@ def test_a_stream_that_is_left_half_way_drops_its_work(server: Server, how: str)
             call.cancel()
         else:
             channel.close()
-        server.wait_for(CANCELLED, before + WINDOW)
+        server.wait_for(CANCELLED, before + 1)  # one of them may have been answered just before
     assert [answer.infer_response.id for answer in beside] == ["b", "c"]
-    assert server.metric(CANCELLED) == before + WINDOW, "no more than the window was taken on"
+    server.settles(INFLIGHT, 0)
+    assert server.metric(CANCELLED) <= before + WINDOW, "no more than the window was taken on"
 
 
 def test_a_stream_past_its_deadline_drops_its_work(server: Server) -> None:
@@ -339,7 +333,7 @@ def test_a_stream_past_its_deadline_drops_its_work(server: Server) -> None:
             assert answer.error_message, "it may be told before the deadline that it is too late"
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    until(lambda: server.metric(INFLIGHT) == 0)
+    server.settles(INFLIGHT, 0)
 
 
 @pytest.mark.parametrize("sent", [10, -1])
@@ -375,4 +369,6 @@ def test_a_caller_who_hangs_up_drops_its_work(server: Server) -> None:
     link.sendall(b"".join(built(lasting(100, 40))))
     server.wait_for(INFLIGHT, WINDOW)
     link.close()
-    server.wait_for(CANCELLED, before + WINDOW)
+    server.wait_for(CANCELLED, before + 1)
+    server.settles(INFLIGHT, 0)
+    assert server.metric(CANCELLED) <= before + WINDOW

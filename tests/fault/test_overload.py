@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from fcn_client.stubs import segmentation_pb2 as pb
 from tests.fault.conftest import INFLIGHT, lasting
 from tests.serving import Server, running
+from tests.waiting import until
 
 CANCELLED = 'fcn_rejected_total{reason="cancelled"}'
 HEADERS = {"Content-Type": "image/png"}
@@ -36,10 +36,11 @@ def _serves_before_and_after(server: Server) -> Iterator[None]:
 
 
 def _wait_until_answered(server: Server) -> None:
-    ends = time.monotonic() + 20
-    while server.rest.post("/segment", content=SHORT, headers=HEADERS).status_code != 200:
-        assert time.monotonic() < ends, server.log()
-        time.sleep(0.05)
+    def answered() -> bool:
+        reply = server.rest.post("/segment", content=SHORT, headers=HEADERS)
+        return bool(reply.status_code == 200)
+
+    until(answered, server.log)
 
 
 def test_deadline(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tests.serving import Server, running
 
 SHORT, LONG = lasting(0), lasting(255)
 HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-TIMEOUT_S = 0.4
+TIMEOUT_S = 1.0
 ANNOUNCED = [b"Content-Length: 1000\r\n\r\n", b"Content-Length: 20000000\r\n\r\n"]
 """A body that is waited for when it is refused, and one that costs the connection."""
 UPLOADS = 'fcn_rejected_total{reason="uploads"}'
@@ -93,9 +94,7 @@ def test_an_unsent_body_does_not_hold_what_others_need(server: Server) -> None:
 def test_a_slow_upload_is_answered_408(server: Server, announced: bytes) -> None:
     with Link(server) as link:
         link.send(HEAD + announced + b"abc")
-        began = time.monotonic()
         status, headers, body = link.answer()
-        assert time.monotonic() - began < TIMEOUT_S + 5
         assert status == 408
         assert json.loads(body)["type"] == "urn:fcn:problem:upload-too-slow"
         assert "send a smaller image" in json.loads(body)["detail"]
@@ -108,30 +107,38 @@ def test_too_many_uploads_at_once(server: Server, announced: bytes) -> None:
     with Link(server) as first, Link(server) as second, Link(server) as third:
         before = server.metric(UPLOADS)
         for link in (first, second):
-            link.send(HEAD + announced + b"abc")
-        time.sleep(TIMEOUT_S / 4)  # until both have been seen
+            link.send(HEAD + b"Expect: 100-continue\r\n" + announced)
+            assert b" 100 " in link.file.readline()  # it is being read
+            link.file.readline()
+            link.send(b"abc")
         head, rest = SHORT[:10], SHORT[10:]
         third.send(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(SHORT), head))
         status, headers, _ = third.answer()
         assert status == 429
         assert headers["retry-after"] == "1"
         third.send(rest)  # is not needed any more, and the connection is as good as new
-        assert server.metric(UPLOADS) == before + 1
+        server.settles(UPLOADS, before + 1)
         assert first.answer()[0] == second.answer()[0] == 408
         assert post(third) == 200
 
 
 def test_grpc_without_room_does_not_wait_for_the_message(server: Server, busy: None) -> None:
-    silence = iter(lambda: time.sleep(2), object())  # would send its message in two seconds
+    sends, was_sent = threading.Event(), threading.Event()
+
+    def silence() -> Iterator[object]:
+        sends.wait(20)
+        was_sent.set()
+        yield object()
+
     call = server.channel.stream_unary(
         "/segmentation.v1.Segmentation/Segment",
         request_serializer=lambda _: SHORT,
         response_deserializer=pb.SegmentResponse.FromString,
     )
-    began = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:
-        call(silence, timeout=30)
-    assert time.monotonic() - began < 1.5
+        call(silence(), timeout=30)
+    assert not was_sent.is_set()
+    sends.set()
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     trailers = dict(caught.value.trailing_metadata() or ())

@@ -26,8 +26,8 @@ from training.datasets.base import VOID, DatasetError, Sample, SegmentationDatas
 from training.evaluation.metrics import ScoreError, Scores
 
 Mask = Literal["all", "foreground", "background", "shape"]
-"""UInt8Array of an image that are kept: `foreground` hides the background, and so on; `shape` hides
-both, in two colours."""
+"""The pixels of an image that are kept: `foreground` hides the background, and so on; `shape`
+hides both, in two colours."""
 
 BACKGROUND = "background"
 """The class that is nobody's object, by the name that class lists give it."""
@@ -41,19 +41,19 @@ _WHITE: Colour = (255, 255, 255)
 
 
 def hide_foreground(sample: Sample, fill: Colour = MEAN, background: int = 0) -> Sample:
-    """Only pixels labelled `background` keep their colour. The target stays as it is."""
+    """Hide all pixels but those labelled `background`. The target stays as it is."""
     return _keep(sample, sample.target == background, fill)
 
 
 def hide_background(sample: Sample, fill: Colour = MEAN, background: int = 0) -> Sample:
-    """Only pixels of the other classes keep their colour. The target stays as it is."""
+    """Hide all pixels but those of the other classes. The target stays as it is."""
     return _keep(sample, (sample.target != background) & (sample.target != VOID), fill)
 
 
 def shape(
     sample: Sample, foreground: Colour = _WHITE, rest: Colour = MEAN, background: int = 0
 ) -> Sample:
-    """Both hidden, in two colours: where objects are, but not which. Void is coloured as `rest`.
+    """Hide both, in two colours: this shows where objects are, but not which. Void gets `rest`.
 
     Raises: ValueError if the colours are the same, since then nothing would be seen.
     """
@@ -65,7 +65,7 @@ def shape(
 
 
 def foreground_mean_iu(scores: Scores, background: int = 0) -> float:
-    """Mean IU over the classes but `background`: masked, that one is given away.
+    """Average the IU over all classes but `background`, which a mask gives away.
 
     Raises: ScoreError if no other class was scored.
     """
@@ -76,7 +76,7 @@ def foreground_mean_iu(scores: Scores, background: int = 0) -> float:
 
 
 def mask_images(data: SegmentationDataset, mask: Mask) -> SegmentationDataset:
-    """`data` with only the pixels of `mask` kept in its images; `all` is `data` itself.
+    """Keep only the pixels of `mask` in the images of `data`; `all` is `data` itself.
 
     Raises: DatasetError if masks are wanted and no class is called `background`.
     """
@@ -92,13 +92,13 @@ def mask_images(data: SegmentationDataset, mask: Mask) -> SegmentationDataset:
 
 
 def background_class(data: SegmentationDataset) -> int | None:
-    """Id of the class called `background`, None if there is none."""
+    """Find the id of the class called `background`, None if there is none."""
     names = [info.name for info in data.info.classes]
     return names.index(BACKGROUND) if BACKGROUND in names else None
 
 
 class _Masked(SegmentationDataset):
-    """Targets, files and classes are those of the data set behind it."""
+    """Masks images; targets, files and classes are those of the data set behind it."""
 
     def __init__(self, data: SegmentationDataset, mask: Mask, background: int) -> None:
         super().__init__(data.info, data.pairs, data.split)

@@ -1,4 +1,4 @@
-"""What the rates of one loss or batch size are for another, under SGD with momentum.
+"""Converts learning rates from one loss or batch size to another, under SGD with momentum.
 
 The paper's released networks learn from a loss summed over the pixels of one image, at rates that
 look absurd (1e-10). A sum over P pixels is P times their mean, so they are ordinary rates of the
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SgdRates:
-    """Of `torch.optim.SGD`: v = momentum * v + gradient + weight_decay * w; w -= lr * v."""
+    """The numbers of `torch.optim.SGD`: v = momentum * v + gradient + weight_decay * w; w -= lr *
+    v."""
 
     lr: float
     momentum: float
     weight_decay: float
 
     def of_mean(self, pixels: int) -> SgdRates:
-        """These, for the loss summed over `pixels` labelled pixels, as rates of their mean.
+        """Convert from the loss summed over `pixels` labelled pixels to the mean over them.
 
         lr * (P * g + d * w) = (P * lr) * (g + d / P * w): the rate grows by P and the decay shrinks
         by it. At 1e-10 and 500x375 pixels the mean's rate is 1.9e-5, and a decay of 5e-4 is one of
@@ -30,12 +31,12 @@ class SgdRates:
 
     @property
     def effective_lr(self) -> float:
-        """What a gradient that stays the same moves a weight by, an iteration, in the long run."""
+        """How far a constant gradient moves a weight per iteration in the long run."""
         return self.lr / (1 - self.momentum)
 
 
 def equivalent_momentum(momentum: float, images: int) -> float:
-    """For a batch of one image, the momentum that forgets as one of `images` does an iteration.
+    """Find the momentum at one image a batch that forgets as fast as `momentum` at `images`.
 
     0.9 at 20 images is 0.9947 at one; the authors took 0.99. That the paper's journal version
     argues so is recalled, not checked; the arithmetic is ours.

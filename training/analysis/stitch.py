@@ -1,4 +1,4 @@
-"""Dense scores from a coarse network without upsampling, in two ways that give the same.
+"""Computes dense scores from a coarse network without upsampling, in two ways that agree.
 
 A network of stride f answers for every f-th pixel. Section 3.2 of the paper (arXiv 1411.4038)
 explains, and then does not use, two ways to have all of them:
@@ -22,7 +22,7 @@ _POINTWISE = (nn.ReLU, nn.Identity, nn.Dropout, nn.BatchNorm2d)
 
 
 def shift_and_stitch(network: Callable[[Tensor], Tensor], images: Tensor, stride: int) -> Tensor:
-    """[N,C,H,W] -> [N,D,h,w], an answer for every place where a window of the network fits.
+    """Answer for every place where a window of the network fits: [N,C,H,W] -> [N,D,h,w].
 
     `network`: of that stride and without padding, so that cell i of its answer belongs to the
     window that starts at pixel stride * i. It runs on stride * stride shifts, which move the image
@@ -55,8 +55,8 @@ def shift_and_stitch(network: Callable[[Tensor], Tensor], images: Tensor, stride
 
 
 def rarefied(network: nn.Sequential) -> nn.Sequential:
-    """A copy of a plain chain of layers with stride 1 throughout: windows that followed a stride
-    of s are dilated by s. Same weights, same receptive field, an answer for every pixel.
+    """Copy a plain chain of layers with stride 1 throughout: windows that followed a stride of s
+    are dilated by s. Same weights, same receptive field, an answer for every pixel.
 
     Raises: ValueError naming a layer that is padded or of a kind whose windows are not known.
     """
@@ -77,7 +77,7 @@ def rarefied(network: nn.Sequential) -> nn.Sequential:
 
 
 def rarefy(weight: Tensor, stride: int) -> Tensor:
-    """[O,I,kh,kw] -> [O,I,s*(kh-1)+1,s*(kw-1)+1]: zeros between the taps, as the paper writes it.
+    """Put zeros between the taps: [O,I,kh,kw] -> [O,I,s*(kh-1)+1,s*(kw-1)+1].
 
     Convolving with it is convolving with `weight` at dilation `stride`.
     Raises: ValueError if `stride` < 1.
@@ -98,7 +98,7 @@ def _want_valid(name: str, layer: nn.Conv2d | nn.MaxPool2d) -> None:
 
 
 def _one(name: str, what: str, value: object) -> int:
-    """The number that `value`, a number or a pair, says for both axes."""
+    """Read the number that `value`, a number or a pair, gives for both axes."""
     sides = set(value) if isinstance(value, tuple) else {value}
     (side, *others) = sides
     if others or not isinstance(side, int):

@@ -1,4 +1,4 @@
-"""How good coarse answers can be: ground truth at a lower resolution, scored against itself.
+"""Scores ground truth at a lower resolution against itself, which bounds coarse answers.
 
 The paper's appendix A scores ground truth that was down- and then upsampled by a factor, to bound
 what a network of that output stride can reach. How it resampled the labels is not known here: its
@@ -36,7 +36,7 @@ PAPER_MEAN_IU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
 def coarsened(
     target: UInt8Array, factor: int, num_classes: int, method: Method = "majority"
 ) -> UInt8Array:
-    """uint8 [H,W] with void -> uint8 [H,W] without: down- and upsampled by `factor`.
+    """Down- and upsample by `factor`: uint8 [H,W] with void -> uint8 [H,W] without.
 
     A cell without a labelled pixel gets class 0, which is scored nowhere.
     Raises: ValueError if `factor` < 1.
@@ -69,7 +69,7 @@ def upper_bounds(
     *,
     progress: bool = True,
 ) -> dict[int, Confusion]:
-    """For each factor the confusion matrix over the whole split. Reads labels only, each once.
+    """Count over the whole split, for each factor. Reads labels only, each once.
 
     Raises: DatasetError, also if there are several labellings; ValueError if a factor is < 1.
     """
@@ -110,7 +110,7 @@ class UpperBoundReport:
         }
 
     def table(self) -> str:
-        """Mean IU per factor beside the paper's, in percent."""
+        """Format the mean IU per factor beside the paper's, in percent."""
         lines = [
             f"ground truth of {self.data.info.data.name}, {self.data.split}: {len(self.data)} "
             f"images, down- and upsampled ({self.method})",

@@ -1,4 +1,4 @@
-"""Data sets by name. Each is read from a path; none is ever downloaded."""
+"""Finds data sets by name. Each is read from a path; none is ever downloaded."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ DATASETS: dict[str, Format] = {
 
 
 def find_format(name: str) -> Format:
-    """Raises: DatasetError for an unknown name."""
+    """Look up a data set's format. Raises: DatasetError for an unknown name."""
     if name not in DATASETS:
         raise DatasetError(f"unknown data set {name!r}: want one of {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
 def class_info(form: Format, root: Path, classes: Path | None = None) -> DatasetInfo:
-    """The data set's own class lists; `classes` takes the place of the first or only one.
+    """Load the data set's class lists; `classes` takes the place of the first or only one.
 
     Raises: DatasetError.
     """
@@ -73,7 +73,8 @@ def open_dataset(
 
 
 def guess_dataset(root: Path, classes: Path | None = None) -> str:
-    """The data set meant where no name is given: `folder` with a class list, else `camvid`."""
+    """Guess which data set is meant where no name is given: `folder` with a class list, else
+    `camvid`."""
     has_list = classes is not None or (root / "classes.yaml").is_file()
     return "folder" if has_list else "camvid"
 

@@ -1,4 +1,4 @@
-"""What a data set gives to training and evaluation."""
+"""Defines what a data set gives to training and evaluation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ UInt8Array = npt.NDArray[np.uint8]
 _MODES_16_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
-"""What Pillow multiplies the values of 2- and 4-bit greyscale PNGs with. Tools that save as small
-as they can write label maps of few classes so."""
+"""Factor by which Pillow multiplies the values of 2- and 4-bit greyscale PNGs with. Tools that save
+as small as they can write label maps of few classes so."""
 
 
 class DatasetError(ValueError):
@@ -93,8 +93,8 @@ class SegmentationDataset:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises DatasetError if a file is unreadable, the two sizes differ or a label is no
-        class id."""
+        """Read both files of a pair. Raises DatasetError if one is unreadable, the two sizes differ
+        or a label is no class id."""
         image_path, label_path = self.pairs[index]
         image = self.image(index)
         target = self.target(index)
@@ -106,22 +106,22 @@ class SegmentationDataset:
         return Sample(image, target)
 
     def image(self, index: int) -> npt.NDArray[Any]:
-        """As in `Sample`. Raises DatasetError."""
+        """Read an image as `Sample` has it. Raises DatasetError."""
         return read_image(self.pairs[index][0])
 
     def target(self, index: int) -> UInt8Array:
-        """As in `Sample`, of the label file alone. Raises DatasetError."""
+        """Read a target as `Sample` has it, from the label file alone. Raises DatasetError."""
         path = self.pairs[index][1]
         target = self.read_target(path)
         check_labels(target, self.num_classes, path)
         return target
 
     def read_target(self, path: Path) -> UInt8Array:
-        """uint8 [H,W] from one label file, as this data set stores it. Raises DatasetError."""
+        """Read one label file as this data set stores it, uint8 [H,W]. Raises DatasetError."""
         return read_label_png(path)
 
     def class_frequencies(self, *, progress: bool = False) -> npt.NDArray[np.float64]:
-        """float64 [C], each class's share of the non-void pixels of this split.
+        """Count each class's share of the non-void pixels of this split, float64 [C].
 
         Raises: DatasetError, also if there are several labellings.
         """
@@ -138,7 +138,7 @@ class SegmentationDataset:
 
 
 def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
-    """Raises: DatasetError if a label is no class id."""
+    """Refuse a label that is no class id. Raises: DatasetError."""
     wrong = (target >= num_classes) & (target != VOID)
     if wrong.any():
         value = int(target[wrong][0])
@@ -148,33 +148,33 @@ def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
 
 
 def read_label_png(path: Path) -> UInt8Array:
-    """uint8 [H,W] from a greyscale or palette PNG of up to 8 bits. Raises DatasetError."""
+    """Read a greyscale or palette PNG of up to 8 bits, uint8 [H,W]. Raises DatasetError."""
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("1", "L", "P"):
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P"):
                 raise DatasetError(
-                    f"{path} is a {picture.mode} picture: labels must be 8-bit greyscale or "
+                    f"{path} is a {image.mode} image: labels must be 8-bit greyscale or "
                     "palette, one class id per pixel"
                 )
-            step = _GREY_STEPS.get(str(picture.tile[0].args), 1)
-            return np.array(picture, dtype=np.uint8) // np.uint8(step)
+            step = _GREY_STEPS.get(str(image.tile[0].args), 1)
+            return np.array(image, dtype=np.uint8) // np.uint8(step)
     except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
         raise DatasetError(f"cannot read the label {path}: {error}") from error
 
 
 def read_image(path: Path) -> UInt8Array:
-    """RGB uint8 [H,W,3], upright, decoded as the server decodes an upload: EXIF orientation
-    applied, an alpha channel dropped, of 16 bits the high 8 kept.
+    """Decode RGB uint8 [H,W,3], upright, as the server decodes an upload: EXIF orientation applied,
+    an alpha channel dropped, the high 8 of 16 bits kept.
 
     Raises: DatasetError.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-            if picture.mode in _MODES_16_BIT:
-                grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        with Image.open(path) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.mode in _MODES_16_BIT:
+                grey = (np.asarray(image).astype(np.uint32) + 128) // 257
                 return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(picture.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
         raise DatasetError(f"cannot read the image {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""What of a data set is on disk, and whether it can be used: `fcn data check`."""
+"""Finds out what of a data set is on disk, and whether it can be used (`fcn data check`)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from training.datasets.format import missing_files
 
 @dataclass(frozen=True, slots=True)
 class SplitReport:
-    """What was found of one split."""
+    """Says what was found of one split."""
 
     name: str
     images: int
     """Listed or found, whether or not all of their files are there."""
     expected: int | None
-    """In the complete data set; None: any number."""
+    """Number of images in the complete data set; None: any number."""
     missing_files: int
     read: int
     """Samples that were read in full: one, or all of them on request."""
@@ -46,7 +46,7 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What was found of a data set."""
+    """Says what was found of a data set."""
 
     dataset: str
     root: Path
@@ -77,7 +77,7 @@ class DataReport:
         }
 
     def table(self) -> str:
-        """For reading: a line a split, a line a problem, then origin and verdict."""
+        """Format a line a split, a line a problem, then origin and verdict."""
         width = max(len(split.name) for split in self.splits)
         lines = [f"{self.info.data.name}, {len(self.info.classes)} classes, in {self.root}", ""]
         for split in self.splits:

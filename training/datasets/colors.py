@@ -1,4 +1,4 @@
-"""Label files that are pictures: the class list's colours instead of its ids."""
+"""Reads label files that hold the class list's colours instead of its ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNKNOWN = -1
 
 
 class ColorLabels:
-    """Reads RGB pictures by exact colour, and other labels by `otherwise`.
+    """Reads RGB images by exact colour, and other labels by `otherwise`.
 
     Black is void unless a class is black. Alpha is dropped. A colour that is nearly a class's is an
     error, not that class: it shows a mask that was resized smoothly or saved as JPEG.
@@ -28,12 +28,13 @@ class ColorLabels:
         self._classes, self._otherwise = classes, otherwise
 
     def __call__(self, path: Path) -> UInt8Array:
-        """uint8 [H,W]. Raises: DatasetError, naming a colour without a class and where it is."""
+        """Read a label as uint8 [H,W]. Raises: DatasetError, naming a colour without a class and
+        where it is."""
         try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("RGB", "RGBA"):
+            with Image.open(path) as image:
+                if image.mode not in ("RGB", "RGBA"):
                     return self._otherwise(path)
-                rgb = np.array(picture.convert("RGB"))
+                rgb = np.array(image.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
             raise DatasetError(f"cannot read the label {path}: {error}") from error
         ids = {_BLACK: VOID} | self._ids(path)

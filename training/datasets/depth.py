@@ -1,4 +1,4 @@
-"""Depth as a channel beside colour."""
+"""Reads depth as a channel beside colour."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LogDepth = npt.NDArray[np.float32]
 
 
 def read_log_depth(path: Path) -> LogDepth:
-    """From a 16-bit PNG of millimetres. Raises: DatasetError."""
+    """Read a 16-bit PNG of millimetres. Raises: DatasetError."""
     try:
-        with Image.open(path) as picture:
-            depth_mm = np.asarray(picture)
+        with Image.open(path) as image:
+            depth_mm = np.asarray(image)
     except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
         raise DatasetError(f"cannot read the depth {path}: {error}") from error
     if depth_mm.ndim != 2 or depth_mm.dtype.itemsize < 2:
@@ -28,7 +28,7 @@ def read_log_depth(path: Path) -> LogDepth:
 
 
 def log_depth(depth_mm: npt.NDArray[Any], source: str) -> LogDepth:
-    """[H,W] millimetres to `LogDepth`.
+    """Convert [H,W] millimetres to `LogDepth`.
 
     Raises: DatasetError for a pixel without depth, as the raw depth has them: it has no logarithm.
     """
@@ -41,11 +41,11 @@ def log_depth(depth_mm: npt.NDArray[Any], source: str) -> LogDepth:
 
 
 def joined(image: npt.NDArray[Any], more: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
-    """[H,W,C] and [H,W,K] to [H,W,C+K], float32 if either is. Raises: DatasetError if their sizes
-    differ; `path`: of `more`."""
+    """Join [H,W,C] and [H,W,K] to [H,W,C+K], float32 if either is. Raises: DatasetError if their
+    sizes differ; `path`: of `more`."""
     if image.shape[:2] != more.shape[:2]:
         raise DatasetError(
-            f"{path} is {more.shape[0]}x{more.shape[1]} but its colour picture is "
+            f"{path} is {more.shape[0]}x{more.shape[1]} but its colour image is "
             f"{image.shape[0]}x{image.shape[1]}: they must be the same size"
         )
     return np.concatenate([image, more], axis=2)

@@ -1,4 +1,4 @@
-"""Drawn street scenes as a folder of images and masks: data to try training with.
+"""Draws street scenes as a folder of images and masks, to try training with.
 
     python -m training.datasets.drawn DIR --train 64 --val 16 --test 16
 
@@ -36,7 +36,7 @@ _COLORS = np.array([[150, 180, 220], [170, 120, 90], [95, 90, 100], [60, 130, 50
 
 
 def draw(height: int, width: int, rng: np.random.Generator) -> Sample:
-    """One scene of at least 16x16."""
+    """Draw one scene of at least 16x16."""
     target = np.full((height, width), SKY, np.uint8)
     horizon = int(height * rng.uniform(0.5, 0.7))
     edge = 0
@@ -56,13 +56,14 @@ def draw(height: int, width: int, rng: np.random.Generator) -> Sample:
         target[trunk] = TREE
     colors = _COLORS + rng.normal(0, 12, _COLORS.shape)
     image = colors[target] * rng.uniform(0.8, 1.1) + rng.normal(0, 10, (height, width, 3))
-    # As an annotator leaves the border of a photo unlabelled.
+    # As an annotator leaves the border of an image unlabelled.
     target[:, : max(1, width // 20)] = VOID
     return Sample(image.clip(0, 255).astype(np.uint8), target)
 
 
 def write(root: Path, split: str, count: int, height: int, width: int, seed: int) -> None:
-    """`count` scenes as `<root>/<split>/images/*.jpg` and `labels/*.png`, and the class list."""
+    """Write `count` scenes as `<root>/<split>/images/*.jpg` and `labels/*.png`, and the class
+    list."""
     images, labels = root / split / "images", root / split / "labels"
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Any folder of images and masks, and CamVid, which is one.
+"""Reads any folder of images and masks, and CamVid, which is one.
 
 Layout: `<root>/<split>/images/<stem>.<suffix>`, `<root>/<split>/labels/<stem>.png`; the
 suffix of an image is one of `_IMAGE_SUFFIXES`, in upper or lower case.
@@ -48,7 +48,7 @@ class _ClassList(BaseModel):
 
 
 def load_info(path: Path) -> DatasetInfo:
-    """Class list and origin from YAML: `name`, `licence`, optional `source`, and `classes`, a
+    """Read class list and origin from YAML: `name`, `licence`, optional `source`, and `classes`, a
     list of `{name, color: [red, green, blue], description?}` in order of their ids.
 
     Raises: DatasetError naming what is missing or wrong.
@@ -77,7 +77,8 @@ def load_info(path: Path) -> DatasetInfo:
 
 
 def folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """Images and their labels. Raises: DatasetError if a folder, an image or a label is missing."""
+    """Pair images and their labels. Raises: DatasetError if a folder, an image or a label is
+    missing."""
     images, labels = root / split / "images", root / split / "labels"
     for folder in (images, labels):
         if not folder.is_dir():

@@ -1,4 +1,5 @@
-"""How a data set lies on disk: where its splits, images and labels are, and how a label is read."""
+"""Describes how a data set lies on disk: where its splits, images and labels are, and how a label
+is read."""
 
 from __future__ import annotations
 
@@ -41,20 +42,21 @@ class Format:
     splits: Mapping[str, int | None]
     """Images of each split in the complete data set; None: any number."""
     pairs: Callable[[Path, str], list[Pair]]
-    """(root, split) to samples in order. Raises DatasetError if a list or folder is missing."""
+    """Lists samples in order for (root, split). Raises DatasetError if a list or folder is
+    missing."""
     classes: str | Mapping[str, str] | None
     """Class list beside this module, or one by head; None: `classes.yaml` of root."""
     colors: bool = False
-    """Whether a label may also be an RGB picture in the class list's colours."""
+    """Whether a label may also be an RGB image in the class list's colours."""
     reader: Callable[[Path], LabelReader] = _png_labels
-    """(root) to the reader of its labels; what it needs of root is read once, here."""
+    """Makes the reader of its labels for (root); what it needs of root is read once, here."""
     modality: Modality = RGB
     open: Opener | None = None
-    """For images or labels that no one file of a pair holds."""
+    """Opens data sets whose images or labels no one file of a pair holds."""
 
 
 class FormatDataset(SegmentationDataset):
-    """As its base class, but the labels are read by the format's reader."""
+    """A data set whose labels the format's reader reads."""
 
     def __init__(
         self, info: DatasetInfo, pairs: Sequence[Pair], split: str, reader: LabelReader
@@ -69,7 +71,7 @@ class FormatDataset(SegmentationDataset):
 def open_split(
     name: str, form: Format, root: Path, split: str, info: DatasetInfo
 ) -> SegmentationDataset:
-    """Raises: DatasetError if any file of the split is missing, with where to get it."""
+    """Open one split. Raises: DatasetError if any of its files is missing, with where to get it."""
     try:
         pairs = form.pairs(root, split)
         if not pairs:
@@ -94,12 +96,13 @@ def open_split(
 
 
 def missing_files(pairs: Sequence[Pair]) -> list[Path]:
-    """The files that are named but not there, in order."""
+    """List the files that are named but not there, in order."""
     return [path for pair in pairs for path in pair if not path.is_file()]
 
 
 def first_folder(root: Path, *places: str) -> Path:
-    """The first of root/place that is a folder. Raises: DatasetError naming all places tried."""
+    """Find the first of root/place that is a folder. Raises: DatasetError naming all places
+    tried."""
     for place in places:
         if (root / place).is_dir():
             return root / place
@@ -108,7 +111,8 @@ def first_folder(root: Path, *places: str) -> Path:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Image names of a list file, one a line; what follows a space (VOC's flags) is passed over.
+    """Read image names from a list file, one a line; what follows a space (VOC's flags) is passed
+    over.
 
     Raises: DatasetError if it is missing, not text, or names an image twice, which would be
     learned from and scored twice.

@@ -1,4 +1,4 @@
-"""Label files that are not plain class ids: other numbers, and MATLAB matrices."""
+"""Reads label files that are not plain class ids: other numbers, and MATLAB matrices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HDF5 = b"MATLAB 7.3"
 
 
 class LabelTable:
-    """From the numbers in a data set's files to class ids."""
+    """Maps the numbers in a data set's files to class ids."""
 
     def __init__(self, ids: Mapping[int, int]) -> None:
         """`ids`: raw number (may be negative) to class id or VOID; all others are errors."""
@@ -29,7 +29,7 @@ class LabelTable:
             self._table[raw - self._low] = class_id
 
     def __call__(self, raw: npt.NDArray[Any], path: Path) -> UInt8Array:
-        """Integers [H,W] to uint8 [H,W]. Raises: DatasetError for a number not in the table."""
+        """Map integers [H,W] to uint8 [H,W]. Raises: DatasetError for a number not in the table."""
         found = self._table[np.clip(raw.astype(np.int64), self._low, self._high) - self._low]
         unknown = found == _UNKNOWN
         if unknown.any():
@@ -63,8 +63,8 @@ class MatLabels:
 
 
 def read_matrix(path: Path, *keys: str) -> npt.NDArray[Any]:
-    """Integers [H,W]. Raises: DatasetError for a damaged file or one of another structure."""
-    # A matrix of one row or column loses that axis in simplify_cells: no picture has just one.
+    """Read integers [H,W]. Raises: DatasetError for a damaged file or one of another structure."""
+    # A matrix of one row or column loses that axis in simplify_cells: no image has just one.
     matrix = _read(path, keys)
     if matrix.ndim != 2:
         raise DatasetError(f"{path}: {'.'.join(keys)} is no matrix of labels [H,W]")
@@ -72,7 +72,7 @@ def read_matrix(path: Path, *keys: str) -> npt.NDArray[Any]:
 
 
 def read_vector(path: Path, *keys: str) -> npt.NDArray[Any]:
-    """Integers [N] of a row or a column. Raises: DatasetError as `read_matrix`."""
+    """Read integers [N] of a row or a column. Raises: DatasetError as `read_matrix`."""
     vector = _read(path, keys)
     if vector.ndim > 1:
         raise DatasetError(f"{path}: {'.'.join(keys)} is no row or column of numbers")
@@ -80,7 +80,7 @@ def read_vector(path: Path, *keys: str) -> npt.NDArray[Any]:
 
 
 def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
-    """Raises: DatasetError."""
+    """Read one variable, or a field of a struct. Raises: DatasetError."""
     from scipy.io import loadmat  # here: only who has such a data set needs SciPy
 
     try:
@@ -104,7 +104,7 @@ def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
 
 
 def _whole(matrix: npt.NDArray[Any], path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
-    """As integers. Raises: DatasetError."""
+    """Convert to integers. Raises: DatasetError."""
     if matrix.dtype.kind == "f" and (matrix == np.trunc(matrix)).all():
         return matrix.astype(np.int64)  # MATLAB's numbers are doubles unless told otherwise
     if matrix.dtype.kind not in "iu":

@@ -98,7 +98,7 @@ def _open(root: Path, split: str, info: DatasetInfo, pairs: list[Pair]) -> Segme
     missing = [path for path in further if not path.is_file()]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(further)} pictures of depth or HHA are missing, the first is "
+            f"{len(missing)} of {len(further)} images of depth or HHA are missing, the first is "
             f"{missing[0]}"
         )
     return data

@@ -43,18 +43,18 @@ _SPLIT_KEYS = {"trainval": "trainNdxs", "test": "testNdxs"}
 
 
 def mat_pairs(root: Path, split: str) -> list[Pair]:
-    """The one file, once for each image of the split. Raises: DatasetError."""
+    """Name the one file once for each image of the split. Raises: DatasetError."""
     path = root / LABELED
     return [(path, path)] * len(_numbers(root, split))
 
 
 def hha_path(root: Path, number: int) -> Path:
-    """Of image `number`, counting from 1."""
+    """Where the HHA of image `number` lies, counting from 1."""
     return root / f"data/hha/img_{_FIRST_ID + number}.png"
 
 
 def _numbers(root: Path, split: str) -> list[int]:
-    """Of the images of a split, counting from 1. Raises: DatasetError."""
+    """Read the numbers of a split's images, counting from 1. Raises: DatasetError."""
     if split in _SPLIT_KEYS:
         return [int(n) for n in read_vector(root / _SPLITS, _SPLIT_KEYS[split])]
     path = root / f"{split}.txt"
@@ -66,7 +66,7 @@ def _numbers(root: Path, split: str) -> list[int]:
 
 
 class LabeledMat(SegmentationDataset):
-    """Opened anew for every image, so that worker processes share nothing."""
+    """Reads the file, opened anew for every image so that worker processes share nothing."""
 
     def __init__(self, info: DatasetInfo, pairs: Sequence[Pair], split: str, root: Path) -> None:
         super().__init__(info, pairs, split)
@@ -96,7 +96,7 @@ class LabeledMat(SegmentationDataset):
         return target
 
     def _read(self, name: str, number: int, *channels: int) -> npt.NDArray[Any]:
-        """[channels,425,560] of image `number`. Raises: DatasetError."""
+        """Read [channels,425,560] of image `number`. Raises: DatasetError."""
         import h5py  # here: only who has this file needs it
 
         path, height, width = self.root / LABELED, *_SIZE

@@ -26,7 +26,7 @@ def _labels_folder(root: Path) -> Path:
 
 
 def _names(path: Path) -> dict[int, str]:
-    """Number to name, without spaces. Raises: DatasetError naming the line."""
+    """Read names by number, without spaces. Raises: DatasetError naming the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from training.datasets.format import Format, LabelReader, Pair, first_folder, re
 from training.datasets.labels import LabelTable, MatLabels
 
 SEMANTIC, GEOMETRIC = "sem", "geo"
-"""Heads. Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
+"""Names of the heads. Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
 _SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 _SPLITS = {"trainval": 2486, "test": 200}
@@ -61,7 +61,7 @@ def _geometric_pairs(root: Path, split: str) -> list[Pair]:
 
 
 class _Both(SegmentationDataset):
-    """The two labellings of each image, [H,W,2]. A pair names the semantic label file; the
+    """Gives the two labellings of each image, [H,W,2]. A pair names the semantic label file; the
     geometric one lies in the other folder under the same name."""
 
     def target(self, index: int) -> UInt8Array:

@@ -33,14 +33,14 @@ _SBD_PAGE = "http://www.cs.berkeley.edu/~bharath2/codes/SBD/download.html"
 
 
 def voc_folder(root: Path, year: int) -> Path:
-    """The folder of one year. Raises: DatasetError."""
+    """Find the folder of one year. Raises: DatasetError."""
     name = f"VOC{year}"
     places = [f"VOCdevkit/{name}", f"TrainVal/VOCdevkit/{name}", name]
     return root if root.name == name else first_folder(root, *places)
 
 
 def sbd_folder(root: Path) -> Path:
-    """The folder with img, cls and the lists. Raises: DatasetError."""
+    """Find the folder with img, cls and the lists. Raises: DatasetError."""
     if (root / "cls").is_dir():
         return root
     return first_folder(root, "benchmark_RELEASE/dataset", "dataset")
@@ -59,7 +59,7 @@ def _voc_ids(folder: Path, split: str) -> list[str]:
 
 
 def seg11valid_ids(voc2011: Path, sbd: Path) -> list[str]:
-    """VOC2011 val without SBD train, in VOC's order.
+    """List VOC2011 val without SBD train, in VOC's order.
 
     Raises: DatasetError if a list is missing, or both have their full length and yet the rest is
     not the paper's 736 images. Shorter lists are taken as they are: somebody's excerpt.
@@ -98,8 +98,8 @@ def _sbd_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def _trainaug_pairs(voc2012: Path, sbd: Path) -> list[Pair]:
-    """All that VOC2012 val allows: VOC2012 train with its own labels, then the images that only
-    SBD has labelled, without VOC2012 val."""
+    """List all that VOC2012 val allows: VOC2012 train with its own labels, then the images that
+    only SBD has labelled, without VOC2012 val."""
     train, val = _voc_ids(voc2012, "train"), _voc_ids(voc2012, "val")
     taken = {*train, *val}
     extra = dict.fromkeys([*read_ids(sbd / "train.txt"), *read_ids(sbd / "val.txt")])
@@ -115,7 +115,7 @@ _SBD_LABELS = MatLabels(
 
 
 def _read_either(path: Path) -> UInt8Array:
-    """SBD's matrices and VOC's pictures: some splits mix them."""
+    """Read SBD's matrices and VOC's images: some splits mix them."""
     return _SBD_LABELS(path) if path.suffix == ".mat" else read_label_png(path)
 
 

@@ -1,1 +1,1 @@
-"""Scores of a checkpoint, an ONNX file or a running server on a data set."""
+"""Scores a checkpoint, an ONNX file or a running server on a data set."""

@@ -1,4 +1,4 @@
-"""One pass over a split of a data set: every image predicted, compared with its label, counted."""
+"""Predicts every image of a split, compares it with its label, and counts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came of one pass: the counts over the `images` that were scored."""
+    """The result of one pass: the counts over the `images` that were scored."""
 
     confusion: Confusion
     images: int
@@ -120,7 +120,10 @@ def evaluate_files(
 
 
 def check_classes(names: tuple[str, ...], source: str, info: DatasetInfo) -> None:
-    """Raises EvaluationError unless class ids mean the same in the predictor and the data set."""
+    """Refuse a predictor whose class ids mean something else than the data set's.
+
+    Raises: EvaluationError.
+    """
     wanted = next(iter(info.class_names.values()))
     if names == wanted:
         return
@@ -140,7 +143,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _count(confusion: Confusion, image: Path, target: UInt8Array, prediction: UInt8Array) -> None:
-    """Raises: EvaluationError, ScoreError."""
+    """Add one image. Raises: EvaluationError, ScoreError."""
     if prediction.shape != target.shape:
         answer, label = ("x".join(map(str, array.shape)) for array in (prediction, target))
         raise EvaluationError(f"{image}: the answer is {answer} but the label is {label}")

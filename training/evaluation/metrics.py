@@ -1,4 +1,4 @@
-"""The four metrics of the paper (section 5) from one data-set-wide confusion matrix.
+"""Computes the four metrics of the paper (section 5) from one data-set-wide confusion matrix.
 
 SIFT Flow's geometric accuracy is the pixel accuracy of its second head.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from model.heads import Classes, head_sizes
 
 Absent = Literal["exclude_gt", "nan", "zero"]
-"""What a class without a labelled pixel does to the means over classes.
+"""Says what a class without a labelled pixel does to the means over classes.
 
 `exclude_gt`: it leaves both means, even if it was predicted; those pixels still count against the
 classes they belong to. So the paper's footnote 10 on SIFT Flow: 33 classes are predicted, those
@@ -45,7 +45,7 @@ class Scores:
     class_iu: npt.NDArray[np.float64]
 
     def to_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """JSON-ready: NaN (not in the mean) becomes None."""
+        """Convert to JSON values: NaN (not in the mean) becomes None."""
         result: dict[str, Any] = asdict(self)
         result["class_iu"] = {
             name: None if np.isnan(iu) else float(iu)
@@ -67,8 +67,8 @@ class Confusion:
         self.counts = np.zeros((self.num_classes, self.num_classes), np.int64)
 
     def add(self, target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Both uint8, of the same shape; of K > 1 heads the last side is K. Targets that are no
-        class are void and left out.
+        """Count one label map, uint8 like its target and of the same shape; with K > 1 heads the
+        last side is K. Targets that are no class are void and left out.
 
         Raises: ScoreError if the shapes differ or a prediction at a labelled pixel is no class.
         """
@@ -86,8 +86,8 @@ class Confusion:
     def to_dict(
         self, class_names: Mapping[str, tuple[str, ...]], absent: Absent = "nan"
     ) -> dict[str, Any]:
-        """JSON-ready scores of the first head, and where there are several those `heads` has of
-        each by its name. `class_names`: by head. Raises: ScoreError."""
+        """Convert the first head's scores to JSON values; with several heads, `heads` has the
+        scores of each by name. `class_names`: by head. Raises: ScoreError."""
         by_head = {
             head: self.of(head).scores(absent).to_dict(names) for head, names in class_names.items()
         }
@@ -95,29 +95,29 @@ class Confusion:
         return first if len(by_head) == 1 else {**first, "heads": by_head}
 
     def of(self, head: str) -> Confusion:
-        """A copy of one head's part."""
+        """Copy one head's part."""
         place, size = self._block(head)
         part = Confusion(size)
         part.counts = self.counts[place].copy()
         return part
 
     def _block(self, head: str) -> tuple[tuple[slice, slice], int]:
-        """Where a head's counts lie, and how many classes it has."""
+        """Locate a head's counts, and tell how many classes it has."""
         names = list(self.heads)
         start = sum(self.heads[name] for name in names[: names.index(head)])
         side = slice(start, start + self.heads[head])
         return (side, side), self.heads[head]
 
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """float64 [C], the share that each class of the first head has of the labelled pixels (NaN
-        when there are none)."""
+        """Compute float64 [C], the share that each class of the first head has of the labelled
+        pixels (NaN when there are none)."""
         labelled = self.counts.sum(axis=1)[: next(iter(self.heads.values()))]
         with np.errstate(invalid="ignore"):
             shares: npt.NDArray[np.float64] = labelled / labelled.sum()
         return shares
 
     def scores(self, absent: Absent = "nan") -> Scores:
-        """Scores of the first or only head; `absent`: what classes without a labelled pixel do.
+        """Score the first or only head; `absent`: what classes without a labelled pixel do.
 
         Raises: ScoreError if nothing was labelled.
         """
@@ -146,7 +146,8 @@ class Confusion:
 def _counts(
     target: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], classes: int
 ) -> npt.NDArray[np.int64]:
-    """int64 [C,C]. Raises: ScoreError if a prediction at a labelled pixel is no class."""
+    """Count pairs, int64 [C,C]. Raises: ScoreError if a prediction at a labelled pixel is no
+    class."""
     valid = target < classes
     true, predicted = target[valid], prediction[valid]
     if predicted.size and int(predicted.max()) >= classes:

@@ -1,4 +1,4 @@
-"""An exported ONNX file as a predictor."""
+"""Runs an exported ONNX file as a predictor."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from training.evaluation.evaluate import EvaluationError
 
 
 class OnnxPredictor:
-    """ONNX Runtime, one whole image at a time; on CUDA where this build and machine have it."""
+    """Runs ONNX Runtime on one whole image at a time; on CUDA where this build and machine have
+    it."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        """`threads`: of one run; 0 leaves the choice to the runtime.
+        """Open the file; `threads` are those of one run, 0 leaves the choice to the runtime.
 
         Raises: EvaluationError if the file cannot be loaded, ContractError if it has no contract.
         """
@@ -36,7 +37,7 @@ class OnnxPredictor:
         self._path = path
 
     def __call__(self, image: UInt8Array, /) -> UInt8Array:
-        """Padded with zeros to sides that the network takes, as the server does it.
+        """Predict the image padded with zeros to sides that the network takes, as the server does.
 
         Raises: EvaluationError if the runtime refuses the image.
         """

@@ -1,4 +1,4 @@
-"""Ways to get a label map for an image: the interfaces, and a torch network."""
+"""Interfaces of what gives a label map for an image, and a torch network as one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from training.datasets.base import UInt8Array
 
 
 class Predictor(Protocol):
-    """RGB uint8 [H,W,3] -> uint8 [H,W] class ids, at the image's own size. What a network of other
-    channels or several heads takes and gives: see `Sample`."""
+    """Maps RGB uint8 [H,W,3] to uint8 [H,W] class ids, at the image's own size. `Sample` says what
+    a network of other channels or several heads takes and gives."""
 
     def __call__(self, image: UInt8Array, /) -> UInt8Array: ...
 
 
 class FilePredictor(Protocol):
-    """An image file -> uint8 [H,W] class ids, at the upright image's size; thread-safe.
+    """Maps an image file to uint8 [H,W] class ids, at the upright image's size; thread-safe.
 
     Raises: ImageFailed, ServerLost.
     """
@@ -29,7 +29,7 @@ class FilePredictor(Protocol):
 
 
 class NetworkPredictor:
-    """A torch network, one whole image at a time, no flip, no scales (the paper's protocol).
+    """Runs a torch network on one whole image at a time, no flip, no scales (the paper's protocol).
 
     Takes the channels of its modality, and gives [H,W,K] if it has K > 1 heads.
     """

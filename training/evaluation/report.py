@@ -1,4 +1,4 @@
-"""Scores for a reader, and for a program."""
+"""Formats scores for a reader, and for a program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN_FAILURES = 20
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was scored, and how it did. `source_kind` as in `targets`."""
+    """Says what was scored, and how it did. `source_kind` as in `targets`."""
 
     source: str
     source_kind: str
@@ -25,12 +25,13 @@ class Report:
     evaluation: Evaluation
     seconds: float
     absent: Absent = "nan"
-    """What classes without a labelled pixel do to the means."""
+    """Says what classes without a labelled pixel do to the means."""
     mask: Mask = "all"
-    """UInt8Array of the images that were kept."""
+    """The pixels of the images that were kept."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. Scores are shares in 0..1; None for a class that left the mean."""
+        """Convert to JSON values. Scores are shares in 0..1; None for a class that left the
+        mean."""
         return {
             "source": self.source,
             "source_kind": self.source_kind,
@@ -55,7 +56,8 @@ class Report:
 
     @property
     def _objects(self) -> float | None:
-        """Mean IU without the background, if there is such a class and another one was scored."""
+        """Compute the mean IU without the background, if there is such a class and another one was
+        scored."""
         background = background_class(self.data)
         if background is None:
             return None
@@ -65,7 +67,8 @@ class Report:
             return None
 
     def table(self) -> str:
-        """Per class its IU and share of the labelled pixels, then the metrics; in percent."""
+        """Format the IU and the share of the labelled pixels per class, then the metrics; in
+        percent."""
         heads = self.data.info.heads
         names = [info.name for classes in heads.values() for info in classes]
         scores = self.confusion.scores(self.absent)
@@ -100,7 +103,7 @@ class Report:
         return "\n".join(lines)
 
     def _failed(self) -> list[str]:
-        """Lines on what was not scored."""
+        """Format what was not scored."""
         if self.evaluation.complete:
             return []
         failures = self.evaluation.failures

@@ -1,4 +1,4 @@
-"""A running server as a predictor, through the client that every user has."""
+"""Asks a running server as a predictor, through the client that every user has."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
 
 DEADLINE_S = 120.0
-"""For one answer: a large image on a busy CPU may take long, a hung server is no answer."""
+"""Limit for one answer: a large image on a busy CPU may take long, a hung server is no answer."""
 
 _ATTEMPTS = 2
-"""For an image that is not answered in time: the next attempt may meet a less busy moment. What
-else can be retried the client does."""
+"""Attempts for an image that is not answered in time: the next attempt may meet a less busy moment.
+What else can be retried the client does."""
 
 
 class ServerPredictor:
@@ -39,8 +39,8 @@ class ServerPredictor:
         api_key: str | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
-        """`api_key`: sent as it is, so not without TLS over a network that others can listen to.
-        `deadline_s`: for one image, with what the client retries.
+        """Connect and choose the model. `api_key`: sent as it is, so not without TLS over a network
+        that others can listen to. `deadline_s`: for one image, with what the client retries.
 
         Raises: FcnError if the server cannot be reached or has no such model, EvaluationError if
         it wants another key.
@@ -56,7 +56,7 @@ class ServerPredictor:
         self.class_names = tuple(entry.name for entry in self._labeller.classes)
 
     def __call__(self, path: Path, /) -> UInt8Array:
-        """Raises: ImageFailed, ServerLost."""
+        """Ask for one image. Raises: ImageFailed, ServerLost."""
         body = path.read_bytes()
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -1,4 +1,4 @@
-"""What `fcn evaluate` can score: a checkpoint, an ONNX file or a running server."""
+"""Opens what `fcn evaluate` can score: a checkpoint, an ONNX file or a running server."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def score(
 
 
 def _check_heads(target: EvaluationTarget, info: DatasetInfo) -> None:
-    """Raises: EvaluationError."""
+    """Refuse a target of other channels or labellings than the data. Raises: EvaluationError."""
     if target.modality != info.modality:
         raise EvaluationError(
             f"{target.name} takes {target.modality} images, but the data set gives "
@@ -124,7 +124,8 @@ def open_target(
     api_key: str | None = None,
     deadline_s: float = DEADLINE_S,
 ) -> EvaluationTarget:
-    """`text`: as KINDS says; a server's URL may end in `?model=NAME`, which `model` overrides.
+    """Open the target that `text` names as KINDS says; a server's URL may end in `?model=NAME`,
+    which `model` overrides.
 
     `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
     `api_key`: for a server that wants one, visible ASCII. `deadline_s`: for a server's answer.

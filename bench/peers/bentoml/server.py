@@ -1,4 +1,4 @@
-"""BentoML: BENCH_WORKERS processes, or adaptive batching in a service of its own."""
+"""Serves with BentoML: BENCH_WORKERS processes, or adaptive batching in a service of its own."""
 
 # No `from __future__ import annotations`: BentoML reads the annotations.
 from typing import Annotated, Any

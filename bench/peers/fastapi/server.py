@@ -1,4 +1,4 @@
-"""A plain FastAPI endpoint, as one writes it: the work in a thread, uvicorn in front."""
+"""Serves with plain FastAPI, as one writes it: the work in a thread, uvicorn in front."""
 
 from __future__ import annotations
 

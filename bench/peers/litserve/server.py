@@ -1,4 +1,4 @@
-"""LitServe: workers_per_device processes, each decoding, running and encoding in turn."""
+"""Serves with LitServe: each of its processes decodes, runs and encodes in turn."""
 
 # No `from __future__ import annotations`: LitServe reads the annotation of `decode_request`.
 import os

@@ -1,4 +1,4 @@
-"""MLServer: a custom runtime with a handler of its own, in `parallel_workers` processes.
+"""Serves with MLServer: a custom runtime with a handler of its own, in several processes.
 
 Its adaptive batching works on the V2 protocol's tensors only, not on such a handler.
 """
@@ -27,7 +27,7 @@ class Segment(MLModel):
 
 
 def configure(folder: Path) -> None:
-    """The two files `mlserver start` reads; ports it does not need are free ones."""
+    """Writes the two files `mlserver start` reads; ports it does not need are free ones."""
     settings = {
         "host": "127.0.0.1",
         "http_port": setting("PORT"),

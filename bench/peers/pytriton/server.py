@@ -1,7 +1,7 @@
-"""PyTriton: BENCH_WORKERS instances behind Triton's dynamic batcher, asked in its raw binary form.
+"""Serves with PyTriton: BENCH_WORKERS instances behind Triton's dynamic batcher.
 
-The request's body is the JPEG (`Inference-Header-Content-Length: 0`); the reply holds the PNG after
-Triton's JSON head.
+It is asked in its raw binary form: the request's body is the JPEG
+(`Inference-Header-Content-Length: 0`), and the reply holds the PNG after Triton's JSON head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ray Serve: BENCH_WORKERS replicas behind HAProxy, its documented mode for high throughput."""
+"""Serves with Ray Serve: BENCH_WORKERS replicas in its documented mode for high throughput."""
 
 from __future__ import annotations
 

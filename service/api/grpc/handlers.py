@@ -1,4 +1,4 @@
-"""How a gRPC call is handled inside a `Call`: its id, its key, its one message, its error.
+"""Handles gRPC calls inside a `Call`: their id, key, message and error.
 
 Errors travel as status details (google.rpc.Status with ErrorInfo and, where a retry helps,
 RetryInfo), beside the sentence that every gRPC client shows.
@@ -6,6 +6,7 @@ RetryInfo), beside the sentence that every gRPC client shows.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -45,16 +46,20 @@ async def handle(
     """Lets the call in and returns what `work` does, or aborts with its error as status details."""
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     offered_id = metadata.get(HEADER)
-    with calls.begin("grpc", method, offered_id, time_left=context.time_remaining) as call:
-        context.set_trailing_metadata(((HEADER, call.id),))
-        try:
+    call = calls.begin("grpc", method, offered_id, time_left=context.time_remaining)
+    context.set_trailing_metadata(((HEADER, call.id),))
+    try:
+        with call:
             admit(call, metadata.get("authorization"), metadata.get("x-api-key"))
-            return await work(call)
-        except BaseException as error:
-            outcome = call.failed(error)
-            if outcome is not None:
-                await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
-            raise
+            try:
+                return await work(call)
+            except aio.InternalError:
+                # A message was written to a call that had ended meanwhile, at its deadline, say.
+                raise asyncio.CancelledError from None
+    except BaseException:
+        if (outcome := call.outcome) is not None:
+            await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
+        raise
 
 
 def stream_unary(

@@ -18,25 +18,20 @@ from service.api.grpc.handlers import (
     unary,
 )
 from service.api.grpc.stream import Stream
-from service.api.models import default_name, models_message
+from service.api.models import models_message
 from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import Dtype, Output, Priority, Segmenter, SegmentOptions, SegmentReply
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.segmenter import Segmenter
+from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
-OUTPUTS: Final = {
-    pb.OUTPUT_UNSPECIFIED: Output.LABEL_MAP,
-    pb.OUTPUT_LABEL_MAP: Output.LABEL_MAP,
-    pb.OUTPUT_OVERLAY: Output.OVERLAY,
-    pb.OUTPUT_COLOR: Output.COLOR,
-    pb.OUTPUT_JSON: Output.JSON,
-    pb.OUTPUT_RLE: Output.RLE,
-    pb.OUTPUT_POLYGONS: Output.POLYGONS,
-    pb.OUTPUT_PROBABILITIES: Output.PROBABILITIES,
-    pb.OUTPUT_CONFIDENCE: Output.CONFIDENCE,
+BY_NUMBER: Final = {
+    pb.OUTPUT_UNSPECIFIED: DEFAULT,
+    **{pb.Output.Value(f"OUTPUT_{name.upper()}"): name for name in all_outputs()},
 }
 
 DTYPES: Final = {
@@ -116,15 +111,15 @@ class Segmentation:
         await stream.run()
 
     async def list_models(self, call: Call, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        models = self._segmenter.models()
-        return models_message(models, default_name(models, self._config.default_model))
+        return models_message(self._segmenter.models(), self._segmenter.default_model())
 
     async def _item(
         self, stream: Call, message: pb.SegmentStreamRequest, fault: InvalidParameter | None
     ) -> pb.SegmentStreamResponse:
         """Answers one image of a stream: to the log and the metrics a Segment like any other."""
-        with stream.part("Segment", f"{stream.id}/{message.id}") as call:
-            try:
+        call = stream.part("Segment", f"{stream.id}/{message.id}")
+        try:
+            with call:
                 call.uploaded()
                 call.check_key()
                 if fault is not None:
@@ -132,11 +127,10 @@ class Segmentation:
                 asked_s = message.deadline_ms / 1000 if message.HasField("deadline_ms") else None
                 response = await self._answer(call, message.request, call.seconds_left(asked_s))
                 return pb.SegmentStreamResponse(id=message.id, response=response)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-                return pb.SegmentStreamResponse(id=message.id, error=_item_error(outcome))
+        except BaseException:
+            if call.outcome is None:
+                raise
+            return pb.SegmentStreamResponse(id=message.id, error=_item_error(call.outcome))
 
     async def _answer(
         self, call: Call, request: pb.SegmentRequest, deadline_s: float
@@ -150,7 +144,7 @@ class Segmentation:
 
 def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
     """Raises: InvalidParameter."""
-    if request.output not in OUTPUTS:
+    if request.output not in BY_NUMBER:
         raise InvalidParameter(f"there is no output {request.output}: use one of the Output enum")
     if request.dtype not in DTYPES:
         raise InvalidParameter(f"there is no dtype {request.dtype}: use one of the Dtype enum")
@@ -161,7 +155,7 @@ def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
     return SegmentOptions(
         model=request.model or None,
         version=request.version or None,
-        output=OUTPUTS[request.output],
+        output=BY_NUMBER[request.output],
         alpha=request.alpha if request.HasField("alpha") else 0.5,
         outlines=request.outlines,
         dtype=DTYPES[request.dtype],

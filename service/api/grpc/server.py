@@ -1,4 +1,4 @@
-"""The gRPC server: our two services, health and reflection."""
+"""Runs the gRPC server: services, health and reflection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow of gRPC's `SegmentStream`: how far to read ahead, and in which order to answer.
+"""Paces gRPC's `SegmentStream`: how far to read ahead, and in which order to answer.
 
 Nothing here knows images: what an item's answer is, is up to the caller.
 """

@@ -63,7 +63,7 @@ async def read_image(
     content_length: str | None,
     max_bytes: int,
 ) -> bytes:
-    """The bytes of the one image in the body.
+    """Reads the bytes of the one image in the body.
 
     Raises: ImageTooLarge, UnsupportedImageFormat, InvalidParameter (a multipart body is wrong).
     """
@@ -84,7 +84,7 @@ async def read_image(
 
 
 def _form(content_type: str | None, content_encoding: str | None, max_bytes: int) -> _Form | None:
-    """What takes the body apart; None when the body is the image.
+    """Makes what takes the body apart; None when the body is the image.
 
     Raises: UnsupportedImageFormat, InvalidParameter.
     """
@@ -114,7 +114,7 @@ def _too_large(max_bytes: int) -> ImageTooLarge:
 
 
 async def read_raw(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """The whole body. Raises: ImageTooLarge."""
+    """Reads the whole body. Raises: ImageTooLarge."""
     chunks: list[bytes] = []
     received = 0
     async for chunk in stream:
@@ -126,7 +126,7 @@ async def read_raw(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
 
 
 class _Form:
-    """A multipart/form-data body, of which only one field named `image` is allowed."""
+    """Takes a multipart/form-data body apart, of which only one field, `image`, is allowed."""
 
     def __init__(self, boundary: bytes, max_bytes: int) -> None:
         if not boundary:
@@ -164,7 +164,10 @@ class _Form:
             raise _broken() from error
 
     def image(self) -> bytes:
-        """Once the body is over. Raises: InvalidParameter when it was cut or had no image."""
+        """Returns the image once the body is over.
+
+        Raises: InvalidParameter when the body was cut or had no image.
+        """
         if not self._ended:
             raise _broken()
         if not self._parts:

@@ -1,4 +1,4 @@
-"""What answers and errors look like, for the OpenAPI page: schemas and examples.
+"""Shows what answers and errors look like, for the OpenAPI page: schemas and examples.
 
 The examples of errors are made from the errors themselves, so that they cannot say anything else.
 """

@@ -1,4 +1,4 @@
-"""The outermost layer of REST: each request gets a call, is let in by its key, and ends in order.
+"""Wraps REST: each request gets a call, is let in by its key, and ends in order.
 
 Plain ASGI, not Starlette's BaseHTTPMiddleware, which copies bodies through a queue of its own.
 """
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
+from service.core.types import Timings
 from service.errors import Cancelled
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ _TOO_SLOW: Final = 408  # whose body will not come in time now, either
 
 
 def is_open(path: str) -> bool:
-    """Whether `path`, as it is routed, unescaped, needs no API key."""
+    """Says whether `path`, as it is routed, unescaped, needs no API key."""
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
@@ -65,19 +66,18 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = first_headers(scope)
-        with self._calls.begin("rest", "other", headers.get(HEADER)) as call:
-            scope["fcn_call"] = call
-            flow = _Flow(receive, send, call, headers)
-            try:
+        scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
+        flow = _Flow(receive, send, call, headers)
+        try:
+            with call:
                 if not is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
                 await self._app(scope, flow.receive, flow.send)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None or flow.started:
-                    raise
-                response = error_response(outcome, scope["path"])
-                await response(scope, flow.receive, flow.send)
+        except BaseException:
+            if call.outcome is None or flow.started:
+                raise
+            response = error_response(call.outcome, scope["path"])
+            await response(scope, flow.receive, flow.send)
 
 
 def first_headers(scope: Scope) -> dict[str, str]:
@@ -112,6 +112,8 @@ class _Flow:
             self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._call.id
+            if self._call.record.timings is not None:
+                headers["Server-Timing"] = _server_timing(self._call.record.timings)
             if self._unread and (self._closes or status == _TOO_SLOW):
                 headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
@@ -126,6 +128,14 @@ class _Flow:
             async with asyncio.timeout(LINGER_S):
                 while self._unread and left > 0:
                     left -= len((await self.receive()).get("body", b""))
+
+
+def _server_timing(timings: Timings) -> str:
+    """Prints the stages in milliseconds. Source: W3C Server Timing."""
+    return (
+        f"decode;dur={1000 * timings.decode_s:.2f}, queue;dur={1000 * timings.queue_s:.2f}, "
+        f"infer;dur={1000 * timings.infer_s:.2f}, render;dur={1000 * timings.render_s:.2f}"
+    )
 
 
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:

@@ -1,4 +1,4 @@
-"""What the OpenAPI page says of each operation; the endpoints read requests by themselves."""
+"""Describes each operation for the OpenAPI page; the endpoints read requests by themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from service.api.http.examples import problem_examples
 from service.api.http.parameters import PRIORITIES
 from service.api.http.problem import CHALLENGE
 from service.api.http.problem import MEDIA_TYPE as PROBLEM_TYPE
-from service.core.segmenter import Dtype, Output
+from service.core.outputs.registry import DEFAULT, all_outputs
+from service.core.types import Dtype
 from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
@@ -58,6 +59,17 @@ _RETRY_AFTER: Final = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_BODIES: Final = {
+    "application/json": {
+        "schema": examples.CLASSES_SCHEMA,
+        "examples": examples.CLASSES_EXAMPLES,
+    },
+    "application/geo+json": {
+        "schema": examples.POLYGONS_SCHEMA,
+        "examples": examples.POLYGONS_EXAMPLES,
+    },
+}
+"""What is told of replies that are text; the others are bytes."""
 _IMAGE: Final = {"type": "string", "format": "binary", "minLength": 1}
 
 
@@ -100,16 +112,7 @@ SEGMENT: Final[dict[str, Any]] = {
         "200": {
             "description": "The label map, or what `output` asked for.",
             "content": {
-                "image/png": _BINARY,
-                "application/json": {
-                    "schema": examples.CLASSES_SCHEMA,
-                    "examples": examples.CLASSES_EXAMPLES,
-                },
-                "application/geo+json": {
-                    "schema": examples.POLYGONS_SCHEMA,
-                    "examples": examples.POLYGONS_EXAMPLES,
-                },
-                "application/x-npy": _BINARY,
+                o.media_type: _BODIES.get(o.media_type, _BINARY) for o in all_outputs().values()
             },
             "headers": {
                 "X-Request-ID": _header("As sent, or made up.", examples.REQUEST_ID),
@@ -154,7 +157,7 @@ SEGMENT: Final[dict[str, Any]] = {
         _query(
             "output",
             "What to answer with; wins over Accept.",
-            {"type": "string", "enum": [str(o) for o in Output], "default": "label_map"},
+            {"type": "string", "enum": list(all_outputs()), "default": DEFAULT},
         ),
         _query(
             "alpha",

@@ -1,4 +1,4 @@
-"""What a browser gets: the web page at `/` with its files, and Swagger UI at `/docs`.
+"""Serves browsers: the web page at `/` with its files, and Swagger UI at `/docs`.
 
 All of it is served from here. A strict Content-Security-Policy keeps it so: neither page works with
 anything from another address, and none is needed on a machine without internet.
@@ -50,7 +50,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def wants_page(accept: str | None) -> bool:
-    """Whether the caller is a browser that opens an address: only those name text/html."""
+    """Says whether the caller is a browser that opens an address: only those name text/html."""
     return "text/html" in (accept or "")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from service.api.call import MAX_DEADLINE_MS
-from service.core.segmenter import Dtype, Output, Priority, SegmentOptions
+from service.core.outputs.registry import DEFAULT, all_outputs, output_named
+from service.core.types import Dtype, Priority, SegmentOptions
 from service.errors import InvalidParameter, NotAcceptable, quoted
 
 NAMES: Final = (
@@ -19,10 +20,7 @@ PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 ACCEPTED: Final = {
-    "image/png": Output.LABEL_MAP,
-    "application/json": Output.JSON,
-    "application/geo+json": Output.POLYGONS,
-    "application/x-npy": Output.PROBABILITIES,
+    output.media_type: output.name for output in all_outputs().values() if output.answers_media_type
 }
 """What `Accept` may choose when the query names no output."""
 
@@ -47,7 +45,7 @@ def segment_options(
             raise InvalidParameter(f"parameter {name!r} is given twice: give it once")
         else:
             values[name] = value
-    output = output_named(values["output"]) if "output" in values else output_accepted(accept)
+    output = output_named(values["output"]).name if "output" in values else output_accepted(accept)
     return SegmentOptions(
         model=values.get("model") or None,
         version=values.get("version") or None,
@@ -63,24 +61,13 @@ def segment_options(
     )
 
 
-def output_named(name: str) -> Output:
-    """Raises: InvalidParameter."""
-    try:
-        return Output(name)
-    except ValueError:
-        raise InvalidParameter(
-            f"there is no output {quoted(name)}: use {', '.join(list(Output)[:-1])} "
-            f"or {list(Output)[-1]}"
-        ) from None
-
-
-def output_accepted(accept: str | None) -> Output:
-    """The most wanted output of an Accept header; the label map when it does not care.
+def output_accepted(accept: str | None) -> str:
+    """Finds the most wanted output of an Accept header; the label map when it does not care.
 
     Raises: NotAcceptable. Source: RFC 9110 section 12.5.1, for what `fcn` can answer.
     """
     if not accept:
-        return Output.LABEL_MAP
+        return DEFAULT
     wanted = {media_type: _quality(accept, media_type) for media_type in ACCEPTED}
     best = max(wanted, key=wanted.__getitem__)  # on a tie the first, image/png
     if wanted[best] <= 0:
@@ -93,7 +80,7 @@ def output_accepted(accept: str | None) -> Output:
 
 
 def _quality(accept: str, media_type: str) -> float:
-    """The weight of the most specific range that covers `media_type`; 0 when none does."""
+    """Finds the weight of the most specific range that covers `media_type`; 0 when none does."""
     kind = media_type.split("/")[0]
     found: dict[str, float] = {}
     for entry in accept.split(","):

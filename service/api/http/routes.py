@@ -22,7 +22,8 @@ from service.api.models import model_json, models_json
 from service.api.status import Status
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import Output, Segmenter
+from service.core.outputs.registry import all_outputs
+from service.core.segmenter import Segmenter
 from service.errors import ModelNotReady
 from service.telemetry import Telemetry
 
@@ -93,13 +94,16 @@ class _Rest:
 
     async def list_models(self, request: Request) -> Response:
         _note(request, "ListModels")
-        models, index = self._segmenter.models(), self._segmenter.index()
-        return JSONResponse({"models": models_json(models, index, self._config.default_model)})
+        segmenter = self._segmenter
+        found = models_json(segmenter.models(), segmenter.index(), segmenter.default_model())
+        return JSONResponse({"models": found})
 
     async def get_model(self, request: Request, model: str) -> Response:
         _note(request, "GetModel")
-        models, index = self._segmenter.models(), self._segmenter.index()
-        return JSONResponse(model_json(models, index, self._config.default_model, model))
+        segmenter = self._segmenter
+        name = segmenter.resolve_alias(model)
+        found = model_json(segmenter.models(), segmenter.index(), segmenter.default_model(), name)
+        return JSONResponse(found)
 
     async def livez(self, request: Request) -> Response:
         _note(request, "Live", probe=True)
@@ -125,7 +129,7 @@ class _Rest:
                 "segment": "POST an image to /segment",
                 "models": "/v1/models",
                 "docs": openapi.DOCS_PATH,
-                "outputs": [str(output) for output in Output],
+                "outputs": list(all_outputs()),
                 "latency_target_s": self._config.latency_target_s,
                 "max_image_bytes": self._config.max_image_bytes,
             },
@@ -149,12 +153,11 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase
     kind = title.lower().replace(" ", "-")
     call = call_of(request.scope)
-    outcome = call.refused(
-        Outcome(
-            Status(kind, error.status_code, grpc.StatusCode.UNKNOWN),
-            title,
-            details.get(error.status_code, error.detail),
-            call.id,
-        )
+    outcome = Outcome(
+        Status(kind, error.status_code, grpc.StatusCode.UNKNOWN),
+        title,
+        details.get(error.status_code, error.detail),
+        call.id,
     )
+    call.refuse(outcome)
     return error_response(outcome, request.url.path, error.headers)

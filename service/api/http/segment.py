@@ -14,7 +14,8 @@ from service.api.http.body import chunks, read_image
 from service.api.http.middleware import call_of, first_headers, unless_disconnected
 from service.api.http.parameters import segment_options
 from service.api.uploads import Uploads
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply, Timings
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import ServiceError
 
 PATH: Final = "/segment"
@@ -76,16 +77,7 @@ def _reply_headers(reply: SegmentReply) -> list[tuple[bytes, bytes]]:
         (b"content-type", reply.media_type.encode()),
         (b"x-model", reply.model.encode("latin-1")),
         (b"x-model-version", reply.version.encode("latin-1")),
-        (b"server-timing", server_timing(reply.timings).encode()),
     ]
-
-
-def server_timing(timings: Timings) -> str:
-    """The stages in milliseconds. Source: W3C Server Timing."""
-    return (
-        f"decode;dur={1000 * timings.decode_s:.2f}, queue;dur={1000 * timings.queue_s:.2f}, "
-        f"infer;dur={1000 * timings.infer_s:.2f}, render;dur={1000 * timings.render_s:.2f}"
-    )
 
 
 def _words(query: bytes) -> list[tuple[str, str]]:

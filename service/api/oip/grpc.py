@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -20,9 +19,8 @@ from service.api.grpc.handlers import (
     stream_unary,
     unary,
 )
-from service.api.oip.admin import Admin
 from service.api.oip.infer import Inference
-from service.api.oip.models import SERVER, Statistics, config, metadata, version_named
+from service.api.oip.operations import Document, Operations
 from service.api.oip.parameters import flag, refuse_shared_memory
 from service.api.oip.tensors import (
     InferRequest,
@@ -33,10 +31,12 @@ from service.api.oip.tensors import (
 )
 from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
-from service.core.segmenter import ModelState, Segmenter, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import InvalidParameter
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_PROBES: Final = ("ServerLive", "ServerReady", "ModelReady")
 Work = Callable[[Call, Any], Awaitable[Message]]
 
 
@@ -50,40 +50,37 @@ class OipGrpc:
         *,
         uploads: Uploads,
         inference: Inference,
-        statistics: Statistics,
-        admin: Admin,
-        ready: Callable[[], bool],
+        operations: Operations,
     ) -> None:
         """uploads: as for `OipRest`."""
         self._segmenter = segmenter
         self._calls = calls
         self._uploads = uploads
         self._inference = inference
-        self._statistics = statistics
-        self._admin = admin
-        self._ready = ready
+        self._operations = operations
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Makes the service as gRPC takes it."""
-        for_callers: dict[str, Work] = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelReady": self._model_ready,
-            "ModelMetadata": self._model_metadata,
-            "ModelConfig": self._model_config,
-            "ModelStatistics": self._model_statistics,
+        o = self._operations
+        documents: dict[str, Callable[..., Document]] = {
+            "ServerLive": o.server_live,
+            "ServerReady": o.server_ready,
+            "ServerMetadata": o.server_metadata,
+            "ModelReady": o.model_ready,
+            "ModelMetadata": o.model_metadata,
+            "ModelConfig": lambda **fields: {"config": o.model_config(**fields)},
+            "ModelStatistics": o.model_statistics,
+            "RepositoryIndex": lambda **fields: {"models": o.repository_index(**fields)},
         }
-        for_the_admin: dict[str, Work] = {
-            "RepositoryIndex": self._repository_index,
-            "RepositoryModelLoad": self._repository_load,
-            "RepositoryModelUnload": self._repository_unload,
+        works: dict[str, Work] = {
+            **{name: _documented(name, operation) for name, operation in documents.items()},
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
         }
-        make = partial(self._handler, unary)
-        handlers = {name: make(name, work) for name, work in for_callers.items()}
-        for name, work in for_the_admin.items():
-            handlers[name] = make(name, work, admit=self._admit_admin)
-        handlers["ModelInfer"] = self._handler(stream_unary, "ModelInfer", self._infer)
+        handlers = {name: self._unary(name, work) for name, work in works.items()}
+        handlers["ModelInfer"] = stream_unary(
+            self._calls, "ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse, self._infer
+        )
         handlers["ModelStreamInfer"] = stream_stream(
             self._calls,
             "ModelStreamInfer",
@@ -93,60 +90,21 @@ class OipGrpc:
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _handler(
-        self,
-        kind: Callable[..., grpc.RpcMethodHandler[Any, Any]],
-        name: str,
-        work: Callable[..., Awaitable[Message]],
-        **options: Any,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def _unary(self, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
         request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
-        return kind(self._calls, name, request, response, work, **options)
+        admit = self._admit_admin if name.startswith("Repository") else Call.authenticate
+        return unary(self._calls, name, request, response, work, admit)
 
     def _admit_admin(self, call: Call, authorization: str | None, api_key: str | None) -> None:
         """Raises: NotAllowed, NotAuthenticated."""
-        self._admin.check(authorization)
+        self._operations.check_admin(authorization)
 
-    async def _server_live(self, call: Call, request: Any) -> Message:
-        call.record.probe = True
-        return pb.ServerLiveResponse(live=True)
-
-    async def _server_ready(self, call: Call, request: Any) -> Message:
-        call.record.probe = True
-        return pb.ServerReadyResponse(ready=self._ready())
-
-    async def _server_metadata(self, call: Call, request: Any) -> Message:
-        return ParseDict(SERVER, pb.ServerMetadataResponse())
-
-    async def _model_ready(self, call: Call, request: pb.ModelReadyRequest) -> Message:
-        call.record.probe = True
-        _, status = version_named(self._segmenter.models(), request.name, request.version)
-        return pb.ModelReadyResponse(ready=status.state is ModelState.READY and self._ready())
-
-    async def _model_metadata(self, call: Call, request: pb.ModelMetadataRequest) -> Message:
-        found = version_named(self._segmenter.models(), request.name, request.version)
-        return ParseDict(metadata(*found), pb.ModelMetadataResponse())
-
-    async def _model_config(self, call: Call, request: pb.ModelConfigRequest) -> Message:
-        found = version_named(self._segmenter.models(), request.name, request.version)
-        return ParseDict({"config": config(*found)}, pb.ModelConfigResponse())
-
-    async def _model_statistics(self, call: Call, request: pb.ModelStatisticsRequest) -> Message:
-        document = self._statistics.to_json(self._segmenter.models(), request.name, request.version)
-        return ParseDict(document, pb.ModelStatisticsResponse())
-
-    async def _repository_index(self, call: Call, request: pb.RepositoryIndexRequest) -> Message:
-        models = self._admin.index(only_ready=request.ready)
-        return ParseDict({"models": models}, pb.RepositoryIndexResponse())
-
-    async def _repository_load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
-        await self._admin.load(request.model_name, request.parameters)
+    async def _load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
+        await self._operations.load(request.model_name, request.parameters)
         return pb.RepositoryModelLoadResponse()
 
-    async def _repository_unload(
-        self, call: Call, request: pb.RepositoryModelUnloadRequest
-    ) -> Message:
-        await self._admin.unload(request.model_name)
+    async def _unload(self, call: Call, request: pb.RepositoryModelUnloadRequest) -> Message:
+        await self._operations.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(
@@ -172,33 +130,47 @@ class OipGrpc:
     async def _item(
         self, stream: Call, request: pb.ModelInferRequest
     ) -> pb.ModelStreamInferResponse:
-        with stream.part("ModelInfer", stream.id) as call:
-            try:
+        call = stream.part("ModelInfer", stream.id)
+        try:
+            with call:
                 call.check_key()
                 with self._uploads.begin() as upload:
                     upload.received(request.ByteSize())
                     answer = await self._answer(call, request)
                 return pb.ModelStreamInferResponse(infer_response=answer)
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-                return pb.ModelStreamInferResponse(
-                    error_message=outcome.text,
-                    infer_response=pb.ModelInferResponse(id=request.id),
-                )
+        except BaseException:
+            if call.outcome is None:
+                raise
+            return pb.ModelStreamInferResponse(
+                error_message=call.outcome.text,
+                infer_response=pb.ModelInferResponse(id=request.id),
+            )
 
     async def _answer(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Raises: any ServiceError but ModelLoadError."""
-        call.asks_for(request.model_name)
+        model, version = request.model_name, request.model_version
+        call.asks_for(model)
         call.uploaded()
+        # Of two errors, the one that REST finds before the upload.
+        self._segmenter.check(SegmentOptions(model, version, deadline_s=call.seconds_left()))
 
         async def read() -> InferRequest:
             return _read(request)
 
-        return await self._inference.answer(
-            call, request.model_name, request.model_version, read, _response
-        )
+        return await self._inference.answer(call, model, version, read, _response)
+
+
+def _documented(name: str, operation: Callable[..., Document]) -> Work:
+    """Makes the message from the document that the operation answers the request's fields with."""
+    response = getattr(pb, f"{name}Response")
+
+    async def work(call: Call, request: Message) -> Message:
+        call.record.probe = name in _PROBES
+        fields = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields}
+        message: Message = ParseDict(operation(**fields), response(), ignore_unknown_fields=True)
+        return message
+
+    return work
 
 
 def _read(request: pb.ModelInferRequest) -> InferRequest:

@@ -4,14 +4,15 @@ the segmenter, and what Triton's clients are told of how long they took."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from service.api.call import Call
-from service.api.oip.models import Statistics, version_named
 from service.api.oip.parameters import segment_options
+from service.api.oip.statistics import Statistics
 from service.api.oip.tensors import (
     MAX_SCORES_AS_NUMBERS_BYTES,
     MAX_SCORES_BYTES,
@@ -21,8 +22,15 @@ from service.api.oip.tensors import (
     OutputTensor,
     output_tensors,
 )
-from service.core.segmenter import Segmenter, SegmentOptions, SegmentReply
-from service.errors import DeadlineExceeded, ImageTooLarge, InvalidParameter, Overloaded
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidParameter,
+    Overloaded,
+    ServiceError,
+)
 
 T = TypeVar("T")
 
@@ -55,7 +63,6 @@ class Inference:
         Raises: any ServiceError but ModelLoadError, and what `read` raises.
         """
         began = time.perf_counter()
-        found, status = version_named(self._segmenter.models(), model, version)
         try:
             request = await read()
             options = segment_options(
@@ -76,7 +83,9 @@ class Inference:
             else:
                 answer = await asyncio.to_thread(write, request, replies[0], tensors)
         except BaseException:
-            self._statistics.failed(found.name, status.version, time.perf_counter() - began)
+            with contextlib.suppress(ServiceError):
+                found, status = self._segmenter.status(model, version)
+                self._statistics.failed(found.name, status.version, time.perf_counter() - began)
             raise
         self._statistics.answered(replies, time.perf_counter() - began)
         return answer

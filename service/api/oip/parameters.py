@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from service.api.call import MAX_DEADLINE_MS
 from service.api.oip.tensors import rendering, scores_asked
-from service.core.segmenter import Priority, SegmentOptions
+from service.core.types import Priority, SegmentOptions
 from service.errors import InvalidParameter, quoted
 
 PRIORITIES: Final = {

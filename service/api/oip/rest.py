@@ -17,15 +17,14 @@ from fastapi.responses import JSONResponse
 from service.api.http.body import chunks, read_raw
 from service.api.http.middleware import call_of, unless_disconnected
 from service.api.http.problem import OIP_PREFIX
-from service.api.http.segment import server_timing
 from service.api.oip import json_codec
-from service.api.oip.admin import Admin
 from service.api.oip.infer import Inference
-from service.api.oip.models import SERVER, Statistics, config, metadata, version_named
+from service.api.oip.operations import Document, Operations
 from service.api.oip.tensors import InferRequest, OutputTensor
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import ModelState, Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import SegmentOptions, SegmentReply
 from service.errors import (
     ImageTooLarge,
     InvalidParameter,
@@ -51,19 +50,17 @@ class OipRest:
         *,
         uploads: Uploads,
         inference: Inference,
-        statistics: Statistics,
-        admin: Admin,
-        ready: Callable[[], bool],
+        operations: Operations,
     ) -> None:
         """uploads: bodies count until they are answered: the images of a request are parts of one
         body, which goes only when the last is done."""
         self._segmenter = segmenter
-        self._config = config
+        self._deadline_s = config.deadline_s
+        self._max_json_bytes = config.max_image_bytes
+        self._max_bytes = config.max_tensor_bytes
         self._uploads = uploads
         self._inference = inference
-        self._statistics = statistics
-        self._admin = admin
-        self._ready = ready
+        self._operations = operations
 
     def add_to(self, app: FastAPI) -> None:
         def route(
@@ -76,67 +73,39 @@ class OipRest:
 
             app.add_route(OIP_PREFIX + path, called, methods=[method])
 
-        route("", "ServerMetadata", self.server)
-        route("/health/live", "ServerLive", self.live, probe=True)
-        route("/health/ready", "ServerReady", self.ready, probe=True)
-        route("/models/stats", "ModelStatistics", self.statistics)
-        for model in ("/models/{model}", "/models/{model}/versions/{version}"):
-            route(model, "ModelMetadata", self.model)
-            route(model + "/ready", "ModelReady", self.model_ready, probe=True)
-            route(model + "/config", "ModelConfig", self.model_config)
-            route(model + "/stats", "ModelStatistics", self.statistics)
+        o = self._operations
+        route("", "ServerMetadata", _json(o.server_metadata))
+        route("/health/live", "ServerLive", _json(o.server_live), probe=True)
+        route("/health/ready", "ServerReady", _json(o.server_ready), probe=True)
+        route("/models/stats", "ModelStatistics", _json(o.model_statistics))
+        for model in ("/models/{name}", "/models/{name}/versions/{version}"):
+            route(model, "ModelMetadata", _json(o.model_metadata))
+            route(model + "/ready", "ModelReady", _json(o.model_ready), probe=True)
+            route(model + "/config", "ModelConfig", _json(o.model_config))
+            route(model + "/stats", "ModelStatistics", _json(o.model_statistics))
             route(model + "/infer", "ModelInfer", self.infer, "POST")
         route("/repository/index", "RepositoryIndex", self.index, "POST")
-        for operation, endpoint in (("Load", self.load), ("Unload", self.unload)):
-            path = f"/repository/models/{{model}}/{operation.lower()}"
-            route(path, f"RepositoryModel{operation}", endpoint, "POST")
+        repository = "/repository/models/{name}"
+        route(repository + "/load", "RepositoryModelLoad", self.load, "POST")
+        route(repository + "/unload", "RepositoryModelUnload", self.unload, "POST")
 
-    async def server(self, request: Request) -> Response:
-        return JSONResponse(SERVER)
-
-    async def live(self, request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        if not self._ready():
-            raise ModelNotReady("not ready: the models are loading, or the server is draining")
-        # The protocol's text says `live` here, and its clients read `ready`.
-        return JSONResponse({"live": True, "ready": True})
-
-    async def model(self, request: Request, model: str, version: str = "") -> Response:
-        return JSONResponse(metadata(*version_named(self._segmenter.models(), model, version)))
-
-    async def model_ready(self, request: Request, model: str, version: str = "") -> Response:
-        found, status = version_named(self._segmenter.models(), model, version)
-        if status.state is not ModelState.READY or not self._ready():
-            raise ModelNotReady(f"model {found.name} version {status.version} is not ready")
-        return JSONResponse({"name": found.name, "ready": True})
-
-    async def model_config(self, request: Request, model: str, version: str = "") -> Response:
-        return JSONResponse(config(*version_named(self._segmenter.models(), model, version)))
-
-    async def statistics(self, request: Request, model: str = "", version: str = "") -> Response:
-        return JSONResponse(self._statistics.to_json(self._segmenter.models(), model, version))
-
-    async def infer(self, request: Request, model: str, version: str = "") -> Response:
+    async def infer(self, request: Request, name: str, version: str = "") -> Response:
         call = call_of(request.scope)
-        call.asks_for(model)
+        call.asks_for(name)
         # Whoever is to be turned away should know it before an upload.
-        deadline_s = self._config.deadline_s
-        self._segmenter.check(SegmentOptions(model, version, deadline_s=deadline_s))
+        options = SegmentOptions(name, version, deadline_s=self._deadline_s)
+        self._segmenter.check(options)
         self._check_headers(request)
         with self._uploads.begin() as upload:
-            body = await upload.in_time(
-                read_raw(chunks(request.receive, upload), self._config.max_tensor_bytes)
-            )
+            body = await upload.in_time(read_raw(chunks(request.receive, upload), self._max_bytes))
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
-            answer = self._inference.answer(call, model, version, read, _response)
+            answer = self._inference.answer(call, name, version, read, _response)
             return await unless_disconnected(answer, request.receive)
 
     async def _read(self, body: bytes, length: str | None) -> InferRequest:
         """Raises: InvalidParameter, ImageTooLarge."""
-        read = partial(json_codec.read, body, length, max_json_bytes=self._config.max_image_bytes)
+        read = partial(json_codec.read, body, length, max_json_bytes=self._max_json_bytes)
         if len(body) <= _INLINE_BYTES or length is not None:
             return read()
         return await asyncio.to_thread(read)
@@ -151,24 +120,24 @@ class OipRest:
             )
         claimed = request.headers.get("content-length", "0")
         # A claim is no proof of being small enough, but enough to be refused before the upload.
-        if claimed.isdigit() and int(claimed[:18]) > self._config.max_tensor_bytes:
+        if claimed.isdigit() and int(claimed[:18]) > self._max_bytes:
             raise ImageTooLarge(
-                f"the request is larger than {self._config.max_tensor_bytes} bytes: send fewer "
+                f"the request is larger than {self._max_bytes} bytes: send fewer "
                 "images in one, or image files as BYTES"
             )
 
     async def index(self, request: Request) -> Response:
-        only_ready = (await self._admitted(request)).get("ready", False) is True
-        return JSONResponse(self._admin.index(only_ready=only_ready))
+        ready = (await self._admitted(request)).get("ready", False) is True
+        return JSONResponse(self._operations.repository_index(ready))
 
-    async def load(self, request: Request, model: str) -> Response:
+    async def load(self, request: Request, name: str) -> Response:
         document = await self._admitted(request)
-        await self._admin.load(model, document.get("parameters"))
+        await self._operations.load(name, document.get("parameters"))
         return JSONResponse({})
 
-    async def unload(self, request: Request, model: str) -> Response:
+    async def unload(self, request: Request, name: str) -> Response:
         await self._admitted(request)
-        await self._admin.unload(model)
+        await self._operations.unload(name)
         return JSONResponse({})
 
     async def _admitted(self, request: Request) -> dict[str, Any]:
@@ -176,7 +145,7 @@ class OipRest:
 
         Raises: NotAllowed, NotAuthenticated, InvalidParameter, ImageTooLarge.
         """
-        self._admin.check(request.headers.get("authorization"))
+        self._operations.check_admin(request.headers.get("authorization"))
         with self._uploads.begin() as upload:
             body = await upload.in_time(
                 read_raw(chunks(request.receive, upload), _MAX_ADMIN_BODY_BYTES)
@@ -190,8 +159,19 @@ class OipRest:
         return document
 
 
+def _json(operation: Callable[..., Document]) -> Endpoint:
+    async def endpoint(request: Request, **path_params: str) -> Response:
+        document = operation(**path_params)
+        if document.get("ready", True):
+            return JSONResponse(document)
+        what = f"model {document['name']} is" if "name" in document else "the server is"
+        raise ModelNotReady(f"{what} not ready: models are loading, or the server is draining")
+
+    return endpoint
+
+
 def _response(
     request: InferRequest, first: SegmentReply, tensors: Sequence[OutputTensor]
 ) -> Response:
     content, headers = json_codec.write(request, first.model, first.version, tensors)
-    return Response(content, headers={**headers, "Server-Timing": server_timing(first.timings)})
+    return Response(content, headers=headers)

@@ -1,4 +1,4 @@
-"""The tensors of the Open Inference Protocol, without a transport.
+"""Reads and arranges the tensors of the Open Inference Protocol, without a transport.
 
 In comes one tensor, `image`: pixels (UINT8 [N,H,W,3]) or image files (BYTES [N]). Out go
 `label_map` (UINT8 [N,H,W]) and, when asked for, `overlay` (BYTES [N], PNG files) and, of a model
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.core.segmenter import Output, Score, SegmentReply
+from service.core.types import Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -98,7 +98,7 @@ class InferRequest:
 
     @property
     def scores_as_numbers(self) -> bool:
-        """Whether some scores are to be written out, number by number."""
+        """Says whether some scores are to be written out, number by number."""
         return any(name in SCORES and name not in self.binary for name in self.outputs)
 
 
@@ -137,9 +137,9 @@ def outputs_asked(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names) or (LABEL_MAP,)
 
 
-def rendering(outputs: Sequence[str]) -> Output | None:
+def rendering(outputs: Sequence[str]) -> str | None:
     """Says what to render for these outputs."""
-    return Output.OVERLAY if OVERLAY in outputs else None
+    return OVERLAY if OVERLAY in outputs else None
 
 
 def scores_asked(outputs: Sequence[str]) -> tuple[Score, ...]:

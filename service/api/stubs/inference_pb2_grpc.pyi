@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from inference.proto, sha256 299b5d57c8ec13e2dd8f1d4fc6ad1803.
+# By `make proto` with grpcio-tools==1.72.2 from inference.proto, sha256 103db782b2f868db042ae8284b402ced.
 from typing import Any
 
 class GRPCInferenceServiceStub:

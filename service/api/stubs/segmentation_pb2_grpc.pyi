@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 2356414784c6a644729affe155c3fafc.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 bd5bfca12eda15c231be837d81c71a17.
 from typing import Any
 
 class SegmentationStub:

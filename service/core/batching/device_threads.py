@@ -7,6 +7,8 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from service.core.batching.policy import InferenceResult
 from service.core.batching.queue import Batch, BatchQueue
 from service.core.threads import start_thread
@@ -45,7 +47,7 @@ def run(instance: Instance, batch: Batch, clock: Clock) -> list[InferenceResult]
     """
     requests = batch.requests
     images = [request.image for request in requests]
-    tensor = images[0][None] if len(images) == 1 else instance.stack(images)
+    tensor = images[0][None] if len(images) == 1 else np.stack(images)
     began_s = clock()
     logits: Float32Array | None = None
     if requests[0].wants_logits:

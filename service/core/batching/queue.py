@@ -113,8 +113,6 @@ class BatchQueue:
         """False after `close`, and when it died of a fault of its own."""
         return self._error is None
 
-    # Before the image is there
-
     def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:
         """Finds out whether there is room now, and takes none.
 
@@ -158,8 +156,6 @@ class BatchQueue:
         """Gives up what is still reserved; may be called again."""
         with self._lock:
             self._release(request)
-
-    # The image, and its answer
 
     def put(
         self,
@@ -206,8 +202,6 @@ class BatchQueue:
                     self._observe_depth()
             raise
 
-    # For the instances
-
     def next_batch(self, *, full_device: bool = False) -> Batch | None:
         """Waits for what an instance is to run next; None once the queue is closed."""
         awaited = self._full_device if full_device else self._shared_instance
@@ -248,8 +242,6 @@ class BatchQueue:
                 self._retries.extend(batch.requests)
                 self._wake()
 
-    # Predictions
-
     def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
         """Predicts the wait for the device of an image that would come now; 0 when it is idle."""
         with self._lock:
@@ -259,8 +251,6 @@ class BatchQueue:
         """Predicts how long the work at hand should take, in whole seconds from 1 to 60."""
         with self._lock:
             return self._retry_after_s()
-
-    # The end
 
     def close(self, error: Exception | None = None, lost: Iterable[InferenceRequest] = ()) -> None:
         """Answers everybody with an error, `lost` included, and takes nothing more.

@@ -1,1 +1,1 @@
-"""What runs a network: ONNX Runtime, OpenVINO, and what they need of the machine."""
+"""Runs networks, in ONNX Runtime or OpenVINO, with what the machine has."""

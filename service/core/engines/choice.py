@@ -1,4 +1,4 @@
-"""Which engine runs a model file: ONNX Runtime, or OpenVINO where its labels are the same.
+"""Chooses the engine of a model file: ONNX Runtime, or OpenVINO where its labels are the same.
 
 ONNX Runtime is the reference. OpenVINO never serves before it has labelled sample images of several
 sizes as ONNX Runtime does.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from service.config import SegmenterConfig
 from service.core.engines.cores import Plan, multiplies_int8, plan
 from service.core.engines.cuda import INSTANCES, GpuOptions
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.prepare import prepare
 from service.core.types import Network
@@ -76,7 +76,7 @@ def open_network(
     """Opens the file of the wanted precision in the wanted engine.
 
     engine: one of `ENGINES`; on a GPU there is ONNX Runtime only. provider, gpu: see
-    `onnx_runtime.Session`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
+    `OnnxRuntimeNetwork`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
     "fp16" those beside it, and "auto" takes fp16 where it exists and the network runs on a GPU,
     int8 on a CPU made for it.
 
@@ -101,14 +101,14 @@ def open_network(
 
 def _open_session(
     path: Path, provider: str, precision: str, plan: Plan, gpu: GpuOptions | None
-) -> Session:
+) -> OnnxRuntimeNetwork:
     """Opens the file of that precision in ONNX Runtime."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     int8, fp16 = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
 
-    def opened(file: Path, provider: str = provider) -> Session:
-        return Session(
+    def opened(file: Path, provider: str = provider) -> OnnxRuntimeNetwork:
+        return OnnxRuntimeNetwork(
             file,
             provider=provider,
             threads=plan.threads,
@@ -171,7 +171,7 @@ def samples(network: Network) -> list[UInt8Array]:
     images: dict[tuple[int, ...], UInt8Array] = {}
     for height, width in SAMPLE_SIZES:
         try:
-            tensor = prepare(_image(height, width), network.contract.input).tensor[None]
+            tensor = prepare(_image(height, width), network.contract.input)[None]
         except ImageTooLarge:
             continue
         images[tensor.shape] = tensor

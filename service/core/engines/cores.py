@@ -11,7 +11,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 _MAX_INSTANCES = 8
-"""By default. Each holds the network's intermediate results of one batch."""
+"""Limit of the default: each holds the network's intermediate results of one batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One ONNX file on GPUs, through ONNX Runtime's CUDA and TensorRT providers.
+"""Runs an ONNX file on GPUs, through ONNX Runtime's CUDA and TensorRT providers.
 
 It follows their documentation; no card has measured it. Issue numbers: microsoft/onnxruntime.
 """
@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 class NoGpu(Exception):
-    """A network cannot run on GPUs; the message says why, as the end of a sentence."""
+    """Says, as the end of a sentence, why a network cannot run on GPUs."""
 
 
 @dataclass(frozen=True, slots=True)

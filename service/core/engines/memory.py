@@ -21,13 +21,13 @@ RESERVED_BYTES: Final = 700_000_000
 MobileNetV1 on a megapixel each, uploads. A container that 24 callers sent images of 12 megapixels
 took 744 MB with 48 million pixels admitted and 1155 MB with 160 million; one of 1 GiB takes 909."""
 BYTES_PER_ADMITTED_PIXEL: Final = 4
-"""RGB, and a label map or what is rendered of it."""
+"""Bytes for RGB, and a label map or what is rendered of it."""
 MIN_ADMITTED_PIXELS, MAX_ADMITTED_PIXELS = 10_000_000, 160_000_000
 """Fewer would turn small images away that take little; more would only wait."""
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-"""Of glibc's malloc.h."""
+"""Numbers from glibc's malloc.h."""
 _KEPT_BUFFER_BYTES: Final = 8 * 1024 * 1024
 """A larger buffer, such as the pixels of an image above 2.7 megapixels, goes back when freed."""
 _KEPT_BYTES: Final = 64 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""One ONNX file in ONNX Runtime, on GPUs (`cuda`) or on the CPU.
+"""Runs an ONNX file in ONNX Runtime, on GPUs (`cuda`) or on the CPU.
 
 Session options follow what users of the runtime reported, by issue number of microsoft/onnxruntime.
 """
@@ -31,9 +31,9 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 _BRIEF_SPINNING: Final = (1, 31)
-"""The version tried. Those without the option would spin for many milliseconds, and not say so."""
+"""Version tried. Those without the option would spin for many milliseconds, and not say so."""
 PROVIDERS: Final = ("auto", "cpu", *EXECUTION_PROVIDERS)
-"""As settings, metrics and replies call them."""
+"""Names in settings, metrics and replies."""
 
 COPIES_BYTES: Final = 256 * 1024 * 1024
 """Bytes of weights that instances of one thread may have for themselves. Callers of one session
@@ -42,7 +42,7 @@ two sessions do (bench/LOG.md). Callers of a session of several threads would sh
 _log = logging.getLogger(__name__)
 
 
-class Session:
+class OnnxRuntimeNetwork:
     """Holds a network that is ready to run; see `Network`.
 
     path: the file. provider: where it runs, "cpu", "cuda" or "tensorrt".

@@ -1,4 +1,4 @@
-"""One ONNX file in OpenVINO, on the CPU: the only module that knows it.
+"""Runs an ONNX file in OpenVINO, on the CPU: the only module that knows it.
 
 A network compiled for any height and width has answered with wrong labels in int8, without a word.
 So every size gets a compiled network of its own, and the sizes used last are kept; and before any

@@ -72,7 +72,7 @@ def _try(network: Network, instance: Instance, shape: Shape) -> None:
     )
     black = np.zeros((*shape, 3), np.uint8)
     try:
-        label_maps = instance.warm_up(black)
+        label_maps = instance.run(black)
     except Exception as error:
         raise ModelLoadError(
             f"model {network.contract.model_name} fails on a black {images}: {first_line(error)}"

@@ -1,15 +1,14 @@
-"""A picture too large for one inference, in overlapping parts whose labels are those of the whole.
+"""Tiles of an image too large for one inference, whose labels together are those of the whole.
 
-A part starts at a multiple of the network's stride and reads `context_px` more on every side than
-it answers for, so that for the pixels it answers for nothing it lacks would have counted; see
-`InputSpec.context_px`.
+Tiles overlap: one starts at a multiple of the network's stride and reads `context_px` more on every
+side than it answers for, so that for the pixels it answers for nothing it lacks would have counted;
+see `InputSpec.context_px`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import InputSpec
+from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
-UInt8Array = npt.NDArray[np.uint8]
 S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Along one axis, in pixels of the picture: reads [start, end), answers for [first, last)."""
+    """Along one axis, in pixels of the image: reads [start, end), answers for [first, last)."""
 
     start: int
     end: int
@@ -35,18 +34,18 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One part of a picture."""
+    """One part of an image."""
 
     rows: Span
     columns: Span
 
     def cut(self, rgb: UInt8Array) -> UInt8Array:
-        """uint8 [H,W,3] of the picture -> C-contiguous uint8 [h,w,3]."""
+        """Copies its pixels out of uint8 [H,W,3], C-contiguous uint8 [h,w,3]."""
         rows, columns = self.rows, self.columns
         return np.ascontiguousarray(rgb[rows.start : rows.end, columns.start : columns.end])
 
     def put(self, labels: npt.NDArray[S], whole: npt.NDArray[S]) -> None:
-        """labels: [...,h,w] of this part. whole: [...,H,W], written where the part answers."""
+        """Writes [...,h,w] of this tile into [...,H,W] where it answers."""
         rows, columns = self.rows, self.columns
         whole[..., rows.first : rows.last, columns.first : columns.last] = labels[
             ...,
@@ -86,29 +85,11 @@ class Mosaic:
         return place
 
 
-async def in_tiles(
-    tiles: Iterable[Tile], run: Callable[[Tile], Awaitable[None]], *, at_once: int
-) -> None:
-    """Runs every tile, some at once; the first error is raised and ends the others."""
-    remaining = iter(tiles)
-
-    async def work() -> None:
-        for tile in remaining:
-            await run(tile)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
-                group.create_task(work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
-    """Parts of at most `max_pixels` that together answer for every pixel once, in reading order.
+    """Divides an image into tiles of at most `max_pixels`, which answer for every pixel once.
 
-    Of the grids that fit, the one that reads the fewest pixels. One part, the picture itself, if it
-    is small enough. Raises: ImageTooLarge if the network needs the whole picture, or if so few
+    They are in reading order, and of the grids that fit theirs reads the fewest pixels. A small
+    image is one tile. Raises: ImageTooLarge if the network needs the whole image, or if so few
     pixels leave no room beside the context.
     """
     if height * width <= max_pixels:
@@ -116,8 +97,8 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         return [whole]
     if spec.context_px is None:
         raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width), this server runs {max_pixels} "
-            "pixels at once and this model needs the picture whole: scale it down, or raise "
+            f"the image is {height}x{width} (height x width), this server runs {max_pixels} "
+            "pixels at once and this model needs the image whole: scale it down, or raise "
             "FCN_MAX_WHOLE_PIXELS"
         )
     best: tuple[int, list[Span], list[Span]] | None = None
@@ -132,7 +113,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
     if best is None:
         side = 2 * spec.context_px + spec.stride
         raise ImageTooLarge(
-            f"the picture is {height}x{width} (height x width) and needs parts of {side}x{side} "
+            f"the image is {height}x{width} (height x width) and needs tiles of {side}x{side} "
             f"pixels where this server runs {max_pixels} at once: scale it down, or raise "
             "FCN_MAX_WHOLE_PIXELS"
         )
@@ -140,7 +121,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
 
 
 def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
-    """Into 1, 2, 3 ... parts of about equal size; at the latest into parts of one stride."""
+    """Divides into 1, 2, 3 ... spans of about equal size, down to spans of one stride."""
     steps = -(-length // spec.stride)
     sizes = {-(-steps // parts) for parts in range(1, steps + 1)}
     for size in sorted(sizes, reverse=True):
@@ -148,14 +129,14 @@ def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
 
 
 def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
-    """The fewest parts that each read at most `longest` pixels; None if there are none."""
+    """Finds the fewest spans that each read at most `longest` pixels; None if there are none."""
     if length <= longest:
         return _spans(length, length, spec)
     context = spec.context_px or 0
     steps = (longest - 2 * context) // spec.stride
     if steps < 1:
         return None
-    # Of so many parts, the smallest ones: none is a sliver that costs a whole context.
+    # Of so many spans, the smallest ones: none is a sliver that costs a whole context.
     count = -(-length // (steps * spec.stride))
     even = math.ceil(length / count / spec.stride) * spec.stride
     return _spans(length, even, spec)

@@ -1,1 +1,1 @@
-"""Which models there are, and which of them serve."""
+"""Keeps the models that serve in step with the repository."""

@@ -1,4 +1,4 @@
-"""One version of a model, from its file to a queue that takes requests."""
+"""Loads one version of a model, from its file to a queue that takes requests."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class Served:
-    """One version of a model that takes requests. Whoever uses it does so in its `with` block.
+class LoadedModel:
+    """Holds one version of a model. Whoever uses it does so in its `with` block.
 
-    source: what it was made of, see `source_of`. palette: see `Contract.palette`.
+    It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
+    palette: see `Contract.palette`.
     """
 
     name: str
     version: str
     network: Network
     queue: BatchQueue
-    threads: Sequence[threading.Thread]
     source: object = None
+    threads: Sequence[threading.Thread] = ()
     palette: npt.NDArray[np.uint8] = field(init=False)
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,10 +62,6 @@ class Served:
         return self.network.provider
 
     @property
-    def path(self) -> Path:
-        return self.network.path
-
-    @property
     def state(self) -> ModelState:
         return ModelState.READY if self.queue.alive else ModelState.FAILED
 
@@ -73,8 +70,12 @@ class Served:
         """Counts those that share the device."""
         return sum(not instance.full_device for instance in self.network.instances)
 
+    def close(self) -> None:
+        """Fails what it still has with ShuttingDown."""
+        self.queue.close()
+
     def join(self) -> None:
-        """Waits, after the queue was closed, for the end of the device threads."""
+        """Waits, after `close`, for the end of the device threads."""
         for thread in self.threads:
             thread.join()
 
@@ -98,19 +99,8 @@ class Served:
             self._unused.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A network that has answered. An image of `pixels` took it `seconds`."""
-
-    file: ModelFile
-    settings: ModelSettings
-    network: Network
-    pixels: int
-    seconds: float
-
-
 class Loader:
-    """`load` on a thread, then `serve` on the event loop."""
+    """`load`, on any thread, then `start`."""
 
     def __init__(
         self,
@@ -128,68 +118,57 @@ class Loader:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is loading a network."""
+        """Tells whether a thread is loading a network."""
         return self._at_work > 0
 
-    def load(self, file: ModelFile, settings: ModelSettings) -> Loaded:
-        """Opens and warms up. Raises: ModelLoadError, or whatever a runtime raises."""
-        # On the thread itself: whoever waited for it may have left.
+    def load(self, file: ModelFile, settings: ModelSettings) -> LoadedModel:
+        """Opens a model and warms it up. Raises: ModelLoadError, or whatever a runtime raises."""
+        # Counted here, on the thread itself: whoever waited for it may have left.
         self._at_work += 1
         try:
-            return self._load(file, settings)
+            check_present(file)
+            network = self._open(file.path)
+            size = _check_contract(file, network.contract)
+            seconds = self._warm_up(file, settings, network, size)
         finally:
             self._at_work -= 1
-
-    def serve(self, loaded: Loaded) -> Served:
-        """Takes requests from now on."""
-        file, network, config = loaded.file, loaded.network, self._config
         shared = sum(not instance.full_device for instance in network.instances)
         queue = BatchQueue(
             model=file.name,
             instances=shared,
             full_device=shared < len(network.instances),
-            max_batch=self._max_batch(network, loaded.settings),
-            max_batch_pixels=config.max_batch_pixels,
-            max_queue=config.max_queue,
-            max_wait_s=config.max_wait_s,
+            max_batch=self._max_batch(network, settings),
+            max_batch_pixels=self._config.max_batch_pixels,
+            max_queue=self._config.max_queue,
+            max_wait_s=self._config.max_wait_s,
             observer=self._observer,
             clock=self._clock,
         )
-        queue.seed(loaded.pixels, loaded.seconds)
+        queue.seed(size[0] * size[1], seconds)
+        return LoadedModel(file.name, file.version, network, queue, source_of(file, settings))
+
+    def start(self, model: LoadedModel) -> None:
+        """Starts a model's device threads: it takes requests from now on."""
         # A GPU waits for whoever launches its kernels, and that takes little: such a thread does
         # not stand back.
-        nice = DEVICE_NICE if network.provider == "cpu" else 0
-        threads = serve(network.instances, queue, name=file.name, nice=nice, clock=self._clock)
-        _log.info("serving %s version %s on %s", file.name, file.version, network.provider)
-        source = source_of(file, loaded.settings)
-        return Served(file.name, file.version, network, queue, threads, source)
+        nice = DEVICE_NICE if model.provider == "cpu" else 0
+        model.threads = serve(
+            model.network.instances, model.queue, name=model.name, nice=nice, clock=self._clock
+        )
+        _log.info("serving %s version %s on %s", model.name, model.version, model.provider)
 
-    def _load(self, file: ModelFile, settings: ModelSettings) -> Loaded:
-        check_present(file)
-        network = self._open(file.path)
-        contract = network.contract
-        if contract.model_name != file.name:
-            _log.warning(
-                "%s calls itself %r and is served under its folder's name, %r",
-                file.path,
-                contract.model_name,
-                file.name,
-            )
-        size = ordinary_size(contract.input)
-        if size is None:
-            raise ModelLoadError(
-                f"{file.path}: the contract allows no size at all: no multiple of "
-                f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
-            )
+    def _warm_up(
+        self, file: ModelFile, settings: ModelSettings, network: Network, size: tuple[int, int]
+    ) -> float:
+        """Has it answer before anybody waits; returns the seconds that an image of `size` takes."""
         wanted = (*self._config.warm_up_sizes, *settings.warm_up_sizes)
-        sizes = [*accepted_sizes(wanted, contract.input), size]
+        sizes = [*accepted_sizes(wanted, network.contract.input), size]
         network.warm_up(sizes)
         if network.provider != "cpu":
             self._warm_up_batches(file, network, sizes, self._max_batch(network, settings))
         began = self._clock()
         network.warm_up([size])
-        seconds = (self._clock() - began) / len(network.instances)
-        return Loaded(file, settings, network, size[0] * size[1], seconds)
+        return (self._clock() - began) / len(network.instances)
 
     def _max_batch(self, network: Network, settings: ModelSettings) -> int:
         # On a CPU a batch takes as long as its images one by one: it would delay the first.
@@ -199,7 +178,10 @@ class Loader:
     def _warm_up_batches(
         self, file: ModelFile, network: Network, sizes: Sequence[tuple[int, int]], max_batch: int
     ) -> None:
-        """On a GPU, where each number of images is a shape of its own. Raises: ModelLoadError."""
+        """Warms up a GPU, where each number of images is a shape of its own.
+
+        Raises: ModelLoadError.
+        """
         shapes = batch_shapes(sizes, max_batch, self._config.max_batch_pixels)
         began = self._clock()
         left = warm_up_batches(network, shapes, BATCHES_S, self._clock)
@@ -222,6 +204,24 @@ class Loader:
             )
 
 
+def _check_contract(file: ModelFile, contract: Contract) -> tuple[int, int]:
+    """Returns an ordinary (height, width). Raises: ModelLoadError if the model takes none."""
+    if contract.model_name != file.name:
+        _log.warning(
+            "%s calls itself %r and is served under its folder's name, %r",
+            file.path,
+            contract.model_name,
+            file.name,
+        )
+    size = ordinary_size(contract.input)
+    if size is None:
+        raise ModelLoadError(
+            f"{file.path}: the contract allows no size at all: no multiple of "
+            f"{contract.input.multiple_of_px} px lies between its smallest and largest side"
+        )
+    return size
+
+
 def source_of(file: ModelFile, settings: ModelSettings) -> object:
-    """What a network and its queue are made of: when it differs, they are made again."""
+    """Tells what a model is made of: when it differs, it is loaded again."""
     return file.stamp, settings.max_batch, settings.warm_up_sizes

@@ -1,4 +1,4 @@
-"""The two files of a model repository that are not models: `<name>/model.toml`, `aliases.toml`.
+"""Reads the two files of a repository that are not models: `<name>/model.toml`, `aliases.toml`.
 
 Both may be missing. A key that is not known is refused by name: a setting with a typing mistake in
 it would otherwise be no setting at all.
@@ -30,7 +30,7 @@ _SIZE: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How one model is served.
+    """Says how one model is served.
 
     latest: how many versions, the highest that load; None: all. only: these versions and no others,
     ascending; empty: no such list. default_version: the one meant when none is asked for; None: the
@@ -44,13 +44,13 @@ class ModelSettings:
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
 
     def candidates(self, found: Iterable[str]) -> list[str]:
-        """The versions to serve of those `found`, highest first; `latest` of them are enough."""
+        """Lists the versions to serve of those `found`, highest first; `latest` are enough."""
         return sorted(self.only or found, key=int, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Another name for a model, or for one version of it."""
+    """Gives another name to a model, or to one version of it."""
 
     model: str
     version: str | None = None
@@ -61,7 +61,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One TOML file; `refuse` makes the error that names it."""
+    """Holds one TOML file; `refuse` makes the error that names it."""
 
     path: Path
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class _Table:
 
 
 def read_settings(folder: Path) -> ModelSettings:
-    """Of the model in `folder`; the defaults when it has no such file. Raises: ModelLoadError."""
+    """Reads those of the model in `folder`, or returns the defaults. Raises: ModelLoadError."""
     table = _read(folder / SETTINGS_FILE)
     if unknown := sorted(set(table.values) - set(_KEYS)):
         raise table.refuse(f"unknown key {quoted(unknown[0])}: there are {', '.join(_KEYS)}")
@@ -88,7 +88,7 @@ def read_settings(folder: Path) -> ModelSettings:
 
 
 def read_aliases(repository: Path) -> dict[str, Alias]:
-    """By alias; empty when there is no such file. Raises: ModelLoadError."""
+    """Reads aliases by name; none when there is no such file. Raises: ModelLoadError."""
     table = _read(repository / ALIASES_FILE)
     aliases = {}
     for name, target in table.values.items():
@@ -115,7 +115,7 @@ def _read(path: Path) -> _Table:
 
 
 def _versions(table: _Table) -> tuple[int | None, tuple[str, ...]]:
-    """`latest` and `only` as the key `versions` says."""
+    """Reads `latest` and `only` out of the key `versions`."""
     wanted = table.values.get("versions", "all")
     if wanted == "all":
         return None, ()

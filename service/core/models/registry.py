@@ -1,12 +1,10 @@
-"""Which model and version a request means."""
+"""Tells which loaded model and version a request means; nobody else resolves names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
-from model.contract import Contract
+from service.core.models.loader import LoadedModel
 from service.core.models.model_settings import Alias
 from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import (
@@ -18,83 +16,55 @@ from service.errors import (
 )
 
 
-class Entry(Protocol):
-    """One version of one model. version: a positive integer in decimal."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def state(self) -> ModelState: ...
-
-    @property
-    def contract(self) -> Contract: ...
-
-    @property
-    def provider(self) -> str: ...
-
-    @property
-    def path(self) -> Path: ...
-
-
-E = TypeVar("E", bound=Entry)
-
-
-class Catalog(Generic[E]):
-    """Entries by name and version; a model's default is its highest version, or the one set."""
+class ModelRegistry:
+    """Holds models by name and version; the default is the highest version, or the one set."""
 
     def __init__(self, default_model: str | None = None) -> None:
         """default_model: meant when a request names none; without one, a lone model is meant."""
         self._default_model = default_model
-        self._entries: dict[str, dict[str, E]] = {}
+        self._models: dict[str, dict[str, LoadedModel]] = {}
         self._defaults: dict[str, str] = {}
         self._aliases: Mapping[str, Alias] = {}
         # What was found since the last change: every request asks, and twice.
-        self._found: dict[tuple[str | None, str | None], E] = {}
+        self._found: dict[tuple[str | None, str | None], LoadedModel] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether a request may name it: a model or an alias of one."""
-        return name in self._entries or (
-            name in self._aliases and self._aliases[name].model in self._entries
+        """Tells whether a request may name it: a model or an alias of one."""
+        return name in self._models or (
+            name in self._aliases and self._aliases[name].model in self._models
         )
 
     def names(self) -> list[str]:
-        return sorted(self._entries)
+        return sorted(self._models)
 
-    def entries(self) -> list[E]:
-        return [entry for versions in self._entries.values() for entry in versions.values()]
+    def models(self) -> list[LoadedModel]:
+        return [model for versions in self._models.values() for model in versions.values()]
 
-    def get(self, name: str, version: str) -> E | None:
-        return self._entries.get(name, {}).get(version)
+    def get(self, name: str, version: str) -> LoadedModel | None:
+        return self._models.get(name, {}).get(version)
 
-    def versions(self, name: str) -> list[E]:
-        """Ascending; empty for an unknown model."""
-        return list(self._entries.get(name, {}).values())
+    def versions(self, name: str) -> list[LoadedModel]:
+        """Lists them ascending; empty for an unknown model."""
+        return list(self._models.get(name, {}).values())
 
-    def add(self, entry: E) -> None:
-        """In place of one of the same name and version."""
+    def add(self, model: LoadedModel) -> None:
+        """Puts it in place of one of the same name and version."""
         self._found.clear()
-        versions = {**self._entries.get(entry.name, {}), entry.version: entry}
-        self._entries[entry.name] = {v: versions[v] for v in sorted(versions, key=int)}
+        versions = {**self._models.get(model.name, {}), model.version: model}
+        self._models[model.name] = {v: versions[v] for v in sorted(versions, key=int)}
 
-    def remove(self, entry: E) -> None:
-        """A model without versions is gone."""
+    def remove(self, model: LoadedModel) -> None:
+        """Takes it out; a name without versions is gone."""
         self._found.clear()
-        versions = self._entries.get(entry.name, {})
-        if versions.get(entry.version) is entry:
-            del versions[entry.version]
+        versions = self._models.get(model.name, {})
+        if versions.get(model.version) is model:
+            del versions[model.version]
         if not versions:
-            self._entries.pop(entry.name, None)
-            self._defaults.pop(entry.name, None)
+            self._models.pop(model.name, None)
+            self._defaults.pop(model.name, None)
 
     def set_default(self, name: str, version: str | None) -> None:
-        """The version of a model that is meant when none is named, while it is there.
-
-        None: the highest.
-        """
+        """Sets the version meant when none is named, while it is there; None: the highest."""
         self._found.clear()
         if version is None:
             self._defaults.pop(name, None)
@@ -102,66 +72,75 @@ class Catalog(Generic[E]):
             self._defaults[name] = version
 
     def set_aliases(self, aliases: Mapping[str, Alias]) -> None:
-        """In place of those before. A model's own name goes before an alias."""
+        """Replaces those before. A model's own name goes before an alias."""
         self._found.clear()
         self._aliases = aliases
 
-    def astray(self) -> dict[str, Alias]:
-        """The aliases of what is not there."""
+    def dangling_aliases(self) -> dict[str, Alias]:
+        """Returns the aliases of what is not there."""
         return {
             alias: target
             for alias, target in self._aliases.items()
-            if target.model not in self._entries
-            or target.version not in (None, *self._entries[target.model])
+            if target.model not in self._models
+            or target.version not in (None, *self._models[target.model])
         }
 
-    def find(self, name: str | None, version: str | None) -> E:
-        """Raises: InvalidParameter, UnknownModel, UnknownVersion, ModelNotReady."""
-        entry = self._found.get((name, version))
-        if entry is None:
+    def find(self, name: str | None, version: str | None) -> LoadedModel:
+        """Finds what a request of these names means.
+
+        Raises: InvalidParameter, UnknownModel, UnknownVersion, ModelNotReady.
+        """
+        model = self._found.get((name, version))
+        if model is None:
             # Only what there is is kept, so made-up names take no memory.
-            entry = self._found[name, version] = self._find(name, version)
-        if entry.state is not ModelState.READY:
+            model = self._found[name, version] = self._find(name, version)
+        if model.state is not ModelState.READY:
             raise ModelNotReady(
-                f"model {entry.name} version {entry.version} is {entry.state}: ask its operator to "
+                f"model {model.name} version {model.version} is {model.state}: ask its operator to "
                 "look at the log, or choose another"
             )
-        return entry
+        return model
 
     def default_name(self) -> str | None:
         """Names the model that is meant when none is named; None when one must be."""
         if self._default_model is not None:
-            return self._own_name(self._default_model)
-        return next(iter(self._entries)) if len(self._entries) == 1 else None
+            return self.resolve_alias(self._default_model)
+        return next(iter(self._models)) if len(self._models) == 1 else None
+
+    def resolve_alias(self, name: str) -> str:
+        """Returns the name of an alias's model, any other name as it is."""
+        if name in self._models or name not in self._aliases:
+            return name
+        return self._aliases[name].model
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request means, for a time series; "" for made-up names, which must
         not make one each."""
-        own = self._own_name(name) if name else self.default_name()
-        return own if own in self._entries else ""
+        own = self.resolve_alias(name) if name else self.default_name()
+        return own if own in self._models else ""
 
     def status(self, name: str | None, version: str | None) -> tuple[ModelStatus, VersionStatus]:
         """Finds what is meant as `find` does, whether it is ready or not.
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
-        entry = self._find(name, version)
-        model = self._status(entry.name)
-        return model, next(v for v in model.versions if v.version == entry.version)
+        found = self._find(name, version)
+        status = self._status(found.name)
+        return status, next(v for v in status.versions if v.version == found.version)
 
-    def _find(self, name: str | None, version: str | None) -> E:
+    def _find(self, name: str | None, version: str | None) -> LoadedModel:
         """Raises: InvalidParameter, UnknownModel, UnknownVersion."""
         name = name or self._default_model
         if name is None:
-            if not self._entries:
+            if not self._models:
                 raise UnknownModel("no model is loaded: ask the operator to load one")
-            if len(self._entries) != 1:
+            if len(self._models) != 1:
                 raise InvalidParameter(
                     f"several models are served, say which: {', '.join(self.names())}"
                 )
-            (name,) = self._entries
+            (name,) = self._models
         name, version = self._resolve(name, version or None)
-        versions = self._entries.get(name)
+        versions = self._models.get(name)
         if versions is None:
             raise UnknownModel(
                 f"there is no model {quoted(name)}: choose from "
@@ -183,25 +162,19 @@ class Catalog(Generic[E]):
             name,
             self._default(name),
             tuple(
-                VersionStatus(e.version, e.state, e.contract, e.provider, e.path)
-                for e in self._entries[name].values()
+                VersionStatus(m.version, m.state, m.contract, m.provider, m.network.path)
+                for m in self._models[name].values()
             ),
             tuple(
                 (alias, target.version)
                 for alias, target in sorted(self._aliases.items())
-                if target.model == name and alias not in self._entries
+                if target.model == name and alias not in self._models
             ),
         )
 
-    def _own_name(self, name: str) -> str:
-        """Returns the name of an alias's model, any other name as it is."""
-        if name in self._entries or name not in self._aliases:
-            return name
-        return self._aliases[name].model
-
     def _resolve(self, name: str, version: str | None) -> tuple[str, str | None]:
-        """The model's own name. Raises: UnknownVersion when an alias means another version."""
-        if name in self._entries or name not in self._aliases:
+        """Replaces an alias by what it means. Raises: UnknownVersion if that is another."""
+        if name in self._models or name not in self._aliases:
             return name, version
         alias = self._aliases[name]
         if version is not None and alias.version not in (None, version):
@@ -212,6 +185,6 @@ class Catalog(Generic[E]):
         return alias.model, alias.version or version
 
     def _default(self, name: str) -> str:
-        versions = self._entries[name]
+        versions = self._models[name]
         chosen = self._defaults.get(name)
         return chosen if chosen in versions else list(versions)[-1]

@@ -1,6 +1,6 @@
-"""The model repository: `<root>/<name>/<version>/model.onnx`, version a positive integer.
+"""Reads a model repository: `<root>/<name>/<version>/model.onnx`, version a positive integer.
 
-Only the layout is known here; what is inside a file is `runtime`'s business.
+Only the layout is known here; what is inside a file is the business of `engines`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from service.changes import Stamp, stamp_of
 from service.core.models.model_settings import ALIASES_FILE, NAME, NAME_RULE, SETTINGS_FILE, VERSION
 from service.errors import ModelLoadError, UnknownModel, quoted
 
 MODEL_FILE: Final = "model.onnx"
 _PREFIX: Final = "model."
-"""What belongs to a version beside its model starts so: `model.onnx.data`, `model.int8.onnx`."""
+"""Starts the names of what belongs to a version: `model.onnx.data`, `model.int8.onnx`."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and modification time in nanoseconds of files, by name. Files are looked
-into again only when these change."""
+Stamps = tuple[tuple[str, Stamp], ...]
+"""Name and stamp of files, by name. Files are looked into again only when these change."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One version of one model; `name` is the folder's, whatever the contract inside says.
+    """Locates one version of one model; `name` is the folder's, whatever the contract says.
 
     stamp: of the model's file and those beside it that belong to it.
     """
@@ -35,16 +35,16 @@ class ModelFile:
     name: str
     version: str
     path: Path
-    stamp: Stamp = field(default=(), compare=False)
+    stamp: Stamps = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model. files: by version number. settings: the stamp of its settings file."""
+    """Lists one model's files, by version number. settings: the stamp of its settings file."""
 
     path: Path
     files: tuple[ModelFile, ...]
-    settings: Stamp = ()
+    settings: Stamps = ()
 
     @property
     def name(self) -> str:
@@ -52,11 +52,11 @@ class ModelFolder:
 
     @property
     def stamps(self) -> tuple[object, ...]:
-        """Differs when anything has changed."""
+        """Tells one state of the folder from another."""
         return (self.settings, *((file.version, file.stamp) for file in self.files))
 
     def file(self, version: str) -> ModelFile:
-        """Also of a version that is not there: loading it then says so."""
+        """Returns one also of a version that is not there: loading it then says so."""
         for file in self.files:
             if file.version == version:
                 return file
@@ -65,21 +65,21 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds. refused: why a folder is none of a model, by its name."""
+    """Lists what a repository holds. refused: why a folder is none of a model, by its name."""
 
     folders: dict[str, ModelFolder]
     refused: dict[str, str]
-    aliases: Stamp
+    aliases: Stamps
 
 
 def look(root: Path) -> Listing:
-    """Names, sizes and times; no file is opened. Raises: ModelLoadError if `root` is unreadable."""
+    """Reads names, sizes and times, opening no file. Raises: ModelLoadError if it cannot."""
     if not root.is_dir():
         raise ModelLoadError(
             f"model repository {str(root)!r} is not a folder: set FCN_MODEL_REPOSITORY to one that "
             f"holds <name>/<version>/{MODEL_FILE}"
         )
-    listing = Listing({}, {}, _stamp(root, ALIASES_FILE))
+    listing = Listing({}, {}, _stamps(root, ALIASES_FILE))
     try:
         paths = sorted(root.iterdir())
     except OSError as error:
@@ -106,7 +106,7 @@ def look(root: Path) -> Listing:
 
 
 def require(root: Path) -> Listing:
-    """`look`, where something must be found.
+    """Looks where something must be found.
 
     Raises: ModelLoadError when there is nothing to serve, or a folder that is clearly meant to be
     a model is not one: a server that starts without a model it was given is worse.
@@ -126,7 +126,7 @@ def require(root: Path) -> Listing:
 
 
 def scan(root: Path) -> list[ModelFile]:
-    """Every version of every model, by name and then by version number.
+    """Lists every version of every model, by name and then by version number.
 
     Raises: ModelLoadError as `require`, and when a version folder has no model.
     """
@@ -145,7 +145,7 @@ def check_present(file: ModelFile) -> None:
 
 
 def find(root: Path, name: str) -> ModelFolder:
-    """One model's folder. Raises: UnknownModel, also for names that are none, such as `../x`."""
+    """Finds one model's folder. Raises: UnknownModel, also for no names, such as `../x`."""
     path = root / name
     if NAME.fullmatch(name) and path.is_dir():
         try:
@@ -163,25 +163,24 @@ def _folder(path: Path) -> ModelFolder:
     """Raises: OSError."""
     versions = sorted((p for p in path.iterdir() if VERSION.fullmatch(p.name)), key=_number)
     files = tuple(
-        ModelFile(path.name, version.name, version / MODEL_FILE, _stamp(version, _PREFIX))
+        ModelFile(path.name, version.name, version / MODEL_FILE, _stamps(version, _PREFIX))
         for version in versions
     )
-    return ModelFolder(path, files, _stamp(path, SETTINGS_FILE))
+    return ModelFolder(path, files, _stamps(path, SETTINGS_FILE))
 
 
 def _number(path: Path) -> int:
     return int(path.name)
 
 
-def _stamp(folder: Path, prefix: str) -> Stamp:
-    """Of the files in `folder` whose names start so; one that goes meanwhile is left out."""
+def _stamps(folder: Path, prefix: str) -> Stamps:
+    """Stamps the files in `folder` whose names start so, without one that goes meanwhile."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(prefix) and entry.is_file():
-                    status = entry.stat()
-                    found.append((entry.name, status.st_size, status.st_mtime_ns))
+                    found.append((entry.name, stamp_of(entry.stat())))
     except (FileNotFoundError, NotADirectoryError):
         return ()
     return tuple(sorted(found))

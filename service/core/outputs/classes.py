@@ -1,4 +1,4 @@
-"""Which classes a reply is about, and how much of the picture each of them has."""
+"""Which classes a reply is about, and how much of the image each of them has."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from model.contract import Contract
+from service.core.types import UInt8Array
 from service.errors import InvalidParameter, quoted
-
-UInt8Array = npt.NDArray[np.uint8]
 
 VOID: Final = 255
 
 
-def kept_ids(contract: Contract, classes: Sequence[str]) -> frozenset[int] | None:
-    """Ids of the classes named by name or number; None (keep all) when none is named.
+def selected_ids(contract: Contract, classes: Sequence[str]) -> frozenset[int] | None:
+    """Returns the ids of the classes named by name or number; None, for all, when none is named.
 
     Raises: InvalidParameter naming the class that there is not, and those that there are.
     """
     if not classes:
         return None
-    kept = set()
+    selected = set()
     for name in classes:
         try:
-            kept.add(contract.class_id(name))
+            selected.add(contract.class_id(name))
         except KeyError:
             known = ", ".join(contract.class_names)
             raise InvalidParameter(
                 f"class {quoted(name)} is not one of this model's: {known}"
             ) from None
-    return frozenset(kept)
+    return frozenset(selected)
 
 
-def keep(label_map: UInt8Array, ids: frozenset[int] | None) -> UInt8Array:
-    """uint8 [H,W] -> uint8 [H,W] with every id but these as void (255)."""
+def select(label_map: UInt8Array, ids: frozenset[int] | None) -> UInt8Array:
+    """Makes every id but these void (255), uint8 [H,W]."""
     if ids is None:
         return label_map
     table = np.full(256, VOID, np.uint8)
@@ -49,7 +47,7 @@ def keep(label_map: UInt8Array, ids: frozenset[int] | None) -> UInt8Array:
 def class_table(
     label_map: UInt8Array, contract: Contract, pixels: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """The classes present, by id: id, name, color, pixels, share of all pixels (0..1).
+    """Lists the classes present, by id: id, name, color, pixels, share of all pixels (0..1).
 
     pixels: of the 256 ids, if they have been counted.
     """

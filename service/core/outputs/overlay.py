@@ -1,4 +1,4 @@
-"""The class colours over the picture, with or without the borders between the classes."""
+"""The class colours over the image, with or without the borders between the classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 
 from service.core.outputs.classes import VOID
 from service.core.outputs.png import rgb_png
-
-UInt8Array = npt.NDArray[np.uint8]
+from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.types import UInt8Array
 
 _BLOCK_PX: Final = 1 << 16
-"""Pixels blended at a time: Pillow's pictures of them take 0.6 MB, and of a whole upload of two
+"""Pixels blended at a time: Pillow's copies of them take 0.6 MB, and of a whole upload of two
 megapixels 18 MB."""
 
 
@@ -27,7 +27,7 @@ def overlay_png(
     *,
     outlines: bool = False,
 ) -> bytes:
-    """RGB PNG: (1 - alpha) * upload + alpha * colour, alpha to the nearest 1/255.
+    """Packs an RGB PNG: (1 - alpha) * upload + alpha * colour, alpha to the nearest 1/255.
 
     rgb: uint8 [H,W,3]. alpha: 0 (the upload) .. 1 (the colours). Void is untouched. outlines: of
     each class, the pixels beside another class or void are its colour, whatever alpha is.
@@ -39,7 +39,7 @@ def overlay_png(
 def _blended(
     rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, opacity: int, outlines: bool
 ) -> Iterator[UInt8Array]:
-    """Some rows of the overlay at a time, uint8 [h,W,3]. opacity: 0..255."""
+    """Yields some rows of the overlay at a time, uint8 [h,W,3]. opacity: 0..255."""
     # Pillow blends with four bytes a pixel and in one pass: a fifth of numpy's time.
     height, width = label_map.shape
     lines = border(label_map).view(np.uint8) if outlines else None
@@ -60,7 +60,7 @@ def _blended(
 
 
 def border(label_map: UInt8Array) -> npt.NDArray[np.bool_]:
-    """bool [H,W]: where a pixel above, below, left or right has another label."""
+    """Marks, bool [H,W], where a pixel above, below, left or right has another label."""
     border = np.zeros(label_map.shape, bool)
     below = label_map[1:] != label_map[:-1]
     border[1:] |= below
@@ -69,3 +69,13 @@ def border(label_map: UInt8Array) -> npt.NDArray[np.bool_]:
     border[:, 1:] |= beside
     border[:, :-1] |= beside
     return border
+
+
+def _encode(answer: Segmentation) -> bytes:
+    options = answer.options
+    return overlay_png(
+        answer.image, answer.label_map, answer.palette, options.alpha, outlines=options.outlines
+    )
+
+
+OUTPUT = OutputFormat("overlay", PNG, _encode, options=("alpha", "outlines"))

@@ -12,75 +12,49 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from isal import isal_zlib
 
-UInt8Array = npt.NDArray[np.uint8]
+from service.core.types import UInt8Array
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_GRAY, _RGB, _PALETTE = 0, 2, 3
-_UP: Final = 2
+GRAY, RGB, PALETTE = 0, 2, 3
+"""Kinds of pixels, as the format counts them."""
+UP: Final = 2
 _LEVEL: Final = 1  # of 0..3; 3 takes eight times as long for 3 % fewer bytes
 
 
-def label_map_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
-    """8-bit palette PNG: a pixel's value is its class id, 255 is void.
-
-    label_map: uint8 [H,W]. palette: RGB uint8 [256,3], written whole.
-    """
-    return _png(label_map.shape, _PALETTE, _differences(label_map), palette.tobytes())
-
-
 def gray_png(values: UInt8Array) -> bytes:
-    """8-bit gray PNG of uint8 [H,W]."""
-    return _png(values.shape, _GRAY, _differences(values))
+    """Packs an 8-bit gray PNG of uint8 [H,W]."""
+    return png(values.shape, GRAY, differences(values))
 
 
 def rgb_png(size: tuple[int, int], blocks: Iterable[UInt8Array]) -> bytes:
-    """RGB PNG of `size`, (height, width), from its rows, some at a time: uint8 [h,W,3]."""
+    """Packs an RGB PNG of `size`, (height, width), from its rows, some at a time: uint8 [h,W,3]."""
     packer = isal_zlib.compressobj(_LEVEL)
     packed = []
     above = np.zeros(3 * size[1], np.uint8)
     for block in blocks:
         rows = block.reshape(len(block), -1)
-        packed.append(packer.compress(_differences(rows, above)))
+        packed.append(packer.compress(differences(rows, above)))
         above = rows[-1]
     packed.append(packer.flush())
-    return _file(size, _RGB, packed)
+    return _file(size, RGB, packed)
 
 
-def color_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
-    """RGB PNG of the classes' colours; void is what the palette says, black."""
-    height, width = label_map.shape
-    labels = np.ascontiguousarray(label_map).ravel()
-    # The colours themselves are never made: only where a label differs from the one above is a
-    # difference other than zero.
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)
-    rows[:, 0] = _UP
-    rows[0, 1:] = palette[labels[:width]].ravel()
-    changed = np.flatnonzero(labels[width:] != labels[:-width])
-    differences = palette[labels[changed + width]] - palette[labels[changed]]
-    flat = rows.ravel()
-    at = (changed // width + 1) * (1 + 3 * width) + 1 + 3 * (changed % width)
-    for channel in range(3):
-        flat[at + channel] = differences[:, channel]
-    return _png((height, width), _RGB, rows)
-
-
-def _differences(values: UInt8Array, above: UInt8Array | None = None) -> UInt8Array:
-    """uint8 [H,B] -> uint8 [H,1+B]: the filter type, then the row less the row above.
+def differences(values: UInt8Array, above: UInt8Array | None = None) -> UInt8Array:
+    """Turns uint8 [H,B] into uint8 [H,1+B]: the filter type, then the row less the row above.
 
     above: uint8 [B], the row above the first; None for zeros, as the format has it.
     """
     height, row_bytes = values.shape
     rows = np.empty((height, 1 + row_bytes), np.uint8)
-    rows[:, 0] = _UP
+    rows[:, 0] = UP
     np.subtract(values[0], 0 if above is None else above, out=rows[0, 1:])
     np.subtract(values[1:], values[:-1], out=rows[1:, 1:])
     return rows
 
 
-def _png(size: tuple[int, ...], kind: int, rows: UInt8Array, palette: bytes = b"") -> bytes:
+def png(size: tuple[int, ...], kind: int, rows: UInt8Array, palette: bytes = b"") -> bytes:
     return _file(size, kind, [isal_zlib.compress(rows, _LEVEL)], palette)
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from model.contract import Contract
 from service.core.outputs.classes import VOID, class_table
+from service.core.outputs.registry import GEOJSON, OutputFormat, Segmentation
 from service.core.outputs.rings import Borders, Ring, Rings, rings_of
+from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
-
-UInt8Array = npt.NDArray[np.uint8]
 
 MAX_EDGES: Final = 4_000_000
 """Horizontal edges of all regions, about 400 bytes of memory each. A photo of 2 megapixels has some
@@ -120,3 +119,12 @@ def _area(ring: Ring) -> float:
     """Positive of an outer ring."""
     x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
+
+
+def _encode(answer: Segmentation) -> bytes:
+    return polygons_json(
+        answer.label_map, answer.contract, model=answer.model, version=answer.version
+    )
+
+
+OUTPUT = OutputFormat("polygons", GEOJSON, _encode, answers_media_type=True)

@@ -15,8 +15,9 @@ import orjson
 
 from model.contract import Contract
 from service.core.outputs.classes import class_table
+from service.core.outputs.registry import JSON, OutputFormat, Segmentation
+from service.core.types import UInt8Array
 
-UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -97,3 +98,10 @@ def _box(starts: Int64Array, ends: Int64Array, height: int) -> list[int]:
     top = 0 if over else int((starts % height).min())
     bottom = height - 1 if over else int(((ends - 1) % height).max())
     return [left, top, right - left + 1, bottom - top + 1]
+
+
+def _encode(answer: Segmentation) -> bytes:
+    return rle_json(answer.label_map, answer.contract, model=answer.model, version=answer.version)
+
+
+OUTPUT = OutputFormat("rle", JSON, _encode)

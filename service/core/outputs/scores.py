@@ -1,24 +1,19 @@
-"""Logits -> how sure the network is: probabilities of the classes, or of the label alone."""
+"""How sure the network is: probabilities of the classes out of logits."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.types import Dtype, Score
+from service.core.types import Float32Array, Score, UInt8Array
 from service.errors import ImageTooLarge
 
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 ScoreArray = npt.NDArray[Any]
 """uint8 or float16."""
 
-MAX_BYTES: Final = 512 * 1024 * 1024
-"""Of the probabilities of one picture."""
 _BLOCK: Final = 1 << 17
 """Logits at a time: their half megabyte stays in a core's cache from one step to the next, and a
 step takes so long that calling numpy for it does not count."""
@@ -28,17 +23,6 @@ _LARGEST_SUM: Final = 1e30
 them, and for their sum, and what is too small for it is less than 1e-12 of the sum."""
 
 
-def check_size(height: int, width: int, classes: int, dtype: Dtype) -> None:
-    """Raises: ImageTooLarge when the probabilities would not fit in `MAX_BYTES`."""
-    n_bytes = height * width * classes * np.dtype(dtype).itemsize
-    if n_bytes > MAX_BYTES:
-        raise ImageTooLarge(
-            f"the probabilities of {classes} classes in a picture of {height}x{width} (height x "
-            f"width) are {n_bytes} bytes as {dtype} and this server answers with up to "
-            f"{MAX_BYTES}: scale it down, name fewer classes, or ask for dtype={Dtype.UINT8}"
-        )
-
-
 def check_arrays(
     height: int, width: int, classes: int, wanted: Sequence[Score], max_bytes: int
 ) -> None:
@@ -46,15 +30,15 @@ def check_arrays(
     n_bytes = len(wanted) * classes * height * width * np.dtype(np.float32).itemsize
     if n_bytes > max_bytes:
         raise ImageTooLarge(
-            f"the {' and '.join(wanted)} of {classes} classes in a picture of {height}x{width} "
-            f"(height x width) are {n_bytes} bytes as float32, and here a picture is answered with "
-            f"up to {max_bytes}: scale it down, send fewer pictures in one request, or ask for "
+            f"the {' and '.join(wanted)} of {classes} classes in an image of {height}x{width} "
+            f"(height x width) are {n_bytes} bytes as float32, and here an image is answered with "
+            f"up to {max_bytes}: scale it down, send fewer images in one request, or ask for "
             "bytes rather than numbers"
         )
 
 
 def arrays(logits: Float32Array, label_map: UInt8Array, wanted: Sequence[Score]) -> Float32Array:
-    """[K,C,H,W]: a copy of the logits, or soft max over all classes, for each of `wanted`.
+    """Makes [K,C,H,W]: a copy of the logits, or soft max over all classes, for each of `wanted`.
 
     The first of the largest is always the label, as in `probabilities`.
     """
@@ -63,78 +47,16 @@ def arrays(logits: Float32Array, label_map: UInt8Array, wanted: Sequence[Score])
         if score is Score.LOGITS:
             array[...] = logits
             continue
-        for rows, exponentials, sums in _blocks(logits):
+        for rows, exponentials, sums in blocks(logits):
             exponentials *= np.divide(np.float32(1), sums, out=sums)
-            _settle(exponentials, label_map[rows])
+            settle_ties(exponentials, label_map[rows])
             array[:, rows] = exponentials
     return found
 
 
-def probabilities(
-    logits: Float32Array, label_map: UInt8Array, dtype: Dtype, kept: frozenset[int] | None
-) -> ScoreArray:
-    """[K,H,W]: soft max over all classes, of those that are kept, by id.
-
-    logits: float32 [C,H,W]. uint8 is 255 times the probability, rounded; float16 is 0 below the
-    least normal number, 2**-14. The first of the largest is always the label: where rounding made
-    an earlier class as large, that is one step smaller.
-    """
-    classes = len(logits)
-    ids = None if kept is None else sorted(kept)
-    scores = np.empty((classes if ids is None else len(ids), *label_map.shape), np.dtype(dtype))
-    # As integers, the halves from 0 to 1 are in the same order, and compared in no time.
-    integers = scores if dtype is Dtype.UINT8 else scores.view(np.uint16)
-    for rows, exponentials, sums in _blocks(logits):
-        block = integers[:, rows]
-        rounded = block if ids is None else np.empty(exponentials.shape, integers.dtype)
-        largest = np.float32(255 if dtype is Dtype.UINT8 else 1)
-        exponentials *= np.divide(largest, sums, out=sums)
-        if dtype is Dtype.UINT8:
-            np.rint(exponentials, out=exponentials)
-            np.copyto(rounded, exponentials, casting="unsafe")
-        else:
-            _halve(exponentials, rounded)
-        _settle(rounded, label_map[rows])
-        if ids is not None:
-            block[...] = rounded[ids]
-    return scores
-
-
-def confidence(
-    logits: Float32Array, label_map: UInt8Array, kept: frozenset[int] | None
-) -> UInt8Array:
-    """uint8 [H,W]: 255 times the probability of the label, rounded; 0 where it is not kept."""
-    values = np.empty(label_map.shape, np.uint8)
-    for rows, exponentials, sums in _blocks(logits):
-        largest = np.maximum.reduce(exponentials, axis=0)
-        largest *= np.float32(255)
-        largest /= sums
-        np.copyto(values[rows], np.rint(largest, out=largest), casting="unsafe")
-    if kept is not None:
-        table = np.zeros(256, bool)
-        table[list(kept)] = True
-        values *= table[label_map]
-    return values
-
-
-def npy(scores: ScoreArray) -> bytes:
-    """The file that `numpy.load` reads."""
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head,
-        {
-            "descr": np.lib.format.dtype_to_descr(scores.dtype),
-            "fortran_order": False,
-            "shape": scores.shape,
-        },
-    )
-    # numpy.save would copy the numbers twice.
-    return b"".join((head.getvalue(), np.ascontiguousarray(scores).data))
-
-
-def _blocks(logits: Float32Array) -> Iterator[tuple[slice, Float32Array, Float32Array]]:
-    """Some rows of the picture at a time, with numbers [C,h,W] in proportion to the probabilities
-    of theirs, and the sums of those [h,W]. Both are the caller's until the next.
+def blocks(logits: Float32Array) -> Iterator[tuple[slice, Float32Array, Float32Array]]:
+    """Yields some rows of the image at a time, with numbers [C,h,W] in proportion to their
+    probabilities, and the sums of those [h,W]. Both are the caller's until the next.
     """
     classes, height, width = logits.shape
     step = min(height, max(1, _BLOCK // (classes * width)))
@@ -153,23 +75,7 @@ def _blocks(logits: Float32Array) -> Iterator[tuple[slice, Float32Array, Float32
         yield rows, powers, sum_
 
 
-def _halve(values: Float32Array, halves: npt.NDArray[np.uint16]) -> None:
-    """float32 from 0 to 1 -> the bits of float16, rounded; below 2**-14 is 0. `values` is lost.
-
-    numpy converts one number at a time, which took longer than the network.
-    """
-    # Too little to change a number that counts, and keeps all others within 16 bits below.
-    values += np.float32(2.0**-40)
-    bits = values.view(np.int32)
-    # The exponent's bias is 127 in one and 15 in the other, and 13 bits of the fraction go.
-    bits -= (112 << 23) - (1 << 12)
-    bits >>= 13
-    signed = halves.view(np.int16)
-    np.copyto(signed, bits, casting="unsafe")
-    signed *= signed >= 1 << 10
-
-
-def _settle(scores: ScoreArray, labels: UInt8Array) -> None:
+def settle_ties(scores: ScoreArray, labels: UInt8Array) -> None:
     """Makes `scores` [C,h,w] have their first maximum at `labels` [h,w]."""
     # As integers, floats from 0 to 1 are in the same order, and halves compared in no time.
     scores = scores.view(np.dtype(f"u{scores.dtype.itemsize}"))

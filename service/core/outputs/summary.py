@@ -1,17 +1,13 @@
-"""What is in the picture, as JSON."""
+"""What is in the image, as JSON."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
-import numpy.typing as npt
-
 from model.contract import Contract
 from service.core.outputs.classes import class_table
-from service.core.types import Timings
-
-UInt8Array = npt.NDArray[np.uint8]
+from service.core.outputs.registry import JSON, OutputFormat, Segmentation
+from service.core.types import Timings, UInt8Array
 
 
 def summary_json(
@@ -22,9 +18,9 @@ def summary_json(
     version: str,
     timings: Timings,
 ) -> bytes:
-    """height, width, model, version, classes (see `class_table`), timings_ms by stage.
+    """Writes height, width, model, version, classes (see `class_table`), timings_ms by stage.
 
-    The time of rendering is not in it: the text is written before that is known.
+    The time of encoding is not in it: the text is written before that is known.
     """
     height, width = label_map.shape
     body = {
@@ -40,3 +36,16 @@ def summary_json(
         },
     }
     return json.dumps(body).encode()
+
+
+def _encode(answer: Segmentation) -> bytes:
+    return summary_json(
+        answer.label_map,
+        answer.contract,
+        model=answer.model,
+        version=answer.version,
+        timings=answer.timings,
+    )
+
+
+OUTPUT = OutputFormat("json", JSON, _encode, answers_media_type=True)

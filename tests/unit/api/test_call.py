@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grpc import aio
 
 from service.api.call import Calls, Outcome
+from service.api.grpc.handlers import handle
 from service.api.keys import Keys
-from service.core.segmenter import SegmentReply, Timings
+from service.core.types import SegmentReply, Timings
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -96,25 +98,19 @@ def test_an_answer_is_counted_and_logged_once(
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
-def test_a_failure_is_counted_once_however_it_ends_the_block(
+def test_a_failure_is_counted_once(
     transport: str, error: Exception, http: str, code: str, kind: str, timed: bool
 ) -> None:
-    """Told to the caller by `failed`, or left to the end of the block."""
-    telemetry, outcome = Telemetry(0.175), None
-    with calls(telemetry).begin(transport, "Segment") as call:
-        call.asks_for("tiny")
-        call.uploaded()
-        outcome = call.failed(error)
-    with (
-        pytest.raises(type(error)),
-        calls(telemetry).begin(transport, "Segment") as call,
-    ):
+    telemetry = Telemetry(0.175)
+    call = calls(telemetry).begin(transport, "Segment")
+    with pytest.raises(type(error)), call:
         call.asks_for(None)
         call.uploaded()
         raise error
     told = http if transport == "rest" else code
     labels = f'code="{told}",method="Segment",model="tiny",transport="{transport}"'
-    assert requests(telemetry) == {labels: "2.0"}
+    assert requests(telemetry) == {labels: "1.0"}
+    outcome = call.outcome
     assert isinstance(outcome, Outcome)
     assert (str(outcome.status.http), outcome.status.code.name) == (http, code)
     assert (outcome.status.kind, outcome.wait_s) == (kind, 2 if kind == "overloaded" else None)
@@ -125,15 +121,18 @@ def test_a_failure_is_counted_once_however_it_ends_the_block(
 
 def test_a_made_up_model_is_no_label() -> None:
     telemetry = Telemetry(0.175)
-    with calls(telemetry).begin("grpc", "Segment") as call:
+    call = calls(telemetry).begin("grpc", "Segment")
+    with pytest.raises(InvalidImage), call:
         call.asks_for("made-up")
-        call.failed(InvalidImage("no"))
+        raise InvalidImage("no")
     assert [labels for labels in requests(telemetry) if 'model=""' in labels]
 
 
 def test_a_fault_of_our_own_is_told_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
-    with calls().begin("rest", "Segment", "job-7") as call:
-        outcome = call.failed(RuntimeError("a secret"))
+    call = calls().begin("rest", "Segment", "job-7")
+    with pytest.raises(RuntimeError), call:
+        raise RuntimeError("a secret")
+    outcome = call.outcome
     assert outcome is not None
     assert "report the request id" in outcome.detail and "secret" not in outcome.text
     (line,) = (record for record in caplog.records if record.name == "fcn.call")
@@ -149,12 +148,10 @@ def test_nobody_is_told_of_a_cancelled_call(
     transport: str, left_s: float | None, code: str
 ) -> None:
     telemetry = Telemetry(0.175)
-    with (
-        pytest.raises(asyncio.CancelledError),
-        calls(telemetry).begin(transport, "Segment", time_left=lambda: left_s) as call,
-    ):
-        assert call.failed(asyncio.CancelledError()) is None
+    call = calls(telemetry).begin(transport, "Segment", time_left=lambda: left_s)
+    with pytest.raises(asyncio.CancelledError), call:
         raise asyncio.CancelledError
+    assert call.outcome is None
     (labels,) = requests(telemetry)
     assert f'code="{code}"' in labels
 
@@ -211,3 +208,32 @@ def test_a_stream_outlives_its_key(keys: Keys, tmp_path: Path) -> None:
         keys.look()
         with pytest.raises(NotAuthenticated, match="no longer valid"):
             call.part("Segment", "1").check_key()
+
+
+async def test_a_message_written_after_the_end_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """gRPC's deadline may pass between an answer and its way out."""
+
+    class Context:
+        left_s = 5.0
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def set_trailing_metadata(self, trailers: object) -> None: ...
+
+        def time_remaining(self) -> float:
+            return self.left_s
+
+    telemetry, context = Telemetry(0.175), Context()
+
+    async def work(call: object) -> None:
+        context.left_s = 0.0
+        raise aio.InternalError("Failed execute_batch")
+
+    with pytest.raises(asyncio.CancelledError):
+        await handle(calls(telemetry), "SegmentStream", context, work)  # type: ignore[arg-type]
+    labels = 'code="DEADLINE_EXCEEDED",method="SegmentStream",model="",transport="grpc"'
+    assert requests(telemetry) == {labels: "1.0"}
+    assert "Traceback" not in caplog.text and "failed" not in caplog.text

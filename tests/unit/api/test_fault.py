@@ -20,18 +20,18 @@ from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.routes import create_app
 from service.api.oip import grpc as oip_grpc
-from service.api.oip.admin import Admin
 from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
-from service.api.oip.models import Statistics
+from service.api.oip.operations import Operations
 from service.api.oip.rest import OipRest
+from service.api.oip.statistics import Statistics
 from service.api.stubs import inference_pb2 as oip
 from service.api.stubs import inference_pb2_grpc as oip_stubs
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.stubs import segmentation_pb2_grpc as stubs
 from service.api.uploads import Uploads
 from service.config import ApiConfig
-from service.core.segmenter import ModelState, ModelStatus, VersionStatus
+from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.telemetry import Telemetry
 from tests.tiny_models import contract
 
@@ -41,9 +41,9 @@ TOLD = "the server failed: try again, and report the request id if it recurs"
 class Broken:
     """A segmenter with a fault: its check passes, and then it fails in a way nobody thought of."""
 
-    def models(self) -> list[ModelStatus]:
-        version = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
-        return [ModelStatus("tiny", "1", (version,))]
+    def status(self, name: str, version: str | None) -> tuple[ModelStatus, VersionStatus]:
+        found = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
+        return ModelStatus("tiny", "1", (found,)), found
 
     def check(self, options: object) -> None: ...
 
@@ -67,9 +67,7 @@ class Parts:
         shared: dict[str, Any] = {
             "uploads": uploads,
             "inference": Inference(broken, statistics, max_pixels=10**6),
-            "statistics": statistics,
-            "admin": Admin(broken, None),
-            "ready": lambda: True,
+            "operations": Operations(broken, statistics, admin_key=None, ready=lambda: True),
         }
         self.rest = create_app(
             broken, calls, self.telemetry, config, uploads=uploads, ready=lambda: True

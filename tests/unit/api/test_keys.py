@@ -207,14 +207,14 @@ async def test_it_is_watched_and_a_fault_does_not_end_that(
     found, _ = keys(path)
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     failing = True
-    stamp = found._stamp
+    seen = found._seen
 
     def sometimes() -> Any:
         if failing:
             raise ValueError("a fault of ours")
-        return stamp()
+        return seen()
 
-    monkeypatch.setattr(found, "_stamp", sometimes)
+    monkeypatch.setattr(found, "_seen", sometimes)
     watching = asyncio.create_task(found.watch())
     await eventually(lambda: "looking at the API keys failed" in caplog.text)
     failing = False

@@ -10,7 +10,8 @@ import pytest
 from service.api.oip import infer as module
 from service.api.oip.infer import segment_all
 from service.config import SegmenterConfig
-from service.core.segmenter import Score, Segmenter, SegmentOptions, SegmentReply
+from service.core.segmenter import Segmenter
+from service.core.types import Score, SegmentOptions, SegmentReply
 from service.errors import ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
@@ -45,7 +46,7 @@ async def test_scores_of_all_images_together_are_limited(
         found = np.stack([reply.scores[0] for reply in await ask()])
         np.testing.assert_array_equal(found, expected_logits(np.stack(IMAGES)))
         monkeypatch.setattr(module, limit, BYTES - 1)
-        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer pictures"):
+        with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer images"):
             await ask()
     finally:
         await segmenter.aclose()

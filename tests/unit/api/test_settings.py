@@ -187,6 +187,7 @@ def test_the_largest_image_fits_into_a_tensor() -> None:
     [
         ("FCN_TF32", 'FCN_TF32 is no setting any more: set FCN_PROVIDER_OPTIONS=.*"use_tf32": 0'),
         ("FCN_CUDA_GRAPHS", "FCN_CUDA_GRAPHS is no setting any more: leave it out"),
+        ("FCN_MAX_PADDING", "FCN_MAX_PADDING is no setting any more: leave it out"),
         ("FCN_TENSORRT_CACHE", "FCN_PROVIDER_OPTIONS=.*trt_engine_cache_path"),
     ],
 )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from service.core.segmenter import Timings
+from service.core.types import Timings
 from service.telemetry import JsonFormatter, RequestRecord, Telemetry, TextFormatter
 
 

@@ -15,6 +15,7 @@ from bench import images
 from bench.gpu import device, latency, networks
 from bench.gpu.__main__ import PARTS, main
 from bench.networks import make
+from model.export.export import ServedNetwork
 
 CUDA = "CUDAExecutionProvider"
 MOBILE = "mobilenet_v1"
@@ -111,7 +112,7 @@ def test_bound_runs_and_torch_have_the_labels_of_plain_runs(work: Path) -> None:
     (labels,) = found
     assert labels.shape == (2, 40, 48)
     assert len(np.unique(labels)) > 1
-    served = latency.Served(make(networks.spec(MOBILE, narrow=True)), "cpu").eval()
+    served = ServedNetwork(make(networks.spec(MOBILE, narrow=True)), logits=False).eval()
     same = latency.run(served, torch.from_numpy(batch)).numpy() == labels
     assert same.mean() > 0.999
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import queue
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,44 +196,6 @@ def test_generator_knows_its_own_cpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert found["answered"] == len(found["latencies_ms"]) > 20
     assert found["stages_ms"] == {"infer": [1.5] * found["answered"]}
-
-
-def test_meter_counts_between_its_two_moments() -> None:
-    asking = Slow()
-    meter = load.Meter(asking, 0.0, 1.0)
-    asking.callbacks[0]()
-    began = time.process_time()
-    while time.process_time() < began + 0.05:
-        pass
-    so_far = meter.cpu_s()
-    assert so_far > 0.05
-    asking.callbacks[1]()
-    counted = meter.cpu_s()
-    while time.process_time() < began + 0.15:
-        pass
-    assert so_far <= counted == meter.cpu_s() < 0.1
-
-
-class Slow:
-    """Keeps what was to be called later."""
-
-    def __init__(self) -> None:
-        self.callbacks: list[Callable[[], None]] = []
-
-    def run(self, start: Callable[[load.Finished], None]) -> list[Answer]:
-        return []
-
-    def begin(self) -> None: ...
-
-    def now(self) -> float:
-        return 0.0
-
-    def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
-        self.callbacks.append(callback)
-
-    def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def test_kept_connection_that_was_closed_is_no_refusal() -> None:

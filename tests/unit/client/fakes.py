@@ -75,7 +75,7 @@ def label_map_png() -> bytes:
 class Script:
     """refusals: the first answers; after them, label maps. delay_s: before each answer.
 
-    key: what has to be sent as `Authorization: Bearer`. max_bytes: of a picture in a stream; a
+    key: what has to be sent as `Authorization: Bearer`. max_bytes: of an image in a stream; a
     larger one ends it, as gRPC's own limit does. silent: ids in a stream that get no answer.
     """
 

@@ -206,7 +206,7 @@ def test_a_film_that_breaks_off(
     assert (code, report["done"]) == (1, 2)
     (failure,) = report["failed"]
     assert failure["source"] == "a.gif"
-    assert "cannot be read as a picture with frames" in failure["error"]
+    assert "cannot be read as an image with frames" in failure["error"]
 
 
 def test_mp4(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_an_answer_that_is_no_label_map_fails_its_picture(tmp_path: Path) -> Non
         def __call__(self, picture: bytes) -> bytes:
             return self.body
 
-    for body, why in ((b"?", "no PNG"), (png(street()), "is a RGB picture")):
+    for body, why in ((b"?", "no PNG"), (png(street()), "is a RGB image")):
         labeller = Wrong(body)
         items = find(tmp_path / "a.png").items()
         summary = predict(items, labeller, Folder(tmp_path / "out", labeller))
@@ -335,7 +335,7 @@ def test_a_file_that_vanished_fails_alone(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["nothing.png"], "nothing.png does not exist"),
-        (["."], "holds no picture or video (try --recursive)"),
+        (["."], "holds no image or video (try --recursive)"),
         (["deep/b.png", "--write", "logits"], "--write logits: use label_map, overlay, color"),
         (["deep/b.png", "--alpha", "2"], "alpha is 2: give a number from 0 to 1"),
         (["deep/b.png", "--local", "no.onnx"], "no.onnx does not exist"),

@@ -6,16 +6,18 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from fcn_client import AsyncFcnClient, FcnClient, FcnError, InvalidInput
+from fcn_client import FcnError, InvalidInput
 from fcn_client.aio.window import in_window as in_tasks
 from fcn_client.progress import length, progress_bar
 from fcn_client.sync.window import in_window as on_threads
 from service import errors
+from tests.unit.client.clients import EITHER, Awaited, Client, later
 from tests.unit.client.fakes import SERVERS, Script, refusal
 
 
@@ -46,41 +48,24 @@ class Work:
         return 10 * item
 
 
-def test_threads_keep_order_and_bound() -> None:
-    work = Work({0: 0.05})
-    assert list(on_threads(work, range(12), 3, ordered=True)) == [10 * n for n in range(12)]
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("way", ["threads", "tasks", "an async source"])
+async def test_order_and_bound(way: str, ordered: bool) -> None:
+    work = Work({0: 0.3})
+    if way == "threads":
+        answers = list(on_threads(work, range(12), 3, ordered))
+    else:
+        source = range(12) if way == "tasks" else later(range(12))
+        answers = [a async for a in in_tasks(work.later, source, 3, ordered)]
+    assert sorted(answers) == [10 * n for n in range(12)]
+    assert (answers[0] == 0) == ordered, "the first is the slowest"
     assert work.most == 3
-
-
-def test_threads_as_they_finish() -> None:
-    answers = list(on_threads(Work({0: 0.1}), range(6), 3, ordered=False))
-    assert sorted(answers) == [10 * n for n in range(6)]
-    assert answers[-1] == 0
-
-
-async def test_tasks_keep_order_and_bound() -> None:
-    work = Work({0: 0.05})
-    answers = [a async for a in in_tasks(work.later, range(12), 3, ordered=True)]
-    assert answers == [10 * n for n in range(12)]
-    assert work.most == 3
-
-
-async def test_tasks_as_they_finish_from_an_async_source() -> None:
-    async def source() -> AsyncIterator[int]:
-        for n in range(6):
-            yield n
-
-    answers = [a async for a in in_tasks(Work({0: 0.1}).later, source(), 3, ordered=False)]
-    assert sorted(answers) == [10 * n for n in range(6)]
-    assert answers[-1] == 0
 
 
 def endless(read: list[int]) -> Iterator[int]:
-    n = 0
     while True:
-        read.append(n)
-        yield n
-        n += 1
+        read.append(len(read))
+        yield read[-1]
 
 
 def test_threads_read_the_source_no_further_than_needed() -> None:
@@ -100,21 +85,25 @@ async def test_tasks_are_cancelled_when_the_caller_stops() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [0, -1])
-async def test_in_flight_is_at_least_one(in_flight: int) -> None:
-    with pytest.raises(InvalidInput, match="give 1 or more"):
-        list(on_threads(Work(), [1], in_flight, ordered=True))
-    with pytest.raises(InvalidInput, match="give 1 or more"):
-        _ = [a async for a in in_tasks(Work().later, [1], in_flight, ordered=True)]
+@EITHER
+def test_in_flight_is_at_least_one(in_flight: int, client_of: Client) -> None:
+    with (
+        client_of("http://127.0.0.1:9") as client,
+        pytest.raises(InvalidInput, match="give 1 or more"),
+    ):
+        list(client.segment_many([b"x"], in_flight=in_flight))
 
 
 @pytest.mark.parametrize("transport", SERVERS)
-async def test_one_failure_stops_no_other(
-    transport: str, capsys: pytest.CaptureFixture[str]
+@EITHER
+def test_one_failure_stops_no_other(
+    transport: str, client_of: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = Script([refusal(errors.InvalidImage)])
-    with SERVERS[transport](script) as url, FcnClient(url) as client:
-        pictures = [b"x", b"", b"y"]
-        outcomes = list(client.segment_many(pictures, in_flight=1, progress=True))
+    with SERVERS[transport](script) as url, client_of(url) as client:
+        images = [b"x", b"", b"y"]
+        sent: Any = later(images) if client_of is Awaited else images
+        outcomes = list(client.segment_many(sent, in_flight=1, progress=True))
         assert [(o.index, o.image, o.ok) for o in outcomes] == [
             (0, b"x", False),
             (1, b"", False),
@@ -124,10 +113,7 @@ async def test_one_failure_stops_no_other(
         with pytest.raises(FcnError, match="do this"):
             outcomes[0].unwrap()
         assert outcomes[2].unwrap().value.shape == (2, 3)
-        assert "3/3" in capsys.readouterr().err
-        async with AsyncFcnClient(url) as other:
-            later = [o async for o in other.segment_many(pictures, in_flight=2, progress=True)]
-        assert [(o.index, o.ok) for o in later] == [(0, True), (1, False), (2, True)]
+        list(client.segment_many(images, progress=True))
         assert "3/3" in capsys.readouterr().err
 
 

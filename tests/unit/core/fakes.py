@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.core.types import Float32Array, Instance, UInt8Array
+from service.core.types import Float32Array, Instance, Observer, UInt8Array
 
 POISON = 13
 """A batch with an image whose first value is this makes the device fail."""
@@ -93,7 +93,7 @@ class Device(Instance):
         return [[int(v) for v in batch[:, 0, 0, 0]] for batch in self.batches]
 
 
-class Recorder:
+class Recorder(Observer):
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:

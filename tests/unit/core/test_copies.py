@@ -12,7 +12,8 @@ import numpy as np
 from PIL import _imaging
 
 from service.core.images.decode import decode
-from service.core.outputs import npy, probabilities
+from service.core.images.header import read_header
+from service.core.outputs.probabilities import npy, probabilities
 from service.core.types import Dtype
 from tests.drawing import encode, street
 
@@ -36,7 +37,8 @@ def bytes_per_pixel(work: Callable[[], object]) -> tuple[float, float]:
 def test_a_plain_jpeg_is_decoded_into_the_memory_that_the_network_reads() -> None:
     body = encode(street(HEIGHT, WIDTH), "JPEG", quality=90)
     _imaging.reset_stats()
-    most, left = bytes_per_pixel(lambda: decode(body, max_bytes=1 << 20, max_pixels=1 << 20))
+    header = read_header(body, max_bytes=1 << 20)
+    most, left = bytes_per_pixel(lambda: decode(body, header, max_pixels=1 << 20))
     assert _imaging.get_stats()["new_count"] == 0, "no image of Pillow's, which takes four bytes"
     assert 3 <= left < 3.5
     assert most < 3.5

@@ -1,4 +1,4 @@
-"""`Session` on pretended GPUs: what ONNX Runtime is told, and what is said when it does not start.
+"""On pretended GPUs: what ONNX Runtime is told, and what is said when it does not start.
 
 On a real one, tests/e2e/test_on_gpu.py compares the labels, and bench.gpu measures.
 """
@@ -18,7 +18,7 @@ import pytest
 
 from service.core.engines import cuda
 from service.core.engines.cuda import GpuOptions, NoGpu, choose_devices
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
@@ -29,8 +29,8 @@ MISSING_LIBRARY = cuda._missing_library
 COUNT_GPUS = cuda.count_gpus
 
 
-def open_on(path: Path, provider: str, **options: object) -> Session:
-    return Session(path, provider=provider, threads=1, gpu=GpuOptions(**options))  # type: ignore[arg-type]
+def open_on(path: Path, provider: str, **options: object) -> OnnxRuntimeNetwork:
+    return OnnxRuntimeNetwork(path, provider=provider, threads=1, gpu=GpuOptions(**options))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import pytest
 
 from service.core.engines import cuda
 from service.core.engines.cuda import CudaInstance, GpuOptions
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.types import UInt8Array
 from tests import tiny_models
 from tests.drawing import street
 from tests.unit.core.pretend_gpu import pretend
+from tests.unit.core.test_onnx_runtime import write_with_sizes
 
 
 def batch(*shape: int, seed: int = 0) -> UInt8Array:
@@ -30,7 +31,7 @@ def instance_of(
 ) -> CudaInstance:
     pretend(monkeypatch, gpus=1)
     path = tiny_models.write_model(tmp_path, logits=logits)
-    session = Session(path, provider="cuda", threads=1, gpu=GpuOptions(instances=1))
+    session = OnnxRuntimeNetwork(path, provider="cuda", threads=1, gpu=GpuOptions(instances=1))
     (instance,) = session.instances
     assert isinstance(instance, CudaInstance)
     return instance
@@ -65,6 +66,16 @@ def test_logits_come_from_the_same_session(tmp_path: Path, monkeypatch: pytest.M
     label_maps, logits = instance.run_with_logits(rgb)
     assert (label_maps == tiny_models.expected_label_map(rgb)).all()
     assert (logits == tiny_models.expected_logits(rgb)).all()
+
+
+def test_a_network_that_wants_sizes_is_told_those_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=1)
+    network = OnnxRuntimeNetwork(write_with_sizes(tmp_path), provider="cuda", threads=1)
+    for seed in range(2):
+        pixels = batch(2, 9, 13, seed=seed)
+        assert (network.run(pixels) == tiny_models.expected_label_map(pixels)).all()
 
 
 def test_buffers_of_the_shapes_used_last_are_kept(

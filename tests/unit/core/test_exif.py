@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 from PIL import Image
 
-from service.core.images import exif
+from service.core.images.header import exif_orientation
 
 ORIENTATION, X_RESOLUTION, UNIT = 0x0112, 0x011A, 0x0128
 SHORT, LONG, RATIONAL, UNDEFINED = 3, 4, 5, 7
@@ -49,13 +49,13 @@ def pillows(data: bytes) -> int | None:
 @pytest.mark.parametrize("value", [1, 2, 6, 8, 9, 65535])
 def test_an_orientation_is_read_in_both_byte_orders(order: str, value: int) -> None:
     data = block([(0x010F, 2, 9, 40), short(ORIENTATION, value, order)], order)
-    assert exif.orientation(data) == value == pillows(data)
+    assert exif_orientation(data) == value == pillows(data)
 
 
 def test_a_block_without_an_orientation_has_none() -> None:
     data = block([short(UNIT, 2), (X_RESOLUTION, RATIONAL, 1, 30)])
-    assert exif.orientation(data) == 0 == pillows(data)
-    assert exif.orientation(block([])) == 0 == pillows(block([]))
+    assert exif_orientation(data) == 0 == pillows(data)
+    assert exif_orientation(block([])) == 0 == pillows(block([]))
 
 
 UPRIGHT = short(ORIENTATION, 1)
@@ -87,7 +87,7 @@ UPRIGHT = short(ORIENTATION, 1)
     ],
 )
 def test_of_unusual_blocks_nothing_is_said(data: bytes) -> None:
-    assert exif.orientation(data) is None
+    assert exif_orientation(data) is None
 
 
 def test_it_says_what_pillow_says_of_any_bytes() -> None:
@@ -103,7 +103,7 @@ def test_it_says_what_pillow_says_of_any_bytes() -> None:
         data = bytearray(block(entries, order))
         for _ in range(rng.choice([0, 0, 1, 2])):
             data[rng.randrange(len(data))] = rng.choice([0, 1, 3, rng.randrange(256)])
-        found = exif.orientation(bytes(data))
+        found = exif_orientation(bytes(data))
         if found is not None:
             known += 1
             assert found == pillows(bytes(data)), data.hex()

@@ -10,11 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.core.images import header
+from service.core.images.header import Header, read_header
+from service.errors import ServiceError
 from tests import drawing
 from tests.drawing import encode, street
 
 RGB = street(37, 53)
+
+
+def read(body: bytes) -> Header:
+    return read_header(body, max_bytes=1 << 20)
+
+
+def size(body: bytes) -> tuple[int, int]:
+    found = read(body)
+    return found.height, found.width
+
+
 FILES: list[tuple[str, dict[str, Any]]] = [
     ("JPEG", {}),
     ("JPEG", {"progressive": True}),
@@ -31,31 +43,45 @@ FILES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "options"), FILES)
 def test_every_format(kind: str, options: dict[str, Any]) -> None:
-    assert header.pixels(encode(RGB, kind, **options)) == 37 * 53
+    body = encode(RGB, kind, **options)
+    assert size(body) == RGB.shape[:2]
+    assert read(body).format == kind
 
 
 def test_sizes_beyond_a_byte() -> None:
-    assert header.pixels(drawing.huge_png_header()) == 20_000 * 20_000
+    assert size(drawing.huge_png_header()) == (20_000, 20_000)
     for kind in ("JPEG", "WEBP", "TIFF", "BMP"):
-        assert header.pixels(encode(np.zeros((300, 1000, 3), np.uint8), kind)) == 300_000
-    assert header.pixels(encode(Image.new("RGBA", (700, 300)), "WEBP", lossless=True)) == 210_000
+        assert size(encode(np.zeros((300, 1000, 3), np.uint8), kind)) == (300, 1000)
+    assert size(encode(Image.new("RGBA", (700, 300)), "WEBP", lossless=True)) == (300, 700)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"text",
         b"\xff\xd8\xff",
         b"\xff\xd8\xff" + b"\xff" * 100_000,
         b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000,
         b"\xff\xd8" + b"\xff\xe0\x00\x00" * 100_000,
+        b"\x89PNG\r\n\x1a\n",
         b"II*\x00\xff\xff\xff\xff",
         b"RIFF....WEBPjunk" + bytes(40),
     ],
 )
 def test_what_says_no_size(body: bytes) -> None:
-    assert header.pixels(body) is None
+    assert size(body) == (0, 0)
+    assert not read(body).plain
+
+
+@pytest.mark.parametrize(
+    ("orientation", "plain"), [(None, True), (1, True), (6, False), (0, False)]
+)
+def test_a_jpegs_orientation_is_read_with_its_size(orientation: int | None, plain: bool) -> None:
+    tags = Image.Exif()
+    if orientation is not None:
+        tags[0x0112] = orientation
+    found = read(encode(RGB, "JPEG", exif=tags))
+    assert (found.height, found.width, found.plain) == (37, 53, plain)
+    assert found.orientation == {None: 0, 0: None}.get(orientation, orientation)
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,5 +92,7 @@ def test_damage_is_no_fault(
 ) -> None:
     body = bytearray(encode(RGB, which[0], **which[1]))
     body[at % len(body)] = value
-    found = header.pixels(bytes(body[:cut]))
-    assert found is None or found >= 0
+    try:
+        assert min(size(bytes(body[:cut]))) >= 0
+    except ServiceError as error:
+        assert "the body is" in str(error) or "not accepted" in str(error)

@@ -16,9 +16,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from service.core.images import jpeg
-from service.core.images.decode import _by_pillow, decode
-from service.errors import ServiceError
+from service.core.images.decode import _by_libjpeg, _by_pillow, decode
+from service.core.images.header import read_header
+from service.errors import ImageTooLarge, ServiceError
 from tests.drawing import UInt8Array, encode, street
 
 MOST = 1 << 24
@@ -64,7 +64,7 @@ def outcome(work: Callable[[], UInt8Array]) -> tuple[Any, ...]:
 
 
 def ours(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
-    return outcome(lambda: decode(body, max_bytes=MOST, max_pixels=max_pixels).rgb)
+    return outcome(lambda: decode(body, read_header(body, max_bytes=MOST), max_pixels=max_pixels))
 
 
 def pillows(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
@@ -72,7 +72,10 @@ def pillows(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
 
 
 def is_plain(body: bytes, max_pixels: int = MOST) -> bool:
-    return jpeg.decode(body, max_pixels=max_pixels) is not None
+    """Whether libjpeg alone decodes it."""
+    header = read_header(body, max_bytes=MOST)
+    fits = header.height * header.width <= max_pixels
+    return header.plain and fits and _by_libjpeg(body, header) is not None
 
 
 PLAIN = street(37, 53)
@@ -278,17 +281,20 @@ def test_the_pixel_limit_is_inclusive_and_checked_first(monkeypatch: pytest.Monk
     assert ours(BODY, 37 * 53 - 1) == pillows(BODY, 37 * 53 - 1)
     asked: list[bytes] = []
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda body: asked.append(body))
-    assert not is_plain(BODY, 37 * 53 - 1)
+    with pytest.raises(ImageTooLarge):
+        decode(BODY, read_header(BODY, max_bytes=MOST), max_pixels=37 * 53 - 1)
     assert asked == []
 
 
 def test_the_interpreter_is_free_while_it_decodes() -> None:
     body = encode(Image.new("RGB", (4000, 4000)), "JPEG")
+    header = read_header(body, max_bytes=MOST)
+    assert header.plain
     started, done = threading.Event(), threading.Event()
 
     def work() -> None:
         started.set()
-        jpeg.decode(body, max_pixels=MOST)
+        decode(body, header, max_pixels=MOST)
         done.set()
 
     # Unasked, no thread gives the interpreter away: whoever runs beside the decoder was let.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.outputs import polygons, polygons_json
+from service.core.outputs import polygons
+from service.core.outputs.polygons import polygons_json
 from service.errors import ImageTooLarge
 from tests.drawing import UInt8Array, street
 from tests.tiny_models import contract, expected_label_map

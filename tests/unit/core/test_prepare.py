@@ -18,21 +18,21 @@ def test_padding_reaches_an_accepted_size_and_restore_undoes_it(
     rgb = street(height, width) if height > 3 else np.full((height, width, 3), 7, np.uint8)
     spec = InputSpec(min_side_px=smallest, multiple_of_px=multiple)
     prepared = prepare(rgb, spec)
-    for got, had in zip(prepared.tensor.shape[:2], (height, width), strict=True):
+    for got, had in zip(prepared.shape[:2], (height, width), strict=True):
         assert got % multiple == 0
         assert max(smallest, had) <= got < max(smallest, had) + multiple
-    assert prepared.tensor.flags.c_contiguous
-    assert (prepared.tensor[:height, :width] == rgb).all()
-    assert not prepared.tensor[height:].any()
-    assert not prepared.tensor[:, width:].any()
-    label_map = prepared.tensor[:, :, 0]
-    assert (restore(label_map, prepared.geometry) == rgb[:, :, 0]).all()
-    assert np.shares_memory(restore(label_map, prepared.geometry), label_map)
+    assert prepared.flags.c_contiguous
+    assert (prepared[:height, :width] == rgb).all()
+    assert not prepared[height:].any()
+    assert not prepared[:, width:].any()
+    label_map = prepared[:, :, 0]
+    assert (restore(label_map, height, width) == rgb[:, :, 0]).all()
+    assert np.shares_memory(restore(label_map, height, width), label_map)
 
 
 def test_a_size_that_fits_is_not_copied() -> None:
     rgb = street(32, 64)
-    assert prepare(rgb, InputSpec(multiple_of_px=32)).tensor is rgb
+    assert prepare(rgb, InputSpec(multiple_of_px=32)) is rgb
 
 
 @pytest.mark.parametrize(("height", "width"), [(101, 8), (8, 101), (97, 97)])
@@ -62,13 +62,13 @@ def test_an_ordinary_size_is_one_the_model_takes(
 ) -> None:
     assert ordinary_size(spec) == expected
     if expected is not None:
-        assert prepare(np.zeros((*expected, 3), np.uint8), spec).tensor.shape[:2] == expected
+        assert prepare(np.zeros((*expected, 3), np.uint8), spec).shape[:2] == expected
 
 
-def test_sizes_are_padded_as_pictures_are_and_left_out_where_they_are_too_large() -> None:
+def test_sizes_are_padded_as_images_are_and_left_out_where_they_are_too_large() -> None:
     spec = InputSpec(stride=1, multiple_of_px=8, min_side_px=16, max_side_px=64)
     sizes = [(10, 33), (16, 40), (64, 64), (65, 16)]
     assert accepted_sizes(sizes, spec) == [(16, 40), (64, 64)]
     for height, width in sizes[:3]:
-        tensor = prepare(np.zeros((height, width, 3), np.uint8), spec).tensor
+        tensor = prepare(np.zeros((height, width, 3), np.uint8), spec)
         assert tensor.shape[:2] in accepted_sizes(sizes, spec)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from service.core.outputs import rle_json
+from service.core.outputs.rle import rle_json
 from tests.drawing import UInt8Array
 from tests.tiny_models import contract
 

@@ -8,26 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.outputs import (
-    arrays,
-    check_arrays,
-    check_size,
-    confidence,
-    npy,
-    probabilities,
-    scores,
-)
-from service.core.types import Dtype, Score
+from service.core.outputs import scores
+from service.core.outputs.confidence import confidence
+from service.core.outputs.probabilities import _halve, check_size, npy, probabilities
+from service.core.outputs.scores import arrays, check_arrays
+from service.core.types import Dtype, Float32Array, Score
 from service.errors import ImageTooLarge
 
 
-def softmax(logits: scores.Float32Array) -> npt.NDArray[np.float64]:
+def softmax(logits: Float32Array) -> npt.NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=0))
     shares: npt.NDArray[np.float64] = powers / powers.sum(axis=0)
     return shares
 
 
-def drawn(seed: int, classes: int, spread: float) -> scores.Float32Array:
+def drawn(seed: int, classes: int, spread: float) -> Float32Array:
     normal = np.random.default_rng(seed).normal(0, spread, (classes, 9, 7))
     return normal.astype(np.float32)
 
@@ -119,9 +114,9 @@ def test_confidence_is_the_probability_of_the_label(spread: float) -> None:
     assert (kept == np.where(label_map == 2, got, 0)).all()
 
 
-def halves(values: scores.Float32Array) -> npt.NDArray[np.float16]:
+def halves(values: Float32Array) -> npt.NDArray[np.float16]:
     bits = np.empty(values.shape, np.uint16)
-    scores._halve(values.copy(), bits)
+    _halve(values.copy(), bits)
     return bits.view(np.float16)
 
 
@@ -150,7 +145,7 @@ def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [probabilities(logits, label_map, dtype, None) for dtype in Dtype]
     sure = confidence(logits, label_map, None)
     monkeypatch.setattr(scores, "_BLOCK", 5 * 7 * 2)  # two rows of the nine
-    assert len(list(scores._blocks(logits))) == 5
+    assert len(list(scores.blocks(logits))) == 5
     for dtype, expected in zip(Dtype, whole, strict=True):
         assert (probabilities(logits, label_map, dtype, None) == expected).all()
     assert (confidence(logits, label_map, None) == sure).all()

@@ -53,13 +53,13 @@ def test_a_long_strip_is_cut_across() -> None:
 
 
 def test_a_network_that_needs_the_whole_picture_says_so() -> None:
-    with pytest.raises(ImageTooLarge, match="needs the picture whole.*FCN_MAX_WHOLE_PIXELS"):
+    with pytest.raises(ImageTooLarge, match="needs the image whole.*FCN_MAX_WHOLE_PIXELS"):
         tiles(100, 100, InputSpec(stride=32), 9_999)
     assert len(tiles(100, 100, InputSpec(stride=32), 10_000)) == 1
 
 
 def test_a_limit_below_the_context_says_what_it_takes() -> None:
-    with pytest.raises(ImageTooLarge, match="parts of 160x160 .*FCN_MAX_WHOLE_PIXELS"):
+    with pytest.raises(ImageTooLarge, match="tiles of 160x160 .*FCN_MAX_WHOLE_PIXELS"):
         tiles(1000, 1000, InputSpec(stride=32, context_px=64), 160 * 160 - 1)
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from service.config import SegmenterConfig
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
 from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
-from service.core.segmenter import Segmenter, SegmentOptions
-from service.core.types import Float32Array, Instance, NullObserver, UInt8Array
+from service.core.segmenter import Segmenter
+from service.core.types import Float32Array, Instance, Observer, SegmentOptions, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.pretend_gpu import GPUS, pretend
@@ -28,20 +28,15 @@ from tests.unit.core.pretend_gpu import GPUS, pretend
 class Run(Instance):
     """An instance that notes how it is called, each call at the cost of a second."""
 
-    calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    calls: list[tuple[int, ...]] = field(default_factory=list)
     shrinks: bool = False
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        self.calls.append(("run", batch.shape[:3]))
+        self.calls.append(batch.shape[:3])
         return np.zeros(batch.shape[:3], np.uint8)[: len(batch) - self.shrinks]
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         raise NotImplementedError
-
-    def warm_up(self, batch: UInt8Array) -> UInt8Array:
-        label_maps = self.run(batch)
-        self.calls[-1] = ("warm up", batch.shape[:3])
-        return label_maps
 
 
 class Net:
@@ -76,14 +71,14 @@ def test_every_instance_prepares_every_shape() -> None:
     left = warm_up_batches(Net(*runs), [(3, 8, 9), (2, 8, 9)], 60, lambda: 0.0)
     assert left == []
     for run in runs:
-        assert run.calls == [("warm up", (n, 8, 9)) for n in (1, 3, 2)]
+        assert run.calls == [(n, 8, 9) for n in (1, 3, 2)]
 
 
 def test_batches_stop_when_the_time_is_over() -> None:
     run = Run()
     shapes = [(n, 8, 8) for n in range(9, 1, -1)]
     left = warm_up_batches(Net(run), shapes, 3.5, lambda: float(len(run.calls)))
-    assert [shape for _, shape in run.calls] == shapes[:4]
+    assert run.calls == shapes[:4]
     assert left == shapes[4:]
 
 
@@ -93,11 +88,11 @@ def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
         warm_up_batches(Net(Run(shrinks=True)), [(2, 8, 8)], 60, lambda: 0.0)
 
 
-def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
+def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None) -> None:
     made = Loader(
         SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
-        observer=NullObserver(),
+        observer=Observer(),
         clock=lambda: float(sum(len(run.calls) for run in net.instances if isinstance(run, Run))),
     )
     made.load(ModelFile("tiny", "1", path), ModelSettings())
@@ -106,7 +101,7 @@ def load(path: Path, net: Net | Session, max_batch: int | None = None) -> None:
 def test_a_gpu_is_warmed_up_with_the_batches_it_will_get(tmp_path: Path) -> None:
     run = Run()
     load(tiny_models.write_model(tmp_path), Net(run), max_batch=2)
-    assert [shape for _, shape in run.calls] == [
+    assert run.calls == [
         (1, 8, 8),
         (1, 256, 256),
         (2, 8, 8),
@@ -145,13 +140,13 @@ async def test_a_server_on_gpus_answers_and_says_where_it_runs(
     reply = await segmenter.segment(rgb, SegmentOptions(output=None))
     assert (reply.label_map == tiny_models.expected_label_map(rgb)).all()
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
+    images = [generator.integers(0, 256, (24, 32 + 8 * (n % 2), 3), np.uint8) for n in range(30)]
     replies = await asyncio.gather(
-        *(segmenter.segment(picture, SegmentOptions(output=None)) for picture in pictures)
+        *(segmenter.segment(image, SegmentOptions(output=None)) for image in images)
     )
     assert max(reply.batch_size for reply in replies) == 2
-    for picture, reply in zip(pictures, replies, strict=True):
-        assert (reply.label_map == tiny_models.expected_label_map(picture)).all()
+    for image, reply in zip(images, replies, strict=True):
+        assert (reply.label_map == tiny_models.expected_label_map(image)).all()
     assert [model.default.provider for model in segmenter.models()] == ["cuda"]
     assert len(pretended.opened) == GPUS
     # Whoever launches kernels does not stand back for the event loop, as the CPU's threads do.

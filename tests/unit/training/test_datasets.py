@@ -227,7 +227,7 @@ def test_a_damaged_coloured_label(root: Path) -> None:
 
 def test_a_label_of_another_kind_of_picture(root: Path) -> None:
     Image.fromarray(LABELS).convert("CMYK").save(root / "train/labels/a.png", "TIFF")
-    with pytest.raises(DatasetError, match="is a CMYK picture: labels must be 8-bit"):
+    with pytest.raises(DatasetError, match="is a CMYK image: labels must be 8-bit"):
         opened(root)[0]
 
 

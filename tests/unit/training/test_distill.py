@@ -177,7 +177,7 @@ def test_what_is_no_teacher_is_refused(
         with pytest.raises(ConfigError, match=message):
             load_teacher(path, wanted)
     depth = DatasetInfo.single_head(info.classes, info.data, modality="rgbd")
-    with pytest.raises(ConfigError, match="for RGB pictures with one labelling"):
+    with pytest.raises(ConfigError, match="for RGB images with one labelling"):
         load_teacher(checkpoint, depth)
 
 

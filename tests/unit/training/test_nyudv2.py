@@ -89,7 +89,7 @@ def test_depth_with_holes(folders: Path) -> None:
     [
         (np.full((trees.HEIGHT, trees.WIDTH), 7, np.uint8), "is no depth: want a 16-bit"),
         (np.full((trees.HEIGHT, trees.WIDTH, 3), 7, np.uint8), "is no depth: want a 16-bit"),
-        (np.full((2, 3), 700, np.uint16), "is 2x3 but its colour picture is 5x7"),
+        (np.full((2, 3), 700, np.uint16), "is 2x3 but its colour image is 5x7"),
         (None, "cannot read the depth"),
     ],
 )

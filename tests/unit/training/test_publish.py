@@ -10,7 +10,7 @@ import pytest
 
 from cli.main import main
 from model.export.parity import ExportError, ParityReport
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from tests.unit.training.recipes import MakeConfig
 from training import publish as publish_module
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -67,7 +67,7 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
     assert main([*arguments, "--scores", str(scores), "--logits"]) == 0
     assert "labels agree on" in capsys.readouterr().out
     path = repository / "streets" / "1" / "model.onnx"
-    session = Session(path, provider="cpu", threads=1)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
     assert session.contract.class_names == ("sky", "house", "road", "tree")
     assert session.contract.scores["test_mean_iu"] == 0.7
     assert session.contract.outputs.logits == "logits"

@@ -22,7 +22,7 @@ from service.core.engines import choice as engine
 from service.core.engines import openvino as openvino_runtime
 from service.core.engines.choice import check_agreement, open_network, samples
 from service.core.engines.cores import Plan
-from service.core.engines.onnx_runtime import Session
+from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.types import Instance, Network, UInt8Array
 from service.errors import ModelLoadError
@@ -30,6 +30,7 @@ from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import street
 from tests.unit.core.fakes import Function
+from tests.unit.core.test_onnx_runtime import write_with_sizes
 
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(instances=2, threads=1, alone_threads=2)
@@ -65,11 +66,11 @@ def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
 @pytest.mark.usefixtures("openvino")
 def test_its_instances_run_at_once(path: Path) -> None:
     network = opened(path, "openvino")
-    pictures = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
+    images = [street(24 + i % 3, 32 + i)[None] for i in range(12)]
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda i: network.instances[i % 2].run(pictures[i]), range(12)))
-    for picture, label_maps in zip(pictures, answers, strict=True):
-        assert (label_maps == tiny_models.expected_label_map(picture)).all()
+        answers = list(pool.map(lambda i: network.instances[i % 2].run(images[i]), range(12)))
+    for image, label_maps in zip(images, answers, strict=True):
+        assert (label_maps == tiny_models.expected_label_map(image)).all()
 
 
 @pytest.mark.usefixtures("openvino")
@@ -107,8 +108,14 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         OpenVinoNetwork(path, tiny_models.contract(), PLAN)
 
 
+@pytest.mark.usefixtures("openvino")
+def test_a_network_that_wants_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"wants the sizes of its images.*ENGINE=onnxruntime"):
+        opened(write_with_sizes(tmp_path), "openvino")
+
+
 class Wrong:
-    """A network that errs on the first rows of every picture, in one of its ways to run."""
+    """A network that errs on the first rows of every image, in one of its ways to run."""
 
     path = Path("model.onnx")
     provider = "cpu"
@@ -136,14 +143,14 @@ class Wrong:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_disagreeing_engine_is_refused(path: Path, alone: bool) -> None:
-    session = Session(path, provider="cpu", threads=1)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
     assert check_agreement(Wrong(0.0, alone=alone), session) == 1.0
     with pytest.raises(ModelLoadError, match=r"gives 8[0-9.]+% .*must 99.9%: set FCN_ENGINE=onnx"):
         check_agreement(Wrong(0.16, alone=alone), session)
 
 
 def test_another_shape_is_no_agreement(path: Path) -> None:
-    session = Session(path, provider="cpu", threads=1)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
     wrong = Wrong(0.0, alone=False)
     wrong._err = lambda batch: batch[:, 1:, :, 0]  # type: ignore[method-assign]
     with pytest.raises(ModelLoadError, match=r"gives 0.0%"):
@@ -158,7 +165,7 @@ def test_quantised_networks_may_round_differently(
 
     contract = dataclasses.replace(tiny_models.contract(), precision="int8")
     path = tiny_models.write_model(tmp_path, model_contract=contract)
-    session = Session(path, provider="cpu", threads=1)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
     if accepted:
         assert 0.97 <= check_agreement(Wrong(share, alone=False), session) < 0.999
         return
@@ -166,24 +173,24 @@ def test_quantised_networks_may_round_differently(
         check_agreement(Wrong(share, alone=False), session)
 
 
-def test_sample_pictures_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
-    session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
-    pictures = samples(session)
-    assert [p.shape[1:3] for p in pictures] == list(engine.SAMPLE_SIZES)
-    assert {*np.unique(tiny_models.expected_label_map(pictures[0]))} == {0, 1, 2}
-    assert (samples(session)[0] == pictures[0]).all()
+def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
+    session = OnnxRuntimeNetwork(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
+    images = samples(session)
+    assert [p.shape[1:3] for p in images] == list(engine.SAMPLE_SIZES)
+    assert {*np.unique(tiny_models.expected_label_map(images[0]))} == {0, 1, 2}
+    assert (samples(session)[0] == images[0]).all()
     spec = InputSpec(stride=1, max_side_px=200)
     small = tiny_models.write_model(
         tmp_path / "small", model_contract=tiny_models.contract(input_spec=spec)
     )
-    sizes = [p.shape[1:3] for p in samples(Session(small, provider="cpu", threads=1))]
+    sizes = [p.shape[1:3] for p in samples(OnnxRuntimeNetwork(small, provider="cpu", threads=1))]
     assert sizes == [(97, 131)]
     spec = InputSpec(stride=1, max_side_px=64)
     none = tiny_models.write_model(
         tmp_path / "none", model_contract=tiny_models.contract(input_spec=spec)
     )
     with pytest.raises(ModelLoadError, match="takes none of the sizes 97x131"):
-        samples(Session(none, provider="cpu", threads=1))
+        samples(OnnxRuntimeNetwork(none, provider="cpu", threads=1))
 
 
 @pytest.mark.usefixtures("openvino")
@@ -210,11 +217,11 @@ def test_an_unknown_engine_is_refused(path: Path) -> None:
 
 
 def test_on_cuda_there_is_only_onnx_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda(Session):
+    class OnCuda(OnnxRuntimeNetwork):
         def __init__(self, *args: object, **kwargs: object) -> None:
             self.provider = "cuda"
 
-    monkeypatch.setattr(engine, "Session", OnCuda)
+    monkeypatch.setattr(engine, "OnnxRuntimeNetwork", OnCuda)
     assert isinstance(opened(path, "onnxruntime", "auto"), OnCuda)
     with pytest.raises(ModelLoadError, match="OpenVINO runs on the CPU .*FCN_PROVIDER=cpu"):
         opened(path, "openvino", "auto")
@@ -331,12 +338,12 @@ def test_on_a_cpu_fp16_is_served_only_on_request(path: Path, provider: str) -> N
 def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    class OnGpu(Session):
+    class OnGpu(OnnxRuntimeNetwork):
         def __init__(self, path: Path, **options: Any) -> None:
             super().__init__(path, **{**options, "provider": "cpu"})
             self.provider = "cuda"
 
-    monkeypatch.setattr(engine, "Session", OnGpu)
+    monkeypatch.setattr(engine, "OnnxRuntimeNetwork", OnGpu)
     monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
     beside(path)
     assert chosen(path, "auto", provider) == "fp32"  # an 8-bit file is for CPUs
@@ -356,7 +363,7 @@ def test_both_engines_give_the_logits(tmp_path: Path) -> None:
     need(find_spec("openvino") is not None, "OpenVINO: pip install 'fcn-serve[openvino]'")
     path = tiny_models.write_model(tmp_path, logits=True)
     plan = Plan(instances=2, threads=1, alone_threads=0)
-    session = Session(path, provider="cpu", threads=1, instances=2)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2)
     other = OpenVinoNetwork(path, session.contract, plan)
     batch = np.stack([street(9, 13, seed=n) for n in range(2)])
     for network in (session, other):

@@ -15,7 +15,8 @@ from fcn_client.grpc_messages import target_of
 from fcn_client.images import file_bytes, overlay, read_answer, read_rgb
 from fcn_client.request import call_of, is_grpc, total_s
 from service.core.images.decode import decode
-from service.core.outputs import overlay_png
+from service.core.images.header import read_header
+from service.core.outputs.overlay import overlay_png
 from tests.drawing import encode, jpeg, png, read_png, street
 
 RGB = street(10, 14)
@@ -31,7 +32,7 @@ def grey16() -> Image.Image:
     return Image.fromarray(np.arange(0, 60_000, 400, dtype=np.uint16).reshape(10, 15))
 
 
-PICTURES = {
+FILES = {
     "JPEG": jpeg(RGB),
     "turned": turned_jpeg(),
     "alpha": encode(Image.fromarray(RGB).convert("RGBA")),
@@ -42,11 +43,11 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", FILES)
 def test_pixels_are_those_the_server_sees(kind: str, tmp_path: Path) -> None:
-    """Also when a picture was opened here and goes as pixels."""
-    body = PICTURES[kind]
-    seen = decode(body, max_bytes=1 << 20, max_pixels=1 << 20).rgb
+    """Also when an image was opened here and goes as pixels."""
+    body = FILES[kind]
+    seen = decode(body, read_header(body, max_bytes=1 << 20), max_pixels=1 << 20)
     np.testing.assert_array_equal(read_rgb(body), seen)
     np.testing.assert_array_equal(read_png(file_bytes(Image.open(io.BytesIO(body)))), seen)
     (tmp_path / "p").write_bytes(body)
@@ -70,9 +71,9 @@ def test_arrays_are_sent_without_loss() -> None:
         (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
         (3, "a int is no image"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_is_no_picture(wrong: Any, message: str) -> None:
+def test_what_is_no_image(wrong: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         file_bytes(wrong)
 

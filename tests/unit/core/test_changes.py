@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from service.core.models.changes import Watch
+import os
+from pathlib import Path
+
+from service.changes import SettledChanges, file_stamp
 
 
-def watching(**seen: int) -> Watch[int]:
-    watch: Watch[int] = Watch()
-    watch.start(seen)
-    return watch
+def watching(**seen: int) -> SettledChanges[int]:
+    return SettledChanges(seen)
 
 
 def test_what_stays_is_not_returned() -> None:
@@ -50,3 +51,17 @@ def test_what_cannot_be_seen_is_not_gone() -> None:
     assert watch.settled({}, keep={"a"}) == set()
     assert watch.settled({}, keep={"a"}) == set()
     assert watch.settled({"a": 1}) == set()
+
+
+def test_a_files_stamp_differs_when_the_file_does(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert file_stamp(file) is None
+    file.write_text("one")
+    before = file_stamp(file)
+    assert before is not None and file_stamp(file) == before
+    status = file.stat()
+    other = tmp_path / "other"
+    other.write_text("two")  # as long, and as old
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert file_stamp(file) != before

@@ -1,79 +1,95 @@
+"""Which loaded model and version a request means."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.contract import Contract
+from service.core.models.loader import LoadedModel
 from service.core.models.model_settings import Alias
-from service.core.models.registry import Catalog
-from service.core.types import ModelState
+from service.core.models.registry import ModelRegistry
+from service.core.types import Instance, ModelState
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
 from tests.tiny_models import contract
 
 
-@dataclass(frozen=True)
-class Entry:
-    name: str
-    version: str
-    state: ModelState = ModelState.READY
-    contract: Contract = contract()
+@dataclass
+class Net:
     provider: str = "cpu"
     path: Path = Path("model.onnx")
+    contract: Contract = contract()
+    instances: Sequence[Instance] = ()
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        pass
 
 
-def catalog(*entries: Entry, default_model: str | None = None) -> Catalog[Entry]:
-    result: Catalog[Entry] = Catalog(default_model)
-    for entry in entries:
-        result.add(entry)
+@dataclass
+class Queue:
+    alive: bool = True
+
+
+def entry(name: str, version: str, *, alive: bool = True, provider: str = "cpu") -> LoadedModel:
+    queue: Any = Queue(alive)
+    return LoadedModel(name, version, Net(provider), queue)
+
+
+def registry(*models: LoadedModel, default_model: str | None = None) -> ModelRegistry:
+    result = ModelRegistry(default_model)
+    for model in models:
+        result.add(model)
     return result
 
 
-A1, A2, A10, B1 = Entry("a", "1"), Entry("a", "2"), Entry("a", "10"), Entry("b", "1")
+A1, A2, A10, B1 = entry("a", "1"), entry("a", "2"), entry("a", "10"), entry("b", "1")
 
 
 def test_a_lone_models_highest_version_is_the_default() -> None:
-    assert catalog(A10, A1, A2).find(None, None) is A10
-    assert catalog(A10, A1, A2).find("a", None) is A10
+    assert registry(A10, A1, A2).find(None, None) is A10
+    assert registry(A10, A1, A2).find("a", None) is A10
 
 
 def test_a_version_can_be_asked_for() -> None:
-    assert catalog(A10, A1, A2).find("a", "2") is A2
-    assert catalog(A10, A1).find(None, "1") is A1
+    assert registry(A10, A1, A2).find("a", "2") is A2
+    assert registry(A10, A1).find(None, "1") is A1
 
 
 def test_of_several_models_one_must_be_named_or_be_the_default() -> None:
     with pytest.raises(InvalidParameter, match="several models are served, say which: a, b"):
-        catalog(B1, A1).find(None, None)
-    assert catalog(B1, A1, default_model="b").find(None, None) is B1
-    assert catalog(B1, A1, default_model="b").find("a", None) is A1
+        registry(B1, A1).find(None, None)
+    assert registry(B1, A1, default_model="b").find(None, None) is B1
+    assert registry(B1, A1, default_model="b").find("a", None) is A1
 
 
 def test_an_unknown_model_is_quoted_safely_with_those_there_are() -> None:
     with pytest.raises(UnknownModel, match=r"no model 'x\\r\\ny': choose from a, b"):
-        catalog(B1, A1).find("x\r\ny", None)
+        registry(B1, A1).find("x\r\ny", None)
     with pytest.raises(UnknownModel) as caught:
-        catalog(A1).find("x" * 10_000, None)
+        registry(A1).find("x" * 10_000, None)
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("version", ["3", "01", "latest", "-1", "1 "])
 def test_an_unknown_version_is_refused_with_those_there_are(version: str) -> None:
     with pytest.raises(UnknownVersion, match=f"no version '{version}': choose from 1, 2, 10"):
-        catalog(A10, A1, A2).find("a", version)
+        registry(A10, A1, A2).find("a", version)
 
 
 def test_a_version_that_failed_is_not_ready_and_others_are() -> None:
-    broken = Entry("a", "3", ModelState.FAILED)
-    both = catalog(A1, broken)
+    broken = entry("a", "3", alive=False)
+    both = registry(A1, broken)
     with pytest.raises(ModelNotReady, match="model a version 3 is failed"):
         both.find("a", None)
     assert both.find("a", "1") is A1
 
 
 def test_statuses_are_by_name_and_number() -> None:
-    statuses = catalog(B1, A10, A2).statuses()
+    statuses = registry(B1, A10, A2).statuses()
     assert [(s.name, s.default_version) for s in statuses] == [("a", "10"), ("b", "1")]
     assert [v.version for v in statuses[0].versions] == ["2", "10"]
     assert statuses[0].default.contract == contract()
@@ -82,13 +98,13 @@ def test_statuses_are_by_name_and_number() -> None:
 
 
 def test_adding_a_version_again_replaces_it() -> None:
-    again = Entry("a", "1", provider="cuda")
-    assert catalog(A1, again).find("a", "1") is again
+    again = entry("a", "1", provider="cuda")
+    assert registry(A1, again).find("a", "1") is again
 
 
 def test_what_was_found_is_looked_for_again_after_every_change() -> None:
-    newer = Entry("a", "2")
-    found = catalog(A1, A2)
+    newer = entry("a", "2")
+    found = registry(A1, A2)
     assert found.find("a", None) is A2
     found.add(newer)
     assert found.find("a", None) is newer
@@ -110,45 +126,36 @@ def test_what_was_found_is_looked_for_again_after_every_change() -> None:
 
 
 def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
-    @dataclass
-    class Failing:
-        name: str = "a"
-        version: str = "1"
-        state: ModelState = ModelState.READY
-        contract: Contract = contract()
-        provider: str = "cpu"
-        path: Path = Path("model.onnx")
-
-    entry = Failing()
-    found: Catalog[Failing] = Catalog()
-    found.add(entry)
-    assert found.find("a", "1") is entry
-    entry.state = ModelState.FAILED
+    queue: Any = Queue()
+    model = LoadedModel("a", "1", Net(), queue)
+    found = registry(model)
+    assert found.find("a", "1") is model
+    queue.alive = False
     with pytest.raises(ModelNotReady, match="model a version 1 is failed"):
         found.find("a", "1")
 
 
 def test_made_up_names_make_no_time_series() -> None:
-    both = catalog(A1, B1)
+    both = registry(A1, B1)
     both.set_aliases({"prod": Alias("a", "1"), "gone": Alias("c")})
     assert both.metric_label("a") == both.metric_label("prod") == "a"
     assert both.metric_label("gone") == both.metric_label("made-up") == ""
     assert both.metric_label(None) == ""  # one of them must be named
-    assert catalog(A1).metric_label(None) == "a"
-    assert catalog().metric_label(None) == ""
+    assert registry(A1).metric_label(None) == "a"
+    assert registry().metric_label(None) == ""
 
 
 def test_the_default_is_named_by_its_own_name() -> None:
-    assert catalog(A1).default_name() == "a"
-    assert catalog(A1, B1).default_name() is None
-    aliased = catalog(A1, B1, default_model="prod")
+    assert registry(A1).default_name() == "a"
+    assert registry(A1, B1).default_name() is None
+    aliased = registry(A1, B1, default_model="prod")
     aliased.set_aliases({"prod": Alias("b")})
     assert aliased.default_name() == "b"
 
 
 def test_a_status_is_of_what_a_request_means_ready_or_not() -> None:
-    failed = Entry("a", "2", ModelState.FAILED)
-    found = catalog(A1, failed, B1)
+    failed = entry("a", "2", alive=False)
+    found = registry(A1, failed, B1)
     found.set_aliases({"prod": Alias("a", "1")})
     model, version = found.status("a", None)
     assert (model.name, version.version, version.state) == ("a", "2", ModelState.FAILED)
@@ -157,4 +164,4 @@ def test_a_status_is_of_what_a_request_means_ready_or_not() -> None:
     with pytest.raises(UnknownVersion, match="model a has no version '7'"):
         found.status("a", "7")
     with pytest.raises(UnknownModel, match="choose from none, they are still loading"):
-        catalog().status("a", None)
+        registry().status("a", None)

@@ -10,21 +10,22 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from model.contract import METADATA_KEY, InputSpec
 from service.core.engines import onnx_runtime as runtime
-from service.core.engines.onnx_runtime import CpuInstance, Session
+from service.core.engines.onnx_runtime import CpuInstance, OnnxRuntimeNetwork
 from service.core.types import UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
+from tests.waiting import in_own_process
 
 GOOD = {METADATA_KEY: tiny_models.contract().to_json()}
 
 
-def open_cpu(path: Path) -> Session:
-    return Session(path, provider="cpu", threads=1)
+def open_cpu(path: Path) -> OnnxRuntimeNetwork:
+    return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 24, 32), (3, 17, 31)])
@@ -142,8 +143,8 @@ def test_channels_other_than_three_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
-    contract = tiny_models.contract(input_spec=InputSpec(name="photo"))
-    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="photo")
+    contract = tiny_models.contract(input_spec=InputSpec(name="pixels"))
+    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="pixels")
     session = open_cpu(tiny_models.write_file(model, tmp_path))
     assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
 
@@ -170,27 +171,27 @@ def test_instances_run_at_once_and_answer_alike(
 
     monkeypatch.setattr(ort, "InferenceSession", open_session)
     path = tiny_models.write_model(tmp_path)
-    session = Session(path, provider="cpu", threads=threads, instances=3)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=threads, instances=3)
     assert opened == [threads] * sessions
     assert not any(instance.full_device for instance in session.instances)
-    pictures = [street(24 + i, 32)[None] for i in range(3)]
+    images = [street(24 + i, 32)[None] for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        answers = pool.map(lambda instance, x: instance.run(x), session.instances, pictures)
-        for picture, label_maps in zip(pictures, answers, strict=True):
-            assert (label_maps == tiny_models.expected_label_map(picture)).all()
+        answers = pool.map(lambda instance, x: instance.run(x), session.instances, images)
+        for image, label_maps in zip(images, answers, strict=True):
+            assert (label_maps == tiny_models.expected_label_map(image)).all()
 
 
-def test_a_lone_picture_gets_threads_of_its_own(tmp_path: Path) -> None:
+def test_a_lone_image_gets_threads_of_its_own(tmp_path: Path) -> None:
     path = tiny_models.write_model(tmp_path)
-    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     assert [instance.full_device for instance in session.instances] == [False, False, True]
     rgb = street()[None]
     assert (session.instances[2].run(rgb) == tiny_models.expected_label_map(rgb)).all()
-    assert len(Session(path, provider="cpu", threads=2, alone_threads=2).instances) == 1
+    assert len(OnnxRuntimeNetwork(path, provider="cpu", threads=2, alone_threads=2).instances) == 1
 
 
 def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lone picture's session that fails must not be found out by a request."""
+    """A lone image's session that fails must not be found out by a request."""
     path = tiny_models.write_model(tmp_path)
     real = CpuInstance.run
     used: list[object] = []
@@ -200,15 +201,14 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
         return real(self, batch)
 
     monkeypatch.setattr(CpuInstance, "run", watched)
-    session = Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     session.warm_up([(8, 8)])
     assert len(used) == 3
     assert len({id(opened) for opened in used}) == 3
 
 
-def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
-    """On the shipped model it was measured, too (bench/LOG.md)."""
-    session = Session(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
+def resident_mb_over_many_sizes(path: Path) -> tuple[float, float]:
+    """Returns the process's memory after 200 images of as many sizes, and after 800 more."""
     sizes = np.random.default_rng(0).integers(8, 257, (1000, 2))
     sizes[::100] = 256  # the largest comes early and again
 
@@ -216,17 +216,24 @@ def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    run = session.instances[0].run
+    run = open_cpu(path).run
     for height, width in sizes[:200]:
         run(np.zeros((1, height, width, 3), np.uint8))
     before = resident_mb()
     for height, width in sizes[200:]:
         run(np.zeros((1, height, width, 3), np.uint8))
-    assert resident_mb() < before + 5
+    return before, resident_mb()
+
+
+def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
+    """On the shipped model it was measured, too (bench/LOG.md)."""
+    path = tiny_models.write_model(tmp_path)
+    before, after = in_own_process(resident_mb_over_many_sizes, path)
+    assert after < before + 5
 
 
 @pytest.mark.parametrize(("version", "spins"), [("1.24.0", "0"), ("1.31.1", "1")])
-def test_only_a_lone_picture_spins_and_only_briefly(
+def test_only_a_lone_image_spins_and_only_briefly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, spins: str
 ) -> None:
     opened: list[ort.SessionOptions] = []
@@ -239,7 +246,7 @@ def test_only_a_lone_picture_spins_and_only_briefly(
     monkeypatch.setattr(ort, "InferenceSession", open_session)
     monkeypatch.setattr(ort, "__version__", version)
     path = tiny_models.write_model(tmp_path)
-    Session(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     entry = "session.intra_op.allow_spinning"
     assert [o.get_session_config_entry(entry) for o in opened] == ["0", "0", spins]
     if spins == "1":
@@ -252,3 +259,19 @@ def test_a_contract_that_names_sizes_the_graph_lacks_is_refused(tmp_path: Path) 
     )
     with pytest.raises(ModelLoadError, match=r"and the graph's are \['image'\]"):
         open_cpu(tiny_models.write_model(tmp_path, model_contract=contract))
+
+
+def write_with_sizes(folder: Path) -> Path:
+    """A model of contract format 2, which wants the sizes of its images, too."""
+    spec = InputSpec(stride=1, sizes="image_sizes")
+    contract = replace(tiny_models.contract(), input=spec, format_version=2)
+    model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()})
+    sizes = helper.make_tensor_value_info("image_sizes", TensorProto.INT64, ["N", 2])
+    model.graph.input.append(sizes)
+    return tiny_models.write_file(model, folder)
+
+
+def test_a_network_that_wants_sizes_is_told_those_of_the_batch(tmp_path: Path) -> None:
+    batch = np.stack([street(9, 13, seed=n) for n in range(2)])
+    label_maps = open_cpu(write_with_sizes(tmp_path)).run(batch)
+    assert (label_maps == tiny_models.expected_label_map(batch)).all()

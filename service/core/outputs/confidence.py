@@ -1,0 +1,48 @@
+"""How sure the network is of each label, as a gray PNG."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.core.outputs.png import gray_png
+from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.outputs.scores import blocks
+from service.core.types import Float32Array, SegmentOptions, UInt8Array
+
+
+def confidence(
+    logits: Float32Array, label_map: UInt8Array, selected: frozenset[int] | None
+) -> UInt8Array:
+    """Makes uint8 [H,W]: 255 times the probability of the label, rounded; 0 where not selected."""
+    values = np.empty(label_map.shape, np.uint8)
+    for rows, exponentials, sums in blocks(logits):
+        largest = np.maximum.reduce(exponentials, axis=0)
+        largest *= np.float32(255)
+        largest /= sums
+        np.copyto(values[rows], np.rint(largest, out=largest), casting="unsafe")
+    if selected is not None:
+        table = np.zeros(256, bool)
+        table[list(selected)] = True
+        values *= table[label_map]
+    return values
+
+
+def _reduce(
+    logits: Float32Array,
+    label_map: UInt8Array,
+    options: SegmentOptions,
+    selected: frozenset[int] | None,
+) -> npt.NDArray[Any]:
+    return confidence(logits, label_map, selected)
+
+
+def _encode(answer: Segmentation) -> bytes:
+    if answer.scores is None:
+        raise ValueError("confidence is made of logits")
+    return gray_png(answer.scores)
+
+
+OUTPUT = OutputFormat("confidence", PNG, _encode, reduce=_reduce)
