@@ -45,6 +45,7 @@ def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"data.root={data}",
         "network.width=0.125",
         "data.workers=0",
+        "network.width=0.125",
         "augment.crop_height=40",
         "augment.crop_width=56",
         "schedule.batch_size=4",

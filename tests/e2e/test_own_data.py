@@ -21,13 +21,12 @@ from training.datasets import drawn
 
 HEIGHT, WIDTH = 41, 59
 SHORT = (
-    "network.width=0.125", "data.workers=0",
-    "augment.crop_height=40", "augment.crop_width=56",
+    "data.workers=0", "network.width=0.125", "augment.crop_height=40", "augment.crop_width=56",
     "schedule.batch_size=4", "schedule.epochs=6", "schedule.ema_decay=0.9",
-    "optimizer.backbone_lr=1e-2",
-    "optimizer.head_lr=1e-2", "threads=1",
+    "optimizer.backbone_lr=1e-2", "optimizer.head_lr=1e-2", "threads=1",
 )  # fmt: skip
-"""What the test adds to the page's training command: small crops, few iterations."""
+"""What the test adds to the page's training command: a narrow network, small crops, few
+iterations."""
 
 pytestmark = pytest.mark.timeout(300)  # exporting takes most of a minute on a busy machine
 

@@ -66,7 +66,7 @@ def test_two_steps(
         return taught[0]
 
     monkeypatch.setattr(train_module, "load_teacher", teacher)
-    trainer = Trainer(config, tmp_path / name, resume=False)
+    trainer = Trainer(config, tmp_path / name, resume=False, run_log=None)
     begun = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     done = trainer.run(stop_after=2)
     assert done.iteration == 2
