@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from cli.main import main
-from tests import narrow_network
 from tests.serving import Server, running
 from training.datasets import drawn
 
@@ -38,20 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        narrow_network.narrow(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def run_dir(data: Path, narrow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough for answers that are neither right nor all alike."""
     folder = tmp_path_factory.mktemp("runs") / NAME
     changes = [
         f"name={NAME}",
         f"data.root={data}",
         "data.workers=0",
+        "network.width=0.125",
         "augment.crop_height=40",
         "augment.crop_width=56",
         "schedule.batch_size=4",

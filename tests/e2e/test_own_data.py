@@ -14,7 +14,6 @@ from PIL import Image
 
 from cli.main import main
 from model.fcn import label_map
-from tests import narrow_network
 from tests.serving import ROOT, running
 from tests.unit.repository.pages import blocks
 from training.checkpoint import load_checkpoint
@@ -22,11 +21,12 @@ from training.datasets import drawn
 
 HEIGHT, WIDTH = 41, 59
 SHORT = (
-    "data.workers=0", "augment.crop_height=40", "augment.crop_width=56", "schedule.batch_size=4",
-    "schedule.epochs=6", "schedule.ema_decay=0.9", "optimizer.backbone_lr=1e-2",
-    "optimizer.head_lr=1e-2", "threads=1",
+    "data.workers=0", "network.width=0.125", "augment.crop_height=40", "augment.crop_width=56",
+    "schedule.batch_size=4", "schedule.epochs=6", "schedule.ema_decay=0.9",
+    "optimizer.backbone_lr=1e-2", "optimizer.head_lr=1e-2", "threads=1",
 )  # fmt: skip
-"""What the test adds to the page's training command: small crops, few iterations."""
+"""What the test adds to the page's training command: a narrow network, small crops, few
+iterations."""
 
 pytestmark = pytest.mark.timeout(300)  # exporting takes most of a minute on a busy machine
 
@@ -45,7 +45,6 @@ def test_four_commands_lead_to_a_served_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The answer to one picture is what the checkpoint says of it."""
-    narrow_network.narrow(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "training").symlink_to(ROOT / "training")
     data = tmp_path / "data" / "roofs"

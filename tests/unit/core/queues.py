@@ -16,7 +16,7 @@ from service.core.types import Instance, Observer, Priority, UInt8Array
 from tests.unit.core.fakes import Device, Recorder, settle
 
 
-def picture(value: int, height: int = 4, width: int = 5) -> UInt8Array:
+def image_of(value: int, height: int = 4, width: int = 5) -> UInt8Array:
     return np.full((height, width, 3), value, np.uint8)
 
 
@@ -96,7 +96,7 @@ async def queued_behind_a_busy_device(
 ) -> tuple[asyncio.Task[InferenceResult], list[asyncio.Task[InferenceResult]]]:
     """Returns the task on the held device, and the tasks that wait for it."""
     device.hold()
-    first = task(queue, picture(1))
+    first = task(queue, image_of(1))
     await device.entered()
     waiting = [task(queue, image) for image in images]
     await settle()

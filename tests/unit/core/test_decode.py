@@ -1,4 +1,4 @@
-"""Every kind of picture that people send, and every kind that is not one."""
+"""Every kind of image that people send, and every kind that is not one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_lossy_formats_come_back_nearly(kind: str, options: dict[str, Any]) -> N
 
 
 def turned(rgb: UInt8Array, orientation: int) -> UInt8Array:
-    """What a camera that writes this EXIF orientation stores for an upright picture."""
+    """What a camera that writes this EXIF orientation stores for an upright image."""
     undo = {
         1: rgb,
         2: rgb[:, ::-1],
@@ -115,7 +115,7 @@ def test_an_orientation_outside_1_to_8_counts_as_upright(orientation: int) -> No
     assert (read(encode(RGB, "PNG", exif=exif)) == RGB).all()
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_does_not_cost_the_image() -> None:
     body = encode(RGB, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert (read(body) == RGB).all()
 
@@ -216,7 +216,7 @@ def test_32_bit_tiff_is_refused(dtype: type) -> None:
         read(body)
 
 
-def test_a_1x1_picture_is_a_picture() -> None:
+def test_a_1x1_image_is_an_image() -> None:
     assert read(drawing.png(np.full((1, 1, 3), 9, np.uint8))).tolist() == [[[9, 9, 9]]]
 
 
@@ -224,7 +224,7 @@ def test_an_icc_profile_is_ignored() -> None:
     assert (read(encode(RGB, "PNG", icc_profile=b"not a profile at all")) == RGB).all()
 
 
-def test_a_phones_jpeg_with_further_pictures_is_its_first() -> None:
+def test_a_phones_jpeg_with_further_images_is_its_first() -> None:
     first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     body = encode(first, "MPO", save_all=True, append_images=[second], quality=98, subsampling=0)
     image = read(body)
@@ -232,7 +232,7 @@ def test_a_phones_jpeg_with_further_pictures_is_its_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_several_pictures_in_a_file_are_refused(kind: str) -> None:
+def test_several_images_in_a_file_are_refused(kind: str) -> None:
     images = [Image.fromarray(street(seed=n)) for n in range(3)]
     body = encode(images[0], kind, save_all=True, append_images=images[1:])
     with pytest.raises(UnsupportedImageFormat, match=f"{kind} file holds 3 images"):
@@ -338,7 +338,7 @@ BODIES = [encode(street(16, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP"
     cut=st.integers(0, 10_000),
 )
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then reads or refuses
-def test_damaged_bytes_give_a_picture_or_a_domain_error(
+def test_damaged_bytes_give_an_image_or_a_domain_error(
     body: bytes, edits: list[tuple[int, int]], cut: int
 ) -> None:
     damaged = bytearray(body)

@@ -122,7 +122,7 @@ PLAIN_FILES = {
     "no JFIF segment": BODY[:2] + BODY[20:],
     "Adobe's marker, YCbCr": with_segment(BODY[:2] + BODY[20:], 0xEE, b"Adobe\0d\0\0\0\0\x01"),
     "bytes after the end": BODY + b"\x00\xffgarbage" * 50,
-    "a second picture after the end": BODY + encode(street(9, 9), "JPEG"),
+    "a second image after the end": BODY + encode(street(9, 9), "JPEG"),
 }
 
 
@@ -158,7 +158,7 @@ OTHER_FILES = {
     "EXIF cut off": with_segment(BODY, 0xE1, exif(6)[:40]),
     # Without JFIF Pillow computes the resolution as it opens the file, and fails on this one.
     "EXIF that Pillow fails on": with_segment(BODY[:2] + BODY[20:], 0xE1, UNDEFINED_XRES),
-    "several pictures": mpo(),
+    "several images": mpo(),
     "Photoshop's resources": with_segment(BODY, 0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed"),
     "short JFIF segment": with_segment(BODY, 0xE0, b"JFIF\0\x01"),
     "short profile": with_segment(BODY, 0xE2, b"ICC_PROFILE\0\x01"),
@@ -197,10 +197,10 @@ def test_of_all_other_files_pillow_decides(name: str) -> None:
     assert ours(OTHER_FILES[name]) == pillows(OTHER_FILES[name])
 
 
-def test_some_of_them_are_pictures_and_some_are_refused() -> None:
-    pictures = {name for name, body in OTHER_FILES.items() if len(pillows(body)) > 2}
-    assert {"CMYK", "YCCK", "several pictures", "XMP orientation", "fill bytes"} <= pictures
-    assert not pictures & {"truncated", "12 bits", "EXIF that Pillow fails on", "short profile"}
+def test_some_of_them_are_images_and_some_are_refused() -> None:
+    images = {name for name, body in OTHER_FILES.items() if len(pillows(body)) > 2}
+    assert {"CMYK", "YCCK", "several images", "XMP orientation", "fill bytes"} <= images
+    assert not images & {"truncated", "12 bits", "EXIF that Pillow fails on", "short profile"}
 
 
 def mutated(rng: random.Random, body: bytes) -> bytes:

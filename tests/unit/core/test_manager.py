@@ -31,7 +31,7 @@ from tests.unit.core.repositories import (
     until_all,
     write_broken,
 )
-from tests.unit.core.test_segmenter import FakeNetwork, on_device, red, send, serving
+from tests.unit.core.segmenters import FakeNetwork, on_device, red, send, serving
 from tests.waiting import soon
 
 # New versions, under load

@@ -24,7 +24,7 @@ from tests.unit.core.repositories import (
     states,
     write_broken,
 )
-from tests.unit.core.test_segmenter import serving
+from tests.unit.core.segmenters import serving
 
 
 async def test_the_latest_that_load_are_served(tmp_path: Path) -> None:

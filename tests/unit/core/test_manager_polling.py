@@ -27,7 +27,7 @@ from tests.unit.core.repositories import (
     until_all,
     write_broken,
 )
-from tests.unit.core.test_segmenter import serving
+from tests.unit.core.segmenters import serving
 from tests.waiting import soon
 
 

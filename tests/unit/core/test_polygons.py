@@ -110,7 +110,7 @@ def test_regions_that_touch_at_a_corner_are_two() -> None:
     assert [len(p) for p in geometries(np.array([[0, 1], [1, 0]], np.uint8)).values()] == [2, 2]
 
 
-def test_a_larger_picture_fills_to_the_pixel() -> None:
+def test_a_larger_image_fills_to_the_pixel() -> None:
     label_map = expected_label_map(street(90, 120))
     for class_id, regions in geometries(label_map).items():
         inside = sum(filled(region, label_map.shape).astype(int) for region in regions)

@@ -15,10 +15,10 @@ from service.core.batching.policy import InferenceResult
 from service.core.types import UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Function, Recorder, settle
-from tests.unit.core.queues import picture, queued_behind_a_busy_device, serving, submit, task
+from tests.unit.core.queues import image_of, queued_behind_a_busy_device, serving, submit, task
 
 
-async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
+async def test_a_lone_image_and_its_labels_are_not_copied() -> None:
     given: list[UInt8Array] = []
     answer = np.zeros((1, 4, 5), np.uint8)
 
@@ -26,7 +26,7 @@ async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
         given.append(batch)
         return answer
 
-    image = picture(7)
+    image = image_of(7)
     async with serving(Function(run)) as queue:
         result = await submit(queue, image)
     assert np.shares_memory(given[0], image)
@@ -36,7 +36,7 @@ async def test_a_lone_picture_and_its_labels_are_not_copied() -> None:
 async def test_an_idle_device_starts_at_once() -> None:
     device = Device()
     async with serving(device) as queue:
-        result = await submit(queue, picture(7))
+        result = await submit(queue, image_of(7))
     assert (result.label_map == 7).all()
     assert result.label_map.shape == (4, 5)
     assert result.batch_size == 1
@@ -48,7 +48,7 @@ async def test_images_gather_while_the_device_is_busy() -> None:
     device, recorder = Device(), Recorder()
     async with serving(device, recorder=recorder) as queue:
         first, waiting = await queued_behind_a_busy_device(
-            queue, device, [picture(v) for v in (2, 3, 4, 5, 6)]
+            queue, device, [image_of(v) for v in (2, 3, 4, 5, 6)]
         )
         device.release()
         results = await asyncio.gather(first, *waiting)
@@ -65,10 +65,10 @@ async def test_only_equal_shapes_share_a_batch_and_the_oldest_leads() -> None:
     device = Device()
     wide, tall = (2, 9), (9, 2)
     images = [
-        picture(2, *wide),
-        picture(3, *tall),  # as many pixels, another shape
-        picture(4, *wide),
-        picture(5, *tall),
+        image_of(2, *wide),
+        image_of(3, *tall),  # as many pixels, another shape
+        image_of(4, *wide),
+        image_of(5, *tall),
     ]
     async with serving(device) as queue:
         first, waiting = await queued_behind_a_busy_device(queue, device, images)
@@ -80,10 +80,10 @@ async def test_only_equal_shapes_share_a_batch_and_the_oldest_leads() -> None:
 
 async def test_a_batch_stays_within_its_pixels_and_a_larger_image_runs_alone() -> None:
     device = Device()
-    big = [picture(v, 10, 10) for v in (6, 7)]
+    big = [image_of(v, 10, 10) for v in (6, 7)]
     async with serving(device, max_batch_pixels=60) as queue:
         first, waiting = await queued_behind_a_busy_device(
-            queue, device, [*(picture(v) for v in (2, 3, 4, 5)), *big]
+            queue, device, [*(image_of(v) for v in (2, 3, 4, 5)), *big]
         )
         device.release()
         await asyncio.gather(first, *waiting)
@@ -93,24 +93,26 @@ async def test_a_batch_stays_within_its_pixels_and_a_larger_image_runs_alone() -
 async def test_a_full_queue_refuses_with_a_time_to_retry() -> None:
     device, recorder = Device(), Recorder()
     async with serving(device, max_queue=2, recorder=recorder) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2)] * 2)
+        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)] * 2)
         with pytest.raises(Overloaded) as caught:
-            await submit(queue, picture(3))
+            await submit(queue, image_of(3))
         assert 1 <= caught.value.retry_after_s <= 60
         assert recorder.reasons == ["queue_full"]
         device.release()
         await asyncio.gather(first, *waiting)
-        assert (await submit(queue, picture(4))).label_map[0, 0] == 4
+        assert (await submit(queue, image_of(4))).label_map[0, 0] == 4
 
 
 async def test_a_cancelled_image_frees_its_place_and_never_runs() -> None:
     device, recorder = Device(), Recorder()
     async with serving(device, max_queue=2, recorder=recorder) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2), picture(3)])
+        first, waiting = await queued_behind_a_busy_device(
+            queue, device, [image_of(2), image_of(3)]
+        )
         waiting[0].cancel()
         await settle()
         assert recorder.depths[-1] == 1
-        late = task(queue, picture(4))
+        late = task(queue, image_of(4))
         await settle()
         device.release()
         await asyncio.gather(first, waiting[1], late)
@@ -121,7 +123,7 @@ async def test_a_cancelled_image_frees_its_place_and_never_runs() -> None:
 async def test_an_image_cancelled_in_the_moment_the_device_is_free_never_runs() -> None:
     device = Device()
     async with serving(device) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2)])
+        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         waiting[0].cancel()  # its task has yet to hear of it when the device's answer comes
         device.release()
         await first
@@ -135,7 +137,7 @@ async def test_a_mate_that_leaves_in_mid_batch_costs_the_others_nothing() -> Non
     device = Device()
     async with serving(device) as queue:
         first, waiting = await queued_behind_a_busy_device(
-            queue, device, [picture(v) for v in (2, 3, 4)]
+            queue, device, [image_of(v) for v in (2, 3, 4)]
         )
         device.step()
         await first
@@ -146,7 +148,7 @@ async def test_a_mate_that_leaves_in_mid_batch_costs_the_others_nothing() -> Non
         device.release()
         async with asyncio.timeout(WAIT_S):
             results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert (await submit(queue, picture(9))).label_map[0, 0] == 9
+        assert (await submit(queue, image_of(9))).label_map[0, 0] == 9
     assert device.values == [[1], [2, 3, 4], [9]], "nothing is run twice"
     for result, value in zip(results[1:], (3, 4), strict=True):
         assert isinstance(result, InferenceResult)
@@ -156,7 +158,7 @@ async def test_a_mate_that_leaves_in_mid_batch_costs_the_others_nothing() -> Non
 async def test_the_caller_of_a_running_image_may_leave() -> None:
     device = Device()
     async with serving(device) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2)])
+        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         first.cancel()
         await settle()
         assert first.cancelled()
@@ -169,7 +171,7 @@ async def test_a_deadline_passes_in_the_queue_while_the_device_is_busy() -> None
     async with serving(device, recorder=recorder) as queue:
         first, _ = await queued_behind_a_busy_device(queue, device, [])
         with pytest.raises(DeadlineExceeded):
-            await submit(queue, picture(2), time.monotonic() + 0.02)
+            await submit(queue, image_of(2), time.monotonic() + 0.02)
         assert not first.done()
         assert recorder.depths[-1] == 0
         device.release()
@@ -182,9 +184,9 @@ async def test_a_deadline_passes_on_the_device() -> None:
     device.hold()
     async with serving(device) as queue:
         with pytest.raises(DeadlineExceeded):
-            await submit(queue, picture(1), time.monotonic() + 0.02)
+            await submit(queue, image_of(1), time.monotonic() + 0.02)
         device.release()
-        assert (await submit(queue, picture(2))).label_map[0, 0] == 2
+        assert (await submit(queue, image_of(2))).label_map[0, 0] == 2
 
 
 async def test_a_deadline_that_has_passed_never_reaches_the_device() -> None:
@@ -192,7 +194,7 @@ async def test_a_deadline_that_has_passed_never_reaches_the_device() -> None:
     device = Device()
     async with serving(device, clock=lambda: now[0]) as queue:
         first, _ = await queued_behind_a_busy_device(queue, device, [])
-        late = task(queue, picture(2), 500.0)  # its timer is minutes of real time away
+        late = task(queue, image_of(2), 500.0)  # its timer is minutes of real time away
         await settle()
         now[0] = 500.0
         device.release()
@@ -205,7 +207,7 @@ async def test_a_deadline_that_has_passed_never_reaches_the_device() -> None:
 async def test_a_deadline_that_is_met_leaves_no_trace() -> None:
     device = Device()
     async with serving(device) as queue:
-        assert (await submit(queue, picture(2), time.monotonic() + 60)).batch_size == 1
+        assert (await submit(queue, image_of(2), time.monotonic() + 60)).batch_size == 1
         await settle()
 
 
@@ -213,11 +215,11 @@ async def test_one_bad_image_fails_alone() -> None:
     device = Device()
     async with serving(device) as queue:
         first, waiting = await queued_behind_a_busy_device(
-            queue, device, [picture(v) for v in (2, POISON, 4)]
+            queue, device, [image_of(v) for v in (2, POISON, 4)]
         )
         device.release()
         results = await asyncio.gather(first, *waiting, return_exceptions=True)
-        assert (await submit(queue, picture(9))).label_map[0, 0] == 9
+        assert (await submit(queue, image_of(9))).label_map[0, 0] == 9
     assert device.values == [[1], [2, POISON, 4], [2], [POISON], [4], [9]]
     for result, value in ((results[1], 2), (results[3], 4)):
         assert isinstance(result, InferenceResult)
@@ -233,19 +235,19 @@ async def test_a_network_that_answers_in_another_shape_fails_visibly(
 ) -> None:
     async with serving(Function(run)) as queue:
         with pytest.raises(InferenceFailed):
-            await submit(queue, picture(2))
+            await submit(queue, image_of(2))
 
 
 async def test_closing_fails_what_waits_and_what_runs() -> None:
     device = Device()
     async with serving(device) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2)])
+        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         queue.close()
         for task in (first, *waiting):
             with pytest.raises(ShuttingDown):
                 await task
         with pytest.raises(ShuttingDown):
-            await submit(queue, picture(3))
+            await submit(queue, image_of(3))
         assert not queue.alive
         device.release()
 
@@ -260,19 +262,19 @@ async def test_a_worker_that_dies_answers_everybody_and_is_seen() -> None:
 
     device = Device()
     async with serving(device, recorder=Broken()) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [picture(2)])
+        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         device.release()
         for task in (first, *waiting):
             with pytest.raises(InferenceFailed):
                 await task
         assert not queue.alive
         with pytest.raises(InferenceFailed):
-            await submit(queue, picture(3))
+            await submit(queue, image_of(3))
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    pictures=st.lists(
+    images=st.lists(
         st.tuples(st.sampled_from([(1, 1), (2, 3), (3, 2)]), st.integers(0, 20), st.booleans()),
         min_size=1,
         max_size=20,
@@ -280,21 +282,21 @@ async def test_a_worker_that_dies_answers_everybody_and_is_seen() -> None:
     max_batch=st.integers(1, 5),
 )
 def test_everybody_gets_their_own_answer_or_a_reason(
-    pictures: list[tuple[tuple[int, int], int, bool]], max_batch: int
+    images: list[tuple[tuple[int, int], int, bool]], max_batch: int
 ) -> None:
     async def scenario() -> None:
         device = Device()
         async with serving(device, max_batch=max_batch) as queue:
             _, tasks = await queued_behind_a_busy_device(
-                queue, device, [picture(value, *shape) for shape, value, _ in pictures]
+                queue, device, [image_of(value, *shape) for shape, value, _ in images]
             )
-            for task, (_, _, leaves) in zip(tasks, pictures, strict=True):
+            for task, (_, _, leaves) in zip(tasks, images, strict=True):
                 if leaves:
                     task.cancel()
             device.release()
             async with asyncio.timeout(WAIT_S):
                 results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result, (shape, value, leaves) in zip(results, pictures, strict=True):
+        for result, (shape, value, leaves) in zip(results, images, strict=True):
             if leaves:
                 assert isinstance(result, asyncio.CancelledError)
             elif value == POISON:

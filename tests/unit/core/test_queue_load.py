@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,152 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.core.batching.policy import InferenceResult
-from service.core.batching.queue import BatchQueue
-from service.core.types import Priority, UInt8Array
+from service.core.types import Priority
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 from tests.unit.core import virtual
+from tests.unit.core.arrivals import (
+    ARRIVALS,
+    CAP_S,
+    RUN_S,
+    Arrival,
+    Told,
+    World,
+    counters,
+    image_of,
+    reserved,
+    started,
+)
 from tests.unit.core.fakes import POISON, Recorder
 from tests.unit.core.queues import submit
-from tests.unit.core.virtual import Machine, VirtualQueue
-
-SHAPES = ((1, 1), (2, 3), (3, 2), (40, 50))
-CAP_S = 0.1
-RUN_S = 0.05
-
-
-def picture(value: int, shape: tuple[int, int] = (2, 3)) -> UInt8Array:
-    return np.full((*shape, 3), value, np.uint8)
-
-
-@asynccontextmanager
-async def started(
-    machine: Machine, *, instances: int = 1, full_device: bool = False, **options: Any
-) -> AsyncIterator[VirtualQueue]:
-    queue = VirtualQueue(
-        machine,
-        instances=instances,
-        full_device=full_device,
-        **{
-            "model": "m",
-            "max_batch": 4,
-            "max_batch_pixels": 1 << 20,
-            "max_queue": 1000,
-            "age_cap_s": CAP_S,
-            "observer": Recorder(),
-            "clock": asyncio.get_running_loop().time,
-            **options,
-        },
-    )
-    try:
-        yield queue
-    finally:
-        queue.close()
-
-
-@contextmanager
-def reserved(queue: BatchQueue) -> Iterator[None]:
-    request = queue.reserve(6)
-    try:
-        yield
-    finally:
-        queue.release(request)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """after_s: since the arrival before. decode_s: between its room and its image."""
-
-    after_s: float
-    shape: tuple[int, int]
-    value: int
-    priority: Priority
-    decode_s: float
-    deadline_s: float | None
-    leaves_s: float | None
-
-
-@dataclass
-class Told:
-    """What became of an arrival."""
-
-    arrival: Arrival
-    came_s: float
-    queued_s: float = math.nan
-    result: object = None
-    answered_s: float = math.nan
-    answers: int = 0
-
-
-ARRIVALS = st.lists(
-    st.builds(
-        Arrival,
-        after_s=st.sampled_from([0.0, 0.0, 0.001, 0.01, 0.06, 0.5]),
-        shape=st.sampled_from(SHAPES),
-        value=st.integers(0, 20),
-        priority=st.sampled_from(Priority),
-        decode_s=st.sampled_from([0.0, 0.002, 0.03]),
-        deadline_s=st.sampled_from([None, None, 0.02, 0.08, 0.3, 5.0]),
-        leaves_s=st.sampled_from([None, None, None, 0.0, 0.01, 0.1]),
-    ),
-    min_size=1,
-    max_size=40,
-)
-
-
-@dataclass
-class World:
-    machine: Machine = field(default_factory=lambda: Machine(lambda batch: RUN_S))
-    told: list[Told] = field(default_factory=list)
-    recorder: Recorder = field(default_factory=Recorder)
-
-    async def play(self, queue: BatchQueue, arrivals: list[Arrival]) -> None:
-        """Every arrival in its time, until the last is answered."""
-        loop = asyncio.get_running_loop()
-        tasks = []
-        for arrival in arrivals:
-            if arrival.after_s:
-                await asyncio.sleep(arrival.after_s)
-            told = Told(arrival, loop.time())
-            self.told.append(told)
-            task = loop.create_task(self._one(queue, told))
-            tasks.append(task)
-            if arrival.leaves_s is not None:
-                loop.call_later(arrival.leaves_s, task.cancel)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(10)  # whatever still runs comes to its end
-
-    async def _one(self, queue: BatchQueue, told: Told) -> None:
-        arrival, now = told.arrival, asyncio.get_running_loop().time
-        deadline = None if arrival.deadline_s is None else told.came_s + arrival.deadline_s
-        try:
-            pixels = arrival.shape[0] * arrival.shape[1]
-            request = queue.reserve(pixels, deadline, arrival.priority)
-            try:
-                await asyncio.sleep(arrival.decode_s)
-                told.queued_s = now()
-                queue.put(request, picture(arrival.value, arrival.shape))
-                told.result = await queue.result(request)
-            finally:
-                queue.release(request)
-        except BaseException as error:
-            told.result = error
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        finally:
-            told.answered_s = now()
-            told.answers += 1
-
-
-def counters(queue: BatchQueue) -> tuple[int, ...]:
-    """All that is held: nothing, once everybody is answered."""
-    return (
-        len(queue._policy),
-        *(queue._policy.pixels(p) for p in Priority),
-        *queue._reserved.values(),
-        *queue._reserved_pixels.values(),
-        len(queue._retries),
-        len(queue._running),
-    )
+from tests.unit.core.virtual import Machine
 
 
 @settings(max_examples=60, deadline=None)
@@ -296,12 +164,12 @@ def test_a_rare_size_does_not_starve() -> None:
         machine = Machine(lambda batch: RUN_S)
         async with started(machine, max_batch=4) as queue:
             loop = asyncio.get_running_loop()
-            flood = [loop.create_task(submit(queue, picture(1))) for _ in range(40)]
+            flood = [loop.create_task(submit(queue, image_of(1))) for _ in range(40)]
             await asyncio.sleep(0)
-            rare = loop.create_task(submit(queue, picture(2, (3, 2))))
+            rare = loop.create_task(submit(queue, image_of(2, (3, 2))))
             for _ in range(60):
                 await asyncio.sleep(0.004)
-                flood.append(loop.create_task(submit(queue, picture(1))))
+                flood.append(loop.create_task(submit(queue, image_of(1))))
             began = loop.time()
             await asyncio.gather(rare, *flood)
             return float(loop.time() - began) if not rare.done() else rare.result().queue_s
@@ -318,12 +186,12 @@ def test_priorities_count_for_a_while(priority: Priority) -> None:
         machine = Machine(lambda batch: RUN_S)
         async with started(machine, max_batch=1) as queue:
             loop = asyncio.get_running_loop()
-            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(3)]
+            tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(3)]
             await asyncio.sleep(0.001)
-            tasks.append(loop.create_task(submit(queue, picture(9), priority=priority)))
+            tasks.append(loop.create_task(submit(queue, image_of(9), priority=priority)))
             for n in range(20, 30):
                 await asyncio.sleep(RUN_S / 2)  # twice what the device can do
-                tasks.append(loop.create_task(submit(queue, picture(n))))
+                tasks.append(loop.create_task(submit(queue, image_of(n))))
             await asyncio.gather(*tasks)
         return [int(batch[0, 0, 0, 0]) for _, _, batch in machine.runs]
 
@@ -339,11 +207,11 @@ def test_a_lone_image_has_the_device_to_itself_and_a_crowd_the_instances() -> No
     async def scenario() -> list[str]:
         machine = Machine(lambda batch: RUN_S)
         async with started(machine, instances=2, full_device=True, max_batch=1) as queue:
-            await submit(queue, picture(1))
-            await asyncio.gather(*(submit(queue, picture(n)) for n in range(4)))
+            await submit(queue, image_of(1))
+            await asyncio.gather(*(submit(queue, image_of(n)) for n in range(4)))
             with reserved(queue):  # somebody is decoding: no longer alone
-                await submit(queue, picture(1))
-            await submit(queue, picture(1))
+                await submit(queue, image_of(1))
+            await submit(queue, image_of(1))
         assert machine.most_busy == 2
         return [name for _, name, _ in machine.runs]
 
@@ -363,8 +231,8 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
         async with started(
             machine, max_batch=1, max_wait_s=4.5 * RUN_S, observer=recorder
         ) as queue:
-            await submit(queue, picture(1))  # the pace is known from here
-            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(3)]
+            await submit(queue, image_of(1))  # the pace is known from here
+            tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(3)]
             await asyncio.sleep(0)
             assert queue.wait_s() == pytest.approx(3 * RUN_S)
             with pytest.raises(Overloaded):
@@ -379,7 +247,7 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
                 queue.check(None, Priority.HIGH)  # of all these only what runs is ahead of it
                 with pytest.raises(Overloaded):
                     queue.reserve(6)
-            queue.put(taken, picture(7))
+            queue.put(taken, image_of(7))
             assert (await queue.result(taken)).label_map[0, 0] == 7
             await asyncio.gather(*tasks)
 
@@ -391,12 +259,12 @@ def test_a_batch_is_not_made_too_large_for_a_deadline_in_it() -> None:
         loop = asyncio.get_running_loop()
         machine = Machine(lambda batch: RUN_S * len(batch))
         async with started(machine, max_batch=8) as queue:
-            await submit(queue, picture(1))
+            await submit(queue, image_of(1))
             deadline = loop.time() + 5.5 * RUN_S
-            tasks = [loop.create_task(submit(queue, picture(1))) for _ in range(3)]
+            tasks = [loop.create_task(submit(queue, image_of(1))) for _ in range(3)]
             await asyncio.sleep(0)
-            tasks.append(loop.create_task(submit(queue, picture(1), deadline)))
-            tasks += [loop.create_task(submit(queue, picture(1))) for _ in range(4)]
+            tasks.append(loop.create_task(submit(queue, image_of(1), deadline)))
+            tasks += [loop.create_task(submit(queue, image_of(1))) for _ in range(4)]
             await asyncio.gather(*tasks)
         return [len(batch) for _, _, batch in machine.runs]
 
@@ -412,10 +280,10 @@ def test_a_wrong_pace_is_unlearned_on_an_idle_device() -> None:
         machine = Machine(lambda batch: next(seconds))
         async with started(machine, max_wait_s=0.2) as queue:
             loop = asyncio.get_running_loop()
-            await submit(queue, picture(1))
+            await submit(queue, image_of(1))
             for _ in range(50):
-                await submit(queue, picture(1), loop.time() + 1)
-            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(2)]
+                await submit(queue, image_of(1), loop.time() + 1)
+            tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(2)]
             await asyncio.gather(*tasks)
 
     virtual.run(scenario())
@@ -460,7 +328,7 @@ def test_a_storm_of_leavers_leaves_nothing() -> None:
         async with started(machine, instances=2) as queue:
             loop = asyncio.get_running_loop()
             tasks = [
-                loop.create_task(submit(queue, picture(n % 7), loop.time() + 60))
+                loop.create_task(submit(queue, image_of(n % 7), loop.time() + 60))
                 for n in range(500)
             ]
             await asyncio.sleep(0.001)
@@ -470,7 +338,7 @@ def test_a_storm_of_leavers_leaves_nothing() -> None:
             await asyncio.sleep(1)
             assert counters(queue) == (0,) * len(counters(queue))
             assert len(machine.runs) == 2, "what was on the device, and no more"
-            assert (await submit(queue, picture(3))).label_map[0, 0] == 3
+            assert (await submit(queue, image_of(3))).label_map[0, 0] == 3
 
     virtual.run(scenario())
 
@@ -479,13 +347,13 @@ def test_closing_in_mid_run_answers_everybody() -> None:
     async def scenario() -> None:
         async with started(Machine(lambda batch: RUN_S), instances=2) as queue:
             loop = asyncio.get_running_loop()
-            tasks = [loop.create_task(submit(queue, picture(n))) for n in range(20)]
+            tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(20)]
             late = queue.reserve(6)
             await asyncio.sleep(RUN_S / 2)
             queue.close()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(result, ShuttingDown) for result in results)
-            queue.put(late, picture(1))
+            queue.put(late, image_of(1))
             with pytest.raises(ShuttingDown):
                 await queue.result(late)
             await asyncio.sleep(1)  # the runs end, and nobody takes them

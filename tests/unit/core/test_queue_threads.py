@@ -21,8 +21,8 @@ from service.core.types import Float32Array, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, ShuttingDown
 from tests.unit.core.fakes import WAIT_S, Device, Function, Recorder, settle
 from tests.unit.core.queues import (
+    image_of,
     new_queue,
-    picture,
     queued_behind_a_busy_device,
     serving,
     submit,
@@ -48,9 +48,9 @@ async def test_those_who_want_logits_share_batches_among_themselves() -> None:
 
     async with serving(Function(device.run, scored)) as queue:
         loop = asyncio.get_running_loop()
-        first, plain = await queued_behind_a_busy_device(queue, device, [picture(2), picture(3)])
+        first, plain = await queued_behind_a_busy_device(queue, device, [image_of(2), image_of(3)])
         wanted = [
-            loop.create_task(submit(queue, picture(n), postprocess=total, wants_logits=True))
+            loop.create_task(submit(queue, image_of(n), postprocess=total, wants_logits=True))
             for n in (5, 6)
         ]
         await settle()
@@ -72,8 +72,8 @@ async def test_logits_of_another_size_or_none_at_all_fail_the_image() -> None:
     for run in (scored, None):
         async with serving(Function(Device().run, run)) as queue:
             with pytest.raises(InferenceFailed):
-                await submit(queue, picture(1), postprocess=total, wants_logits=True)
-            assert (await submit(queue, picture(1))).postprocessed is None
+                await submit(queue, image_of(1), postprocess=total, wants_logits=True)
+            assert (await submit(queue, image_of(1))).postprocessed is None
 
 
 async def test_what_a_reply_needs_is_made_on_the_devices_thread() -> None:
@@ -85,8 +85,8 @@ async def test_what_a_reply_needs_is_made_on_the_devices_thread() -> None:
         return int(label_map[0, 0]) * 2
 
     async with serving(device) as queue:
-        result = await submit(queue, picture(7), postprocess=double)
-        plain = await submit(queue, picture(8))
+        result = await submit(queue, image_of(7), postprocess=double)
+        plain = await submit(queue, image_of(8))
     assert (result.postprocessed, plain.postprocessed) == (14, None)
     assert set(threads) <= device.threads
 
@@ -99,12 +99,12 @@ async def test_what_cannot_be_postprocessed_fails_alone() -> None:
 
     async with serving(device) as queue:
         first, (bad, good) = await queued_behind_a_busy_device(
-            queue, device, [picture(2), picture(3)]
+            queue, device, [image_of(2), image_of(3)]
         )
         good.cancel()
         bad.cancel()
         tasks = [
-            asyncio.get_running_loop().create_task(submit(queue, picture(n), postprocess=how))
+            asyncio.get_running_loop().create_task(submit(queue, image_of(n), postprocess=how))
             for n, how in ((4, refuse), (5, None))
         ]
         await settle()
@@ -122,7 +122,7 @@ async def test_an_image_comes_from_another_thread() -> None:
     async with serving(Device()) as queue:
         request = queue.reserve(20)
         assert held(queue) == 1, "held while it is decoded"
-        await asyncio.to_thread(queue.put, request, picture(7))
+        await asyncio.to_thread(queue.put, request, image_of(7))
         assert held(queue) == 0
         result = await queue.result(request)
     assert (result.label_map == 7).all()
@@ -137,9 +137,9 @@ async def test_an_image_whose_caller_left_during_the_decode_never_runs() -> None
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(queue.put, request, picture(2))
+        await asyncio.to_thread(queue.put, request, image_of(2))
         assert held(queue) == 0
-        await submit(queue, picture(3))
+        await submit(queue, image_of(3))
     assert device.values == [[3]]
     assert set(recorder.depths) == {0, 1}
 
@@ -150,8 +150,8 @@ async def test_a_deadline_passes_during_the_decode() -> None:
         request = queue.reserve(20, time.monotonic() + 0.02)
         with pytest.raises(DeadlineExceeded):
             await queue.result(request)
-        await asyncio.to_thread(queue.put, request, picture(2))
-        await submit(queue, picture(3))
+        await asyncio.to_thread(queue.put, request, image_of(2))
+        await submit(queue, image_of(3))
     assert device.values == [[3]]
 
 
@@ -163,7 +163,7 @@ async def test_a_deadline_that_passed_during_the_decode_is_seen_before_its_timer
         waiting = asyncio.get_running_loop().create_task(queue.result(request))
         await settle()  # its timer is minutes of real time away
         now[0] = 500.0
-        await asyncio.to_thread(queue.put, request, picture(2))
+        await asyncio.to_thread(queue.put, request, image_of(2))
         with pytest.raises(DeadlineExceeded):
             await waiting
         with pytest.raises(DeadlineExceeded):
@@ -176,7 +176,7 @@ async def test_an_image_that_comes_after_the_end_is_answered() -> None:
     async with serving(device) as queue:
         request = queue.reserve(20)
         queue.close()
-        await asyncio.to_thread(queue.put, request, picture(2))
+        await asyncio.to_thread(queue.put, request, image_of(2))
         with pytest.raises(ShuttingDown):
             await queue.result(request)
         assert held(queue) == 0
@@ -186,7 +186,7 @@ async def test_an_image_that_comes_after_the_end_is_answered() -> None:
 async def test_what_had_been_run_when_the_queue_was_closed_is_answered() -> None:
     device = Device()
     async with serving(device) as queue:
-        first, (second,) = await queued_behind_a_busy_device(queue, device, [picture(2)])
+        first, (second,) = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         device.step()
         ends_s = time.monotonic() + WAIT_S
         while len(device.batches) < 2 and time.monotonic() < ends_s:
@@ -206,7 +206,7 @@ async def test_a_fault_where_an_image_comes_ends_the_queue_and_answers_everybody
 
     queue = new_queue(observer=Broken())
     request = queue.reserve(20)
-    await asyncio.to_thread(queue.put, request, picture(2))
+    await asyncio.to_thread(queue.put, request, image_of(2))
     with pytest.raises(InferenceFailed):
         await queue.result(request)
     assert not queue.alive
@@ -221,7 +221,7 @@ async def test_many_threads_bring_images_and_some_callers_leave() -> None:
 
         async def one(n: int) -> InferenceResult:
             request = queue.reserve(20, time.monotonic() + WAIT_S)
-            bringing = loop.run_in_executor(None, queue.put, request, picture(n % 13))
+            bringing = loop.run_in_executor(None, queue.put, request, image_of(n % 13))
             try:
                 return await queue.result(request)
             finally:
@@ -239,7 +239,7 @@ async def test_many_threads_bring_images_and_some_callers_leave() -> None:
                 assert n in leavers
             else:
                 assert isinstance(result, InferenceResult) and (result.label_map == n % 13).all()
-        await submit(queue, picture(1))
+        await submit(queue, image_of(1))
         assert (len(queue._policy), held(queue)) == (0, 0)
         assert not queue._running, "what is answered was taken off before"
 
@@ -252,7 +252,7 @@ async def test_each_instance_has_a_thread_of_its_own_and_all_take_their_part() -
     async with serving(*devices, max_batch=1) as queue:
         for device in devices:
             device.hold()
-        tasks = [asyncio.ensure_future(submit(queue, picture(n))) for n in range(3)]
+        tasks = [asyncio.ensure_future(submit(queue, image_of(n))) for n in range(3)]
         for device in devices:
             await device.entered()
         for device in devices:
@@ -266,7 +266,7 @@ async def test_each_instance_has_a_thread_of_its_own_and_all_take_their_part() -
 async def test_a_thread_that_waits_keeps_no_image() -> None:
     instance = Function(lambda batch: np.zeros(batch.shape[:3], np.uint8))
     async with serving(instance) as queue:
-        image = picture(1)
+        image = image_of(1)
         left = weakref.ref(image)
         await submit(queue, image)
         del image
@@ -312,7 +312,7 @@ def test_the_interpreter_ends_after_the_run_at_hand_though_nobody_closed_the_que
 import asyncio, threading, time
 from service.core.batching.device_threads import serve
 from tests.unit.core.fakes import Function
-from tests.unit.core.queues import new_queue, picture
+from tests.unit.core.queues import image_of, new_queue
 begun = threading.Event()
 def run(batch):
     begun.set()
@@ -322,7 +322,7 @@ def run(batch):
 async def main():
     queue = new_queue()
     serve([Function(run)], queue, name="m", nice=0, clock=time.monotonic)
-    queue.put(queue.reserve(20), picture(1))
+    queue.put(queue.reserve(20), image_of(1))
     begun.wait(60)
 asyncio.run(main())
 """

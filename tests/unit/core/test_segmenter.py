@@ -1,4 +1,4 @@
-"""The whole path with a real ONNX file, and with a held device for what time and load do."""
+"""The whole path with a real ONNX file: what is answered, by which model, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,116 +6,36 @@ import asyncio
 import io
 import json
 import logging
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.contract import METADATA_KEY, Contract, InputSpec
-from service.config import SegmenterConfig
-from service.core.images.header import Header, read_header
+from model.contract import InputSpec
 from service.core.outputs import probabilities
-from service.core.segmenter import Segmenter
-from service.core.types import Dtype, Instance, ModelState, Score, SegmentOptions, SegmentReply
+from service.core.types import Dtype, Score, SegmentOptions
 from service.errors import (
-    DeadlineExceeded,
     ImageTooLarge,
-    InferenceFailed,
     InvalidImage,
     InvalidParameter,
-    ModelLoadError,
-    ModelNotReady,
-    Overloaded,
     ServiceError,
-    ShuttingDown,
     UnknownModel,
     UnknownVersion,
     UnsupportedImageFormat,
 )
 from tests import drawing, tiny_models
-from tests.conftest import need
 from tests.drawing import read_png, street
 from tests.tiny_models import expected_label_map, expected_logits, write_model
-from tests.unit.core.fakes import POISON, WAIT_S, Device, Recorder, settle
-
-RGB = street(23, 31)
-PNG = drawing.png(RGB)
-OPTIONS = SegmentOptions()
-
-
-CPU = {"provider": "cpu", "intra_op_threads": 1}
-_SEAMS = ("observer", "changed", "clock", "open_network")
-
-
-def segmenter_of(repository: Path, **options: Any) -> Segmenter:
-    """options: of the config, or one of the segmenter's seams."""
-    seams = {name: options.pop(name) for name in _SEAMS if name in options}
-    config = SegmenterConfig(model_repository=repository, **{**CPU, **options})
-    return Segmenter(config, **seams)
-
-
-@asynccontextmanager
-async def serving(repository: Path, **options: Any) -> AsyncIterator[Segmenter]:
-    segmenter = segmenter_of(repository, **options)
-    await segmenter.start()
-    try:
-        yield segmenter
-    finally:
-        await segmenter.aclose()
-
-
-@dataclass
-class FakeNetwork:
-    """A network on a device that a test holds; the label map is the red channel."""
-
-    device: Device = field(default_factory=Device)
-    contract: Contract = field(default_factory=tiny_models.contract)
-    provider: str = "cpu"
-    path: Path = Path("model.onnx")
-
-    @property
-    def instances(self) -> Sequence[Instance]:
-        return (self.device,)
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        pass
-
-
-@asynccontextmanager
-async def on_device(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[Segmenter, Device]]:
-    write_model(tmp_path)
-    network = FakeNetwork()
-    async with serving(
-        tmp_path, open_network=lambda path: network, pool_workers=2, **options
-    ) as segmenter:
-        try:
-            yield segmenter, network.device
-        finally:
-            network.device.release()
-
-
-def send(
-    segmenter: Segmenter, image: bytes = PNG, options: SegmentOptions = OPTIONS
-) -> asyncio.Task[SegmentReply]:
-    return asyncio.get_running_loop().create_task(segmenter.segment(image, options))
-
-
-def red(value: int) -> bytes:
-    return drawing.png(np.full((4, 4, 3), value, np.uint8))
-
+from tests.unit.core.fakes import Recorder
+from tests.unit.core.segmenters import OPTIONS, PNG, RGB, serving
 
 # The answer
 
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 31), (1, 40), (64, 3)])
-async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_an_image_gets_its_label_map(tmp_path: Path, size: tuple[int, int]) -> None:
     write_model(tmp_path)
     rgb = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     async with serving(tmp_path) as segmenter:
@@ -131,16 +51,16 @@ async def test_a_picture_gets_its_label_map(tmp_path: Path, size: tuple[int, int
 async def test_images_share_their_options(tmp_path: Path) -> None:
     write_model(tmp_path)
     options = SegmentOptions(output="color")
-    pictures = [street(9, 12), street(5, 7), RGB]
+    images = [street(9, 12), street(5, 7), RGB]
     async with serving(tmp_path) as segmenter:
         replies = await asyncio.gather(
-            segmenter.segment(drawing.png(pictures[0]), options),
-            segmenter.segment(drawing.png(pictures[1]), options),
-            segmenter.segment(pictures[2], options),
+            segmenter.segment(drawing.png(images[0]), options),
+            segmenter.segment(drawing.png(images[1]), options),
+            segmenter.segment(images[2], options),
         )
         with pytest.raises(InvalidImage, match="empty"):
             await segmenter.segment(b"", OPTIONS)
-    for rgb, reply in zip(pictures, replies, strict=True):
+    for rgb, reply in zip(images, replies, strict=True):
         colours = tiny_models.contract().palette()[expected_label_map(rgb)]
         assert (read_png(reply.body) == colours).all()
 
@@ -180,7 +100,7 @@ async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
     assert {color.media_type, overlay.media_type} == {"image/png"}
 
 
-async def test_json_describes_the_picture(tmp_path: Path) -> None:
+async def test_json_describes_the_image(tmp_path: Path) -> None:
     write_model(tmp_path)
     async with serving(tmp_path) as segmenter:
         reply = await segmenter.segment(PNG, replace(OPTIONS, output="json"))
@@ -325,14 +245,14 @@ async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
     assert mask["pixels"] == (expected_label_map(RGB) == 1).sum()
 
 
-async def test_many_pictures_at_once_each_get_their_own(tmp_path: Path) -> None:
+async def test_many_images_at_once_each_get_their_own(tmp_path: Path) -> None:
     write_model(tmp_path)
-    pictures = [street(16 + n % 3, 16, seed=n) for n in range(20)]
+    images = [street(16 + n % 3, 16, seed=n) for n in range(20)]
     async with serving(tmp_path) as segmenter:
         replies = await asyncio.gather(
-            *(segmenter.segment(drawing.png(rgb), OPTIONS) for rgb in pictures)
+            *(segmenter.segment(drawing.png(rgb), OPTIONS) for rgb in images)
         )
-    for rgb, reply in zip(pictures, replies, strict=True):
+    for rgb, reply in zip(images, replies, strict=True):
         assert (read_png(reply.body) == expected_label_map(rgb)).all()
 
 
@@ -377,103 +297,6 @@ async def test_the_folders_name_counts_and_a_difference_is_warned_of(
     assert "calls itself 'inside'" in caplog.text
 
 
-# The start
-
-
-async def test_before_the_start_nothing_is_ready(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    segmenter = segmenter_of(tmp_path)
-    assert not segmenter.ready()
-    assert segmenter.models() == []
-    with pytest.raises(ModelNotReady, match="still loading"):
-        await segmenter.segment(PNG, OPTIONS)
-    await segmenter.start()
-    assert segmenter.ready()
-    await segmenter.aclose()
-    assert not segmenter.ready()
-
-
-async def test_sizes_to_warm_up_run_before_the_first_request(tmp_path: Path) -> None:
-    contract = tiny_models.contract(input_spec=InputSpec(stride=1, max_side_px=300))
-    warmed: list[tuple[int, int]] = []
-
-    class Watched(FakeNetwork):
-        def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-            warmed.extend(sizes)
-
-    write_model(tmp_path)
-    async with serving(
-        tmp_path,
-        open_network=lambda path: Watched(contract=contract),
-        warm_up_sizes=((20, 30), (301, 20)),
-    ):
-        assert (20, 30) in warmed
-        assert (256, 256) in warmed
-        assert (301, 20) not in warmed
-
-
-async def test_the_cores_are_divided_as_asked(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    async with serving(tmp_path, instances=3, alone_threads=2) as segmenter:
-        (served,) = segmenter._registry.models()
-        found = [instance.full_device for instance in served.network.instances]
-        assert found == [False, False, False, True]
-        assert (await segmenter.segment(PNG, OPTIONS)).height
-
-
-async def test_openvino_behind_the_segmenter_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
-    need(find_spec("openvino") is not None, "the package openvino")
-    write_model(tmp_path)
-    async with serving(tmp_path, engine="openvino") as segmenter:
-        reply = await segmenter.segment(PNG, OPTIONS)
-    assert (read_png(reply.body) == expected_label_map(RGB)).all()
-
-
-async def test_an_engine_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="engine 'tvm'"):
-        await segmenter_of(tmp_path, engine="tvm").start()
-
-
-NO_CONTRACT = tiny_models.build()
-SHRUNK = tiny_models.build(metadata={METADATA_KEY: tiny_models.contract().to_json()}, shrink=True)
-
-
-@pytest.mark.parametrize(
-    ("model", "says"), [(NO_CONTRACT, "has no contract"), (SHRUNK, "not \\[1, 256, 256\\]")]
-)
-async def test_a_bad_model_stops_the_start_and_leaves_nothing_running(
-    tmp_path: Path, model: Any, says: str
-) -> None:
-    write_model(tmp_path, "a-good-one")
-    tiny_models.write_file(model, tmp_path, "bad")
-    segmenter = segmenter_of(tmp_path)
-    before = asyncio.all_tasks()
-    with pytest.raises(ModelLoadError, match=says) as caught:
-        await segmenter.start()
-    assert "\n" not in str(caught.value)
-    assert not segmenter.ready()
-    assert asyncio.all_tasks() == before
-
-
-async def test_a_missing_repository_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="is not a folder"):
-        await segmenter_of(tmp_path / "none").start()
-
-
-async def test_a_default_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    with pytest.raises(ModelLoadError, match="'other' is not in the repository, which has tiny"):
-        await segmenter_of(tmp_path, default_model="other").start()
-
-
-async def test_a_contract_that_allows_no_size_stops_the_start(tmp_path: Path) -> None:
-    spec = InputSpec(max_side_px=20, multiple_of_px=32)
-    write_model(tmp_path, model_contract=tiny_models.contract(input_spec=spec))
-    with pytest.raises(ModelLoadError, match="allows no size at all: no multiple of 32 px"):
-        await segmenter_of(tmp_path).start()
-
-
 # Bad requests
 
 
@@ -507,242 +330,3 @@ async def test_a_bad_request_is_refused_and_the_next_good_one_is_answered(
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
     assert recorder.inflights[-1] == 0
     assert recorder.reasons == []
-
-
-# Load, time and leaving
-
-
-async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, max_inflight=2, observer=recorder) as (segmenter, device):
-        device.hold()
-        first = send(segmenter)
-        await device.entered()
-        second = send(segmenter)
-        await settle()
-        with pytest.raises(Overloaded) as caught:
-            # Not a whole image, but that nobody is to find out.
-            await segmenter.segment(PNG[:50], OPTIONS)
-        assert caught.value.retry_after_s >= 1
-        assert recorder.reasons == ["overloaded"]
-        device.release()
-        await asyncio.gather(first, second)
-        await segmenter.segment(PNG, OPTIONS)
-    assert max(recorder.inflights) == 2
-    assert recorder.inflights[-1] == 0
-
-
-async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_PIXELS", 1)
-    for memory_bytes, room in ((1, False), (1 << 40, True)):
-        monkeypatch.setattr(
-            "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m
-        )
-        async with on_device(tmp_path) as (segmenter, device):
-            device.hold()
-            first = send(segmenter)  # one always fits
-            await device.entered()
-            second = send(segmenter)
-            await settle()
-            assert second.done() is not room
-            device.release()
-            await first
-            if room:
-                await second
-            else:
-                with pytest.raises(Overloaded):
-                    await second
-
-
-async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_path: Path) -> None:
-    body = io.BytesIO()
-    Image.fromarray(RGB).save(body, "TIFF", big_tiff=True)
-    assert read_header(body.getvalue(), max_bytes=1 << 20) == Header("TIFF")
-    async with on_device(tmp_path) as (segmenter, device):
-        device.hold()
-        first = send(segmenter, body.getvalue())
-        await device.entered()
-        await settle()
-        assert segmenter._admission.held == (1, len(body.getvalue()), 23 * 31)
-        device.release()
-        await first
-        assert segmenter._admission.held == (0, 0, 0)
-
-
-async def test_a_full_queue_refuses(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, max_queue=1, max_batch=1, observer=recorder) as (
-        segmenter,
-        device,
-    ):
-        device.hold()
-        first = send(segmenter)
-        await device.entered()
-        second = send(segmenter)
-        await recorder.until_depth(1)
-        with pytest.raises(Overloaded):
-            await segmenter.segment(PNG, OPTIONS)
-        assert recorder.reasons == ["queue_full"]
-        device.release()
-        await asyncio.gather(first, second)
-
-
-async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
-        device.hold()
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            await segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.05))
-        assert time.monotonic() - began < WAIT_S / 2
-        assert recorder.reasons == ["deadline"]
-        device.release()
-        await segmenter.segment(PNG, replace(OPTIONS, deadline_s=60.0))
-
-
-async def test_a_caller_that_leaves_is_dropped_from_the_queue(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
-        device.hold()
-        first = send(segmenter, red(1))
-        await device.entered()
-        second, third = send(segmenter, red(2)), send(segmenter, red(0))
-        await recorder.until_depth(2)
-        second.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        device.release()
-        await asyncio.gather(first, third)
-    assert device.values == [[1], [0]]
-    assert recorder.reasons == ["cancelled"]
-    assert recorder.inflights[-1] == 0
-
-
-async def test_a_failing_image_is_told_nothing_of_the_cause(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with on_device(tmp_path) as (segmenter, _):
-        with pytest.raises(InferenceFailed) as caught:
-            await segmenter.segment(red(POISON), OPTIONS)
-        await segmenter.segment(red(2), OPTIONS)
-    assert "secret" not in str(caught.value)
-    assert "secret of the device" in caplog.text
-
-
-async def test_stages_are_observed(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    recorder = Recorder()
-    async with serving(tmp_path, observer=recorder) as segmenter:
-        await segmenter.segment(PNG, OPTIONS)
-    assert recorder.stages == [("tiny", s) for s in ("decode", "queue", "infer", "render")]
-    assert recorder.pixels == [23 * 31]
-    assert recorder.batches == [1]
-    assert recorder.inflights == [1, 0]
-
-
-# The end
-
-
-async def test_draining_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
-        device.hold()
-        first = send(segmenter)
-        await device.entered()
-        draining = asyncio.get_running_loop().create_task(segmenter.drain(10))
-        await settle()
-        assert not segmenter.ready()
-        with pytest.raises(ShuttingDown):
-            await segmenter.segment(PNG, OPTIONS)
-        assert not draining.done()
-        device.release()
-        assert (await first).height == 23
-        assert await draining
-    assert recorder.reasons == ["shutting_down"]
-
-
-async def test_draining_gives_up_in_time_and_closing_answers_the_rest(tmp_path: Path) -> None:
-    async with on_device(tmp_path) as (segmenter, device):
-        device.hold()
-        first = send(segmenter)
-        await device.entered()
-        assert not await segmenter.drain(0.02)
-        await segmenter.aclose()
-        with pytest.raises(ShuttingDown):
-            await first
-
-
-async def test_draining_an_idle_server_is_done_at_once(tmp_path: Path) -> None:
-    async with on_device(tmp_path) as (segmenter, _):
-        assert await segmenter.drain(0)
-
-
-async def test_a_model_whose_worker_died_is_not_ready(tmp_path: Path) -> None:
-    class Dead(BaseException):
-        """Not an Exception, so that it is no failure of one batch."""
-
-    class Breaking(Recorder):
-        def batch(self, model: str, size: int) -> None:
-            raise Dead
-
-    async with on_device(tmp_path, observer=Breaking()) as (segmenter, _):
-        assert segmenter.ready()
-        with pytest.raises(InferenceFailed):
-            await segmenter.segment(PNG, OPTIONS)
-        assert not segmenter.ready()
-        assert segmenter.models()[0].default.state is ModelState.FAILED
-        with pytest.raises(ModelNotReady):
-            await segmenter.segment(PNG, OPTIONS)
-
-
-def in_parts(network: FakeNetwork, context_px: int | None = 4) -> dict[str, Any]:
-    """Options for a server that runs 23 x 31 pixels in parts of at most 200."""
-    spec = InputSpec(stride=4, context_px=context_px)
-    network.contract = replace(network.contract, input=spec)
-    return {"open_network": lambda path: network, "max_whole_pixels": 200}
-
-
-async def test_a_large_picture_is_run_in_parts_that_fit(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    network = FakeNetwork()
-    async with serving(tmp_path, **in_parts(network)) as segmenter:
-        network.device.batches.clear()
-        reply = await segmenter.segment(PNG, OPTIONS)
-    assert np.array_equal(read_png(reply.body), RGB[..., 0])
-    assert len(network.device.batches) > 3
-    assert all(batch[0, :, :, 0].size <= 200 for batch in network.device.batches)
-    assert reply.timings.infer_s > 0
-
-
-async def test_a_part_that_fails_fails_its_picture(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    network = FakeNetwork()
-    picture = RGB.copy()
-    picture[..., 0] = POISON
-    async with serving(tmp_path, **in_parts(network)) as segmenter:
-        with pytest.raises(InferenceFailed):
-            await segmenter.segment(drawing.png(picture), OPTIONS)
-        # Nothing of it is left behind.
-        assert np.array_equal(read_png((await segmenter.segment(PNG, OPTIONS)).body), RGB[..., 0])
-        assert await segmenter.drain(WAIT_S)
-
-
-async def test_the_deadline_holds_between_parts(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    network = FakeNetwork()
-    async with serving(tmp_path, **in_parts(network)) as segmenter:
-        network.device.hold()
-        asked = asyncio.create_task(segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.2)))
-        with pytest.raises(DeadlineExceeded):
-            await asked
-        network.device.release()
-
-
-async def test_a_network_that_needs_the_whole_picture_refuses_a_large_one(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    options = in_parts(FakeNetwork(), context_px=None)
-    async with serving(tmp_path, **options) as segmenter:
-        with pytest.raises(ImageTooLarge, match="needs the image whole"):
-            await segmenter.segment(PNG, OPTIONS)

@@ -1,4 +1,4 @@
-"""Pictures in parts: every pixel answered once, within the limit, and the labels of the whole."""
+"""Images in parts: every pixel answered once, within the limit, and the labels of the whole."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_long_strip_is_cut_across() -> None:
     assert max(p.columns.end - p.columns.start for p in parts) <= 1000
 
 
-def test_a_network_that_needs_the_whole_picture_says_so() -> None:
+def test_a_network_that_needs_the_whole_image_says_so() -> None:
     with pytest.raises(ImageTooLarge, match="needs the image whole.*FCN_MAX_WHOLE_PIXELS"):
         tiles(100, 100, InputSpec(stride=32), 9_999)
     assert len(tiles(100, 100, InputSpec(stride=32), 10_000)) == 1
@@ -64,7 +64,7 @@ def test_a_limit_below_the_context_says_what_it_takes() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(801, 963), (608, 1200)])
-def test_the_shipped_network_gives_the_labels_of_the_whole_picture(height: int, width: int) -> None:
+def test_the_shipped_network_gives_the_labels_of_the_whole_image(height: int, width: int) -> None:
     session = ort.InferenceSession(str(SHIPPED), providers=["CPUExecutionProvider"])
     contract = Contract.from_metadata(session.get_modelmeta().custom_metadata_map, str(SHIPPED))
     assert contract.input.context_px is not None

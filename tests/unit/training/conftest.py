@@ -1,4 +1,4 @@
-"""Drawn scenes, a narrow network and a recipe."""
+"""Drawn scenes, recipes on them, and runs that were done once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests import narrow_network
-from tests.unit.training.recipes import MakeConfig, changed, raw_recipe
+from tests.unit.training.recipes import MakeConfig, Run, changed, raw_recipe
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
+from training.train import train
 
 HEIGHT, WIDTH = 40, 56
 SIZES = {"train": 6, "val": 2, "test": 3}
@@ -26,11 +27,6 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow_network.narrow(monkeypatch)
-
-
-@pytest.fixture
 def narrow_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow_network.narrow_alexnet(monkeypatch)
 
@@ -43,3 +39,19 @@ def make_config(streets: Path) -> MakeConfig:
         return parse_config(changed(raw_recipe(streets), changes), "test recipe")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The recipe as it is, to its end."""
+    config = parse_config(raw_recipe(streets), "test recipe")
+    folder = tmp_path_factory.mktemp("finished") / "streets"
+    return Run(config, folder, train(config, folder))
+
+
+@pytest.fixture(scope="session")
+def begun(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, interrupted after the first iteration, and without a log."""
+    config = parse_config(raw_recipe(streets), "test recipe")
+    folder = tmp_path_factory.mktemp("begun") / "streets"
+    return Run(config, folder, train(config, folder, stop_after=1, run_log=None))

@@ -19,7 +19,7 @@ from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import VGG16
 from model.fcn import FCN, AnyVariant
-from tests.unit.training.recipes import MakeConfig
+from tests.unit.training.recipes import MakeConfig, Run
 from tests.unit.training.test_train import assert_same_state
 from training.config import ConfigError
 from training.loader import EpochPlan, StepSampler
@@ -45,35 +45,31 @@ def test_as_one_batch_of_all_their_images(
     if reduction == "sum":
         plain |= {"optimizer__head_lr": 1e-5, "optimizer__backbone_lr": 1e-5}
     small = {"schedule__batch_size": batch_size, "schedule__accumulate": accumulate}
-    parts = train(make_config(**plain, **small), tmp_path / "parts")
-    whole = train(
-        make_config(**plain, schedule__batch_size=batch_size * accumulate), tmp_path / "whole"
-    )
+    parts = train(make_config(**plain, **small), tmp_path / "parts", run_log=None)
+    at_once = make_config(**plain, schedule__batch_size=batch_size * accumulate)
+    whole = train(at_once, tmp_path / "whole", run_log=None)
     assert parts.iteration == whole.iteration
     for name, value in whole.weights.items():
         torch.testing.assert_close(parts.weights[name], value, rtol=1e-4, atol=1e-5)
-    one = train(make_config(**plain, schedule__batch_size=batch_size), tmp_path / "one")
     if batch_size * accumulate < 8:
+        alone = make_config(**plain, schedule__batch_size=batch_size)
+        one = train(alone, tmp_path / "one", run_log=None)
         assert not torch.allclose(one.weights["score_fr.bias"], whole.weights["score_fr.bias"])
 
 
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resumed_is_the_same_to_the_bit(
-    tmp_path: Path, make_config: MakeConfig, stop_after: int
-) -> None:
+def test_resumed_is_the_same_to_the_bit(tmp_path: Path, make_config: MakeConfig) -> None:
     """With dropout and norms, and with the backbone computed twice."""
     config = make_config(
         loss__dice=0.0,
         schedule__batch_size=2,
         schedule__accumulate=2,
-        schedule__epochs=4,
+        schedule__epochs=3,
         activation_checkpointing=True,
     )
-    straight = train(config, tmp_path / "straight")
-    assert straight.iteration == 4
-    train(config, tmp_path / "parts", stop_after=stop_after)
-    assert_same_state(straight, train(config, tmp_path / "parts", resume=True))
+    straight = train(config, tmp_path / "straight", run_log=None)
+    assert straight.iteration == 3
+    train(config, tmp_path / "parts", stop_after=2, run_log=None)
+    assert_same_state(straight, train(config, tmp_path / "parts", resume=True, run_log=None))
 
 
 def test_batches_of_a_step_are_the_large_batch_in_order() -> None:
@@ -88,20 +84,18 @@ def test_dice_needs_the_whole_batch(make_config: MakeConfig) -> None:
         make_config(schedule__accumulate=2)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_computing_activations_again_changes_nothing(
-    tmp_path: Path, make_config: MakeConfig
+    tmp_path: Path, make_config: MakeConfig, begun: Run, finished: Run
 ) -> None:
     """To the bit, with dropout, and norms that count each image once; a run may go on with it."""
-    kept = train(make_config(), tmp_path / "kept")
     again = make_config(activation_checkpointing=True)
-    train(make_config(), tmp_path / "again", stop_after=2)
-    assert_same_state(kept, train(again, tmp_path / "again", resume=True))
+    done = train(again, begun.copy(tmp_path / "again"), resume=True, run_log=None)
+    assert_same_state(done, finished.checkpoint)
 
 
 NARROW = (8, 16, 32, 32, 32)
 BACKBONES: dict[str, tuple[Callable[[], Backbone], AnyVariant]] = {
-    "mobilenet_v1": (lambda: MobileNetV1(fc6_channels=16), "8s"),
+    "mobilenet_v1": (lambda: MobileNetV1(fc6_channels=16, width=0.125), "8s"),
     "vgg16": (lambda: VGG16(fc_channels=16, channels=NARROW), "8s"),
     "pool4": (lambda: VGG16(channels=NARROW, cut_after="pool4"), "pool4"),
     "alexnet": (lambda: AlexNet(fc_channels=16, channels=(12, 32, 48, 48, 32)), "32s"),
@@ -109,7 +103,6 @@ BACKBONES: dict[str, tuple[Callable[[], Backbone], AnyVariant]] = {
 }
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_same_gradients_from_less_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What is kept for the gradient: the tensors that autograd saves, and the parts' inputs."""

@@ -17,8 +17,7 @@ from model.contract import ClassInfo, TrainingData
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.datasets import DatasetInfo
 
-pytestmark = pytest.mark.usefixtures("narrow")
-SPEC = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=16)
+SPEC = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=16, width=0.125)
 INFO = DatasetInfo.single_head(
     (ClassInfo(0, "sky", (1, 2, 3)), ClassInfo(1, "road", (4, 5, 6), "where cars go")),
     TrainingData("drawn", "CC0-1.0", "here"),
@@ -75,7 +74,7 @@ def test_build_network_has_the_averaged_weights() -> None:
 
 
 def test_weights_of_another_network() -> None:
-    other = NetworkSpec("mobilenet_v1", variant="16s", fc6_channels=8)
+    other = dataclasses.replace(SPEC, fc6_channels=8)
     with pytest.raises(CheckpointError, match="do not fit"):
         checkpoint(network=other).build_network()
 

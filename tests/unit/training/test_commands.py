@@ -55,7 +55,6 @@ def recipe(tmp_path: Path, root: Path) -> str:
     return str(path)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     """From nothing to scenes told apart: always `road`, the best guess, would score 0.12."""
     root = tmp_path / "streets"
@@ -87,7 +86,6 @@ def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     assert report["class_iu"]["road"] > 0.8
 
 
-@pytest.mark.usefixtures("narrow")
 def test_train_refuses_and_resumes(tmp_path: Path, streets: Path, capsys: Capture) -> None:
     words = ["train", recipe(tmp_path, streets), "--run", str(tmp_path / "run")]
     assert main([*words, "--set", "schedule.epochs=1"]) == 0

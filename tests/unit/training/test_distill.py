@@ -17,8 +17,7 @@ from cli.main import main
 from model.build import build
 from model.contract import ClassInfo
 from model.fcn import FCN
-from tests.unit.training.recipes import MakeConfig, changed, raw_recipe
-from training.checkpoint import load_checkpoint
+from tests.unit.training.recipes import NARROW, MakeConfig, Run, changed, raw_recipe
 from training.config import ConfigError
 from training.datasets import DatasetInfo, open_dataset
 from training.learner import Learner
@@ -27,7 +26,6 @@ from training.publish import shared_recipe
 from training.teacher import load_teacher
 from training.train import Trainer, train
 
-pytestmark = pytest.mark.usefixtures("narrow")
 VOID = 255
 
 
@@ -81,9 +79,9 @@ def opposed(config: Any, classes: int = 4) -> FCN:
 
 def test_a_step_adds_the_teachers_part(make_config: MakeConfig) -> None:
     """To the loss without a teacher: weight times the divergence, over the labelled pixels."""
-    network = {"backbone": "mobilenet_v1", "fc6_channels": 16, "dropout": 0.0}
     config = make_config(
-        network=network, distill={"teacher": "unused.pt", "weight": 0.25, "temperature": 3.0}
+        network={**NARROW, "dropout": 0.0},
+        distill={"teacher": "unused.pt", "weight": 0.25, "temperature": 3.0},
     )
     teacher = opposed(config)
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +105,7 @@ def test_a_step_adds_the_teachers_part(make_config: MakeConfig) -> None:
 def test_two_batches_of_a_step_count_as_one(make_config: MakeConfig) -> None:
     """Their parts are over the pixels of both."""
     config = make_config(
-        network={"backbone": "mobilenet_v1", "fc6_channels": 16, "dropout": 0.0},
+        network={**NARROW, "dropout": 0.0},
         loss={"class_weight_offset": 1.1, "dice": 0.0},
         distill={"teacher": "unused.pt", "temperature": 2.0},
     )
@@ -122,19 +120,20 @@ def test_two_batches_of_a_step_count_as_one(make_config: MakeConfig) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_network_learns_what_its_teacher_says(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_network_learns_what_its_teacher_says(
+    make_config: MakeConfig, finished: Run, tmp_path: Path
+) -> None:
     """A run whose teacher weighs much ends nearer to it than one without."""
-    teacher = tmp_path / "teacher" / "last.pt"
-    train(make_config(schedule__epochs=1), teacher.parent)
     distances: list[float] = []
-    for distill in ({}, {"distill": {"teacher": str(teacher), "weight": 20.0}}):
+    for distill in ({}, {"distill": {"teacher": str(finished.last), "weight": 20.0}}):
         config = make_config(seed=7, schedule__epochs=3, **distill)
-        trainer = Trainer(config, tmp_path / f"run{len(distances)}", resume=False)
+        folder = tmp_path / f"run{len(distances)}"
+        trainer = Trainer(config, folder, resume=False, run_log=None)
         trainer.run()
         data = trainer.val_data[0]
         images = torch.from_numpy(data.image.copy()).permute(2, 0, 1)[None].float()
         with torch.no_grad():
-            wanted = load_checkpoint(teacher).build_network()(images)
+            wanted = finished.checkpoint.build_network()(images)
             own = trainer.network.eval()(images)
         target = torch.zeros(wanted.shape[0], *wanted.shape[2:], dtype=torch.uint8)
         distances.append(float(distillation(own, wanted, target, 1.0)))
@@ -142,16 +141,12 @@ def test_a_network_learns_what_its_teacher_says(make_config: MakeConfig, tmp_pat
 
 
 def test_the_teacher_is_an_exported_file_or_a_checkpoint(
-    make_config: MakeConfig, tmp_path: Path, streets: Path
+    finished: Run, tmp_path: Path, streets: Path
 ) -> None:
-    checkpoint = tmp_path / "run" / "last.pt"
-    config = make_config(schedule__epochs=1, network={"backbone": "mobilenet_v1"})
-    train(config, checkpoint.parent)
-    assert main(["export", str(checkpoint), "--repository", str(tmp_path / "models")]) == 0
+    assert main(["export", str(finished.last), "--repository", str(tmp_path / "models")]) == 0
     info = open_dataset("folder", streets, "train").info
-    # The narrow network has the name of the whole one, so that `reopen` builds it narrow, too.
     exported = tmp_path / "models" / "streets" / "1" / "model.onnx"
-    networks = [load_teacher(path, info) for path in (checkpoint, exported)]
+    networks = [load_teacher(path, info) for path in (finished.last, exported)]
     images = torch.rand(1, 3, 48, 64) * 255
     one, other = (network(images) for network in networks)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
@@ -159,11 +154,7 @@ def test_the_teacher_is_an_exported_file_or_a_checkpoint(
     assert not any(network.training for network in networks)
 
 
-def test_what_is_no_teacher_is_refused(
-    make_config: MakeConfig, tmp_path: Path, streets: Path
-) -> None:
-    checkpoint = tmp_path / "run" / "last.pt"
-    train(make_config(schedule__epochs=1), checkpoint.parent)
+def test_what_is_no_teacher_is_refused(begun: Run, tmp_path: Path, streets: Path) -> None:
     info = open_dataset("folder", streets, "train").info
     others = DatasetInfo.single_head(
         (ClassInfo(0, "roof", (1, 2, 3)), *info.classes[1:]), info.data
@@ -173,14 +164,14 @@ def test_what_is_no_teacher_is_refused(
         (tmp_path / "none.pt", info, "there is no checkpoint"),
         (tmp_path / "none.onnx", info, "there is no file"),
         (tmp_path / "noise.onnx", info, "cannot be read as an ONNX model"),
-        (checkpoint, others, "labels sky, house, road, tree, the data set roof, house"),
+        (begun.last, others, "labels sky, house, road, tree, the data set roof, house"),
     ]
     for path, wanted, message in refusals:
         with pytest.raises(ConfigError, match=message):
             load_teacher(path, wanted)
     depth = DatasetInfo.single_head(info.classes, info.data, modality="rgbd")
     with pytest.raises(ConfigError, match="for RGB images with one labelling"):
-        load_teacher(checkpoint, depth)
+        load_teacher(begun.last, depth)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +201,7 @@ def test_cards_name_the_teachers_file_only(make_config: MakeConfig) -> None:
 
 
 def test_compiled_steps_are_the_plain_ones(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced by torch.compile, and run by torch as it is: code generation takes a compiler and a
     minute. Losses, and what a checkpoint holds, are those of a plain run."""
@@ -221,18 +212,19 @@ def test_compiled_steps_are_the_plain_ones(
         return module
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    teacher = tmp_path / "teacher" / "last.pt"
-    train(make_config(schedule__epochs=1), teacher.parent)
     runs = {
         on: train(
-            make_config(compile=on, distill__teacher=str(teacher)), tmp_path / str(on), stop_after=2
+            make_config(compile=on, distill__teacher=str(finished.last)),
+            tmp_path / str(on),
+            stop_after=2,
+            run_log=None,
         )
         for on in (False, True)
     }
     assert runs[True].epoch_losses == pytest.approx(runs[False].epoch_losses, rel=1e-4)
     assert runs[True].weights.keys() == runs[False].weights.keys()
     monkeypatch.setattr(torch, "compile", counting)
-    Trainer(make_config(compile=True), tmp_path / "third", resume=False).run(stop_after=1)
+    train(make_config(compile=True), tmp_path / "third", stop_after=1, run_log=None)
     assert len(compiled) == 1
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from tests.unit.training.recipes import changed, raw_recipe
 from tests.unit.training.test_train import assert_same_state
 from tests.unit.training.two_processes import RECIPES, config
 from training.checkpoint import load_checkpoint
@@ -62,7 +60,8 @@ def test_two_processes_learn_what_one_does(
     together = load_checkpoint(both / name / "last.pt")
     assert together.iteration == alone.iteration
     assert alone.ema is not None and together.ema is not None
-    begun = train(config(streets, {**RECIPES[name], "schedule__epochs": 1}), tmp_path / "begun")
+    short = config(streets, {**RECIPES[name], "schedule__epochs": 1})
+    begun = train(short, tmp_path / "begun", run_log=None)
     for mine, theirs in ((alone.weights, together.weights), (alone.ema, together.ema)):
         for key, value in mine.items():
             torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)
@@ -107,29 +106,34 @@ def test_a_silent_process_is_not_waited_for_for_ever(both: Path) -> None:
     assert "another process of this run ended or has not answered for 2 s" in message
 
 
-def test_the_commands_under_torchrun(tmp_path: Path, streets: Path) -> None:
-    """One bar, one report; then a damaged image ends both processes and costs no checkpoint."""
+def test_the_commands_under_torchrun(both: Path) -> None:
+    """One bar, one report, by the main process."""
+    said = {
+        (name, rank): json.loads((both / f"{name}{rank}.json").read_text())
+        for name in ("train", "evaluate")
+        for rank in (0, 1)
+    }
+    assert {answer["code"] for answer in said.values()} == {0}
+    trained = said["train", 0]
+    assert "last.pt: iteration 3" in trained["out"]
+    assert "val mean IU" in trained["out"] and "3/3" in trained["err"]
+    assert json.loads(said["evaluate", 0]["out"])["images"] == 3
+    for name in ("train", "evaluate"):
+        assert said[name, 1]["out"] == "" and "it/s" not in said[name, 1]["err"]
+
+
+def test_a_damaged_image_ends_all_processes(both: Path, tmp_path: Path, streets: Path) -> None:
+    """And costs no checkpoint."""
     data = tmp_path / "data"
-    copy = subprocess.run(["cp", "-r", str(streets), str(data)], check=False)
-    assert copy.returncode == 0
-    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    raw: dict[str, Any] = changed(raw_recipe(data), {"schedule__epochs": 1})
-    recipe.write_text(yaml.safe_dump(raw))
-    trained = torchrun("-m", "cli.main", "train", str(recipe), "--run-dir", str(run))
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("last.pt: iteration 3") == 1
-    assert trained.stderr.count("val mean IU") + trained.stdout.count("iteration 3: val") == 1
-    words = ["evaluate", str(run / "last.pt"), "--data-root", str(data), "--json"]
-    scored = torchrun("-m", "cli.main", *words)
-    assert scored.returncode == 0, scored.stderr
-    assert json.loads(scored.stdout)["images"] == 3
-    before = (run / "last.pt").read_bytes()
+    shutil.copytree(streets, data)
+    last = both / "commands" / "last.pt"
+    before = last.read_bytes()
     for path in (data / "test/images").iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    failed = torchrun("-m", "cli.main", *words)
+    failed = torchrun("-m", "cli.main", "evaluate", str(last), "--data-root", str(data))
     assert failed.returncode != 0
     assert "fcn: cannot read the image" in failed.stderr
-    assert (run / "last.pt").read_bytes() == before
+    assert last.read_bytes() == before
 
 
 def test_parts_follow_one_another_and_miss_nothing() -> None:

@@ -76,7 +76,7 @@ def test_two_steps(
         return MobileNetV1(width=width / 8, **fields)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model.build, "MobileNetV1", narrow)
-    trainer = Trainer(config, tmp_path / name, resume=False)
+    trainer = Trainer(config, tmp_path / name, resume=False, run_log=None)
     begun = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     done = trainer.run(stop_after=2)
     assert done.iteration == 2

@@ -12,7 +12,6 @@ from model.build import build
 from tests.unit.training.recipes import MakeConfig
 from training.learner import Learner
 
-pytestmark = pytest.mark.usefixtures("narrow")
 WAITS = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "is_nonzero"}
 """Operators of torch that end only when the device has computed their operands."""
 

@@ -98,8 +98,8 @@ def test_train_resume_evaluate(
     """Interrupted after an epoch and resumed, it ends where the uninterrupted run ends."""
     config = rooms_config(rooms, modality)
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "parts", stop_after=3)
-    done = train(config, tmp_path / "parts", resume=True)
+    train(config, tmp_path / "parts", stop_after=3, run_log=None)
+    done = train(config, tmp_path / "parts", resume=True, run_log=None)
     assert done.iteration == whole.iteration == 6
     assert same_weights(done, whole)
     saved = load_checkpoint(tmp_path / "parts/last.pt")
@@ -118,29 +118,29 @@ def test_depth_is_learned_from(rooms: Path, tmp_path: Path) -> None:
     config = rooms_config(rooms, "rgbd", optimizer=FAST)
     torch.manual_seed(config.seed)
     begun = model.build.build(config.network, 40).state_dict()["backbone.conv1_1_bgrd.weight"]
-    done = train(config, tmp_path).weights["backbone.conv1_1_bgrd.weight"]
+    done = train(config, tmp_path, run_log=None).weights["backbone.conv1_1_bgrd.weight"]
     assert (done[:, 3] != begun[:, 3]).any()
 
 
 def test_recomputed_streams_learn_the_same(rooms: Path, tmp_path: Path) -> None:
     config = rooms_config(rooms, "rgb-hha", optimizer=FAST)
-    kept = train(config, tmp_path / "kept", stop_after=3)
+    kept = train(config, tmp_path / "kept", stop_after=3, run_log=None)
     config = rooms_config(rooms, "rgb-hha", optimizer=FAST, activation_checkpointing=True)
-    again = train(config, tmp_path / "again", stop_after=3)
+    again = train(config, tmp_path / "again", stop_after=3, run_log=None)
     for name, value in kept.weights.items():
         assert torch.allclose(value, again.weights[name], rtol=1e-5, atol=1e-8), name
 
 
 def test_late_fusion_starts_from_the_nets_trained_alone(rooms: Path, tmp_path: Path) -> None:
     for modality in ("rgb", "hha"):
-        train(rooms_config(rooms, modality), tmp_path / modality, stop_after=2)
+        train(rooms_config(rooms, modality), tmp_path / modality, stop_after=2, run_log=None)
     init = {
         "checkpoint": str(tmp_path / "rgb/last.pt"),
         "hha_checkpoint": str(tmp_path / "hha/last.pt"),
     }
     rates = {"kind": "sgd", "backbone_lr": 0, "head_lr": 1e-30}
     config = rooms_config(rooms, "rgb-hha", init=init, optimizer=rates)
-    fused = train(config, tmp_path / "both", stop_after=1).build_network()
+    fused = train(config, tmp_path / "both", stop_after=1, run_log=None).build_network()
     sample = open_dataset("nyudv2_rgb_hha", rooms, "test")[0].image
     images = torch.from_numpy(sample.copy()).permute(2, 0, 1)[None].float()
     alone = [load_checkpoint(tmp_path / m / "last.pt").build_network() for m in ("rgb", "hha")]
@@ -150,7 +150,7 @@ def test_late_fusion_starts_from_the_nets_trained_alone(rooms: Path, tmp_path: P
         assert wanted.abs().max() > 0
     config = rooms_config(rooms, "rgb-hha", init={**init, "hha_checkpoint": init["checkpoint"]})
     with pytest.raises(ConfigError, match=r"another net: network\.modality \(there rgb, here hha"):
-        train(config, tmp_path / "wrong")
+        train(config, tmp_path / "wrong", run_log=None)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_recipes_that_make_no_sense(rooms: Path, changes: dict[str, Any], compla
 def test_data_of_another_modality(rooms: Path, tmp_path: Path) -> None:
     raw = recipe("nyudv2", rooms, modality="rgbd")
     with pytest.raises(ConfigError, match=r"network\.modality is rgbd, but nyudv2 gives rgb: ch"):
-        train(parse_config(raw, "test recipe"), tmp_path)
+        train(parse_config(raw, "test recipe"), tmp_path, run_log=None)
 
 
 def test_another_modality_is_not_scored(
     rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(rooms_config(rooms, "hha"), tmp_path, stop_after=1)
+    train(rooms_config(rooms, "hha"), tmp_path, stop_after=1, run_log=None)
     words = ["--data-root", str(rooms), "--dataset", "nyudv2"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
     assert "takes hha images, but the data set gives rgb" in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_another_modality_is_not_scored(
 def test_export_refuses_what_no_server_is_sent(
     rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], modality: str
 ) -> None:
-    train(rooms_config(rooms, modality), tmp_path / "run", stop_after=1)
+    train(rooms_config(rooms, modality), tmp_path / "run", stop_after=1, run_log=None)
     words = ["--repository", str(tmp_path / "repository")]
     assert main(["export", str(tmp_path / "run/last.pt"), *words]) != 0
     said = capsys.readouterr().err
@@ -198,8 +198,8 @@ def test_export_refuses_what_no_server_is_sent(
 def test_two_heads(outdoors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = outdoors_config(outdoors)
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "parts", stop_after=3)
-    assert same_weights(train(config, tmp_path / "parts", resume=True), whole)
+    train(config, tmp_path / "parts", stop_after=3, run_log=None)
+    assert same_weights(train(config, tmp_path / "parts", resume=True, run_log=None), whole)
     assert whole.val_scores is not None
     assert 0 <= whole.val_scores["heads"]["geo"]["pixel_accuracy"] <= 1
     capsys.readouterr()
@@ -232,7 +232,7 @@ def test_both_heads_and_the_backbone_between_them_learn(outdoors: Path, tmp_path
     config = outdoors_config(outdoors, optimizer=FAST)
     torch.manual_seed(config.seed)
     begun = model.build.build(config.network, {"sem": 33, "geo": 3}).state_dict()
-    done = train(config, tmp_path, stop_after=3).weights
+    done = train(config, tmp_path, stop_after=3, run_log=None).weights
     moved = {name for name, value in done.items() if not torch.equal(value, begun[name])}
     scores = {f"score_{at}_{head}.weight" for at in ("fr", "pool4") for head in ("sem", "geo")}
     assert scores <= moved
@@ -258,13 +258,13 @@ def test_two_heads_learn_from_the_summed_loss(
     outdoors: Path, tmp_path: Path, loss: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match=r"siftflow_both has several labellings.*reduction=sum"):
-        train(outdoors_config(outdoors, loss=loss), tmp_path)
+        train(outdoors_config(outdoors, loss=loss), tmp_path, run_log=None)
 
 
 def test_one_labelling_is_not_scored_as_two(
     outdoors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(outdoors_config(outdoors), tmp_path, stop_after=1)
+    train(outdoors_config(outdoors), tmp_path, stop_after=1, run_log=None)
     words = ["--data-root", str(outdoors), "--dataset", "siftflow"]
     assert main(["evaluate", str(tmp_path / "last.pt"), *words]) != 0
     said = capsys.readouterr().err
@@ -272,17 +272,17 @@ def test_one_labelling_is_not_scored_as_two(
 
 
 def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) -> None:
-    train(outdoors_config(outdoors), tmp_path, stop_after=1)
+    train(outdoors_config(outdoors), tmp_path, stop_after=1, run_log=None)
     raw = recipe("siftflow", outdoors, normalisation="siftflow")
     with pytest.raises(CheckpointError, match="was trained on another class list"):
-        train(parse_config(raw, "test recipe"), tmp_path, resume=True)
+        train(parse_config(raw, "test recipe"), tmp_path, resume=True, run_log=None)
 
 
 def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     from training.evaluation.onnx_predictor import OnnxPredictor
 
     raw = recipe("siftflow_both", outdoors, normalisation="siftflow", variant="32s")
-    done = train(parse_config(raw, "test recipe"), tmp_path / "run", stop_after=2)
+    done = train(parse_config(raw, "test recipe"), tmp_path / "run", stop_after=2, run_log=None)
     words = ["--repository", str(tmp_path / "repository"), "--logits"]
     assert main(["export", str(tmp_path / "run/last.pt"), *words]) == 0
     served = OnnxPredictor(tmp_path / "repository/scenes/1/model.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -15,25 +16,31 @@ from model.upsample import Upsampling
 from training.config import OptimizerConfig, ScheduleConfig
 from training.optimization import WeightAverage, lr_factor, make_optimizer, set_lr
 
-pytestmark = pytest.mark.usefixtures("narrow")
+NARROW = NetworkSpec("mobilenet_v1", fc6_channels=16, width=0.125)
+SKIPPING = replace(NARROW, skip_channels=8)
 CONFIG = OptimizerConfig(head_lr=1e-2, backbone_lr=1e-3, weight_decay=0.3)
 
 
+def kinds(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
+    """Learning rate and decay by the identity of a parameter."""
+    return {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
 def test_every_parameter_is_in_one_group() -> None:
-    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    net = build(NARROW, 4)
     optimizer = make_optimizer(net, CONFIG)
     members = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in net.parameters())
 
 
 def test_rates_and_decay_by_kind_of_parameter() -> None:
-    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16, skip_channels=8), 4)
+    net = build(SKIPPING, 4)
     optimizer = make_optimizer(net, CONFIG)
-    got = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
+    got = kinds(optimizer)
     parameters = dict(net.named_parameters())
     for name, wanted in {
         "backbone.conv0.conv.weight": (1e-3, 0.3),
@@ -50,14 +57,10 @@ def test_rates_and_decay_by_kind_of_parameter() -> None:
 
 def test_biases_at_twice_the_rate_and_without_decay() -> None:
     """Of convolutions; a norm's bias is another thing."""
-    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16, skip_channels=8), 4)
+    net = build(SKIPPING, 4)
     config = CONFIG.model_copy(update={"bias_lr_factor": 2.0})
     optimizer = make_optimizer(net, config)
-    got = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
+    got = kinds(optimizer)
     parameters = dict(net.named_parameters())
     assert len(got) == len(parameters)
     for name, wanted in {
@@ -94,7 +97,7 @@ def test_score_alone_learns(upsampling: Upsampling) -> None:
 
 
 def test_sgd() -> None:
-    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    net = build(NARROW, 4)
     optimizer = make_optimizer(net, OptimizerConfig(kind="sgd", momentum=0.99))
     assert isinstance(optimizer, torch.optim.SGD)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.99}
@@ -116,7 +119,7 @@ def test_warm_up_is_linear_and_ends_at_the_schedule() -> None:
 
 
 def test_set_lr_keeps_the_groups_apart() -> None:
-    net = build(NetworkSpec("mobilenet_v1", fc6_channels=16), 4)
+    net = build(NARROW, 4)
     optimizer = make_optimizer(net, CONFIG)
     for factor in (0.5, 0.25):  # of the base rate, not of the last one
         set_lr(optimizer, factor)

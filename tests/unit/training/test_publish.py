@@ -11,13 +11,10 @@ import pytest
 from cli.main import main
 from model.export.parity import ExportError, ParityReport
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-from tests.unit.training.recipes import MakeConfig
+from tests.unit.training.recipes import Run
 from training import publish as publish_module
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint
 from training.publish import PublishError, make_contract, model_card, publish, shared_recipe
-from training.train import train
-
-pytestmark = pytest.mark.usefixtures("narrow")
 
 MEASURED = {
     "split": "test",
@@ -30,14 +27,13 @@ MEASURED = {
 
 
 @pytest.fixture
-def run_dir(make_config: MakeConfig, tmp_path: Path) -> Path:
-    train(make_config(schedule__epochs=1), tmp_path / "run")
-    return tmp_path / "run"
+def run_dir(finished: Run) -> Path:
+    return finished.folder
 
 
 @pytest.fixture
-def checkpoint(run_dir: Path) -> Checkpoint:
-    return load_checkpoint(run_dir / "last.pt")
+def checkpoint(finished: Run) -> Checkpoint:
+    return finished.checkpoint
 
 
 @pytest.fixture
@@ -78,7 +74,7 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:
     contract = make_contract(checkpoint, checkpoint.build_network(), "streets", measured=MEASURED)
-    assert contract.architecture == "fcn8s-mobilenet_v1"
+    assert contract.architecture == "fcn8s-mobilenet_v1_0.125"
     assert contract.git_revision == checkpoint.git_revision
     assert contract.training_data.licence == "CC0-1.0"
     assert contract.scores["test_frequency_weighted_iu"] == 0.85
@@ -97,7 +93,7 @@ def test_card_has_scores_licence_and_recipe(checkpoint: Checkpoint) -> None:
     assert "| 70.00 |" in card
     assert "| sky |" in card
     assert "| - |" in card, "a class without a pixel has no score"
-    assert "epochs: 1" in card
+    assert "epochs: 2" in card
 
 
 def test_card_names_no_folder_of_this_machine(checkpoint: Checkpoint, streets: Path) -> None:

@@ -50,13 +50,13 @@ def parent(tmp_path: Path, stage: Callable[..., TrainConfig]) -> Path:
     config = stage()
     rates = {"head_lr": 0.05, "backbone_lr": 1e-3}
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=rates)})
-    train(config, tmp_path / "32s")
+    train(config, tmp_path / "32s", run_log=None)
     return tmp_path / "32s" / "last.pt"
 
 
 def begun(config: TrainConfig, run_dir: Path) -> FCN:
     """Its network as the run would start."""
-    trainer = Trainer(config, run_dir, resume=False)
+    trainer = Trainer(config, run_dir, resume=False, run_log=None)
     return trainer.network.cpu().eval()
 
 
@@ -101,12 +101,14 @@ def test_the_next_stage_starts_with_its_parents_prediction(
 def test_what_was_taken_is_said(
     tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig], capsys: Any
 ) -> None:
-    train(stage(parent, variant="16s"), tmp_path / "16s")
+    train(stage(parent, variant="16s"), tmp_path / "16s", run_log=None)
     assert (
         f"{parent}: 16 layers copied (backbone.conv1_1 to score_fr); new: score_pool4"
         in capsys.readouterr().out
     )
-    train(stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s", stop_after=1)
+    train(
+        stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s", stop_after=1, run_log=None
+    )
     assert "17 layers copied (backbone.conv1_1 to score_pool4); new: score_pool3" in (
         capsys.readouterr().out
     )
@@ -128,7 +130,7 @@ def test_the_averaged_weights_are_taken(
 def test_upsampling_that_begins_to_learn_starts_bilinear(
     tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
 ) -> None:
-    train(stage(parent, variant="16s"), tmp_path / "16s", stop_after=1)
+    train(stage(parent, variant="16s"), tmp_path / "16s", stop_after=1, run_log=None)
     fixed = tmp_path / "16s/last.pt"
     after = begun(stage(fixed, variant="8s", upsampling="learned"), tmp_path / "8s")
     for layer in (after.upscore2, after.upscore_pool4):
@@ -159,10 +161,10 @@ def test_a_resumed_stage_does_not_start_anew(
 ) -> None:
     """Nor does it need the stage before it any more."""
     config = stage(parent, variant="16s")
-    straight = train(config, tmp_path / "straight")
-    train(config, tmp_path / "parts", stop_after=1)
+    straight = train(config, tmp_path / "straight", run_log=None)
+    train(config, tmp_path / "parts", stop_after=1, run_log=None)
     parent.unlink()
-    resumed = train(config, tmp_path / "parts", resume=True)
+    resumed = train(config, tmp_path / "parts", resume=True, run_log=None)
     assert torch.equal(resumed.weights["score_fr.weight"], straight.weights["score_fr.weight"])
 
 
@@ -194,7 +196,9 @@ def test_layers_that_would_mean_another_thing(
     tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
 ) -> None:
     """A factor that is new may be any, one that the parent learned with may not."""
-    train(stage(parent, variant="16s", pool4_scale=0.01), tmp_path / "16s", stop_after=1)
+    train(
+        stage(parent, variant="16s", pool4_scale=0.01), tmp_path / "16s", stop_after=1, run_log=None
+    )
     with pytest.raises(ConfigError, match=r"network\.pool4_scale \(there 0\.01, here 1\.0\)"):
         begun(stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s")
 
@@ -203,7 +207,7 @@ def test_a_backbone_that_lacks_layers(
     tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
 ) -> None:
     cut = stage(variant="pool4", fc6_channels=None)
-    train(cut, tmp_path / "pool4", stop_after=1)
+    train(cut, tmp_path / "pool4", stop_after=1, run_log=None)
     with pytest.raises(ConfigError, match=r"last\.pt has no backbone\.conv5_1\.weight: it is of"):
         begun(stage(tmp_path / "pool4/last.pt"), tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""The loop: exact resumption, what a run leaves behind, and how it fails."""
+"""The loop: exact resumption, what a run leaves behind, and what changes its result."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from model.build import build
 from tests.unit.training.conftest import SIZES
-from tests.unit.training.recipes import MakeConfig
+from tests.unit.training.recipes import MakeConfig, Run
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
-from training.datasets import DatasetError
-from training.learner import Learner
-from training.loader import EpochPlan, StepSampler
+from training.datasets import open_dataset
+from training.evaluation.evaluate import evaluate
+from training.evaluation.predictors import NetworkPredictor
 from training.train import Trainer, train
 
-pytestmark = pytest.mark.usefixtures("narrow")
 PER_EPOCH = 3
 TOTAL = 6
 
@@ -55,55 +54,46 @@ def assert_same_state(a: Checkpoint, b: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [PER_EPOCH, 1, 4], ids=["epoch", "early", "mid-epoch"])
-def test_resumed_is_the_same_to_the_bit(
-    tmp_path: Path, make_config: MakeConfig, stop_after: int
-) -> None:
+def test_resumed_is_the_same_to_the_bit(tmp_path: Path, finished: Run, stop_after: int) -> None:
     """Dropout, augmentation, schedule, moving average and log go on as if never interrupted."""
-    config = make_config()
-    straight = train(config, tmp_path / "straight")
-    first = train(config, tmp_path / "parts", stop_after=stop_after)
+    first = train(finished.config, tmp_path, stop_after=stop_after)
     assert first.iteration == stop_after
     torch.manual_seed(99)  # as a new process would stand elsewhere
-    second = train(config, tmp_path / "parts", resume=True)
+    second = train(finished.config, tmp_path, resume=True)
     assert second.iteration == TOTAL
-    assert_same_state(straight, second)
-    assert log(tmp_path / "straight") == log(tmp_path / "parts")
-    saved = load_checkpoint(tmp_path / "parts" / "last.pt")
-    assert_same_state(saved, straight)
-    best = [load_checkpoint(tmp_path / run / "best.pt") for run in ("straight", "parts")]
-    assert_same_state(*best)
+    assert_same_state(second, finished.checkpoint)
+    assert log(tmp_path) == log(finished.folder)
+    for name in ("last.pt", "best.pt"):
+        assert_same_state(load_checkpoint(tmp_path / name), load_checkpoint(finished.folder / name))
+    assert_same_state(load_checkpoint(finished.last), finished.checkpoint)
 
 
 def test_the_number_of_worker_processes_changes_nothing(
-    tmp_path: Path, make_config: MakeConfig
+    tmp_path: Path, make_config: MakeConfig, finished: Run
 ) -> None:
-    without = train(make_config(schedule__epochs=1), tmp_path / "0")
-    with_one = train(make_config(schedule__epochs=1, data__workers=1), tmp_path / "1")
-    assert_same_state(without, with_one)
+    with_one = train(make_config(data__workers=1), tmp_path, run_log=None)
+    assert_same_state(with_one, finished.checkpoint)
 
 
-def test_dropout_and_seed_have_an_effect(tmp_path: Path, make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("changes", [{"network__dropout": 0.0}, {"seed": 1}], ids=str)
+def test_dropout_and_seed_have_an_effect(
+    tmp_path: Path, make_config: MakeConfig, begun: Run, changes: dict[str, Any]
+) -> None:
     """Else the tests above would say nothing about the random state."""
-    recipes: list[dict[str, Any]] = [{}, {"network__dropout": 0.0}, {"seed": 1}]
-    runs = [
-        train(make_config(schedule__epochs=1, **changes), tmp_path / str(index))
-        for index, changes in enumerate(recipes)
-    ]
-    assert not equal(runs[0].weights, runs[1].weights)
-    assert not equal(runs[0].weights, runs[2].weights)
+    other = train(make_config(**changes), tmp_path, stop_after=1, run_log=None)
+    assert not equal(other.weights, begun.checkpoint.weights)
 
 
-def test_what_a_run_leaves_behind(tmp_path: Path, make_config: MakeConfig) -> None:
-    run_dir = tmp_path / "runs" / "streets"
-    config = make_config()
-    done = train(config, run_dir)
-    assert json.loads((run_dir / "config.json").read_text()) == config.model_dump(mode="json")
-    rows = log(run_dir)
+def test_what_a_run_leaves_behind(finished: Run) -> None:
+    done, folder = finished.checkpoint, finished.folder
+    written = json.loads((folder / "config.json").read_text())
+    assert written == finished.config.model_dump(mode="json")
+    rows = log(folder)
     assert [row["iteration"] for row in rows] == ["3", "6"]
     for row in rows:
         assert 0 <= float(row["val_mean_iu"]) <= 1
         assert float(row["head_lr"]) > float(row["backbone_lr"]) > 0
-    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"loss", "head_lr", "backbone_lr", "val/mean_iu", "val_iu/sky"} <= scalars
@@ -111,23 +101,21 @@ def test_what_a_run_leaves_behind(tmp_path: Path, make_config: MakeConfig) -> No
     assert done.val_scores is not None
     assert done.best_mean_iu >= done.val_scores["mean_iu"]
     assert set(done.val_scores["class_iu"]) == {"sky", "house", "road", "tree"}
-    best = load_checkpoint(run_dir / "best.pt")
+    best = load_checkpoint(folder / "best.pt")
+    assert best.best_mean_iu == pytest.approx(max(float(row["val_mean_iu"]) for row in rows), 1e-5)
     assert best.environment["torch"] == torch.__version__
     assert best.environment["device"] and best.environment["python"]
-    assert best.best_mean_iu == pytest.approx(max(float(row["val_mean_iu"]) for row in rows), 1e-5)
 
 
-def test_validation_is_of_the_averaged_weights(tmp_path: Path, make_config: MakeConfig) -> None:
-    """best.pt scores what its log line says, on the weights that are exported."""
-    from training.datasets import open_dataset
-    from training.evaluation.evaluate import evaluate
-    from training.evaluation.predictors import NetworkPredictor
+def test_a_run_without_a_log(begun: Run) -> None:
+    assert {path.name for path in begun.folder.iterdir()} == {"config.json", "last.pt"}
 
-    config = make_config(schedule__epochs=1)
-    done = train(config, tmp_path)
+
+def test_validation_is_of_the_averaged_weights(finished: Run, streets: Path) -> None:
+    """A checkpoint scores what its log line says, on the weights that are exported."""
+    done = finished.checkpoint
     assert done.val_scores is not None
-    assert config.data.root is not None
-    data = open_dataset("folder", config.data.root, "val")
+    data = open_dataset("folder", streets, "val")
     scores = evaluate(NetworkPredictor(done.build_network()), data, progress=False).scores()
     assert scores.mean_iu == done.val_scores["mean_iu"]
 
@@ -153,12 +141,12 @@ def test_validation_is_of_the_averaged_weights(tmp_path: Path, make_config: Make
 def test_other_recipes(tmp_path: Path, make_config: MakeConfig, changes: dict[str, Any]) -> None:
     """One epoch of each, interrupted and resumed; the weights move and stay finite."""
     config = make_config(**{"schedule__epochs": 1, **changes})
-    begun = train(config, tmp_path, stop_after=1)
-    done = train(config, tmp_path, resume=True)
+    first = train(config, tmp_path, stop_after=1, run_log=None)
+    done = train(config, tmp_path, resume=True, run_log=None)
     assert done.iteration == (1 if config.schedule.batch_size == 100 else PER_EPOCH)
     assert (done.ema is None) == (config.schedule.ema_decay == 0)
     if done.iteration > 1:
-        assert not equal(begun.weights, done.weights)
+        assert not equal(first.weights, done.weights)
     assert all(value.isfinite().all() for value in done.weights.values())
     assert done.val_scores is not None  # the last epoch is always validated
 
@@ -170,11 +158,11 @@ def test_loss_sampling_takes_part_in_a_run_and_its_resumption(
     """Another loss than without it, and the same cells again after an interruption."""
     summed = {"loss__reduction": reduction, "loss__dice": 0.0, "optimizer__head_lr": 1e-6}
     sampled = make_config(**summed, loss__sample=0.5, loss__sample_cell_px=8)
-    straight = train(sampled, tmp_path / "straight", stop_after=2)
-    train(sampled, tmp_path / "parts", stop_after=1)
-    resumed = train(sampled, tmp_path / "parts", resume=True, stop_after=1)
+    straight = train(sampled, tmp_path / "straight", stop_after=2, run_log=None)
+    train(sampled, tmp_path / "parts", stop_after=1, run_log=None)
+    resumed = train(sampled, tmp_path / "parts", resume=True, stop_after=1, run_log=None)
     assert_same_state(straight, resumed)
-    whole = train(make_config(**summed), tmp_path / "whole", stop_after=2)
+    whole = train(make_config(**summed), tmp_path / "whole", stop_after=2, run_log=None)
     assert straight.epoch_losses != whole.epoch_losses
     if reduction == "sum":  # all start at ln 4 a pixel, so the sums tell the share of the pixels
         assert 0.3 < straight.epoch_losses[0] / whole.epoch_losses[0] < 0.7
@@ -197,19 +185,21 @@ def test_a_mask_is_learned_from(tmp_path: Path, make_config: MakeConfig, streets
     """And validated on, which this split without objects would not tell."""
     classes = tmp_path / "classes.yaml"
     classes.write_text((streets / "classes.yaml").read_text().replace("sky", "background"))
-    plain: dict[str, Any] = {"data__classes": str(classes), "schedule__epochs": 1}
     whole, part = (
-        train(make_config(**plain, data__mask=mask), tmp_path / mask) for mask in ("all", "shape")
+        train(
+            make_config(data__classes=str(classes), data__mask=mask),
+            tmp_path / mask,
+            stop_after=1,
+            run_log=None,
+        )
+        for mask in ("all", "shape")
     )
-    assert whole.epoch_losses == part.epoch_losses == []
     assert not equal(whole.weights, part.weights)
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config()
-    train(config, tmp_path, stop_after=1)
+def test_a_run_is_not_overwritten(begun: Run) -> None:
     with pytest.raises(ConfigError, match=r"last\.pt exists: continue it with --resume"):
-        train(config, tmp_path)
+        train(begun.config, begun.folder)
 
 
 def test_nothing_to_resume(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -217,12 +207,11 @@ def test_nothing_to_resume(tmp_path: Path, make_config: MakeConfig) -> None:
         train(make_config(), tmp_path, resume=True)
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config(schedule__epochs=1)
-    done = train(config, tmp_path)
-    again = train(config, tmp_path, resume=True)
-    assert_same_state(done, again)
-    assert len(log(tmp_path)) == 1
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, finished: Run) -> None:
+    folder = finished.copy(tmp_path / "run")
+    again = train(finished.config, folder, resume=True)
+    assert_same_state(finished.checkpoint, again)
+    assert log(folder) == log(finished.folder)
 
 
 @pytest.mark.parametrize(
@@ -236,135 +225,28 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path, make_config: MakeConfig) 
     ],
 )
 def test_resume_refuses_another_recipe(
-    tmp_path: Path, make_config: MakeConfig, changes: dict[str, Any], named: str
+    begun: Run, make_config: MakeConfig, changes: dict[str, Any], named: str
 ) -> None:
-    train(make_config(), tmp_path, stop_after=1)
     with pytest.raises(CheckpointError, match=f"begun with another recipe: {named}"):
-        train(make_config(**changes), tmp_path, resume=True)
-
-
-def test_resume_allows_what_changes_no_result(tmp_path: Path, make_config: MakeConfig) -> None:
-    train(make_config(), tmp_path, stop_after=1)
-    moved = make_config(data__workers=1, schedule__val_every_epochs=2, name="renamed")
-    assert train(moved, tmp_path, resume=True).iteration == TOTAL
+        train(make_config(**changes), begun.folder, resume=True)
 
 
 def test_resume_refuses_another_class_list(
-    tmp_path: Path, make_config: MakeConfig, streets: Path
+    tmp_path: Path, begun: Run, make_config: MakeConfig, streets: Path
 ) -> None:
-    train(make_config(), tmp_path, stop_after=1)
     other = tmp_path / "classes.yaml"
     other.write_text((streets / "classes.yaml").read_text().replace("house", "barn"))
     with pytest.raises(CheckpointError, match="another class list"):
-        train(make_config(data__classes=str(other)), tmp_path, resume=True)
+        train(make_config(data__classes=str(other)), begun.folder, resume=True)
 
 
-def test_a_loss_that_is_no_number(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config(optimizer__kind="sgd", optimizer__head_lr=1e30)
-    with pytest.raises(ConfigError, match=r"the loss is (nan|inf) at iteration \d.*lower"):
-        train(config, tmp_path)
-
-
-def test_no_root(tmp_path: Path, make_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root is not set: .*data\.root=DIR"):
-        train(make_config(data__root=None), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("error", "advice"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory with 2 crops of 48x64"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), "lower schedule"),
-        (RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus"), r"data\.workers"),
-    ],
-)
-def test_errors_of_torch_that_the_recipe_can_avoid(
-    tmp_path: Path,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    error: RuntimeError,
-    advice: str,
+def test_resume_allows_what_changes_no_result(
+    tmp_path: Path, begun: Run, make_config: MakeConfig
 ) -> None:
-    def fail(*_args: object) -> float:
-        raise error
-
-    monkeypatch.setattr(Learner, "step", fail)
-    with pytest.raises(ConfigError, match=advice):
-        train(make_config(), tmp_path)
-
-
-def test_too_small_for_batch_norm(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config(schedule__batch_size=1, augment__crop_height=32, augment__crop_width=32)
-    with pytest.raises(ConfigError, match=r"too small for batch norm.*raise schedule\.batch_size"):
-        train(config, tmp_path)
-
-
-def test_other_errors_of_torch_stay_what_they_are(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_args: object) -> float:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(Learner, "step", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        train(make_config(), tmp_path)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_label_is_named_in_one_line(
-    tmp_path: Path, make_config: MakeConfig, streets: Path, workers: int
-) -> None:
-    import shutil
-
-    root = tmp_path / "data"
-    shutil.copytree(streets, root)
-    for path in (root / "train/labels").iterdir():
-        Image.fromarray(np.full((40, 56), 9, np.uint8)).save(path)
-    config = make_config(
-        data__root=str(root), data__workers=workers, loss__class_weight_offset=None
-    )
-    with pytest.raises(DatasetError) as raised:
-        train(config, tmp_path / "run")
-    assert "holds the label 9: want 0..3, or 255 for void" in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_damaged_mid_epoch_costs_no_checkpoint(
-    tmp_path: Path, make_config: MakeConfig, streets: Path, workers: int
-) -> None:
-    """It is named; once it is mended, the run goes on and ends as if nothing had happened."""
-    import shutil
-
-    root, run = tmp_path / "data", tmp_path / "run"
-    shutil.copytree(streets, root)
-    config = make_config(data__root=str(root), data__workers=workers)
-    train(config, run, stop_after=PER_EPOCH)
-    before = (run / "last.pt").read_bytes()
-    # In the order of the second epoch, the last one read.
-    index = list(StepSampler(EpochPlan(6, 2), config.seed, PER_EPOCH, TOTAL))[-1][-1][-1][1]
-    victim = sorted((root / "train/images").iterdir())[index]
-    whole = victim.read_bytes()
-    victim.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match=f"cannot read the image .*{victim.name}") as raised:
-        train(config, run, resume=True)
-    assert "\n" not in str(raised.value)
-    assert (run / "last.pt").read_bytes() == before
-    victim.write_bytes(whole)
-    done = train(config, run, resume=True)
-    assert_same_state(done, train(make_config(), tmp_path / "straight"))
-
-
-def test_a_full_disk_ends_the_run_and_keeps_the_epoch_before(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
-    config = make_config()
-    train(config, tmp_path, stop_after=PER_EPOCH)
-    (tmp_path / "last.tmp").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"cannot write the .*No space left.*--resume"):
-        train(config, tmp_path, resume=True)
-    assert load_checkpoint(tmp_path / "last.pt").iteration == PER_EPOCH
-    assert train(config, tmp_path, resume=True).iteration == TOTAL
+    folder = begun.copy(tmp_path / "run")
+    moved = make_config(data__workers=1, schedule__val_every_epochs=2, name="renamed")
+    done = train(moved, folder, resume=True, stop_after=1, run_log=None)
+    assert done.iteration == begun.checkpoint.iteration + 1
 
 
 def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -381,8 +263,6 @@ def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeCo
 
 
 def folded_weights(config: Any) -> dict[str, Any]:
-    from model.build import build
-
     rng = np.random.default_rng(0)
     arrays = {}
     for name, value in build(config.network, 4).backbone.named_parameters():

@@ -23,7 +23,7 @@ ALEXNET = {"backbone": "alexnet", "variant": "32s", "fc6_channels": 8}
 )
 def test_two_steps(tmp_path: Path, make_config: MakeConfig, network: dict[str, Any]) -> None:
     config = make_config(network=network, schedule__epochs=1)
-    train(config, tmp_path, stop_after=2)
+    train(config, tmp_path, stop_after=2, run_log=None)
     saved = load_checkpoint(tmp_path / "last.pt")
     assert (saved.network, saved.iteration) == (config.network, 2)
     images = torch.rand(1, 3, 20, 30) * 255
@@ -34,7 +34,7 @@ def test_two_steps(tmp_path: Path, make_config: MakeConfig, network: dict[str, A
 def test_score_alone_learns(tmp_path: Path, make_config: MakeConfig) -> None:
     """Everything else is as the seed made it."""
     config = make_config(network=ALEXNET, optimizer__trainable="score_layers", schedule__epochs=1)
-    done = train(config, tmp_path, stop_after=2)
+    done = train(config, tmp_path, stop_after=2, run_log=None)
     torch.manual_seed(config.seed)
     begun = build(config.network, 4).state_dict()
     moved = {name for name, value in done.weights.items() if not torch.equal(value, begun[name])}

@@ -150,5 +150,5 @@ def test_the_set_up_of_the_paper_trains(tmp_path: Path) -> None:
     raw = raw_recipe(tmp_path)
     raw["data"] |= {"dataset": "sbd", "val_split": "seg11valid"}
     raw["schedule"]["epochs"] = 1
-    checkpoint = train(parse_config(raw, "test"), tmp_path / "run")
+    checkpoint = train(parse_config(raw, "test"), tmp_path / "run", run_log=None)
     assert checkpoint.iteration == 1

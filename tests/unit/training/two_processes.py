@@ -1,22 +1,27 @@
-"""What test_world.py runs in two processes under torchrun: `two_processes.py FOLDER DATA`.
+"""What test_distributed.py runs in two processes under torchrun: `two_processes.py FOLDER DATA`.
 
 Each scenario is one that a single process runs too; results are checkpoints and JSON in FOLDER.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from cli.main import main
 from tests import narrow_network
 from tests.unit.training.recipes import changed, raw_recipe
+from training import distributed
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
 from training.distributed import DistributedError, World, init_distributed
@@ -85,14 +90,41 @@ def run_together(folder: Path, data: Path, world: World) -> None:
         (folder / "together.json").write_text(json.dumps({"same": same, "refusal": refusal}))
 
 
-def main() -> None:
+def scenarios() -> None:
     folder, data = map(Path, sys.argv[1:])
     with pytest.MonkeyPatch.context() as patch, init_distributed() as world:
-        narrow_network.narrow(patch)
         narrow_network.narrow_alexnet(patch)
         run(folder, data, world)
         run_together(folder, data, world)
+        run_commands(folder, data, world)
     be_silent(folder)
+
+
+def run_commands(folder: Path, data: Path, world: World) -> None:
+    """`fcn train` and `fcn evaluate` in both processes; what each says is kept.
+
+    They get the processes that are joined already: torch cannot join the same ones again.
+    """
+    recipe, run_dir = folder / "recipe.yaml", folder / "commands"
+    raw = changed(raw_recipe(data), {"schedule__epochs": 1})
+    own = folder / f"recipe{world.rank}.yaml"  # both write the same, and neither a half of it
+    own.write_text(yaml.safe_dump(raw))
+    own.replace(recipe)
+    commands = {
+        "train": ["train", str(recipe), "--run-dir", str(run_dir)],
+        "evaluate": ["evaluate", str(run_dir / "last.pt"), "--data-root", str(data), "--json"],
+    }
+    for name, words in commands.items():
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            patch.setattr(distributed, "init_distributed", lambda: nullcontext(world))
+            code = main(words)
+        said = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+        (folder / f"{name}{world.rank}.json").write_text(json.dumps(said))
 
 
 def be_silent(folder: Path) -> None:
@@ -109,4 +141,4 @@ def be_silent(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scenarios()
