@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import queue
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +41,10 @@ def capacity(model: Path, image: Path, seconds: float) -> float:
 
 
 def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Runs `loops` processes, begun together, each with a network of `threads` threads."""
+    """Runs `loops` processes, begun together, each with a network of `threads` threads.
+
+    Raises: RuntimeError if one of them ends without a result.
+    """
     # Not forked: onnxruntime's threads do not survive it.
     spawn = multiprocessing.get_context("spawn")
     begin = spawn.Barrier(loops)
@@ -49,12 +53,19 @@ def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) 
     processes = [spawn.Process(target=_loop, args=words) for _ in range(loops)]
     for process in processes:
         process.start()
+    times: list[list[float]] = []
     try:
-        times = [found.get(timeout=_START_S + 2 * seconds) for _ in processes]
+        while len(times) < loops:
+            try:
+                times.append(found.get(timeout=1))
+            except queue.Empty:
+                if any(process.exitcode for process in processes):
+                    raise RuntimeError(f"the bare limit does not run with {model}") from None
     finally:
         for process in processes:
-            process.join(10)
-            process.kill()
+            if len(times) < loops:
+                process.kill()  # it waits for all to begin
+            process.join()
     return {
         "loops": loops,
         "threads": threads,
