@@ -156,8 +156,8 @@ def _successors(edges: Edges, height: int, width: int) -> tuple[Int64Array, Int6
 
 
 def _order(keys: npt.NDArray[Any], largest: int) -> Int64Array:
-    """Finds the stable order of whole numbers up to `largest`: numpy sorts those of 16 bits by their
-    digits, in a third of the time that it takes to compare larger ones.
+    """Finds the stable order of whole numbers up to `largest`: numpy sorts those of 16 bits by
+    their digits, in a third of the time that it takes to compare larger ones.
     """
     return np.argsort(keys.astype(np.min_scalar_type(largest)), kind="stable")
 
