@@ -120,9 +120,6 @@ class DeadlineExceeded(ServiceError):
     kind = "deadline-exceeded"
     title = "Deadline exceeded"
 
-    def __init__(self, message: str = "the time allowed ran out: allow more time") -> None:
-        super().__init__(message)
-
 
 class Cancelled(ServiceError):
     kind = "cancelled"

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from service.api.keys import Caller, Keys, offered
-from service.api.status import Status, retry_after_s, status_of
+from service.api.status import TABLE, Status, retry_after_s, status_of
 from service.core.types import SegmentReply
 from service.errors import Cancelled, DeadlineExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
@@ -220,7 +220,7 @@ class Call:
         if not isinstance(error, Exception):
             # The task was cancelled: the caller left, or gRPC ended the call at its deadline.
             late = self.time_left() == 0
-            self._note(status_of(DeadlineExceeded() if late else Cancelled()))
+            self._note(TABLE[DeadlineExceeded if late else Cancelled])
             return
         if not isinstance(error, ServiceError):
             _log.error("request %s failed", self.id, exc_info=error)

@@ -44,11 +44,11 @@ def spread(network: nn.Module) -> nn.Module:
     network.train()
     with torch.no_grad():
         for _ in range(2):
-            network(_picture())
+            network(_image())
     return network.eval()
 
 
-def _picture() -> Tensor:
+def _image() -> Tensor:
     """Float [2,3,128,128] of smooth patches in the range of normalised pixels."""
     coarse = torch.rand(2, 3, 16, 16) * 4 - 2
     return nn.functional.interpolate(coarse, scale_factor=8.0, mode="nearest")
@@ -87,7 +87,7 @@ def segformer() -> nn.Module:
 
 
 def write(network: nn.Module, path: Path, size: tuple[int, int], *, fixed: bool = False) -> None:
-    """By torch's exporter; `fixed`: for one picture of `size` (height, width) only."""
+    """By torch's exporter; `fixed`: for one image of `size` (height, width) only."""
     example = torch.zeros(1 if fixed else 2, 3, *size)
     axes = {} if fixed else dict.fromkeys(ANY_SIZE, torch.export.Dim.DYNAMIC)
     with warnings.catch_warnings():

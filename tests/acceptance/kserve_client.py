@@ -17,10 +17,10 @@ from kserve.protocol.infer_type import RequestedOutput
 
 MODEL, VERSION = "tiny", "1"
 URL, TARGET, FOLDER = sys.argv[1:]
-PICTURES = np.load(Path(FOLDER) / "pictures.npy")
+IMAGES = np.load(Path(FOLDER) / "images.npy")
 LABEL_MAPS = np.load(Path(FOLDER) / "label_maps.npy")
 FILES = np.array(
-    [(Path(FOLDER) / f"{n}.png").read_bytes() for n in range(len(PICTURES))], dtype=np.object_
+    [(Path(FOLDER) / f"{n}.png").read_bytes() for n in range(len(IMAGES))], dtype=np.object_
 )
 
 
@@ -48,13 +48,13 @@ async def main() -> None:
         raise RuntimeError("readiness of models")
     # Its addresses name no version: `first` is an alias of version 1.
     for binary in (True, False):
-        reply = await rest.infer(URL, request(PICTURES, "UINT8", binary), model_name="first")
+        reply = await rest.infer(URL, request(IMAGES, "UINT8", binary), model_name="first")
         check(reply.outputs[0].as_numpy(), f"kserve REST binary={binary}")
     grpc = InferenceGRPCClient(TARGET)
-    for array, datatype in ((PICTURES, "UINT8"), (FILES, "BYTES")):
+    for array, datatype in ((IMAGES, "UINT8"), (FILES, "BYTES")):
         reply = await grpc.infer(request(array, datatype, True))
         check(reply.outputs[0].as_numpy(), f"kserve gRPC {datatype}")
-    reply = await grpc.infer(request(PICTURES, "UINT8", True, "logits", "probabilities"))
+    reply = await grpc.infer(request(IMAGES, "UINT8", True, "logits", "probabilities"))
     for output in reply.outputs:
         check(output.as_numpy().argmax(axis=1), f"kserve gRPC {output.name}")
     await rest.close()

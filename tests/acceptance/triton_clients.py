@@ -1,8 +1,8 @@
 """tritonclient, over HTTP and gRPC, blocking and asyncio, against a running server.
 
 `python triton_clients.py URL TARGET FOLDER ADMIN_KEY`, in the environment of requirements.txt.
-FOLDER has pictures.npy (uint8 [N,H,W,3]), label_maps.npy (uint8 [N,H,W], the right answers of model
-`tiny` version 1) and 0.png, 1.png, ... (the same pictures). Prints a line for each way that got the
+FOLDER has images.npy (uint8 [N,H,W,3]), label_maps.npy (uint8 [N,H,W], the right answers of model
+`tiny` version 1) and 0.png, 1.png, ... (the same images). Prints a line for each way that got the
 right answers; a traceback and exit code 1 otherwise.
 """
 
@@ -25,10 +25,10 @@ MODEL, VERSION = "tiny", "1"
 SCORES = ("logits", "probabilities")
 URL, TARGET, FOLDER, KEY = sys.argv[1:]
 ADDRESS = URL.removeprefix("http://")
-PICTURES = np.load(Path(FOLDER) / "pictures.npy")
+IMAGES = np.load(Path(FOLDER) / "images.npy")
 LABEL_MAPS = np.load(Path(FOLDER) / "label_maps.npy")
 FILES = np.array(
-    [(Path(FOLDER) / f"{n}.png").read_bytes() for n in range(len(PICTURES))], dtype=np.object_
+    [(Path(FOLDER) / f"{n}.png").read_bytes() for n in range(len(IMAGES))], dtype=np.object_
 )
 ADMIN = {"authorization": f"Bearer {KEY}"}
 
@@ -74,7 +74,7 @@ def triton_http() -> None:
             raise RuntimeError("the configuration's dims")
         for binary_in in (True, False):
             for binary_out in (True, False):
-                inputs = [triton_input(kind, PICTURES, "UINT8", binary_data=binary_in)]
+                inputs = [triton_input(kind, IMAGES, "UINT8", binary_data=binary_in)]
                 outputs = [kind.InferRequestedOutput("label_map", binary_data=binary_out)]
                 reply = client.infer(MODEL, inputs, VERSION, outputs, request_id="x1")
                 if reply.get_response()["id"] != "x1":
@@ -112,7 +112,7 @@ def triton_grpc() -> None:
             raise RuntimeError(about)
         if list(client.get_model_config(MODEL).config.input[0].dims) != [-1, -1, 3]:
             raise RuntimeError("the configuration's dims")
-        inputs = [triton_input(kind, PICTURES, "UINT8")]
+        inputs = [triton_input(kind, IMAGES, "UINT8")]
         outputs = [kind.InferRequestedOutput("label_map"), kind.InferRequestedOutput("overlay")]
         reply = client.infer(MODEL, inputs, VERSION, outputs, request_id="x2")
         if reply.get_response().id != "x2" or not reply.as_numpy("overlay")[0].startswith(b"\x89"):
@@ -153,7 +153,7 @@ async def triton_aio() -> None:
     kind: Any
     for kind, address in ((tritonclient.http, ADDRESS), (tritonclient.grpc, TARGET)):
         async with kind.aio.InferenceServerClient(address) as client:
-            inputs = [triton_input(kind, PICTURES, "UINT8")]
+            inputs = [triton_input(kind, IMAGES, "UINT8")]
             replies = await asyncio.gather(
                 *(client.infer(MODEL, inputs, VERSION) for _ in range(2))
             )

@@ -36,7 +36,7 @@ MAX_PIXELS = 40_000
 
 @pytest.fixture(scope="session")
 def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `server`, with an admin key, `first` for version 1, and a queue of six pictures."""
+    """As `server`, with an admin key, `first` for version 1, and a queue of six images."""
     repository: Path = tmp_path_factory.mktemp("oip")
     write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))

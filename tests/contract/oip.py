@@ -20,7 +20,7 @@ from tests.conftest import need
 from tests.contract.conftest import MAX_PIXELS
 from tests.drawing import huge_png_header, jpeg, png, street
 
-PICTURES = np.stack([street(30, 50, seed=n) for n in range(2)])
+IMAGES = np.stack([street(30, 50, seed=n) for n in range(2)])
 INFER = "/v2/models/tiny/versions/1/infer"
 
 
@@ -36,7 +36,7 @@ def elements(files: Sequence[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(file)) + file for file in files)
 
 
-FILES = elements([png(picture) for picture in PICTURES])
+FILES = elements([png(image) for image in IMAGES])
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Request:
     """One request with binary tensors; the default one is right."""
 
     datatype: str = "UINT8"
-    shape: Sequence[int] = PICTURES.shape
-    data: bytes = PICTURES.tobytes()
+    shape: Sequence[int] = IMAGES.shape
+    data: bytes = IMAGES.tobytes()
     name: str = "image"
     outputs: Sequence[str] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -125,16 +125,14 @@ class Case:
 _SMALL, _LARGE = png(street(24, 32)), png(street(30, 50))
 CASES = {
     "datatype": Case(Request("FP32"), ("'FP32'", "UINT8", "BYTES")),
-    "rank": Case(
-        Request(shape=(30, 50, 3), data=PICTURES[0].tobytes()), ("[30,50,3]", "[N,H,W,3]")
-    ),
+    "rank": Case(Request(shape=(30, 50, 3), data=IMAGES[0].tobytes()), ("[30,50,3]", "[N,H,W,3]")),
     "channels": Case(Request(shape=(2, 30, 50, 4)), ("[2,30,50,4]", "[N,H,W,3]")),
     "channels first": Case(Request(shape=(2, 3, 30, 50)), ("[2,3,30,50]", "[N,H,W,3]")),
-    "no picture": Case(Request(shape=(0, 30, 50, 3), data=b""), ("no pixel",)),
+    "no image": Case(Request(shape=(0, 30, 50, 3), data=b""), ("no pixel",)),
     "no height": Case(Request(shape=(1, 0, 50, 3), data=b""), ("no pixel",)),
     "negative": Case(Request(shape=(-1, 30, 50, 3)), ("negative",)),
-    "too few bytes": Case(Request(data=PICTURES.tobytes()[:-1]), ("8999", "9000")),
-    "too many bytes": Case(Request(data=PICTURES.tobytes() + b"x"), ("9001", "9000")),
+    "too few bytes": Case(Request(data=IMAGES.tobytes()[:-1]), ("8999", "9000")),
+    "too many bytes": Case(Request(data=IMAGES.tobytes() + b"x"), ("9001", "9000")),
     "huge shape": Case(Request(shape=(64, 2**40, 2**20, 3)), ("[64,1099511627776,1048576,3]",)),
     "65 images": Case(
         Request(shape=(65, 1, 1, 3), data=bytes(195)), ("65 images", "64"), status=413
@@ -165,7 +163,7 @@ CASES = {
         Request("BYTES", (2,), elements([_SMALL, _LARGE])),
         ("24x32", "30x50", "send them one by one"),
     ),
-    "input": Case(Request(name="picture"), ("'picture'", "'image'")),
+    "input": Case(Request(name="photo"), ("'photo'", "'image'")),
     "output": Case(
         Request(outputs=["masks"]), ("'masks'", "label_map, overlay, logits or probabilities")
     ),

@@ -12,6 +12,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from fcn_client.stubs import segmentation_pb2 as pb
 from tests.contract.conftest import MAX_IMAGE_BYTES
@@ -50,12 +52,16 @@ def assert_problem(reply: httpx.Response, status: int, kind: str, *words: str) -
         assert word in body["detail"]
 
 
-def assert_status(error: grpc.RpcError, code: grpc.StatusCode, *words: str) -> None:
+def assert_status(error: grpc.RpcError, code: grpc.StatusCode, kind: str, *words: str) -> None:
+    """A sentence that holds `words`, and the kind in the status details."""
     assert isinstance(error, grpc.Call)
     assert error.code() == code, error.details()
     for word in words:
         assert word in (error.details() or "")
     assert dict(error.trailing_metadata() or ()).get("x-request-id")
+    status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
+    assert status is not None and status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == (kind, "fcn-serve")
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def test_grpc(server: Server, name: str) -> None:
     case = CASES[name]
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Segment(pb.SegmentRequest(image=case.body, **case.fields), timeout=30)
-    assert_status(caught.value, case.code, *case.words)
+    assert_status(caught.value, case.code, case.kind, *case.words)
 
 
 @pytest.mark.parametrize(
@@ -252,11 +258,13 @@ def test_over_the_limit_over_grpc(server: Server, over_bytes: int) -> None:
     body = GOOD + bytes(MAX_IMAGE_BYTES - len(GOOD) + over_bytes)
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Segment(pb.SegmentRequest(image=body), timeout=30)
-    assert_status(caught.value, _Code.INVALID_ARGUMENT, f"takes {MAX_IMAGE_BYTES}")
+    assert_status(
+        caught.value, _Code.INVALID_ARGUMENT, "image-too-large", f"takes {MAX_IMAGE_BYTES}"
+    )
 
 
 def test_as_large_as_allowed(server: Server) -> None:
-    body = GOOD + bytes(MAX_IMAGE_BYTES - len(GOOD))  # decoders ignore what follows the picture
+    body = GOOD + bytes(MAX_IMAGE_BYTES - len(GOOD))  # decoders ignore what follows the image
     raw = server.rest.post("/segment", content=body, headers={"Content-Type": "image/png"})
     form = server.rest.post("/segment", files={"image": body})
     call = server.stub.Segment(pb.SegmentRequest(image=body), timeout=30)

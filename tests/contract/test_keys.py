@@ -166,7 +166,7 @@ def test_the_callers_name_is_logged_and_counted(keyed: Server) -> None:
     item = pb.SegmentStreamRequest(id="1", request=pb.SegmentRequest(image=GOOD))
     list(keyed.stub.SegmentStream(iter([item]), metadata=metadata, timeout=30))
     keyed.rest.get("/v1/models", headers={"X-Request-ID": "by-nobody"})
-    # Of the stream, the picture and the call.
+    # Of the stream, the image and the call.
     keyed.settles(series, before + 4)
     lines = keyed.log().splitlines()
     for request_id in ("rest-by-alice", "grpc-by-alice", "grpc-by-alice/1"):

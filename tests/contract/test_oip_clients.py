@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.contract.conftest import ADMIN_KEY
-from tests.contract.oip import PICTURES, clients_python
+from tests.contract.oip import IMAGES, clients_python
 from tests.drawing import png, read_png
 from tests.serving import ROOT, Server, environment
 
@@ -23,12 +23,10 @@ def test_client(
 ) -> None:
     """What the clients compare with are /segment's answers."""
     python = clients_python()
-    for number, picture in enumerate(PICTURES):
-        (tmp_path / f"{number}.png").write_bytes(png(picture))
-    replies = [
-        oip_server.rest.post("/segment?version=1", content=png(picture)) for picture in PICTURES
-    ]
-    np.save(tmp_path / "pictures.npy", PICTURES)
+    for number, image in enumerate(IMAGES):
+        (tmp_path / f"{number}.png").write_bytes(png(image))
+    replies = [oip_server.rest.post("/segment?version=1", content=png(image)) for image in IMAGES]
+    np.save(tmp_path / "images.npy", IMAGES)
     np.save(tmp_path / "label_maps.npy", np.stack([read_png(r.content) for r in replies]))
     file = ROOT / "tests" / "acceptance" / f"{script}.py"
     done = subprocess.run(

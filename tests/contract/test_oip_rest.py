@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.contract.conftest import ADMIN_KEY, MAX_IMAGE_BYTES, MAX_PIXELS
-from tests.contract.oip import CASES, FILES, INFER, PICTURES, Request, elements, tensors
+from tests.contract.oip import CASES, FILES, IMAGES, INFER, Request, elements, tensors
 from tests.drawing import UInt8Array, png, read_png, street
 from tests.serving import Server
 
@@ -22,13 +22,13 @@ ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of PICTURES."""
-    return np.stack([read_png(segmented(oip_server, picture)) for picture in PICTURES])
+    """What /segment answers for each of IMAGES."""
+    return np.stack([read_png(segmented(oip_server, image)) for image in IMAGES])
 
 
-def segmented(server: Server, picture: UInt8Array, query: str = "") -> bytes:
+def segmented(server: Server, image: UInt8Array, query: str = "") -> bytes:
     reply = server.rest.post(
-        f"/segment?version=1{query}", content=png(picture), headers={"Content-Type": "image/png"}
+        f"/segment?version=1{query}", content=png(image), headers={"Content-Type": "image/png"}
     )
     assert reply.status_code == 200
     return reply.content
@@ -49,7 +49,7 @@ def assert_error(reply: httpx.Response, status: int, *words: str) -> None:
         assert word in reply.json()["error"]
 
 
-def as_json(data: Any, datatype: str = "UINT8", shape: Any = PICTURES.shape) -> dict[str, Any]:
+def as_json(data: Any, datatype: str = "UINT8", shape: Any = IMAGES.shape) -> dict[str, Any]:
     return {"inputs": [{"name": "image", "datatype": datatype, "shape": list(shape), "data": data}]}
 
 
@@ -81,9 +81,9 @@ def test_binary(oip_server: Server, label_maps: UInt8Array, datatype: str) -> No
 @pytest.mark.parametrize("form", ["nested", "flat", "base64"])
 def test_json(oip_server: Server, label_maps: UInt8Array, form: str) -> None:
     document = {
-        "nested": as_json(PICTURES.tolist()),
-        "flat": as_json(PICTURES.ravel().tolist()),
-        "base64": as_json([base64.b64encode(png(p)).decode() for p in PICTURES], "BYTES", (2,)),
+        "nested": as_json(IMAGES.tolist()),
+        "flat": as_json(IMAGES.ravel().tolist()),
+        "base64": as_json([base64.b64encode(png(p)).decode() for p in IMAGES], "BYTES", (2,)),
     }[form]
     reply = oip_server.rest.post(INFER, json={**document, "id": "7"})
     answer = reply.json()
@@ -94,24 +94,24 @@ def test_json(oip_server: Server, label_maps: UInt8Array, form: str) -> None:
     assert "infer;dur=" in reply.headers["server-timing"]
 
 
-def test_a_picture_as_the_body(oip_server: Server, label_maps: UInt8Array) -> None:
+def test_a_image_as_the_body(oip_server: Server, label_maps: UInt8Array) -> None:
     headers = {"Inference-Header-Content-Length": "0"}
-    reply = oip_server.rest.post(INFER, content=png(PICTURES[0]), headers=headers)
+    reply = oip_server.rest.post(INFER, content=png(IMAGES[0]), headers=headers)
     assert reply.json()["outputs"][0]["data"] == label_maps[0].ravel().tolist()
 
 
 def test_overlay(oip_server: Server, label_maps: UInt8Array) -> None:
-    wanted = segmented(oip_server, PICTURES[0], "&output=overlay&alpha=0.25")
+    wanted = segmented(oip_server, IMAGES[0], "&output=overlay&alpha=0.25")
     request = Request(
         shape=(1, 30, 50, 3),
-        data=PICTURES[0].tobytes(),
+        data=IMAGES[0].tobytes(),
         outputs=["overlay", "label_map"],
         parameters={"alpha": 0.25},
     )
     found = tensors(request.post(oip_server.rest))
     assert found["overlay"] == elements([wanted])
     np.testing.assert_array_equal(found["label_map"], label_maps[:1])
-    document = as_json(PICTURES[:1].tolist(), shape=(1, 30, 50, 3))
+    document = as_json(IMAGES[:1].tolist(), shape=(1, 30, 50, 3))
     document["parameters"] = {"alpha": 0.25}
     document["outputs"] = [{"name": "overlay"}]
     (output,) = oip_server.rest.post(INFER, json=document).json()["outputs"]
@@ -129,17 +129,17 @@ def test_overlays_of_two_sizes(oip_server: Server) -> None:
     )
 
 
-def test_more_pictures_than_the_queue_holds(oip_server: Server) -> None:
-    pictures = np.stack([street(12, 16, seed=n) for n in range(30)])
-    reply = Request(shape=pictures.shape, data=pictures.tobytes()).post(oip_server.rest)
+def test_more_images_than_the_queue_holds(oip_server: Server) -> None:
+    images = np.stack([street(12, 16, seed=n) for n in range(30)])
+    reply = Request(shape=images.shape, data=images.tobytes()).post(oip_server.rest)
     found = tensors(reply)["label_map"]
-    np.testing.assert_array_equal(found, pictures.argmax(axis=3))
+    np.testing.assert_array_equal(found, images.argmax(axis=3))
 
 
 def test_as_large_as_allowed(oip_server: Server) -> None:
-    picture = street(100, MAX_PIXELS // 100)
-    reply = Request(shape=(1, *picture.shape), data=picture.tobytes()).post(oip_server.rest)
-    np.testing.assert_array_equal(tensors(reply)["label_map"], picture[None].argmax(axis=3))
+    image = street(100, MAX_PIXELS // 100)
+    reply = Request(shape=(1, *image.shape), data=image.tobytes()).post(oip_server.rest)
+    np.testing.assert_array_equal(tensors(reply)["label_map"], image[None].argmax(axis=3))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,8 +151,8 @@ def test_wrong_tensor(oip_server: Server, name: str) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (PICTURES[:, :-1].tolist(), ("[2,29,50,3]", "[2,30,50,3]")),
-        (PICTURES.ravel().tolist()[:-1], ("[8999]",)),
+        (IMAGES[:, :-1].tolist(), ("[2,29,50,3]", "[2,30,50,3]")),
+        (IMAGES.ravel().tolist()[:-1], ("[8999]",)),
         ([[1, 2], [3]], ("neither flat nor nested",)),
         ([256] * 9000, ("0 to 255",)),
         ([-1] * 9000, ("0 to 255",)),

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from service.api.stubs import inference_pb2 as pb
 from service.api.stubs import inference_pb2_grpc as pb_grpc
 from tests.contract.conftest import ADMIN_KEY, MAX_PIXELS
-from tests.contract.oip import CASES, FILES, PICTURES, Request
+from tests.contract.oip import CASES, FILES, IMAGES, Request
 from tests.drawing import UInt8Array, png, read_png, street
 from tests.serving import Server
 
@@ -30,10 +30,8 @@ def stub(oip_server: Server) -> pb_grpc.GRPCInferenceServiceStub:
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of PICTURES."""
-    replies = [
-        oip_server.rest.post("/segment?version=1", content=png(picture)) for picture in PICTURES
-    ]
+    """What /segment answers for each of IMAGES."""
+    replies = [oip_server.rest.post("/segment?version=1", content=png(image)) for image in IMAGES]
     return np.stack([read_png(reply.content) for reply in replies])
 
 
@@ -67,9 +65,9 @@ def test_infer(
     if not raw:
         del message.raw_input_contents[:]
         if datatype == "UINT8":
-            message.inputs[0].contents.uint_contents.extend(PICTURES.ravel().tolist())
+            message.inputs[0].contents.uint_contents.extend(IMAGES.ravel().tolist())
         else:
-            message.inputs[0].contents.bytes_contents.extend(png(p) for p in PICTURES)
+            message.inputs[0].contents.bytes_contents.extend(png(p) for p in IMAGES)
     response = stub.ModelInfer(message, timeout=30)
     assert (response.id, response.model_name, response.model_version) == ("an id", "tiny", "1")
     np.testing.assert_array_equal(label_map(response), label_maps)
@@ -154,10 +152,10 @@ def test_no_message_of_the_protocol_in_a_stream(oip_server: Server) -> None:
 
 
 def test_message_sizes(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
-    picture = street(100, MAX_PIXELS // 100)[None]
-    largest = Request(shape=picture.shape, data=picture.tobytes())
+    image = street(100, MAX_PIXELS // 100)[None]
+    largest = Request(shape=image.shape, data=image.tobytes())
     response = stub.ModelInfer(largest.message(), timeout=30)
-    np.testing.assert_array_equal(label_map(response), picture.argmax(axis=3))
+    np.testing.assert_array_equal(label_map(response), image.argmax(axis=3))
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(Request(data=bytes(3 * MAX_PIXELS + 3 * 65536)).message(), timeout=30)
     assert isinstance(caught.value, grpc.Call)

@@ -24,20 +24,20 @@ DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
 OUTPUTS = ("probabilities", "label_map", "logits")
 
 
-def asked(pictures: UInt8Array, outputs: tuple[str, ...]) -> Request:
-    return Request(shape=pictures.shape, data=pictures.tobytes(), outputs=outputs)
+def asked(images: UInt8Array, outputs: tuple[str, ...]) -> Request:
+    return Request(shape=images.shape, data=images.tobytes(), outputs=outputs)
 
 
-def as_bytes(server: Server, pictures: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
-    found = tensors(asked(pictures, outputs).post(server.rest))
+def as_bytes(server: Server, images: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
+    found = tensors(asked(images, outputs).post(server.rest))
     return {name: array for name, array in found.items() if not isinstance(array, bytes)}
 
 
-def as_json(server: Server, pictures: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
-    files = [base64.b64encode(png(picture)).decode() for picture in pictures]
-    image = {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": files}
+def as_json(server: Server, images: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
+    files = [base64.b64encode(png(image)).decode() for image in images]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": files}
     document = {
-        "inputs": [image],
+        "inputs": [tensor],
         "outputs": [{"name": name} for name in outputs],
     }
     reply = server.rest.post(INFER, json=document)
@@ -58,8 +58,8 @@ def over_grpc(server: Server, message: pb.ModelInferRequest) -> pb.ModelInferRes
     return response
 
 
-def raw(server: Server, pictures: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
-    response = over_grpc(server, asked(pictures, outputs).message())
+def raw(server: Server, images: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
+    response = over_grpc(server, asked(images, outputs).message())
     assert not any(output.HasField("contents") for output in response.outputs)
     return {
         output.name: np.frombuffer(data, DTYPES[output.datatype]).reshape(output.shape)
@@ -67,8 +67,8 @@ def raw(server: Server, pictures: UInt8Array, outputs: tuple[str, ...]) -> Array
     }
 
 
-def typed(server: Server, pictures: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
-    message = asked(pictures, outputs).message()
+def typed(server: Server, images: UInt8Array, outputs: tuple[str, ...]) -> Arrays:
+    message = asked(images, outputs).message()
     message.parameters["binary_data_output"].bool_param = False
     response = over_grpc(server, message)
     assert not response.raw_output_contents
@@ -86,12 +86,12 @@ def test_the_largest_score_is_at_the_label(
     oip_server: Server, ask: Ask, size: tuple[int, int]
 ) -> None:
     """150 x 160 pixels are more numbers than are written out at a time."""
-    pictures = street(*size, seed=3)[None]
-    found = ask(oip_server, pictures, OUTPUTS)
+    images = street(*size, seed=3)[None]
+    found = ask(oip_server, images, OUTPUTS)
     assert tuple(found) == OUTPUTS
-    reply = oip_server.rest.post("/segment?version=1", content=png(pictures[0]))
+    reply = oip_server.rest.post("/segment?version=1", content=png(images[0]))
     np.testing.assert_array_equal(found["label_map"][0], read_png(reply.content))
-    wanted = expected_logits(pictures)
+    wanted = expected_logits(images)
     np.testing.assert_array_equal(found["logits"], wanted)
     powers = np.exp(wanted - wanted.max(axis=1, keepdims=True))
     np.testing.assert_allclose(
@@ -106,22 +106,22 @@ def test_the_largest_score_is_at_the_label(
 
 
 @pytest.mark.parametrize("ask", [as_bytes, typed])
-def test_many_pictures_each_have_their_own(oip_server: Server, ask: Ask) -> None:
-    pictures = np.stack([street(12, 16, seed=n) for n in range(20)])
-    found = ask(oip_server, pictures, ("logits",))
-    np.testing.assert_array_equal(found["logits"], expected_logits(pictures))
+def test_many_images_each_have_their_own(oip_server: Server, ask: Ask) -> None:
+    images = np.stack([street(12, 16, seed=n) for n in range(20)])
+    found = ask(oip_server, images, ("logits",))
+    np.testing.assert_array_equal(found["logits"], expected_logits(images))
 
 
 def test_beside_an_overlay(oip_server: Server) -> None:
-    picture = street(30, 50)
+    image = street(30, 50)
     outputs = ("overlay", "probabilities")
-    message = asked(picture[None], outputs).message()
+    message = asked(image[None], outputs).message()
     response = over_grpc(oip_server, message)
     assert [(o.name, o.datatype, list(o.shape)) for o in response.outputs] == [
         ("overlay", "BYTES", [1]),
         ("probabilities", "FP32", [1, 3, 30, 50]),
     ]
-    overlay = oip_server.rest.post("/segment?version=1&output=overlay", content=png(picture))
+    overlay = oip_server.rest.post("/segment?version=1&output=overlay", content=png(image))
     assert response.raw_output_contents[0][4:] == overlay.content
     message.parameters["binary_data_output"].bool_param = False
     response = over_grpc(oip_server, message)
@@ -129,9 +129,9 @@ def test_beside_an_overlay(oip_server: Server) -> None:
 
 
 def test_no_others_than_those_asked_for(oip_server: Server) -> None:
-    picture = street(30, 50)[None]
-    assert list(as_bytes(oip_server, picture, ())) == ["label_map"]
-    assert list(as_bytes(oip_server, picture, ("logits",))) == ["logits"]
+    image = street(30, 50)[None]
+    assert list(as_bytes(oip_server, image, ())) == ["label_map"]
+    assert list(as_bytes(oip_server, image, ("logits",))) == ["logits"]
 
 
 def test_they_are_listed_of_versions_that_have_them(oip_server: Server) -> None:

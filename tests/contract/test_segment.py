@@ -1,4 +1,4 @@
-"""The same picture gets the same answer, to the byte, whichever way it is sent."""
+"""The same image gets the same answer, to the byte, whichever way it is sent."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_label_map_is_the_networks(server: Server) -> None:
 
 @pytest.mark.parametrize("media_type", FORMATS)
 def test_three_ways_one_answer(server: Server, media_type: str) -> None:
-    picture = encode(RGB, FORMATS[media_type])
-    raw = server.rest.post("/segment", content=picture, headers={"Content-Type": media_type})
-    form = server.rest.post("/segment", files={"image": ("a picture", picture, media_type)})
-    call = server.stub.Segment(pb.SegmentRequest(image=picture), timeout=30)
+    image = encode(RGB, FORMATS[media_type])
+    raw = server.rest.post("/segment", content=image, headers={"Content-Type": media_type})
+    form = server.rest.post("/segment", files={"image": ("an image", image, media_type)})
+    call = server.stub.Segment(pb.SegmentRequest(image=image), timeout=30)
     assert raw.status_code == form.status_code == 200
     assert raw.content == form.content == call.body
     assert read_png(call.body).shape == RGB.shape[:2]
@@ -62,16 +62,16 @@ def test_three_ways_one_answer(server: Server, media_type: str) -> None:
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_outputs_over_both_transports(server: Server, output: str) -> None:
-    picture = jpeg(RGB)
+    image = jpeg(RGB)
     raw = server.rest.post(
         "/segment",
         params={"version": "1", "output": output, "alpha": "0.25", "classes": "red,2", **MORE},
-        content=picture,
+        content=image,
         headers={"Content-Type": "image/jpeg"},
     )
     call = server.stub.Segment(
         pb.SegmentRequest(
-            image=picture,
+            image=image,
             version="1",
             output=OUTPUTS[output],
             alpha=0.25,
@@ -91,7 +91,7 @@ def test_outputs_over_both_transports(server: Server, output: str) -> None:
     else:
         assert raw.content == call.body
     if output == "label_map":
-        kept = expected_label_map(read_png(png(_decoded(picture))))
+        kept = expected_label_map(read_png(png(_decoded(image))))
         np.testing.assert_array_equal(read_png(call.body), np.where(kept == 1, 255, kept))
     if output == "probabilities":
         assert call.media_type == "application/x-npy"
@@ -128,14 +128,14 @@ def test_an_unknown_dtype_is_refused_over_grpc(server: Server) -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def _decoded(picture: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return read_png(picture)  # Pillow tells a JPEG by its bytes
+def _decoded(image: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return read_png(image)  # Pillow tells a JPEG by its bytes
 
 
 def test_classes_may_repeat(server: Server) -> None:
-    picture = png(RGB)
+    image = png(RGB)
     replies = [
-        server.rest.post(f"/segment?{query}", content=picture, headers={"Content-Type": ""})
+        server.rest.post(f"/segment?{query}", content=image, headers={"Content-Type": ""})
         for query in ("classes=red,blue", "classes=red&classes=blue", "classes=0,%202&classes=")
     ]
     assert [reply.status_code for reply in replies] == [200, 200, 200]
@@ -144,10 +144,10 @@ def test_classes_may_repeat(server: Server) -> None:
 
 
 def test_model_and_version_are_chosen(server: Server) -> None:
-    picture = png(RGB)
+    image = png(RGB)
     for params, label in (({"model": "other"}, 2), ({}, 1), ({"model": "tiny"}, 1)):
         reply = server.rest.post(
-            "/segment", params=params, content=picture, headers={"Content-Type": "image/png"}
+            "/segment", params=params, content=image, headers={"Content-Type": "image/png"}
         )
         assert np.unique(read_png(reply.content)).tolist() == [label]
         assert CLASSES[label].id == label
@@ -184,21 +184,21 @@ def test_output_wins_over_accept(server: Server) -> None:
 
 
 def test_one_pixel_gets_its_one_label(server: Server) -> None:
-    picture = png(np.array([[[0, 0, 9]]], np.uint8))
+    image = png(np.array([[[0, 0, 9]]], np.uint8))
     reply = server.rest.post(
-        "/segment?version=1", content=picture, headers={"Content-Type": "image/png"}
+        "/segment?version=1", content=image, headers={"Content-Type": "image/png"}
     )
     np.testing.assert_array_equal(read_png(reply.content), [[2]])
-    call = server.stub.Segment(pb.SegmentRequest(image=picture, version="1"), timeout=30)
+    call = server.stub.Segment(pb.SegmentRequest(image=image, version="1"), timeout=30)
     np.testing.assert_array_equal(read_png(call.body), [[2]])
 
 
 def test_chunked_upload_in_small_pieces(server: Server) -> None:
-    picture = png(RGB)
-    pieces = (picture[n : n + 7] for n in range(0, len(picture), 7))
+    image = png(RGB)
+    pieces = (image[n : n + 7] for n in range(0, len(image), 7))
     reply = server.rest.post("/segment", content=pieces, headers={"Content-Type": "image/png"})
     assert reply.status_code == 200
-    whole = server.rest.post("/segment", content=picture, headers={"Content-Type": "image/png"})
+    whole = server.rest.post("/segment", content=image, headers={"Content-Type": "image/png"})
     assert reply.content == whole.content
 
 
@@ -213,11 +213,11 @@ def test_server_timing_names_the_stages(server: Server) -> None:
 
 
 def test_request_id_is_echoed_or_made(server: Server) -> None:
-    picture = png(RGB)
+    image = png(RGB)
     headers = {"Content-Type": "image/png", "X-Request-ID": "job-7:a.b_c"}
-    assert server.rest.post("/segment", content=picture, headers=headers).headers[
-        "x-request-id"
-    ] == ("job-7:a.b_c")
+    assert server.rest.post("/segment", content=image, headers=headers).headers["x-request-id"] == (
+        "job-7:a.b_c"
+    )
     made = [server.rest.get("/livez").headers["x-request-id"] for _ in range(2)]
     assert made[0] != made[1] and all(len(each) == 32 for each in made)
     for bad in ("has space", "x" * 129, "semi;colon", 'quo"te'):
@@ -227,10 +227,10 @@ def test_request_id_is_echoed_or_made(server: Server) -> None:
 
     call = server.stub.Segment.with_call
     _, done = call(
-        pb.SegmentRequest(image=picture), metadata=(("x-request-id", "job-8"),), timeout=30
+        pb.SegmentRequest(image=image), metadata=(("x-request-id", "job-8"),), timeout=30
     )
     assert dict(done.trailing_metadata())["x-request-id"] == "job-8"
     _, done = call(
-        pb.SegmentRequest(image=picture), metadata=(("x-request-id", "job 8"),), timeout=30
+        pb.SegmentRequest(image=image), metadata=(("x-request-id", "job 8"),), timeout=30
     )
     assert len(dict(done.trailing_metadata())["x-request-id"]) == 32

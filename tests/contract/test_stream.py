@@ -15,15 +15,15 @@ from tests.contract.conftest import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tests.drawing import png, street
 from tests.serving import Server
 
-PICTURES = [png(street(16 + n, 24, seed=n)) for n in range(4)]
+IMAGES = [png(street(16 + n, 24, seed=n)) for n in range(4)]
 METHOD = "/segmentation.v1.Segmentation/"
 _Code = grpc.StatusCode
 
 
 def item(number: int, **fields: Any) -> pb.SegmentStreamRequest:
-    picture = PICTURES[number % len(PICTURES)]
+    image = IMAGES[number % len(IMAGES)]
     return pb.SegmentStreamRequest(
-        id=f"frame-{number}", request=pb.SegmentRequest(image=picture, version="1"), **fields
+        id=f"frame-{number}", request=pb.SegmentRequest(image=image, version="1"), **fields
     )
 
 
@@ -35,10 +35,10 @@ def answers(
 
 @pytest.fixture(scope="module")
 def expected(server: Server) -> list[bytes]:
-    """What Segment answers to PICTURES."""
+    """What Segment answers to IMAGES."""
     return [
         server.stub.Segment(pb.SegmentRequest(image=p, version="1"), timeout=30).body
-        for p in PICTURES
+        for p in IMAGES
     ]
 
 
@@ -49,7 +49,7 @@ def test_a_thousand_at_once(server: Server, expected: list[bytes]) -> None:
     assert len({response.id for response in seen}) == 1000
     for response in seen:
         number = int(response.id.removeprefix("frame-"))
-        assert response.response.body == expected[number % len(PICTURES)], response.error
+        assert response.response.body == expected[number % len(IMAGES)], response.error
 
 
 def test_in_order(server: Server) -> None:
@@ -86,9 +86,9 @@ def test_one_by_one(server: Server) -> None:
 def test_errors_end_nothing(server: Server, expected: list[bytes]) -> None:
     wrong = {
         "text": (3, "unsupported-image-format", pb.SegmentRequest(image=b"hello" * 9)),
-        "model": (5, "unknown-model", pb.SegmentRequest(image=PICTURES[0], model="nope")),
-        "alpha": (3, "invalid-parameter", pb.SegmentRequest(image=PICTURES[0], alpha=7)),
-        "output": (3, "invalid-parameter", pb.SegmentRequest(image=PICTURES[0], output=77)),  # type: ignore[arg-type]
+        "model": (5, "unknown-model", pb.SegmentRequest(image=IMAGES[0], model="nope")),
+        "alpha": (3, "invalid-parameter", pb.SegmentRequest(image=IMAGES[0], alpha=7)),
+        "output": (3, "invalid-parameter", pb.SegmentRequest(image=IMAGES[0], output=77)),  # type: ignore[arg-type]
         "bytes": (3, "image-too-large", pb.SegmentRequest(image=bytes(MAX_IMAGE_BYTES + 1))),
     }
     messages = [item(0)]
@@ -151,7 +151,7 @@ def test_an_item_is_a_segment_to_the_operator(server: Server) -> None:
 
 def test_compressed_messages_are_read(server: Server, expected: list[bytes]) -> None:
     gzip = grpc.Compression.Gzip
-    request = pb.SegmentRequest(image=PICTURES[0], version="1")
+    request = pb.SegmentRequest(image=IMAGES[0], version="1")
     assert server.stub.Segment(request, compression=gzip, timeout=30).body == expected[0]
     (only,) = server.stub.SegmentStream(iter([item(0)]), compression=gzip, timeout=30)
     assert only.response.body == expected[0]

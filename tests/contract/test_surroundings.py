@@ -94,7 +94,7 @@ def test_reflection(server: Server) -> None:
 
 
 def test_metrics(server: Server) -> None:
-    picture = png(street(16, 16))
+    image = png(street(16, 16))
     before = {
         "rest": server.metric(
             'fcn_requests_total{code="200",method="Segment",model="tiny",transport="rest"}'
@@ -103,9 +103,9 @@ def test_metrics(server: Server) -> None:
             'fcn_requests_total{code="OK",method="Segment",model="tiny",transport="grpc"}'
         ),
     }
-    server.rest.post("/segment", content=picture, headers={"Content-Type": "image/png"})
-    server.rest.post("/segment?model=nope", content=picture, headers={"Content-Type": "image/png"})
-    server.stub.Segment(pb.SegmentRequest(image=picture), timeout=30)
+    server.rest.post("/segment", content=image, headers={"Content-Type": "image/png"})
+    server.rest.post("/segment?model=nope", content=image, headers={"Content-Type": "image/png"})
+    server.stub.Segment(pb.SegmentRequest(image=image), timeout=30)
     reply = server.rest.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {f.name: f for f in text_string_to_metric_families(reply.text)}

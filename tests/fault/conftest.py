@@ -21,7 +21,7 @@ def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lasting(red: int) -> bytes:
-    """A picture that keeps the slow model busy: about 3 ms for each step of `red`, 0 to 255."""
+    """An image that keeps the slow model busy: about 3 ms for each step of `red`, 0 to 255."""
     rgb = np.zeros((8, 8, 3), np.uint8)
     rgb[0, 0, 0] = red
     return png(rgb)

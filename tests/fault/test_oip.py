@@ -32,7 +32,7 @@ GRPC_ADMIN = (("authorization", f"Bearer {KEY}"),)
 CANCELLED = 'fcn_rejected_total{reason="cancelled"}'
 IDS = 1000
 WINDOW = 8
-"""Pictures of one request that are under way at once."""
+"""Images of one request that are under way at once."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def stub(server: Server) -> pb_grpc.GRPCInferenceServiceStub:
     return pb_grpc.GRPCInferenceServiceStub(server.channel)
 
 
-def lasting(red: int, pictures: int = 1) -> Request:
-    """For `slow`: about 3 ms for each step of `red`, above the 0.1 s that every picture takes."""
-    rgb = np.zeros((pictures, 8, 8, 3), np.uint8)
+def lasting(red: int, images: int = 1) -> Request:
+    """For `slow`: about 3 ms for each step of `red`, above the 0.1 s that every image takes."""
+    rgb = np.zeros((images, 8, 8, 3), np.uint8)
     rgb[:, 0, 0, 0] = red
     return Request(shape=rgb.shape, data=rgb.tobytes(), model="slow")
 
@@ -156,7 +156,7 @@ def test_unloads_at_once(server: Server) -> None:
 # 1000 ids in flight
 
 
-def pictures_of_ids() -> list[tuple[str, Request, UInt8Array]]:
+def images_of_ids() -> list[tuple[str, Request, UInt8Array]]:
     """An id, a request for `tiny`, and the right label map: each of three colours in turn."""
     found = []
     for n in range(IDS):
@@ -180,7 +180,7 @@ def label_map(response: pb.ModelInferResponse) -> UInt8Array:
 
 def test_a_thousand_ids_in_one_stream(server: Server) -> None:
     """All are sent before the first answer is read; a wrong one among them is told so."""
-    asked = pictures_of_ids()
+    asked = images_of_ids()
     messages = [message(id, request) for id, request, _ in asked]
     messages[500].outputs.add(name="masks")
     sent = threading.Event()
@@ -203,7 +203,7 @@ def test_a_thousand_ids_in_one_stream(server: Server) -> None:
 
 def test_a_thousand_ids_in_as_many_calls(server: Server) -> None:
     """Each gets its own answer, or is told to come again, and then gets it."""
-    waiting = {id: (message(id, request), right) for id, request, right in pictures_of_ids()}
+    waiting = {id: (message(id, request), right) for id, request, right in images_of_ids()}
     for _ in range(50):
         calls = [
             (id, stub(server).ModelInfer.future(sent, timeout=60))
@@ -224,7 +224,7 @@ def test_a_thousand_ids_in_as_many_calls(server: Server) -> None:
 
 def test_a_thousand_ids_over_rest(server: Server) -> None:
     """Five on each of 200 connections, all sent before the first answer is read."""
-    asked = pictures_of_ids()
+    asked = images_of_ids()
 
     async def ask(some: list[tuple[str, Request, UInt8Array]], all_sent: asyncio.Barrier) -> int:
         reader, writer = await asyncio.open_connection(*server.http_address)
@@ -300,7 +300,7 @@ def test_a_stream_whose_sending_side_is_closed_gets_its_answers(server: Server) 
 
 @pytest.mark.parametrize("how", ["cancel", "connection"])
 def test_a_stream_that_is_left_half_way_drops_its_work(server: Server, how: str) -> None:
-    """After the first answer; the second, of many pictures, is under way. A neighbour goes on."""
+    """After the first answer; the second, of many images, is under way. A neighbour goes on."""
     before = server.metric(CANCELLED)
     beside = stub(server).ModelStreamInfer(
         iter([message("b", lasting(100)), message("c", lasting(100))]), timeout=60

@@ -91,7 +91,7 @@ def test_an_answer_is_counted_and_logged_once(
     [
         (InvalidImage("no"), "400", "INVALID_ARGUMENT", "invalid-image", False),
         (Overloaded(2.0), "429", "RESOURCE_EXHAUSTED", "overloaded", False),
-        (DeadlineExceeded(), "504", "DEADLINE_EXCEEDED", "deadline-exceeded", True),
+        (DeadlineExceeded("late"), "504", "DEADLINE_EXCEEDED", "deadline-exceeded", True),
         (InferenceFailed(), "500", "INTERNAL", "inference-failed", True),
         (KeyError("ours"), "500", "INTERNAL", "internal-error", True),
     ],

@@ -1,4 +1,4 @@
-"""A fault of our own, in the segmenter: told alike by every transport, counted and logged once."""
+"""Faults of our own and limits by key: told alike by every transport, counted and logged once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc import aio
@@ -32,6 +31,7 @@ from service.api.stubs import segmentation_pb2_grpc as stubs
 from service.api.uploads import Uploads
 from service.config import ApiConfig
 from service.core.types import ModelState, ModelStatus, VersionStatus
+from service.errors import Overloaded
 from service.telemetry import Telemetry
 from tests.tiny_models import contract
 
@@ -56,11 +56,11 @@ class Broken:
 class Parts:
     """Both servers' parts around the broken segmenter."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Any = None) -> None:
         self.telemetry, config = Telemetry(0.175), ApiConfig()
         broken: Any = Broken()
         calls = Calls(
-            self.telemetry, None, deadline_s=30.0, model_label=lambda name: name or "tiny"
+            self.telemetry, keys, deadline_s=30.0, model_label=lambda name: name or "tiny"
         )
         uploads = Uploads(max_count=9, max_bytes=10**6, timeout_s=9, rejected=print)
         statistics = Statistics()
@@ -126,14 +126,12 @@ async def test_rest(path: str, body: bytes, method: str, traceback: Any) -> None
     traceback("job-7")
 
 
-@pytest.mark.parametrize("method", ["Segment", "ModelInfer"])
-async def test_grpc(method: str, traceback: Any) -> None:
-    parts = Parts()
+async def refused(parts: Parts, method: str) -> Any:
+    """The error of one image over gRPC."""
     target = f"127.0.0.1:{parts.grpc.bind('127.0.0.1:0')}"
     await parts.grpc.start()
     try:
         async with aio.insecure_channel(target) as channel:
-            options: Any = {"metadata": (("x-request-id", "job-7"),), "timeout": 30}
             call: Any
             if method == "Segment":
                 call = stubs.SegmentationStub(channel).Segment
@@ -141,21 +139,55 @@ async def test_grpc(method: str, traceback: Any) -> None:
             else:
                 call = oip_stubs.GRPCInferenceServiceStub(channel).ModelInfer
                 message = oip.ModelInferRequest(model_name="tiny")
-                pixels = np.zeros((1, 2, 2, 3), np.uint8)
-                message.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
-                message.raw_input_contents.append(pixels.tobytes())
+                message.inputs.add(name="image", datatype="UINT8", shape=(1, 2, 2, 3))
+                message.raw_input_contents.append(bytes(12))
             with pytest.raises(grpc.RpcError) as caught:
-                await call(message, **options)
+                await call(message, metadata=(("x-request-id", "job-7"),), timeout=30)
+            return caught.value
     finally:
         await parts.grpc.stop(0)
-    error: Any = caught.value
-    assert error.code() is grpc.StatusCode.INTERNAL
-    assert error.details() == f"Internal error: {TOLD}"
+
+
+def details(error: Any) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     status = rpc_status.from_call(error)
     assert status is not None
-    (detail,) = status.details
-    info = error_details_pb2.ErrorInfo()
-    assert detail.Unpack(info)
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(retry)
+    return info, retry
+
+
+@pytest.mark.parametrize("method", ["Segment", "ModelInfer"])
+async def test_grpc(method: str, traceback: Any) -> None:
+    parts = Parts()
+    error = await refused(parts, method)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == f"Internal error: {TOLD}"
+    info, retry = details(error)
     assert (info.reason, info.domain) == ("internal-error", "fcn-serve")
+    assert not retry.HasField("retry_delay")
     assert parts.counted("INTERNAL", method, "grpc")
     traceback("job-7")
+
+
+class Limited:
+    """Keys whose holders have asked for too much: a limit by key would be told like this."""
+
+    def admit(self, keys: object) -> Any:
+        raise Overloaded(7.5)
+
+
+async def test_whatever_judges_the_key_is_told_alike() -> None:
+    parts = Parts(Limited())
+    transport = httpx.ASGITransport(parts.rest)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        reply = await client.post("/segment", content=b"an image")
+        assert (await client.get("/livez")).status_code == 200
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "8")
+    assert reply.json()["type"] == "urn:fcn:problem:overloaded"
+    for method in ("Segment", "ModelInfer"):
+        error = await refused(Parts(Limited()), method)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info, retry = details(error)
+        assert (info.reason, retry.retry_delay.seconds) == ("overloaded", 8)
+        assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "8000"

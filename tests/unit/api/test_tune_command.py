@@ -230,7 +230,7 @@ def test_the_command_writes_a_file_that_serves(
         (["--out", "/nonexistent/tuned.env"], "/nonexistent/tuned.env cannot be written"),
         (["--out", "{folder}"], "cannot be written: Is a directory"),
         (["--out", "{folder}/mine.txt"], "was not written by fcn tune"),
-        (["--out", "{folder}/picture"], "cannot be written: it is not text"),
+        (["--out", "{folder}/image"], "cannot be written: it is not text"),
     ],
 )
 def test_mistakes_are_told_before_measuring(
@@ -244,7 +244,7 @@ def test_mistakes_are_told_before_measuring(
     tiny_models.write_model(tmp_path / "models", model_contract=contract)
     monkeypatch.setenv("FCN_MODEL_REPOSITORY", str(tmp_path / "models"))
     (tmp_path / "mine.txt").write_text("FCN_HOST=0.0.0.0\n")
-    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
     assert run_tune(tmp_path, *(word.format(folder=tmp_path) for word in words)) == 1
     err = capsys.readouterr().err
     assert says in err

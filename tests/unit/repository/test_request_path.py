@@ -113,7 +113,7 @@ async def asking(
 
 
 @pytest.mark.parametrize(
-    ("transport", "at_most"), [("rest", 26), ("grpc", 25), ("oip", 30)], ids=lambda v: str(v)
+    ("transport", "at_most"), [("rest", 23), ("grpc", 22), ("oip", 27)], ids=lambda v: str(v)
 )
 async def test_modules_on_the_way_of_one_image(
     tmp_path: Path, transport: str, at_most: int
