@@ -41,7 +41,7 @@ AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary image: see `service.core.batching.policy`."""
 
 DEADLINE_SHARE: Final = 0.75
-"""Of the time to a deadline, what wait and run may take by prediction. The rest is for decoding,
+"""Wait and run may take this share of the time to a deadline: the rest is for decoding,
 encoding, and a prediction that was too good: work that comes too late is lost for everybody."""
 
 _log = logging.getLogger(__name__)
