@@ -90,7 +90,7 @@ def open_instances(
     provider: "cuda" or "tensorrt". Raises: NoGpu when it does not start, or would run elsewhere.
     """
     if not built_for(provider):
-        raise NoGpu("this build of ONNX Runtime has no such provider, which the gpu extra brings")
+        raise NoGpu("this build of ONNX Runtime lacks it (install the gpu extra in place of cpu)")
     devices = choose_devices(count_gpus(_cuda_major()), options.devices)
     _preload(provider)
     instances = []

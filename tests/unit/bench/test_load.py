@@ -93,23 +93,23 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_stall_is_charged_to_everybody_who_came_meanwhile() -> None:
-    """The server answers one request at a time and sleeps 0.3 s on the first."""
+    """The server answers one request at a time and sleeps 0.6 s on the first."""
     turn = asyncio.Lock()
 
     async def reply(number: int) -> bytes:
         async with turn:
-            await asyncio.sleep(0.3 if number == 0 else 0)
+            await asyncio.sleep(0.6 if number == 0 else 0)
         return OK
 
     with server(reply) as (url, bodies), client(url) as asking:
-        answers = open_loop(asking, [0.0, 0.05, 0.1, 0.15, 0.6])
+        answers = open_loop(asking, [0.0, 0.05, 0.4, 0.45, 1.2])
     assert bodies == [b"body"] * 5
     assert [a.status for a in answers] == [200] * 5
-    for answer, least in zip(answers, (0.3, 0.25, 0.2, 0.15), strict=False):
-        assert least - 0.01 < answer.latency_s < least + 0.1
-    assert answers[4].latency_s < 0.1
-    found = load.summary(answers, since_s=0.0, until_s=1.0, deadline_s=0.22)
-    assert (found["answered"], found["late"], found["goodput_per_s"]) == (5, 2, 3.0)
+    for answer, least in zip(answers, (0.6, 0.55, 0.2, 0.15), strict=False):
+        assert least - 0.01 < answer.latency_s < least + 0.18
+    assert answers[4].latency_s < 0.18
+    found = load.summary(answers, since_s=0.0, until_s=1.5, deadline_s=0.4)
+    assert (found["answered"], found["late"], found["goodput_per_s"]) == (5, 2, 2.0)
     assert found["lag_p99_ms"] < 50
 
 
@@ -230,7 +230,7 @@ def test_what_is_not_http_is_no_answer() -> None:
     with server(reply) as (url, _), client(url) as asking:
         (answer,) = open_loop(asking, [0.0])
     assert answer.status == NO_ANSWER
-    assert answer.latency_s < 1.0
+    assert answer.latency_s < 4.0  # of the 5 s that it would wait
 
 
 def test_closed_loop_counts_by_when_it_was_over() -> None:

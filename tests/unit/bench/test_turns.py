@@ -32,7 +32,7 @@ def test_turns_count_calls_and_images() -> None:
 
 def test_a_slot_counts_calls_until_it_is_over() -> None:
     calls: list[int] = []
-    found = take_turns({"a": lambda: calls.append(0)}, 1, slot_s=0.01)
+    found = take_turns({"a": lambda: calls.append(0)}, 1, slot_s=0.1)
     assert found["a"]["count"] == len(calls) - 2 > 10
 
 

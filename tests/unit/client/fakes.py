@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,6 +88,8 @@ class Script:
     asked: list[dict[str, str]] = field(default_factory=list)
     """Of each request, its query (or fields), id, and the connection it came by."""
     connections: set[object] = field(default_factory=set)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+    """Of each request, all of them."""
 
     def next(self, **request: str) -> Refusal | None:
         self.asked.append(request)
@@ -95,9 +97,10 @@ class Script:
         number = len(self.asked) - 1
         return self.refusals[number] if number < len(self.refusals) else None
 
-    def barred(self, authorization: str | None) -> Refusal | None:
-        """What somebody without the key is told."""
-        if self.key is None or authorization == f"Bearer {self.key}":
+    def barred(self, headers: Mapping[str, str]) -> Refusal | None:
+        """What somebody without the key is told. headers: with names in lower case."""
+        self.headers.append(headers)
+        if self.key is None or headers.get("authorization") == f"Bearer {self.key}":
             return None
         self.asked.append({"path": "barred"})
         return refusal(NotAuthenticated)
@@ -113,14 +116,17 @@ def http_server(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             script.connections.add(self.client_address)
-            refused = script.barred(self.headers["Authorization"]) or script.next(
+            refused = script.barred(self.lower()) or script.next(
                 path=self.path, id=self.headers["X-Request-ID"]
             )
             self.answer(refused)
 
         def do_GET(self) -> None:
-            refused = script.barred(self.headers["Authorization"])
+            refused = script.barred(self.lower())
             self.answer(refused, LISTING, "application/json")
+
+        def lower(self) -> dict[str, str]:
+            return {name.lower(): value for name, value in self.headers.items()}
 
         def answer(
             self, refused: Refusal | None, body: bytes = script.body, kind: str = "image/png"
@@ -174,9 +180,7 @@ def grpc_server(script: Script) -> Iterator[str]:
     def segment(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
         sent = {key: str(value) for key, value in context.invocation_metadata()}
         script.connections.add(context.peer())
-        refused = script.barred(sent.get("authorization")) or script.next(
-            path="Segment", id=sent["x-request-id"]
-        )
+        refused = script.barred(sent) or script.next(path="Segment", id=sent["x-request-id"])
         if refused is None:
             return answer
         abort(refused, context)
@@ -186,7 +190,7 @@ def grpc_server(script: Script) -> Iterator[str]:
     ) -> Iterator[pb.SegmentStreamResponse]:
         sent = {key: str(value) for key, value in context.invocation_metadata()}
         script.connections.add(context.peer())
-        if barred := script.barred(sent.get("authorization")):
+        if barred := script.barred(sent):
             abort(barred, context)
         for message in requests:
             if not message.HasField("request") or message.id in script.silent:
@@ -213,7 +217,7 @@ def grpc_server(script: Script) -> Iterator[str]:
 
     def models(_: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         sent = {key: str(value) for key, value in context.invocation_metadata()}
-        if barred := script.barred(sent.get("authorization")):
+        if barred := script.barred(sent):
             abort(barred, context)
         classes = [pb.ClassInfo(id=n, name=f"c{n}", color_rgb=(n, n, n)) for n in range(6)]
         model = pb.Model(name="fake", version="1", state="ready", is_default=True, classes=classes)

@@ -30,6 +30,7 @@ def test_the_key_is_sent_with_every_request(transport: str, client_of: Client) -
             assert next(iter(client.segment_stream([b"a"]))).ok
         assert KEY not in repr(client)
     assert all(request["path"] != "barred" for request in script.asked)
+    assert [sent["x-team"] for sent in script.headers] == ["roads"] * (2 + (transport == "grpc"))
 
 
 @BOTH

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 
 SIZE = (480, 640)
 COUNT = 4
@@ -23,10 +23,10 @@ _HEADER = (
 )
 
 
-def folders(root: Path, splits: dict[str, Sequence[str]]) -> dict[str, trees.Labels]:
+def folders(root: Path, splits: dict[str, Sequence[str]]) -> dict[str, miniatures.Labels]:
     """As nyud.tar.gz, with `data/depth` and `data/hha`; depth is 1000 mm and up by the pixel."""
-    written = trees.nyudv2(root, splits)
-    height, width = trees.HEIGHT, trees.WIDTH
+    written = miniatures.nyudv2(root, splits)
+    height, width = miniatures.HEIGHT, miniatures.WIDTH
     for name in written:
         depth = 1000 + np.arange(height * width, dtype=np.uint16).reshape(height, width)
         save(root / f"data/depth/img_{name}.png", depth)
@@ -95,12 +95,12 @@ def labeled_mat(root: Path, train: Sequence[int], test: Sequence[int]) -> list[S
         cells[0, 0] = wall.ref
     with path.open("r+b") as raw:
         raw.write(_HEADER.ljust(116) + bytes(8) + b"\x00\x02IM" + bytes(384))
-    trees.save_mat(
+    miniatures.save_mat(
         root / "classMapping40.mat",
         mapClass=mapping()[None],
         className=np.array([f"class {n}" for n in range(1, 41)], object)[None],
     )
-    trees.save_mat(
+    miniatures.save_mat(
         root / "splits.mat",
         trainNdxs=np.array(train, np.float64)[:, None],
         testNdxs=np.array(test, np.float64)[:, None],

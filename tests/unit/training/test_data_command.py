@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.main import main
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 from training.datasets import DATASETS
 
 
@@ -41,7 +41,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.voc(tmp_path, 2012, {"train": ["a", "b"]})
+    miniatures.voc(tmp_path, 2012, {"train": ["a", "b"]})
     code, report = checked(capsys, "voc2012", str(tmp_path))
     assert code == 0
     assert report["usable"]
@@ -62,7 +62,7 @@ def test_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.voc(tmp_path, 2012, {"train": ["a", "b"]})
+    miniatures.voc(tmp_path, 2012, {"train": ["a", "b"]})
     assert main(["data", "check", "voc2012", str(tmp_path)]) == 0
     page = capsys.readouterr().out
     assert "PASCAL VOC 2012, 21 classes" in page
@@ -74,7 +74,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_named_split_must_be_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.voc(tmp_path, 2012, {"train": ["a"]})
+    miniatures.voc(tmp_path, 2012, {"train": ["a"]})
     assert checked(capsys, "voc2012", str(tmp_path), "--split", "train")[0] == 0
     code, report = checked(capsys, "voc2012", str(tmp_path), "--split", "train", "--split", "val")
     assert code == 1
@@ -82,7 +82,7 @@ def test_a_named_split_must_be_usable(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_missing_files_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.voc(tmp_path, 2012, {"train": ["a", "b", "c"]})
+    miniatures.voc(tmp_path, 2012, {"train": ["a", "b", "c"]})
     for name in "bc":
         (tmp_path / f"VOCdevkit/VOC2012/SegmentationClass/{name}.png").unlink()
     code, report = checked(capsys, "voc2012", str(tmp_path))
@@ -102,7 +102,7 @@ def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_empty_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.voc(tmp_path, 2012, {"train": []})
+    miniatures.voc(tmp_path, 2012, {"train": []})
     code, report = checked(capsys, "voc2012", str(tmp_path), "--split", "train")
     assert code == 1
     assert report["splits"][0]["problem"] == "it is empty"
@@ -111,7 +111,7 @@ def test_an_empty_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_read_all_finds_the_damaged_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trees.sbd(tmp_path, {"train": ["a", "b"]})
+    miniatures.sbd(tmp_path, {"train": ["a", "b"]})
     (tmp_path / "benchmark_RELEASE/dataset/cls/b.mat").write_bytes(b"broken")
     words = ["sbd", str(tmp_path), "--split", "train"]
     assert checked(capsys, *words)[0] == 0

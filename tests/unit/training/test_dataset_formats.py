@@ -1,4 +1,4 @@
-"""Cityscapes, ADE20K, COCO-Stuff, SIFT Flow, PASCAL-Context and NYUDv2, from miniature trees."""
+"""Cityscapes, ADE20K, COCO-Stuff, SIFT Flow, PASCAL-Context and NYUDv2, from miniature copies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 from training.datasets import DATASETS, DatasetError, class_info, open_dataset
 from training.datasets.base import VOID
 
@@ -41,46 +41,31 @@ def test_class_lists(name: str, tmp_path: Path) -> None:
 
 def test_cityscapes(tmp_path: Path) -> None:
     """All 34 label ids, against the train ids as cityscapesScripts has them."""
-    raw = np.arange(35, dtype=np.uint8).reshape(trees.HEIGHT, trees.WIDTH)
+    raw = np.arange(35, dtype=np.uint8).reshape(miniatures.HEIGHT, miniatures.WIDTH)
     raw[-1, -1] = 0
     for city in ("ulm", "aachen"):
         stem = f"train/{city}/{city}_000000_000019"
-        trees.save_image(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png")
-        trees.save_grey_png(tmp_path / f"gtFine/{stem}_gtFine_labelIds.png", raw)
-        trees.save_grey_png(tmp_path / f"gtFine/{stem}_gtFine_instanceIds.png", raw)
+        miniatures.save_image(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png")
+        miniatures.save_grey_png(tmp_path / f"gtFine/{stem}_gtFine_labelIds.png", raw)
+        miniatures.save_grey_png(tmp_path / f"gtFine/{stem}_gtFine_instanceIds.png", raw)
     data = open_dataset("cityscapes", tmp_path, "train")
     assert [image.parent.name for image, _ in data.pairs] == ["aachen", "ulm"]
     target = data[0].target.ravel().tolist()
     scored = {index: value for index, value in enumerate(target) if value != VOID}
-    assert {data.info.classes[value].name: index for index, value in scored.items()} == {
-        "road": 7,
-        "sidewalk": 8,
-        "building": 11,
-        "wall": 12,
-        "fence": 13,
-        "pole": 17,
-        "traffic_light": 19,
-        "traffic_sign": 20,
-        "vegetation": 21,
-        "terrain": 22,
-        "sky": 23,
-        "person": 24,
-        "rider": 25,
-        "car": 26,
-        "truck": 27,
-        "bus": 28,
-        "train": 31,
-        "motorcycle": 32,
-        "bicycle": 33,
-    }
+    names = [data.info.classes[value].name for value in scored.values()]
+    assert " ".join(f"{name}:{raw}" for name, raw in zip(names, scored, strict=True)) == (
+        "road:7 sidewalk:8 building:11 wall:12 fence:13 pole:17 traffic_light:19 traffic_sign:20 "
+        "vegetation:21 terrain:22 sky:23 person:24 rider:25 car:26 truck:27 bus:28 train:31 "
+        "motorcycle:32 bicycle:33"
+    )
     assert list(scored.values()) == list(range(19))
 
 
 def test_cityscapes_label_that_it_does_not_have(tmp_path: Path) -> None:
     stem = "val/ulm/ulm_1"
-    trees.save_image(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png")
+    miniatures.save_image(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png")
     label = tmp_path / f"gtFine/{stem}_gtFine_labelIds.png"
-    trees.save_grey_png(label, np.full((trees.HEIGHT, trees.WIDTH), 34))
+    miniatures.save_grey_png(label, np.full((miniatures.HEIGHT, miniatures.WIDTH), 34))
     with pytest.raises(DatasetError, match="holds the label 34, which its format does not have"):
         open_dataset("cityscapes", tmp_path, "val")[0]
 
@@ -92,7 +77,7 @@ def test_cityscapes_test_labels_are_withheld(tmp_path: Path) -> None:
 
 
 def test_cityscapes_without_labels(tmp_path: Path) -> None:
-    trees.save_image(tmp_path / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
+    miniatures.save_image(tmp_path / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
     with pytest.raises(DatasetError, match=r"1 of 2 files .*ulm/ulm_1_gtFine_labelIds\.png"):
         open_dataset("cityscapes", tmp_path, "val")
 
@@ -101,10 +86,10 @@ def test_cityscapes_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("split", "part"), [("train", "training"), ("val", "validation")])
 def test_ade20k(tmp_path: Path, place: str, split: str, part: str) -> None:
     root = tmp_path / "ADEChallengeData2016"
-    raw = trees.labels_of("a", 151)  # 0 is void
+    raw = miniatures.labels_of("a", 151)  # 0 is void
     raw[1, 1] = 0
-    trees.save_image(root / f"images/{part}/ADE_1.jpg")
-    trees.save_grey_png(root / f"annotations/{part}/ADE_1.png", raw)
+    miniatures.save_image(root / f"images/{part}/ADE_1.jpg")
+    miniatures.save_grey_png(root / f"annotations/{part}/ADE_1.png", raw)
     target = open_dataset("ade20k", tmp_path / place, split)[0].target
     assert target[0, 0] == 149
     assert (target == np.where(raw == 0, VOID, raw.astype(int) - 1)).all()
@@ -113,24 +98,26 @@ def test_ade20k(tmp_path: Path, place: str, split: str, part: str) -> None:
 @pytest.mark.parametrize("place", ["annotations", "stuffthingmaps_trainval2017"])
 def test_coco_stuff(tmp_path: Path, place: str) -> None:
     """Names as labels.txt has them at number + 1."""
-    raw = trees.labels_of("a", 10)  # before the first number that is never used
+    raw = miniatures.labels_of("a", 10)  # before the first number that is never used
     known = {0: "person", 12: "stop_sign", 89: "toothbrush", 91: "banner", 181: "wood"}
     raw[0, : len(known)] = list(known)
     raw[1, 1] = VOID
-    trees.save_image(tmp_path / "images/val2017/000000000139.jpg")
-    trees.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
+    miniatures.save_image(tmp_path / "images/val2017/000000000139.jpg")
+    miniatures.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
     data = open_dataset("coco_stuff", tmp_path, "val")
     target = data[0].target
     assert [data.info.classes[i].name for i in target[0, : len(known)]] == list(known.values())
     assert (target[1:] == raw[1:]).all()
     raw[3, 3] = 11  # street sign, never segmented
-    trees.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
+    miniatures.save_grey_png(tmp_path / place / "val2017/000000000139.png", raw)
     with pytest.raises(DatasetError, match="holds the label 11, which its format"):
         data.target(0)
 
 
 def test_siftflow(tmp_path: Path) -> None:
-    written = trees.siftflow(tmp_path, {"trainval": ["coast_1", "city_2"], "test": ["forest_3"]})
+    written = miniatures.siftflow(
+        tmp_path, {"trainval": ["coast_1", "city_2"], "test": ["forest_3"]}
+    )
     for index, name in enumerate(["coast_1", "city_2"]):
         for kind, dataset in enumerate(["siftflow", "siftflow_geometric"]):
             data = open_dataset(dataset, tmp_path, "trainval")
@@ -140,15 +127,15 @@ def test_siftflow(tmp_path: Path) -> None:
 
 
 def test_siftflow_both(tmp_path: Path) -> None:
-    written = trees.siftflow(tmp_path, {"trainval": ["coast_1", "city_2"]})
+    written = miniatures.siftflow(tmp_path, {"trainval": ["coast_1", "city_2"]})
     data = open_dataset("siftflow_both", tmp_path, "trainval")
     assert [len(classes) for classes in data.info.heads.values()] == [33, 3]
     for index, name in enumerate(["coast_1", "city_2"]):
         assert (data[index].target == np.stack(written[name], axis=-1)).all()
     with pytest.raises(DatasetError, match="class shares are of one labelling"):
         data.class_frequencies()
-    label = tmp_path / f"GeoLabels/{trees.SCENES}/city_2.mat"
-    trees.save_mat(label, S=np.ones((2, 3)))
+    label = tmp_path / f"GeoLabels/{miniatures.SCENES}/city_2.mat"
+    miniatures.save_mat(label, S=np.ones((2, 3)))
     with pytest.raises(DatasetError, match=r"GeoLabels/.*/city_2\.mat is 2x3: they must be the"):
         data[1]
     label.unlink()
@@ -157,18 +144,18 @@ def test_siftflow_both(tmp_path: Path) -> None:
 
 
 def test_siftflow_without_the_lists(tmp_path: Path) -> None:
-    trees.siftflow(tmp_path, {"test": ["a"]})
+    miniatures.siftflow(tmp_path, {"test": ["a"]})
     with pytest.raises(DatasetError, match=r"trainval\.txt: No such file.*data/sift-flow"):
         open_dataset("siftflow", tmp_path, "trainval")
 
 
 def test_nyudv2(tmp_path: Path) -> None:
-    written = trees.nyudv2(tmp_path, {"train": ["5003"], "val": ["5001"], "test": ["5002"]})
+    written = miniatures.nyudv2(tmp_path, {"train": ["5003"], "val": ["5001"], "test": ["5002"]})
     data = open_dataset("nyudv2", tmp_path, "trainval")
     assert [image.name for image, _ in data.pairs] == ["img_5003.png", "img_5001.png"]
     assert (data[0].target == written["5003"]).all()
     assert (data[1].target == written["5001"]).all()
-    trees.save_list(tmp_path / "trainval.txt", ["5001"])
+    miniatures.save_list(tmp_path / "trainval.txt", ["5001"])
     assert len(open_dataset("nyudv2", tmp_path, "trainval")) == 1
 
 
@@ -180,12 +167,16 @@ def context(root: Path, below: str = "") -> list[str]:
     full = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
     listed = ["accordion", *(full.get(n, spaced.get(n, n)) for n in reversed(names)), "zebra"]
     folder = root / below
-    trees.save_list(folder / "labels.txt", [f"{n}: {name}" for n, name in enumerate(listed, 1)])
-    trees.save_list(folder / "59_labels.txt", [f"{n}: {name}" for n, name in enumerate(names, 1)])
+    miniatures.save_list(
+        folder / "labels.txt", [f"{n}: {name}" for n, name in enumerate(listed, 1)]
+    )
+    miniatures.save_list(
+        folder / "59_labels.txt", [f"{n}: {name}" for n, name in enumerate(names, 1)]
+    )
     raw = np.arange(62, dtype=np.uint16).reshape(2, 31)
-    trees.save_mat(folder / "trainval/2008_1.mat", LabelMap=raw)
-    trees.save_image(root / "VOCdevkit/VOC2010/JPEGImages/2008_1.jpg")
-    trees.save_list(root / "VOCdevkit/VOC2010/ImageSets/Main/val.txt", ["2008_1"])
+    miniatures.save_mat(folder / "trainval/2008_1.mat", LabelMap=raw)
+    miniatures.save_image(root / "VOCdevkit/VOC2010/JPEGImages/2008_1.jpg")
+    miniatures.save_list(root / "VOCdevkit/VOC2010/ImageSets/Main/val.txt", ["2008_1"])
     return names
 
 
@@ -229,7 +220,7 @@ def test_pascal_context_lists_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_pascal_context_number_that_the_list_lacks(tmp_path: Path) -> None:
     context(tmp_path)
-    trees.save_mat(tmp_path / "trainval/2008_1.mat", LabelMap=np.full((5, 7), 62, np.uint16))
+    miniatures.save_mat(tmp_path / "trainval/2008_1.mat", LabelMap=np.full((5, 7), 62, np.uint16))
     with pytest.raises(DatasetError, match="holds the label 62"):
         open_dataset("pascal_context", tmp_path, "val")[0]
 

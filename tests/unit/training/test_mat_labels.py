@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 from training.datasets import DatasetError
 from training.datasets.base import VOID
 from training.datasets.labels import LabelTable, MatLabels, read_matrix
@@ -34,14 +34,14 @@ def test_number_not_in_the_table(value: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float64])
 def test_matrix_of_any_whole_numbers(tmp_path: Path, dtype: Any) -> None:
-    trees.save_mat(tmp_path / "a.mat", S=MATRIX.astype(dtype), other=1)
+    miniatures.save_mat(tmp_path / "a.mat", S=MATRIX.astype(dtype), other=1)
     matrix = read_matrix(tmp_path / "a.mat", "S")
     assert (matrix == MATRIX).all()
     assert matrix.dtype.kind in "iu"
 
 
 def test_field_of_a_struct(tmp_path: Path) -> None:
-    trees.save_mat(tmp_path / "a.mat", GTcls={"Segmentation": MATRIX})
+    miniatures.save_mat(tmp_path / "a.mat", GTcls={"Segmentation": MATRIX})
     assert (read_matrix(tmp_path / "a.mat", "GTcls", "Segmentation") == MATRIX).all()
 
 
@@ -59,7 +59,7 @@ def test_field_of_a_struct(tmp_path: Path) -> None:
     ],
 )
 def test_other_structures(tmp_path: Path, variables: dict[str, Any], complaint: str) -> None:
-    trees.save_mat(tmp_path / "a.mat", **variables)
+    miniatures.save_mat(tmp_path / "a.mat", **variables)
     with pytest.raises(DatasetError, match=complaint):
         read_matrix(tmp_path / "a.mat", "S", "field")
 
@@ -67,7 +67,7 @@ def test_other_structures(tmp_path: Path, variables: dict[str, Any], complaint: 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "flipped"])
 def test_damaged_files(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.mat"
-    trees.save_mat(path, S=np.random.default_rng(0).integers(0, 9, (40, 40)))
+    miniatures.save_mat(path, S=np.random.default_rng(0).integers(0, 9, (40, 40)))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[150:160] = b"\xff" * 10
@@ -92,7 +92,7 @@ def test_without_scipy_the_missing_module_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which `fcn` turns into the extra that brings it; it must not read as a damaged file."""
-    trees.save_mat(tmp_path / "a.mat", S=MATRIX)
+    miniatures.save_mat(tmp_path / "a.mat", S=MATRIX)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError):
         MatLabels(LabelTable({0: 0}), "S")(tmp_path / "a.mat")

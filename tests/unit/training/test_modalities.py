@@ -16,7 +16,7 @@ import yaml
 import model.build
 from cli.main import main
 from model.backbones.vgg16 import VGG16
-from tests.unit.training import nyu, trees
+from tests.unit.training import miniatures, nyu
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
@@ -51,7 +51,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outdoors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outdoors")
-    trees.siftflow(root, {"trainval": ["coast_1", "street_2"], "test": ["forest_3"]})
+    miniatures.siftflow(root, {"trainval": ["coast_1", "street_2"], "test": ["forest_3"]})
     return root
 
 
@@ -290,7 +290,7 @@ def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     assert served.contract.classes[0].name == "awning"
     image = open_dataset("siftflow_both", outdoors, "test")[0].image
     labels = NetworkPredictor(done.build_network())(image)
-    assert labels.shape == (trees.HEIGHT, trees.WIDTH, 2)
+    assert labels.shape == (miniatures.HEIGHT, miniatures.WIDTH, 2)
     assert (served(image) == labels[..., 0]).mean() > 0.99
     card = (tmp_path / "repository/scenes/README.md").read_text()
     recipe_of_card = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])

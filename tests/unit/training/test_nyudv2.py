@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cli.main import main
-from tests.unit.training import nyu, trees
+from tests.unit.training import miniatures, nyu
 from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID
 from training.datasets.labels import read_vector
@@ -43,7 +43,7 @@ def picture(path: Path) -> npt.NDArray[Any]:
 def test_rgbd(folders: Path) -> None:
     image = open_dataset("nyudv2_rgbd", folders, "trainval")[0].image
     assert image.dtype == np.float32
-    assert image.shape == (trees.HEIGHT, trees.WIDTH, 4)
+    assert image.shape == (miniatures.HEIGHT, miniatures.WIDTH, 4)
     assert (image[..., :3] == picture(folders / "data/images/img_5003.png")).all()
     assert image[0, 0, 3] == pytest.approx(np.log(1000))
     assert image[-1, -1, 3] == pytest.approx(np.log(1034))
@@ -61,7 +61,7 @@ def test_hha(folders: Path) -> None:
 
 
 def test_color_alone_needs_no_more(tmp_path: Path) -> None:
-    trees.nyudv2(tmp_path, SPLITS)
+    miniatures.nyudv2(tmp_path, SPLITS)
     assert open_dataset("nyudv2", tmp_path, "train")[0].image.shape[2] == 3
 
 
@@ -87,8 +87,11 @@ def test_depth_with_holes(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (np.full((trees.HEIGHT, trees.WIDTH), 7, np.uint8), "is no depth: want a 16-bit"),
-        (np.full((trees.HEIGHT, trees.WIDTH, 3), 7, np.uint8), "is no depth: want a 16-bit"),
+        (np.full((miniatures.HEIGHT, miniatures.WIDTH), 7, np.uint8), "is no depth: want a 16-bit"),
+        (
+            np.full((miniatures.HEIGHT, miniatures.WIDTH, 3), 7, np.uint8),
+            "is no depth: want a 16-bit",
+        ),
         (np.full((2, 3), 700, np.uint16), "is 2x3 but its colour image is 5x7"),
         (None, "cannot read the depth"),
     ],
@@ -133,13 +136,13 @@ def test_mat_depth(mat: Path) -> None:
 
 def test_mat_with_the_authors_lists(tmp_path: Path) -> None:
     nyu.labeled_mat(tmp_path, train=[4, 1], test=[2])
-    trees.save_list(tmp_path / "val.txt", ["5003"])
+    miniatures.save_list(tmp_path / "val.txt", ["5003"])
     data = open_dataset("nyudv2", tmp_path, "val")
     assert (data[0].image == nyu.scenes()[2].image[INNER]).all()
-    trees.save_list(tmp_path / "val.txt", ["kitchen"])
+    miniatures.save_list(tmp_path / "val.txt", ["kitchen"])
     with pytest.raises(DatasetError, match=r"val\.txt: want the authors' numbers, as 5003"):
         open_dataset("nyudv2", tmp_path, "val")
-    trees.save_list(tmp_path / "val.txt", ["5009"])
+    miniatures.save_list(tmp_path / "val.txt", ["5009"])
     with pytest.raises(DatasetError, match="has 4 images, but a split names number 9"):
         open_dataset("nyudv2", tmp_path, "val")[0]
 
@@ -181,7 +184,9 @@ def test_mat_without_a_neighbour(tmp_path: Path, name: str) -> None:
 
 def test_vectors(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
-    trees.save_mat(path, row=np.arange(3)[None], column=np.arange(3.0)[:, None], one=7, m=np.eye(2))
+    miniatures.save_mat(
+        path, row=np.arange(3)[None], column=np.arange(3.0)[:, None], one=7, m=np.eye(2)
+    )
     assert read_vector(path, "row").tolist() == read_vector(path, "column").tolist() == [0, 1, 2]
     assert read_vector(path, "one").tolist() == [7]
     with pytest.raises(DatasetError, match="m is no row or column of numbers"):

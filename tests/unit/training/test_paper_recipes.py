@@ -21,7 +21,7 @@ from model.backbones.alexnet import AlexNet
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.vgg16 import VGG16
 from model.build import TRUNCATIONS
-from tests.unit.training import nyu, trees
+from tests.unit.training import miniatures, nyu
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig, load_config
 from training.datasets import DATASETS, class_info
@@ -39,16 +39,16 @@ IMAGES = 8
 def data_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train, val = [f"2008_{n:06}" for n in range(IMAGES)], ["2009_000001", "2009_000002"]
     voc = tmp_path_factory.mktemp("voc")
-    trees.sbd(voc, {"train": train})
-    trees.voc(voc, 2011, {"train": train, "val": val})
+    miniatures.sbd(voc, {"train": train})
+    miniatures.voc(voc, 2011, {"train": train, "val": val})
     context = tmp_path_factory.mktemp("context")
     classes = class_info(DATASETS["pascal_context"], context).classes
     names = [info.name for info in classes][1:]
-    trees.pascal_context(context, {"train": train[:3], "val": val}, names)
+    miniatures.pascal_context(context, {"train": train[:3], "val": val}, names)
     rooms = tmp_path_factory.mktemp("rooms")
     nyu.folders(rooms, {"trainval": ["5001", "5002", "5003"], "test": ["5004"]})
     outdoors = tmp_path_factory.mktemp("outdoors")
-    trees.siftflow(outdoors, {"trainval": train[:3], "test": val})
+    miniatures.siftflow(outdoors, {"trainval": train[:3], "test": val})
     return {
         "sbd": voc,
         "voc2011": voc,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,51 @@ import model.build
 from model.backbones.vgg16 import VGG16
 from model.fcn import FCN
 from model.upsample import bilinear_kernel
-from tests.unit.training.recipes import MakeConfig
+from tests.unit.training.recipes import changed, raw_recipe
 from training.checkpoint import load_checkpoint
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, parse_config
 from training.initialise import Taken
 from training.train import Trainer, train
 
 NET = {"backbone": "vgg16", "variant": "32s", "fc6_channels": 8, "padding": "pad100"}
 
 
-@pytest.fixture(autouse=True)
-def narrow_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
+Stage = Callable[..., TrainConfig]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow_vgg16() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
+        yield
+
+
+def stage_config(
+    streets: Path, checkpoint: Path | None = None, *, init: Any = None, **network: Any
+) -> TrainConfig:
+    changes = {
+        "network": NET | network,
+        "init": init or {"checkpoint": str(checkpoint) if checkpoint else None},
+        "schedule__epochs": 1,
+    }
+    return parse_config(changed(raw_recipe(streets), changes), "test recipe")
 
 
 @pytest.fixture
-def stage(make_config: MakeConfig) -> Callable[..., TrainConfig]:
+def stage(streets: Path) -> Stage:
     """A recipe whose network differs from `NET` as told."""
-
-    def make(checkpoint: Path | None = None, *, init: Any = None, **network: Any) -> TrainConfig:
-        return make_config(
-            network=NET | network,
-            init=init or {"checkpoint": str(checkpoint) if checkpoint else None},
-            schedule__epochs=1,
-        )
-
-    return make
+    return functools.partial(stage_config, streets)
 
 
-@pytest.fixture
-def parent(tmp_path: Path, stage: Callable[..., TrainConfig]) -> Path:
-    """FCN-32s after a few steps at a rate that lets it answer something."""
-    config = stage()
+@pytest.fixture(scope="module")
+def parent(streets: Path, narrow_vgg16: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FCN-32s after a few steps at a rate that lets it answer something; nobody may change it."""
+    config = stage_config(streets)
     rates = {"head_lr": 0.05, "backbone_lr": 1e-3}
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=rates)})
-    train(config, tmp_path / "32s", run_log=None)
-    return tmp_path / "32s" / "last.pt"
+    folder = tmp_path_factory.mktemp("parent") / "32s"
+    train(config, folder, run_log=None)
+    return folder / "last.pt"
 
 
 def begun(config: TrainConfig, run_dir: Path) -> FCN:
@@ -70,7 +79,7 @@ def upsampled(scores: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_the_next_stage_starts_with_its_parents_prediction(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+    tmp_path: Path, parent: Path, stage: Stage
 ) -> None:
     """Up to the upsampling path: the same coarse scores, 2-fold and 16-fold instead of 32-fold,
     cut at the authors' offsets, and nothing from the skips."""
@@ -98,9 +107,7 @@ def test_the_next_stage_starts_with_its_parents_prediction(
         assert 0 < fits[0, 0] < 0.05 * span
 
 
-def test_what_was_taken_is_said(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig], capsys: Any
-) -> None:
+def test_what_was_taken_is_said(tmp_path: Path, parent: Path, stage: Stage, capsys: Any) -> None:
     train(stage(parent, variant="16s"), tmp_path / "16s", run_log=None)
     assert (
         f"{parent}: 16 layers copied (backbone.conv1_1 to score_fr); new: score_pool4"
@@ -117,9 +124,7 @@ def test_what_was_taken_is_said(
     assert "not wanted: score_pool4, score_pool3" in said
 
 
-def test_the_averaged_weights_are_taken(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
-) -> None:
+def test_the_averaged_weights_are_taken(tmp_path: Path, parent: Path, stage: Stage) -> None:
     saved = load_checkpoint(parent)
     assert saved.ema is not None
     assert not torch.equal(saved.ema["score_fr.weight"], saved.weights["score_fr.weight"])
@@ -128,7 +133,7 @@ def test_the_averaged_weights_are_taken(
 
 
 def test_upsampling_that_begins_to_learn_starts_bilinear(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
+    tmp_path: Path, parent: Path, stage: Stage
 ) -> None:
     train(stage(parent, variant="16s"), tmp_path / "16s", stop_after=1, run_log=None)
     fixed = tmp_path / "16s/last.pt"
@@ -139,7 +144,7 @@ def test_upsampling_that_begins_to_learn_starts_bilinear(
 
 
 def test_other_classes_leave_the_scores_new(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig], streets: Path, capsys: Any
+    tmp_path: Path, parent: Path, stage: Stage, streets: Path, capsys: Any
 ) -> None:
     """As many, but not the same: the scores of a house say nothing about a barn."""
     classes = tmp_path / "classes.yaml"
@@ -156,14 +161,14 @@ def test_other_classes_leave_the_scores_new(
     )
 
 
-def test_a_resumed_stage_does_not_start_anew(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
-) -> None:
+def test_a_resumed_stage_does_not_start_anew(tmp_path: Path, parent: Path, stage: Stage) -> None:
     """Nor does it need the stage before it any more."""
-    config = stage(parent, variant="16s")
+    own = tmp_path / "32s.pt"
+    own.write_bytes(parent.read_bytes())
+    config = stage(own, variant="16s")
     straight = train(config, tmp_path / "straight", run_log=None)
     train(config, tmp_path / "parts", stop_after=1, run_log=None)
-    parent.unlink()
+    own.unlink()
     resumed = train(config, tmp_path / "parts", resume=True, run_log=None)
     assert torch.equal(resumed.weights["score_fr.weight"], straight.weights["score_fr.weight"])
 
@@ -184,7 +189,7 @@ def test_a_resumed_stage_does_not_start_anew(
 def test_a_checkpoint_of_another_net(
     tmp_path: Path,
     parent: Path,
-    stage: Callable[..., TrainConfig],
+    stage: Stage,
     network: dict[str, Any],
     complaint: str,
 ) -> None:
@@ -192,9 +197,7 @@ def test_a_checkpoint_of_another_net(
         begun(stage(parent, **network), tmp_path / "run")
 
 
-def test_layers_that_would_mean_another_thing(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
-) -> None:
+def test_layers_that_would_mean_another_thing(tmp_path: Path, parent: Path, stage: Stage) -> None:
     """A factor that is new may be any, one that the parent learned with may not."""
     train(
         stage(parent, variant="16s", pool4_scale=0.01), tmp_path / "16s", stop_after=1, run_log=None
@@ -203,30 +206,31 @@ def test_layers_that_would_mean_another_thing(
         begun(stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s")
 
 
-def test_a_backbone_that_lacks_layers(
-    tmp_path: Path, parent: Path, stage: Callable[..., TrainConfig]
-) -> None:
+def test_a_backbone_that_lacks_layers(tmp_path: Path, parent: Path, stage: Stage) -> None:
     cut = stage(variant="pool4", fc6_channels=None)
     train(cut, tmp_path / "pool4", stop_after=1, run_log=None)
     with pytest.raises(ConfigError, match=r"last\.pt has no backbone\.conv5_1\.weight: it is of"):
         begun(stage(tmp_path / "pool4/last.pt"), tmp_path / "run")
 
 
-def test_no_checkpoint(tmp_path: Path, stage: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"init\.checkpoint: there is no checkpoint .*none\.pt; train the previous",
-    ):
-        begun(stage(tmp_path / "none.pt"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, r"there is no checkpoint .*old\.pt; train the previous"),
+        (b"junk", r"old\.pt is not a"),
+    ],
+)
+def test_an_unusable_checkpoint(
+    tmp_path: Path, stage: Stage, content: bytes | None, complaint: str
+) -> None:
+    path = tmp_path / "old.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"init\.checkpoint: .*{complaint}"):
+        begun(stage(path), tmp_path / "run")
 
 
-def test_a_damaged_checkpoint(tmp_path: Path, stage: Callable[..., TrainConfig]) -> None:
-    (tmp_path / "bad.pt").write_bytes(b"junk")
-    with pytest.raises(ConfigError, match=r"init\.checkpoint: .*bad\.pt is not a checkpoint"):
-        begun(stage(tmp_path / "bad.pt"), tmp_path / "run")
-
-
-def test_two_starts_at_once(stage: Callable[..., TrainConfig]) -> None:
+def test_two_starts_at_once(stage: Stage) -> None:
     with pytest.raises(ConfigError, match="init: .*imagenet and checkpoint both say how to start"):
         stage(init={"imagenet": "a.npz", "checkpoint": "b.pt"})
 

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 from training.analysis.masking import (
     MEAN,
     Mask,
@@ -89,7 +89,7 @@ def test_nothing_but_background() -> None:
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    trees.voc(tmp_path, 2011, {"val": ["2008_000001"]})
+    miniatures.voc(tmp_path, 2011, {"val": ["2008_000001"]})
     return tmp_path
 
 

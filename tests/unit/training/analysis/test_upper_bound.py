@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.main import main
-from tests.unit.training import trees
+from tests.unit.training import miniatures
 from training.analysis.upper_bound import PAPER_MEAN_IU, Method, coarsened, upper_bounds
 from training.datasets import DatasetError, SegmentationDataset, open_dataset
 
@@ -155,7 +155,7 @@ def test_wrong_usage(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_two_labellings_have_no_one_bound(tmp_path: Path) -> None:
-    trees.siftflow(tmp_path, {"test": ["forest_3"]})
+    miniatures.siftflow(tmp_path, {"test": ["forest_3"]})
     data = open_dataset("siftflow_both", tmp_path, "test")
     with pytest.raises(DatasetError, match="several labellings: take the data set of one of"):
         upper_bounds(data, [2], progress=False)
