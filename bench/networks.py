@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,12 @@ import torch
 
 from bench import images, record
 from bench.turns import Run, take_turns
-from model.build import BackboneName, NetworkSpec, build
+from model.build import BACKBONES, NetworkSpec, build
 from model.contract import ClassInfo, Contract, TrainingData
 from model.export.export import ServedNetwork, export
 from model.export.fp32_model import load_fp32
 from model.export.quantize import Quantizer
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 
 SIZES = ((360, 480), (375, 500))
 CLASSES = 21
@@ -95,28 +95,26 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def papers_networks() -> list[str]:
-    return [f"{name}-pad100" if name in PAPER_MS else name for name in get_args(BackboneName)]
+    return [f"{name}-pad100" if name in PAPER_MS else name for name in BACKBONES]
 
 
 def spec_of(network: str, variant: str) -> NetworkSpec:
     """Reads `vgg16` or `vgg16-pad100`. Raises: ValueError if there is no such network."""
     backbone, _, padding = network.partition("-")
-    if backbone not in get_args(BackboneName):
-        raise ValueError(
-            f"no backbone {backbone!r}: want one of {', '.join(get_args(BackboneName))}"
-        )
+    if backbone not in BACKBONES:
+        raise ValueError(f"no backbone {backbone!r}: want one of {', '.join(BACKBONES)}")
     if padding not in ("", "same", "pad100"):
         raise ValueError(f"no padding {padding!r}: want same or pad100")
     skips = 64 if backbone == "mobilenet_v1" and variant != "32s" else 0
     return NetworkSpec(
-        backbone,  # type: ignore[arg-type]
+        backbone,
         variant,  # type: ignore[arg-type]
         padding=padding or "same",  # type: ignore[arg-type]
         skip_channels=skips,
     )
 
 
-def make(spec: NetworkSpec) -> FCN:
+def make(spec: NetworkSpec) -> SegmentationNetwork:
     """Builds it with random weights, those of the score layers too, which would start at zero."""
     torch.manual_seed(0)
     network = build(spec, CLASSES)

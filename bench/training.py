@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench import record
 from bench.turns import order
-from model.build import BackboneName, build
+from model.build import BACKBONES, build
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
 from training.loader import step_loader
@@ -95,7 +95,8 @@ def plain_step(config: TrainConfig, classes: int) -> Step:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = record.parser("bench.training", __doc__)
-    parser.add_argument("--network", choices=get_args(BackboneName), default="mobilenet_v1")
+    parser.add_argument("--network", choices=list(BACKBONES), default="mobilenet_v1")
+    parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, nargs=2, default=(320, 448), metavar=("H", "W"))
@@ -169,7 +170,7 @@ def config_of(args: argparse.Namespace, root: Path) -> TrainConfig:
     height, width = args.crop
     raw: dict[str, Any] = {
         "name": "throughput",
-        "network": {"backbone": args.network},
+        "network": {"backbone": args.network, "width": args.width},
         "data": {"dataset": "folder", "root": root, "workers": args.workers},
         "schedule": {"epochs": 10_000, "batch_size": args.batch, "ema_decay": 0},
         "augment": {"crop_height": height, "crop_width": width},

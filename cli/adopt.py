@@ -10,7 +10,9 @@ from cli._arguments import positive
 HELP = "make any ONNX segmentation network one that the server loads"
 
 # As model.export.adopt has them, which is imported only when the command runs.
-_PRESETS = ("imagenet", "unit", "none", "caffe")
+_PRESETS = (
+    "imagenet", "caffe", "torchvision", "nyudv2", "siftflow", "tensorflow", "lite", "unit", "none",
+)  # fmt: skip
 _LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -36,10 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "the picture it takes", "a channel is (value * scale - mean) / std of a value in 0..255"
     )
     pixels.add_argument(
+        "--preprocessing",
         "--normalise",
         choices=_PRESETS,
         help="imagenet: RGB as torchvision has it; unit: RGB / 255; none: RGB as it is; caffe: BGR "
-        "minus the mean",
+        "minus the mean; or as a network trained here",
     )
     numbers = {"nargs": 3, "type": float, "metavar": ("A", "B", "C")}
     pixels.add_argument("--mean", **numbers, help="in the network's channel order")  # type: ignore[arg-type]
@@ -98,7 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from model.export.adopt import AdoptOptions, Preprocessing
+    from model.export.adopt import AdoptOptions, chosen
     from training.adopt import adopt_file
 
     report = adopt_file(
@@ -107,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
         args.name,
         args.classes,
         AdoptOptions(
-            preprocessing=Preprocessing.chosen(
-                args.normalise, args.mean, args.std, args.scale, args.color_order
+            preprocessing=chosen(
+                args.preprocessing, args.mean, args.std, args.scale, args.color_order
             ),
             size=tuple(args.size) if args.size else None,
             multiple_of_px=args.multiple_of,

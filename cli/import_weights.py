@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--network",
         required=True,
         metavar="NAME",
-        help="vgg16, alexnet (CaffeNet), googlenet or mobilenet_v1",
+        help="vgg16, alexnet (CaffeNet), googlenet, mobilenet_v1 or efficientnet_lite0",
     )
     parser.add_argument(
         "--head",
@@ -34,10 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of an FCN: as the authors trained it (default: pad100)",
     )
     parser.add_argument(
+        "--preprocessing",
         "--normalisation",
-        choices=("caffe", "torchvision", "nyudv2", "siftflow"),
-        help="pixels that the weights expect (default: by the kind of file, or of the released "
+        choices=("caffe", "torchvision", "nyudv2", "siftflow", "tensorflow", "lite"),
+        help="what the weights were fed with (default: by the kind of file, or of the released "
         "net; an .npz of plain layers does not say)",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="channels of FILE's network as a factor of the usual ones (default: 1)",
     )
     parser.add_argument(
         "--classes",
@@ -64,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.head == "none":
         imported = import_start_weights(
-            args.file, args.output, network=args.network, normalisation=args.normalisation
+            args.file,
+            args.output,
+            network=args.network,
+            preprocessing=args.preprocessing,
+            width=args.width,
         )
     else:
         imported = import_checkpoint(
@@ -73,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
             network=args.network,
             variant=args.head,
             padding=args.padding,
-            normalisation=args.normalisation,
+            preprocessing=args.preprocessing,
+            width=args.width,
             dataset=load_info(args.classes) if args.classes else None,
             modality=args.modality,
             name=args.name,
@@ -83,5 +96,5 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(imported.report.table())
     print(f"sha256 {imported.sha256}")
-    print(f"{args.output}: weights for {imported.normalisation} pixels")
+    print(f"{args.output}: weights for {imported.preprocessing} preprocessing")
     return 0

@@ -68,6 +68,41 @@ class CoordinateMap:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PixelRange:
+    """Cell i of a map depends on no pixel but `stride * i + first` .. `stride * i + last`."""
+
+    stride: Fraction
+    first: Fraction
+    last: Fraction
+
+    @classmethod
+    def of(cls, at: CoordinateMap) -> PixelRange:
+        """The receptive field of the cells of a map."""
+        reach = (at.receptive_field_px - 1) / 2
+        return cls(at.stride, at.start - reach, at.start + reach)
+
+    def conv(self, kernel: int, pad: int) -> PixelRange:
+        """After a convolution of stride 1."""
+        first = self.first - self.stride * pad
+        return PixelRange(self.stride, first, self.last + self.stride * (kernel - 1 - pad))
+
+    def upsampled(self, factor: int, kernel: int, cut: int) -> PixelRange:
+        """After a transposed convolution of which `cut` rows are cut off: row j takes the cells i
+        with 0 <= j + cut - factor * i < kernel."""
+        fine = self.stride / factor
+        return PixelRange(fine, self.first + fine * (cut - kernel + 1), self.last + fine * cut)
+
+    def cropped(self, offset: int) -> PixelRange:
+        moved = self.stride * offset
+        return PixelRange(self.stride, self.first + moved, self.last + moved)
+
+    def joined(self, other: PixelRange) -> PixelRange:
+        """After the sum of two maps of the same stride."""
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return PixelRange(self.stride, first, last)
+
+
 IMAGE = CoordinateMap()
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, cast
+from math import ceil
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from model.backbones.base import Backbone, Features
+from model.backbones.base import Backbone
 from model.backbones.caffe import Truncation
-from model.heads import Classes, head_sizes, layer_name
+from model.coordinates import PixelRange
+from model.heads import Classes, head_sizes, label_map, layer_name
+from model.network import SegmentationNetwork
 from model.upsample import BilinearUpsample, Upsampling
+
+__all__ = ["FCN", "AnyVariant", "FusedScore", "Variant", "label_map"]
 
 Variant = Literal["32s", "16s", "8s"]
 AnyVariant = Literal[Variant, Truncation]
@@ -22,12 +28,10 @@ _STRIDES: dict[AnyVariant, int] = {
 }  # fmt: skip
 """Of the map that the last upsampling takes to the pixels."""
 
-_HEAD_LAYERS = (
-    "score_fr", "upscore2", "score_pool4", "upscore_pool4", "score_pool3", "upscore",
-)  # fmt: skip
+_HEAD_LAYERS = ("score_fr", "upscore2", "score_pool4", "upscore_pool4", "score_pool3")
 
 
-class FCN(nn.Module):
+class FCN(SegmentationNetwork):
     """float [N,3,H,W] RGB images in 0..255 -> float [N,num_classes,H,W] logits.
 
     `classes`: how many; or by head, and then the logits of all heads follow one another, and each
@@ -51,7 +55,7 @@ class FCN(nn.Module):
     Raises: ValueError if the backbone lacks a map of that stride.
     """
 
-    # Of an only head; the layers of several have their names at the end.
+    # With an only head; the layers of several have their names at the end.
     score_fr: nn.Conv2d
     upscore2: BilinearUpsample
     score_pool4: nn.Module
@@ -74,41 +78,35 @@ class FCN(nn.Module):
         self.backbone = backbone
         self.variant: AnyVariant = variant
         self.heads = head_sizes(classes)
-        self.num_classes = sum(self.heads.values())
-        """Of all heads together."""
         self.pool4_scale, self.pool3_scale = pool4_scale, pool3_scale
         self.stride = _STRIDES[variant]
         self.skips = {"16s": 1, "8s": 2}.get(variant, 0)
+        self.skip_channels = skip_channels
         for head, count in self.heads.items():
             for name, layer in self._layers(count, upsampling, skip_channels).items():
                 self.add_module(layer_name(name, head), layer)
+        self._add_upscore()
 
     def _layers(
         self, count: int, upsampling: Upsampling, skip_channels: int
     ) -> dict[str, nn.Module]:
-        """Of one head of `count` classes, in the order in which they compute."""
-        taps, odd = self.backbone, self.backbone.crops.odd_kernels
-        layers = {"score_fr": _score(taps, taps.fc7_channels, count)}
+        """The layers of one head of `count` classes, in the order in which they compute."""
+        channels, odd = self.backbone.channels, self.backbone.crops.odd_kernels
+        streams = self.backbone.streams
+        layers: dict[str, nn.Module] = {"score_fr": _score(streams, channels[max(channels)], count)}
         if self.skips >= 1:
             layers["upscore2"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
-            layers["score_pool4"] = _skip(taps, taps.pool4_channels, skip_channels, count)
+            layers["score_pool4"] = _skip(streams, channels[16], skip_channels, count)
         if self.skips >= 2:
             layers["upscore_pool4"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
-            layers["score_pool3"] = _skip(taps, taps.pool3_channels, skip_channels, count)
-        # The last upsampling is fixed in the paper even where the inner ones are learned.
-        layers["upscore"] = BilinearUpsample(count, self.stride, "fixed", 2 * self.stride - odd)
+            layers["score_pool3"] = _skip(streams, channels[8], skip_channels, count)
         return layers
 
-    def forward(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        features, offset = self.backbone(images), self.crop
-        logits = [
-            self.get_submodule(layer_name("upscore", head))(self._scores(features, head))[
-                :, :, offset : offset + height, offset : offset + width
-            ]
-            for head in self.heads
-        ]
-        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+    def _add_upscore(self) -> None:
+        """The last upsampling is fixed in the paper even where the inner ones are learned, so one
+        serves all heads."""
+        kernel = 2 * self.stride - self.backbone.crops.odd_kernels
+        self.upscore = BilinearUpsample(self.num_classes, self.stride, "fixed", kernel)
 
     @property
     def crop(self) -> int:
@@ -116,25 +114,70 @@ class FCN(nn.Module):
         return self.backbone.crops.final[self.stride]
 
     def scores(self, images: Tensor) -> Tensor:
-        """float [N,num_classes,h,w]: what the last upsampling takes to the pixels. Of one head."""
-        return self._scores(self.backbone(images), next(iter(self.heads)))
+        """float [N,num_classes,h,w]: what the last upsampling takes to the pixels."""
+        maps = self.backbone(images)
+        scores = [self._scores(maps, head) for head in self.heads]
+        return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
 
-    def _scores(self, features: Features, head: str) -> Tensor:
+    def _scores(self, maps: dict[int, Tensor], head: str) -> Tensor:
         def layer(name: str) -> nn.Module:
             return self.get_submodule(layer_name(name, head))
 
         crops = self.backbone.crops
-        score: Tensor = layer("score_fr")(features.fc7)
+        score: Tensor = layer("score_fr")(maps[max(maps)])
         if self.skips >= 1:
-            skip = layer("score_pool4")(_scaled(features.pool4, self.pool4_scale))
+            skip = layer("score_pool4")(_scaled(maps[16], self.pool4_scale))
             score = _fuse(layer("upscore2")(score), crops.upscore2, skip, crops.pool4)
         if self.skips >= 2:
-            skip = layer("score_pool3")(_scaled(features.pool3, self.pool3_scale))
+            skip = layer("score_pool3")(_scaled(maps[8], self.pool3_scale))
             score = _fuse(layer("upscore_pool4")(score), crops.upscore_pool4, skip, crops.pool3)
         return score
 
+    def to_pixels(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.upscore.lowering == "phases":
+            return self._in_order(self.upscore.phases(scores).flatten(1, 2), size)
+        return self._cropped(self.upscore(scores), size)
+
+    def to_labels(self, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """By phases, arg max comes before the pixels are put in order: on labels rather than on C
+        scores."""
+        if self.upscore.lowering != "phases":
+            return super().to_labels(scores, size)
+        phases = self.upscore.phases(scores)
+        labels = self._in_order(label_map(phases), size)[:, 0]
+        return labels, self._in_order(phases.flatten(1, 2), size)
+
+    def _in_order(self, phases: Tensor, size: tuple[int, int]) -> Tensor:
+        """[N,C*f*f,h,w] -> [N,C,H,W], cut to the image."""
+        return self._cropped(functional.pixel_shuffle(phases, self.upscore.factor), size)
+
+    def _cropped(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        (height, width), top = size, self.crop
+        return pixels[:, :, top : top + height, top : top + width]
+
+    @property
+    def halo_px(self) -> int:
+        """From receptive fields, crops and kernels; rounded up to whole pixels."""
+        crops, maps = self.backbone.crops, self.backbone.maps
+        seen = PixelRange.of(maps[max(maps)])
+        for skip, stride, cut, skip_cut in (
+            (1, 16, crops.upscore2, crops.pool4),
+            (2, 8, crops.upscore_pool4, crops.pool3),
+        ):
+            if self.skips >= skip:
+                beside = PixelRange.of(maps[stride])
+                beside = beside.conv(3, pad=1) if self.skip_channels else beside
+                seen = seen.upsampled(2, 4 - crops.odd_kernels, cut).joined(
+                    beside.cropped(skip_cut)
+                )
+        kernel = self.upscore.kernel_size
+        seen = seen.upsampled(self.stride, kernel, self.crop)
+        return max(0, ceil(-seen.first), ceil(seen.last))
+
+    def score_layers(self) -> list[nn.Module]:
+        return [layer for name, layer in self.named_children() if name.startswith("score_")]
+
     def only(self, head: str) -> FCN:
-        """A copy with this one of its heads, whose layers then have the plain names."""
         part = copy.deepcopy(self)
         for other in self.heads:
             for name in _HEAD_LAYERS:
@@ -142,7 +185,7 @@ class FCN(nn.Module):
                 if other == head and layer is not None:
                     part.add_module(name, layer)
         part.heads = {"": self.heads[head]}
-        part.num_classes = self.heads[head]
+        part._add_upscore()
         return part
 
 
@@ -153,13 +196,12 @@ def _check_maps(backbone: Backbone, variant: AnyVariant) -> None:
             raise ValueError(f"variant {variant} needs a backbone cut after {variant}, not {cut}")
     elif backbone.cut_after:
         raise ValueError(f"the backbone is cut after {cut}: the variant must be {cut}")
-    elif variant != "32s" and not backbone.pool4_channels:
+    elif variant != "32s" and 16 not in backbone.channels:
         raise ValueError(f"{backbone.name} has no inner maps for skips: its variant is 32s only")
 
 
-def _scaled(pool: Tensor | None, scale: float) -> Tensor:
-    found = cast(Tensor, pool)  # _check_maps saw to it
-    return found if scale == 1 else found * scale
+def _scaled(pool: Tensor, scale: float) -> Tensor:
+    return pool if scale == 1 else pool * scale
 
 
 def _fuse(upsampled: Tensor, cut: int, skip: Tensor, skip_cut: int) -> Tensor:
@@ -196,9 +238,9 @@ class FusedScore(nn.Module):
         return torch.stack(scores).mean(dim=0)
 
 
-def _score(backbone: Backbone, inputs: int, classes: int) -> nn.Module:
-    if backbone.streams:
-        return FusedScore(inputs, classes, backbone.streams)
+def _score(streams: Sequence[str], inputs: int, classes: int) -> nn.Module:
+    if streams:
+        return FusedScore(inputs, classes, streams)
     return _plain_score(inputs, classes)
 
 
@@ -210,17 +252,12 @@ def _plain_score(inputs: int, classes: int) -> nn.Conv2d:
     return layer
 
 
-def _skip(backbone: Backbone, inputs: int, channels: int, classes: int) -> nn.Module:
+def _skip(streams: Sequence[str], inputs: int, channels: int, classes: int) -> nn.Module:
     if not channels:
-        return _score(backbone, inputs, classes)
+        return _score(streams, inputs, classes)
     return nn.Sequential(
         nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
         _plain_score(channels, classes),
     )
-
-
-def label_map(logits: Tensor) -> Tensor:
-    """float [N,C,...] -> uint8 [N,...] class ids."""
-    return logits.argmax(dim=1).to(torch.uint8)

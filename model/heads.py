@@ -41,3 +41,8 @@ def label_maps(logits: Tensor, sizes: HeadSizes) -> Tensor:
     classes from 0."""
     maps = [each.argmax(dim=1).to(torch.uint8) for each in split(logits, sizes).values()]
     return maps[0] if len(maps) == 1 else torch.stack(maps, dim=-1)
+
+
+def label_map(logits: Tensor) -> Tensor:
+    """float [N,C,...] -> uint8 [N,...] class ids."""
+    return logits.argmax(dim=1).to(torch.uint8)

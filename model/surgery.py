@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.backbones.norms import make_identity, norm_pairs
 from model.weights.layers import Array, Layer, LayerWeights, WeightsError
 
 Action = Literal["copied", "reshaped", "folded", "dropped", "unknown", "missing", "mismatch"]
@@ -64,27 +65,43 @@ class Report:
 
 
 class Shapes(NamedTuple):
-    """Of one layer; `bias` None where it has none."""
+    """The shapes of one layer; `bias` None where it has none."""
 
     weight: tuple[int, ...]
     bias: tuple[int, ...] | None
 
 
 def shapes_of(network: nn.Module, needed: Mapping[str, str]) -> dict[str, Shapes]:
-    """Of the layers of `network`, which may be on the "meta" device; `needed` as `transplant`."""
+    """What the layers of `network`, which may be on the "meta" device, want. `needed`: see
+    `transplant`."""
     shapes = {}
     for name, path in needed.items():
         parameters = dict(network.get_submodule(path).named_parameters(recurse=False))
-        bias = parameters.get("bias")
+        bias, norm = parameters.get("bias"), _norm_after(network, path)
+        bias = norm.bias if bias is None and norm is not None else bias
         shapes[name] = Shapes(
             tuple(parameters["weight"].shape), None if bias is None else tuple(bias.shape)
         )
     return shapes
 
 
+def _norm_after(network: nn.Module, path: str) -> nn.BatchNorm2d | None:
+    """The batch norm that follows a convolution, which takes its bias where it has none."""
+    parent, _, name = path.rpartition(".")
+    for pair in norm_pairs(network.get_submodule(parent)):
+        if pair.owner is network.get_submodule(parent) and pair.conv_name == name:
+            return pair.norm
+    return None
+
+
 def convolutions(network: nn.Module) -> dict[str, str]:
-    """Its convolutions in order, each by its path: what an importer must fill."""
-    return {path: path for path, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    """What an importer must fill: layers in order -> the paths of their convolutions. A layer that
+    is a convolution and its norm has the name of both."""
+    return {
+        path.removesuffix(".conv"): path
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
 
 
 def fit_layers(
@@ -124,7 +141,7 @@ def transplant(
     source: str = "the weights file",
 ) -> Report:
     """Fill the `needed` layers of `network`: a layer's name -> the path of its module (None: all
-    convolutions, by their paths).
+    convolutions). A norm after one becomes the identity.
 
     If `strict`, nothing is changed unless all of them fit; else those that do not keep theirs.
     Raises: WeightsError.
@@ -136,8 +153,12 @@ def transplant(
     for name, layer in fitted.items():
         parameters = dict(network.get_submodule(paths[name]).named_parameters(recurse=False))
         parameters["weight"].copy_(torch.from_numpy(layer.weight))
+        norm = _norm_after(network, paths[name])
+        if norm is not None:
+            make_identity(norm)
         if layer.bias is not None:
-            parameters["bias"].copy_(torch.from_numpy(layer.bias))
+            bias = parameters["bias"] if "bias" in parameters or norm is None else norm.bias
+            bias.copy_(torch.from_numpy(layer.bias))
     return report
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from tests.vgg_classifier import CONVS, NARROW, Classifier
 
-CAFFENET_CHANNELS = (8, 8, 12, 12, 8)
-CAFFENET_FC = 10
+CAFFENET_CHANNELS = (4, 8, 12, 12, 8)
+CAFFENET_FC = 128
+"""CaffeNet's at a width of 1/32."""
 
 
 class CaffeNet(nn.Module):
@@ -96,7 +97,7 @@ def keras_mobilenet(channels: tuple[int, ...], strides: tuple[int, ...]) -> dict
         ):
             arrays[f"{name}_bn/{array}:0"] = rng.uniform(low, high, outputs)
 
-    inputs = 32
+    inputs = channels[0] // 2 if channels[0] > 8 else 8
     convolution("conv1", (3, 3, 3, inputs))
     for index, outputs in enumerate(channels, start=1):
         convolution(f"conv_dw_{index}", (3, 3, inputs, 1), "depthwise_kernel")

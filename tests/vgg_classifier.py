@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-NARROW = (4, 4, 6, 8, 8)
-FC = 10
+WIDTH = 1 / 32
+NARROW = (2, 4, 8, 16, 16)
+FC = 128
+"""VGG16's channels at that width."""
 CONVS = ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
 LAYERS = [f"conv{block}_{i}" for block, convs in CONVS for i in range(1, convs + 1)]
 

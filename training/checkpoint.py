@@ -18,8 +18,8 @@ from torch import Tensor
 
 from model.build import NetworkSpec, build
 from model.contract import ClassInfo, TrainingData
-from model.fcn import FCN
 from model.modality import RGB
+from model.network import SegmentationNetwork
 from training.datasets.base import DatasetInfo
 from training.datasets.siftflow import GEOMETRIC, SEMANTIC
 
@@ -58,7 +58,7 @@ class Checkpoint:
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and device, see `training.environment`."""
 
-    def build_network(self) -> FCN:
+    def build_network(self) -> SegmentationNetwork:
         """Build the network with the averaged weights (the trained ones if there is no average).
 
         Raises: CheckpointError.
@@ -137,7 +137,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of this version of fcn train")
     try:
         fields["dataset"] = _dataset_info(fields["dataset"])
-        fields["network"] = NetworkSpec(**fields["network"])
+        fields["network"] = NetworkSpec.from_saved(fields["network"])
         _renew(fields)
         return Checkpoint(**fields)
     except (AttributeError, KeyError, TypeError) as error:

@@ -167,10 +167,9 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _norms_always_learn(self) -> Self:
-        has_norms = self.network.backbone == "mobilenet_v1" or self.network.batch_norm
-        if self.optimizer.trainable == "score_layers" and has_norms:
+        if self.optimizer.trainable == "score_layers" and self.network.has_norms:
             raise ValueError(
-                "optimizer.trainable=score_layers: the norms of mobilenet_v1 and of batch_norm "
+                f"optimizer.trainable=score_layers: the norms of {self.network.backbone} "
                 "would still take on the statistics of the data; it is for the nets of the paper"
             )
         return self

@@ -18,6 +18,7 @@ Raw = dict[str, Any]
 
 _RENAMED = {
     ("data", "shown"): ("mask", {}),
+    ("network", "normalisation"): ("preprocessing", {}),
     ("optimizer", "learned"): ("trainable", {"score": "score_layers"}),
 }
 """Section and former field to the field now, with the values that are called otherwise."""

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from model.backbones.base import Backbone
-from model.backbones.mobilenet_v1 import MobileNetV1
-from model.build import BackboneName, NetworkSpec, build
+from model.backbones.base import Backbone, BackboneSpec
+from model.build import BACKBONES, NetworkSpec, build
 from model.fcn import Variant
 from model.heads import layer_name
 from model.modality import Modality
-from model.surgery import Report, Shapes, convolutions, fit_layers, shapes_of, transplant
+from model.surgery import Report, convolutions, fit_layers, shapes_of, transplant
 from model.weights.head import (
     HEAD_LAYERS,
     STREAMS,
@@ -28,8 +27,6 @@ from model.weights.head import (
     upsampling_of,
 )
 from model.weights.layers import Convention, LayerWeights, WeightsError
-from model.weights.mobilenet import from_file_layout, to_file_layout
-from model.weights.names import NETWORKS, Normalisation
 from model.weights.read import read_weights
 from model.weights.start import write_start_weights
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -41,7 +38,7 @@ from training.environment import git_revision
 _LISTS = Path(__file__).parent / "datasets"
 VOC_CLASSES = _LISTS / "sbd.yaml"
 
-RELEASED: dict[int, tuple[Path, Normalisation]] = {
+RELEASED: dict[int, tuple[Path, str]] = {
     21: (VOC_CLASSES, "caffe"),
     40: (_LISTS / "nyudv2.yaml", "nyudv2"),
     60: (_LISTS / "pascal_context.yaml", "caffe"),
@@ -55,10 +52,10 @@ _GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of an import. `normalisation`: of which pixels the weights were learned."""
+    """What came of an import. `preprocessing`: that with which the weights were learned."""
 
     report: Report
-    normalisation: Normalisation
+    preprocessing: str
     sha256: str
     """of the file that was read"""
 
@@ -66,29 +63,31 @@ class Imported:
         """JSON-ready."""
         return {
             "sha256": self.sha256,
-            "normalisation": self.normalisation,
+            "preprocessing": self.preprocessing,
             "layers": [row._asdict() for row in self.report.rows],
         }
 
 
 def import_start_weights(
-    path: Path, out: Path, *, network: str, normalisation: Normalisation | None = None
+    path: Path, out: Path, *, network: str, preprocessing: str | None = None, width: float = 1.0
 ) -> Imported:
     """Backbone weights from `path`, a classifier or an FCN, to `out`, for `init.imagenet`.
 
-    `normalisation` None: what the file's convention implies.
+    `preprocessing` None: what the file's convention implies. `width`: of the file's network.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
-    file = _read(path, network, normalisation)
+    file = _read(path, network, preprocessing)
     with torch.device("meta"):
-        backbone = build(_spec(network, file.layers), 1).backbone
-    dropped = NETWORKS[network].dropped | HEAD_LAYERS
-    fitted, report = fit_layers(file.layers, _start_shapes(backbone), dropped)
+        backbone = build(_spec(network, file.layers, width), 1).backbone
+    dropped = BACKBONES[network].names.dropped | HEAD_LAYERS
+    # Also fc6 and fc7 of another width than ImageNet's, where the file has them.
+    wanted = shapes_of(backbone, convolutions(backbone))
+    for new in set(wanted) - set(backbone.start_paths()) - set(file.layers):
+        del wanted[new]
+    fitted, report = fit_layers(file.layers, wanted, dropped)
     report.require(str(path))
-    if isinstance(backbone, MobileNetV1):
-        fitted = to_file_layout(fitted)
-    write_start_weights(out, fitted, network=network, normalisation=file.normalisation)
-    return Imported(report.with_folded(file.folded), file.normalisation, _sha256(path))
+    write_start_weights(out, fitted, network=network, preprocessing=file.preprocessing)
+    return Imported(report.with_folded(file.folded), file.preprocessing, _sha256(path))
 
 
 def import_checkpoint(
@@ -98,7 +97,8 @@ def import_checkpoint(
     network: str,
     variant: Variant,
     padding: str = "pad100",
-    normalisation: Normalisation | None = None,
+    preprocessing: str | None = None,
+    width: float = 1.0,
     dataset: DatasetInfo | None = None,
     modality: Modality | None = None,
     name: str | None = None,
@@ -108,12 +108,12 @@ def import_checkpoint(
     The released nets were trained with `pad100`. `dataset`: the classes of its scores, in order;
     None: those of the released net with as many classes, see `RELEASED`. `modality` None: what the
     layers tell; a net for HHA has those of one for colour.
-    `normalisation` None: that of the released net, or what the file's convention implies.
+    `preprocessing` None: that of the released net, or what the file's convention implies.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
-    if network == "mobilenet_v1":
-        raise WeightsError("there are no files of an FCN over mobilenet_v1: --head must be none")
-    file = _read(path, network, normalisation)
+    if "padding" not in _known(network).options:
+        raise WeightsError(f"there are no files of an FCN over {network}: --head must be none")
+    file = _read(path, network, preprocessing)
     try:
         heads = heads_of(file.layers)
         check_variant(file.layers, variant, heads)
@@ -121,26 +121,26 @@ def import_checkpoint(
         seen = modality or modality_of(layers)
         # The kernels of the last upsampling tell which of the two kinds of crops a network has.
         with torch.device("meta"):
-            odd = build(_spec(network, layers, padding), 1).backbone.crops.odd_kernels
+            odd = build(_spec(network, layers, width, padding), 1).backbone.crops.odd_kernels
         upsampling = upsampling_of(layers, variant, odd, heads)
-        pixels = file.normalisation
+        pixels = file.preprocessing
         if dataset is None:
             dataset, learned_of = _released(layers, heads)
-            if normalisation is None and file.convention == "caffe":
+            if preprocessing is None and file.convention == "caffe":
                 pixels = learned_of
         dataset = dataclasses.replace(dataset, modality=seen)
         spec = dataclasses.replace(
-            _spec(network, layers, padding),
+            _spec(network, layers, width, padding),
             variant=variant,
             upsampling=upsampling,
-            normalisation=cast(Any, pixels) if network == "vgg16" else None,
+            preprocessing=pixels if "preprocessing" in _known(network).options else None,
             modality=seen,
         )
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     fcn = build(spec, dataset.head_sizes)
     needed = _paths(fcn.backbone) | needed_layers(variant, upsampling, heads, seen)
-    dropped = NETWORKS[network].dropped | HEAD_LAYERS
+    dropped = BACKBONES[network].names.dropped | HEAD_LAYERS
     report = transplant(fcn, layers, needed, dropped=dropped, source=str(path))
     sha256 = _sha256(path)
     config = {
@@ -171,37 +171,34 @@ class _File(NamedTuple):
     layers: LayerWeights
     folded: dict[str, str]
     convention: Convention
-    normalisation: Normalisation
+    preprocessing: str
 
 
-def _read(path: Path, network: str, normalisation: Normalisation | None) -> _File:
+def _read(path: Path, network: str, preprocessing: str | None) -> _File:
     """Raises: WeightsError, OSError."""
-    if network not in NETWORKS:
-        raise WeightsError(f"no names are known for {network!r}: want {', '.join(NETWORKS)}")
-    names = NETWORKS[network]
+    names = _known(network).names
     file = read_weights(path)
     try:
         layers, folded = names.read(file)
-        if network == "mobilenet_v1" and file.convention == "plain":
-            layers = from_file_layout(layers)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    pixels = normalisation or names.implied.get(file.convention)
-    choice = " or ".join(names.pixels)
+    pixels = preprocessing or names.implied.get(file.convention)
+    choice = " or ".join(names.preprocessing)
     if pixels is None:
         raise WeightsError(
-            f"{path} does not say of which pixels its weights were learned: say --normalisation "
-            f"{choice}"
+            f"{path} does not say with which preprocessing its weights were learned: say "
+            f"--preprocessing {choice}"
         )
-    if pixels not in names.pixels:
+    if pixels not in names.preprocessing:
         raise WeightsError(
-            f"{path} has weights for {pixels} pixels, and {network} can be fed {choice} ones only: "
-            f"if they were learned from those, say --normalisation {names.pixels[0]}"
+            f"{path} has weights for {pixels} preprocessing, and {network} can only be fed "
+            f"{choice}: if they were learned with that, say --preprocessing "
+            f"{names.preprocessing[0]}"
         )
     return _File(layers, folded, file.convention, pixels)
 
 
-def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo, Normalisation]:
+def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo, str]:
     """Classes and pixels of the authors' net with as many scores.
 
     Raises: WeightsError if they have no such net.
@@ -222,20 +219,20 @@ def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo
     return info, pixels
 
 
-def _start_shapes(backbone: Backbone) -> dict[str, Shapes]:
-    if isinstance(backbone, MobileNetV1):
-        return backbone.start_shapes()
-    return shapes_of(backbone, convolutions(backbone))
+def _known(network: str) -> BackboneSpec:
+    if network not in BACKBONES:
+        raise WeightsError(f"no names are known for {network!r}: want {', '.join(BACKBONES)}")
+    return BACKBONES[network]
 
 
-def _spec(network: str, layers: LayerWeights, padding: str = "same") -> NetworkSpec:
-    """FCN-32s; VGG16 and AlexNet with as many channels in fc6 and fc7 as the file has."""
+def _spec(network: str, layers: LayerWeights, width: float, padding: str = "same") -> NetworkSpec:
+    """An FCN-32s; one that needs fc6 with as many channels there as the file has."""
     fc6 = layers.get("fc6", layers.get(f"fc6{STREAMS[0]}"))
-    width = None
-    if network in ("vgg16", "alexnet") and fc6 is not None and fc6.bias is not None:
-        width = max(1, fc6.bias.size)
+    channels = None
+    if BACKBONES[network].fc6_is_needed and fc6 is not None and fc6.bias is not None:
+        channels = max(1, fc6.bias.size)
     return NetworkSpec(
-        cast(BackboneName, network), "32s", fc6_channels=width, padding=cast(Any, padding)
+        network, "32s", fc6_channels=channels, padding=cast(Any, padding), width=width
     )
 
 

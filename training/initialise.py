@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.build import NetworkSpec
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetInfo, SegmentationDataset
@@ -24,7 +24,9 @@ Weights = dict[str, Tensor]
 """Tensors by their names in a network."""
 
 
-def initialise(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
+def initialise(
+    network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
+) -> None:
     """Load what `init` of the config names; without it the network stays as it is.
 
     Raises: ConfigError.
@@ -72,7 +74,9 @@ class Taken:
 
 
 @torch.no_grad()
-def load_stage(network: FCN, path: Path, config: TrainConfig, data: SegmentationDataset) -> Taken:
+def load_stage(
+    network: SegmentationNetwork, path: Path, config: TrainConfig, data: SegmentationDataset
+) -> Taken:
     """Copy every layer that `network` and the checkpoint's network share, of the averaged weights.
 
     New score layers keep their start, zero, and new upsamplings theirs, bilinear; a fixed
@@ -156,9 +160,9 @@ def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> Non
         for field in fields
         if getattr(before, field) != getattr(now, field)
     ]
-    pixels = [spec.normalisation or "caffe" for spec in (before, now)]
-    if pixels[0] != pixels[1]:
-        differing.append(f"network.normalisation (there {pixels[0]}, here {pixels[1]})")
+    fed = [spec.preprocessing_or_default for spec in (before, now)]
+    if fed[0] != fed[1]:
+        differing.append(f"network.preprocessing (there {fed[0]}, here {fed[1]})")
     if differing:
         raise ConfigError(f"init.checkpoint: {path} is of another net: {', '.join(differing)}")
 
@@ -171,7 +175,9 @@ def _span(layers: Sequence[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
 
 
-def load_imagenet(network: FCN, config: TrainConfig, data: SegmentationDataset) -> None:
+def load_imagenet(
+    network: SegmentationNetwork, config: TrainConfig, data: SegmentationDataset
+) -> None:
     """Load ImageNet weights, and norms that fit them, if the config names a file.
 
     Raises: ConfigError if the file is missing, damaged or for another network.

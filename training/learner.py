@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint
 from training.config import ConfigError, TrainConfig
 from training.distributed import SINGLE, World
@@ -34,12 +34,12 @@ class Learner:
 
     def __init__(
         self,
-        network: FCN,
+        network: SegmentationNetwork,
         config: TrainConfig,
         total: int,
         class_weights: Tensor | None = None,
         world: World = SINGLE,
-        teacher: FCN | None = None,
+        teacher: SegmentationNetwork | None = None,
     ) -> None:
         self.config, self.total, self.world = config, total, world
         self.class_weights = class_weights
@@ -175,7 +175,9 @@ class Learner:
                         statistic.copy_(self.world.sum(statistic) / self.world.size)
 
 
-def _memory_format(network: FCN, device: torch.device, bf16: bool) -> torch.memory_format:
+def _memory_format(
+    network: SegmentationNetwork, device: torch.device, bf16: bool
+) -> torch.memory_format:
     """Channels last is what tensor cores and bf16 kernels want, and depthwise convolutions on a
     CPU; the large plain ones in fp32 took a fifth longer with it there (bench/LOG.md)."""
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 2 for m in network.modules())
@@ -184,7 +186,7 @@ def _memory_format(network: FCN, device: torch.device, bf16: bool) -> torch.memo
     return torch.channels_last
 
 
-def _parallel(network: FCN, world: World) -> nn.Module:
+def _parallel(network: SegmentationNetwork, world: World) -> nn.Module:
     if world.size == 1:
         return network
     device_ids = [world.local_rank] if torch.cuda.is_available() else None

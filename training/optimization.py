@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.config import OptimizerConfig, ScheduleConfig
 
 
-def make_optimizer(network: FCN, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Give backbone and head their own rates, biases and norms no decay, and the biases of
     convolutions `bias_lr_factor` times the rate.
 
     Each group keeps its rate at the schedule's start as `base_lr`. With `trainable:
     score_layers` the other parameters are in no group, and need no gradient from now on.
     """
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(config.trainable == "all" or name.startswith("score_"))
+    scoring = {id(p) for layer in network.score_layers() for p in layer.parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(config.trainable == "all" or id(parameter) in scoring)
     pretrained = {
         id(parameter)
         for module in network.backbone.pretrained_modules()

@@ -13,8 +13,8 @@ import yaml
 from model.contract import Contract, InputSpec, OutputSpec
 from model.export.export import export
 from model.export.parity import ParityReport
-from model.fcn import FCN
 from model.modality import RGB
+from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint, load_checkpoint
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -58,7 +58,7 @@ def publish(
     return path, report
 
 
-def _served(checkpoint: Checkpoint, path: Path) -> FCN:
+def _served(checkpoint: Checkpoint, path: Path) -> SegmentationNetwork:
     """What a server can run of it: of two heads the semantic one.
 
     Raises: PublishError if it takes more than an RGB picture, CheckpointError.
@@ -76,7 +76,7 @@ def _served(checkpoint: Checkpoint, path: Path) -> FCN:
 
 def make_contract(
     checkpoint: Checkpoint,
-    network: FCN,
+    network: SegmentationNetwork,
     name: str,
     *,
     logits: bool = False,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.fcn import FCN
 from model.modality import RGB
+from model.network import SegmentationNetwork
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import DatasetInfo
 
 
-def load_teacher(path: Path, info: DatasetInfo) -> FCN:
+def load_teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
     """Load a checkpoint, with its averaged weights, or an exported fp32 file; in eval mode, and no
     weight of it learns.
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.build import build
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from training.advice import advice
 from training.analysis.masking import mask_images
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -226,7 +226,7 @@ class Trainer:
         frequencies = self.train_data.class_frequencies(progress=self.world.is_main)
         return inverse_log_weights(frequencies, offset).to(self.world.device())
 
-    def _teacher(self) -> FCN | None:
+    def _teacher(self) -> SegmentationNetwork | None:
         path = self.config.distill.teacher
         return None if path is None else load_teacher(path, self.train_data.info)
 

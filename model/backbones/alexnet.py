@@ -10,23 +10,27 @@ Source of every number: `voc-fcn-alexnet/net.py` of shelhamer/fcn.berkeleyvision
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, Features
+from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
 from model.backbones.caffe import (
     CAFFE_PADDING,
     Padding,
-    caffe_mean,
-    caffe_normalised,
     initialise,
     local_response_norm,
     max_pool3,
     max_pool3_map,
+    scaled,
 )
-from model.coordinates import IMAGE, CoordinateMap, fcn_crops
+from model.coordinates import IMAGE, CoordinateMap
+from model.preprocessing import PREPROCESSING, Preprocess
+from model.weights.names import Names
+
+if TYPE_CHECKING:
+    from model.build import NetworkSpec
 
 CHANNELS = (96, 256, 384, 384, 256)
 FC_CHANNELS = 4096
@@ -49,28 +53,30 @@ def alexnet_map(padding: Padding) -> CoordinateMap:
 class AlexNet(Backbone):
     """fc7 (stride 32) after dropout; no inner taps, as the paper gives it no skips.
 
-    `fc_channels`: of fc6 and fc7. `channels`: of conv1 to conv5; all but the third even.
+    `fc_channels`: of fc6 and fc7. `width`: a factor of the channels of conv1 to conv5.
 
     Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
     rows in pool5, 32p >= H + 162, while FCN-32s needs 32p >= H + 147.
     """
 
     name = "alexnet"
-    normalisation = "caffe"
-    mean: Tensor
+    weights_preprocessing = "caffe"
 
     def __init__(
         self,
         padding: Padding = "same",
-        fc_channels: int = FC_CHANNELS,
+        fc_channels: int | None = None,
         dropout: float = 0.5,
-        channels: Sequence[int] = CHANNELS,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
-        conv1, conv2, conv3, conv4, conv5 = channels
+        self.preprocess = Preprocess(PREPROCESSING["caffe"])
+        conv1, conv2, conv3, conv4, conv5 = scaled(CHANNELS, width, multiple=2)
         k1, k2, k3, k4, k5 = _KERNELS
         g1, g2, g3, g4, g5 = _GROUPS
         self.padding: Padding = padding
+        self._own_fc_channels = scaled([FC_CHANNELS], width)[0]
+        fc_channels = fc_channels or self._own_fc_channels
         self.conv1 = nn.Conv2d(3, conv1, k1, _CONV1_STRIDE, _conv1_padding(padding), groups=g1)
         self.conv2 = nn.Conv2d(conv1, conv2, k2, padding=2, groups=g2)
         self.conv3 = nn.Conv2d(conv2, conv3, k3, padding=1, groups=g3)
@@ -79,19 +85,15 @@ class AlexNet(Backbone):
         self.fc6 = nn.Conv2d(conv5, fc_channels, _FC6_KERNEL)
         self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
         self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
-        self.fc7_channels = fc_channels
-        self.crops = fcn_crops(None, None, alexnet_map(padding))
-        self.register_buffer("mean", caffe_mean(), persistent=False)
+        self.channels, self.maps = {32: fc_channels}, {32: alexnet_map(padding)}
+        self.crops = crops_of(self.maps)
         initialise(self)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return caffe_normalised(images, self.mean)
-
     def forward(self, images: Tensor) -> Features:
-        x = self.normalise(images)
+        x = self.preprocess(images)
         for part in (self._stem, self._middle, self._fully_connected):
-            x = self.segment(part, x)
-        return Features(pool3=None, pool4=None, fc7=x)
+            x = self.checkpointed(part, x)
+        return {32: x}
 
     def _stem(self, x: Tensor) -> Tensor:
         x = functional.relu(self.conv1(x), inplace=True)
@@ -113,7 +115,7 @@ class AlexNet(Backbone):
 
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are CaffeNet's only at its own width."""
-        new = () if self.fc7_channels == FC_CHANNELS else ("fc6", "fc7")
+        new = () if self.channels[32] == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
 
@@ -124,3 +126,31 @@ def _conv1_padding(padding: Padding) -> int:
 def _fc6_padding(padding: Padding) -> tuple[int, int]:
     """Before and after; an even kernel has no middle, and `same` must add five in all."""
     return (0, 0) if padding == "pad100" else (2, 3)
+
+
+def _build(spec: NetworkSpec) -> Backbone:
+    return AlexNet(spec.padding, spec.fc6_channels_or_default, spec.dropout_or_default, spec.width)
+
+
+_NAMES = Names(
+    dropped=frozenset({"fc8"}),
+    foreign={
+        "features.0": "it is torchvision's AlexNet, which is another network than the CaffeNet "
+        "that the paper and this project have: 64 and 192 filters first instead of 96 and 256, no "
+        "groups, no normalisation across channels. Its weights cannot be used: take "
+        "bvlc_reference_caffenet.caffemodel"
+    },
+)
+"""Source of the difference: `torchvision/models/alexnet.py` of pytorch/vision; its issue 185."""
+
+SPEC = BackboneSpec(
+    name="alexnet",
+    build=_build,
+    taps={32: "fc7"},
+    options=frozenset({"fc6_channels", "padding"}),
+    dropout=0.5,
+    fc6_channels=FC_CHANNELS,
+    fc6_is_needed=True,
+    preprocessing=("caffe",),
+    names=_NAMES,
+)

@@ -1,62 +1,85 @@
-"""What a backbone gives to the FCN heads."""
+"""What a backbone is to the heads, and what its file says about it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from model.backbones.norms import Pair, restore
+from model.backbones.norms import Pair, norm_pairs, restore
 from model.backbones.recompute import recomputed
-from model.coordinates import CropOffsets, fcn_crops, tile
+from model.coordinates import CoordinateMap, CropOffsets, fcn_crops, tile
 from model.surgery import convolutions, transplant
 from model.weights.layers import LayerWeights
+from model.weights.names import Names
 from model.weights.start import read_start_weights
 
+if TYPE_CHECKING:
+    from model.build import NetworkSpec
 
-class Features(NamedTuple):
-    """float [N,C,h,w] maps; a backbone without an inner tap gives None for it."""
+Features = dict[int, Tensor]
+"""float [N,C,h,w] maps by their stride in pixels. The coarsest is what is classified first; finer
+ones are for skips."""
 
-    pool3: Tensor | None
-    """stride 8"""
-    pool4: Tensor | None
-    """stride 16"""
-    fc7: Tensor
-    """stride 32, or the last layer's of a net cut short: what score_fr classifies"""
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """All that the rest of the project knows about one backbone before it is built.
+
+    `taps`: stride -> the layer whose map it is. `options`: fields of `NetworkSpec` that it has
+    beside those of every backbone: `fc6_channels`, `padding`, `preprocessing`, `modality`,
+    `batch_norm`, `truncation`. `fc6_channels` and `dropout`: where a recipe leaves them out.
+    `preprocessing`: what it can be fed, the default first. `norms`: whether it has batch norms.
+    `names`: those of its layers in files of other programs. `check` raises ValueError for fields
+    that do not go together.
+    """
+
+    name: str
+    build: Callable[[NetworkSpec], Backbone]
+    taps: Mapping[int, str]
+    preprocessing: tuple[str, ...]
+    names: Names
+    dropout: float
+    options: frozenset[str] = frozenset()
+    fc6_channels: int | None = None
+    fc6_is_needed: bool = False
+    norms: Literal["always", "option", "never"] = "never"
+    check: Callable[[NetworkSpec], None] = lambda spec: None
 
 
 class Backbone(nn.Module, ABC):
-    """RGB images in 0..255 -> Features. Normalisation is the backbone's own business."""
+    """Takes float [N,3,H,W] RGB images in 0..255 and gives `Features`."""
 
     name: str
-    pool3_channels: int = 0
-    pool4_channels: int = 0
-    """0: there is no such tap, so no skip from it."""
-    fc7_channels: int
-    streams: tuple[str, ...] = ()
-    """Names of the nets side by side, whose maps lie one after the other in the channels; none
-    where there is but one."""
-    cut_after: str | None = None
-    """The last layer of a net cut short, which takes the place of fc7."""
+    channels: Mapping[int, int]
+    """of each map, by its stride"""
+    maps: Mapping[int, CoordinateMap]
+    """where the cells of each map lie, by its stride"""
     crops: CropOffsets
+    preprocess: nn.Module
+    """images -> what the first layer was trained on"""
+    weights_preprocessing: str
+    """the preprocessing with which its ImageNet weights were learned, as their file says it"""
+    streams: tuple[str, ...] = ()
+    """names of the nets side by side, whose maps lie one after the other in the channels; none
+    where there is but one"""
+    cut_after: str | None = None
+    """the last layer of a net cut short"""
     recompute: bool = False
-    """Of each `segment`, keep for the gradient only the input and compute the rest again."""
+    """activation checkpointing of each `checkpointed` part"""
     min_side_px: int = 1
     max_side_px: int | None = None
-
-    @abstractmethod
-    def normalise(self, images: Tensor) -> Tensor:
-        """float [N,3,H,W] RGB in 0..255 -> what the first layer was trained on."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
         """float [N,3,H,W] RGB in 0..255."""
 
-    def segment(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def checkpointed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """function(x), a part of the forward pass that `recompute` applies to."""
         if self.recompute and self.training and torch.is_grad_enabled():
             return recomputed(self, function, x)
@@ -68,7 +91,8 @@ class Backbone(nn.Module, ABC):
 
     def norm_pairs(self) -> list[Pair]:
         """The batch norms of the layers that `load_imagenet` fills, with their convolutions."""
-        return []
+        pretrained = self._pretrained()
+        return [pair for pair in norm_pairs(self) if id(pair.conv) in pretrained]
 
     def restore_norms(self, batches: Iterable[Tensor]) -> None:
         """Give each norm the mean and variance its convolution has on `batches`.
@@ -79,10 +103,8 @@ class Backbone(nn.Module, ABC):
         """
         restore(self, self.norm_pairs(), batches)
 
-    @property
-    def weights_pixels(self) -> str:
-        """Of which pixels its ImageNet weights were learned, as the file says it."""
-        return str(getattr(self, "normalisation", ""))
+    def fold_constant_padding(self) -> None:
+        """Compute once what a wide padding makes alike, for inference; values stay as they are."""
 
     def start_layers(self, layers: LayerWeights) -> LayerWeights:
         """The ImageNet net's layers as this one's."""
@@ -91,20 +113,35 @@ class Backbone(nn.Module, ABC):
     def load_imagenet(self, path: Path) -> None:
         """Fill `pretrained_modules` from a file that `fcn import-weights` wrote.
 
-        Raises: ValueError naming what does not fit; OSError if the file cannot be read.
+        Norms become the identity, plus the bias where the convolution has none: see
+        `restore_norms`. Raises: ValueError naming what does not fit; OSError if the file cannot be
+        read.
         """
         layers = self.start_layers(
-            read_start_weights(path, network=self.name, normalisation=self.weights_pixels)
+            read_start_weights(path, network=self.name, preprocessing=self.weights_preprocessing)
         )
-        pretrained = {id(part) for module in self.pretrained_modules() for part in module.modules()}
-        needed = {
-            layer: module
-            for layer, module in convolutions(self).items()
-            if id(self.get_submodule(module)) in pretrained
+        transplant(self, layers, self.start_paths(), source=str(path))
+
+    def start_paths(self) -> dict[str, str]:
+        """The layers of a file of start weights -> the paths of their convolutions."""
+        pretrained = self._pretrained()
+        return {
+            layer: path
+            for layer, path in convolutions(self).items()
+            if id(self.get_submodule(path)) in pretrained
         }
-        transplant(self, layers, needed, source=str(path))
+
+    def _pretrained(self) -> set[int]:
+        return {id(part) for module in self.pretrained_modules() for part in module.modules()}
 
 
 SAME_CROPS = fcn_crops(tile(8), tile(16), tile(32))
 """'same' networks: cell i at stride s covers pixels s*i .. s*i+s-1, so an upsampled map loses
 half a factor (kernel 2f overhangs by f/2) at the top and left, and nothing else."""
+
+
+def crops_of(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
+    """Crops that follow from where the cells of a backbone's maps lie."""
+    coarsest = max(maps)
+    inner = {stride: at for stride, at in maps.items() if stride != coarsest}
+    return fcn_crops(inner.get(8), inner.get(16), maps[coarsest])

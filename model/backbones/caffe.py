@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from math import ceil, floor
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +19,14 @@ has ceil(H/s) rows, and works on the image's own pixels."""
 
 Truncation = Literal["pool3", "pool4", "pool5"]
 """The last layer of a net cut short."""
+TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 
 CAFFE_PADDING = 100
 """Source: `voc-fcn8s/net.py` and `voc-fcn-alexnet/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
-CAFFE_MEAN = (122.67892, 116.66877, 104.00699)
-"""Of RGB in 0..255; Caffe nets take BGR, so `caffe_normalised` flips the colours.
-
-Source: `voc-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org (there BGR)."""
-
 _LRN_SIZE, _LRN_ALPHA = 5, 1e-4
 """The exponent is 0.75. Source: `voc-fcn-alexnet/net.py` of shelhamer/fcn.berkeleyvision.org;
 `bvlc_googlenet/train_val.prototxt` of BVLC/caffe has the same."""
-
-
-def caffe_normalised(images: Tensor, mean: Tensor) -> Tensor:
-    """float [N,3,H,W] RGB in 0..255 -> BGR less the mean, given as [1,3,1,1] in RGB."""
-    return (images - mean).flip(1)
 
 
 def local_response_norm(x: Tensor) -> Tensor:
@@ -67,6 +60,11 @@ def max_pool3_map(at: CoordinateMap, padding: Padding) -> CoordinateMap:
     return at.conv(3, stride=2, pad=1 if padding == "same" else 0)
 
 
+def scaled(channels: Sequence[int], width: float, multiple: int = 1) -> list[int]:
+    """Each times `width`, to the nearest `multiple` and at least one of it."""
+    return [multiple * max(1, round(count * width / multiple)) for count in channels]
+
+
 def initialise(network: nn.Module) -> None:
     """Weights for ReLU layers, biases zero: keeps the variance through any depth.
 
@@ -79,6 +77,59 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def caffe_mean() -> Tensor:
-    """float32 [1,3,1,1], RGB."""
-    return torch.tensor(CAFFE_MEAN).view(1, 3, 1, 1)
+class Copies(NamedTuple):
+    """Rows of a map, alike by construction, that are computed once and put back after a pooling.
+
+    `more` copies of row `first`, and of the row that `last` rows follow, are put in; columns alike.
+    """
+
+    first: int
+    last: int
+    more: int
+
+
+def constant_padding(pools: Sequence[CoordinateMap]) -> tuple[int, list[Copies]]:
+    """By how much the padding of 100 may shrink, and what makes up for it after each pooling.
+
+    Between what sees the image and what sees the canvas' edge all rows above and below the image
+    are the same, and so are the columns beside it. `pools`: where the cells of each pooling lie on
+    the map of the first convolution, 3x3, whose cell j sees the rows j to j + 2 of the canvas.
+    """
+    shrunk: list[int] = []
+    rows: list[tuple[int, int]] = []
+    missing = CAFFE_PADDING
+    for at in pools:
+        stride, reach = int(at.stride), (at.receptive_field_px - 1) / 2
+        lowest, highest = at.start - reach, at.start + reach
+        first, last = ceil(-lowest / stride), ceil(highest / stride)
+        above = floor((CAFFE_PADDING - 3 - highest) / stride) - first
+        below = floor((CAFFE_PADDING - 2 - stride + lowest) / stride) - last
+        # Whole cells of every map, so that the others stay where they were; one row stays.
+        missing = min(min(above, below) * stride, missing // stride * stride)
+        if missing <= 0:
+            break
+        shrunk.append(missing)
+        rows.append((first, last))
+    steps = zip(rows, pools, shrunk, [*shrunk[1:], 0], strict=False)
+    return shrunk[0], [
+        Copies(first, last, (now - then) // int(at.stride))
+        for (first, last), at, now, then in steps
+    ]
+
+
+def put_back(x: Tensor, copies: Copies) -> Tensor:
+    """[N,C,h,w] -> the map that the whole padding would have given."""
+    first, last, more = copies
+    if not more:
+        return x
+    for axis in (2, 3):
+        before = (slice(None),) * axis
+        parts = [
+            x[(*before, slice(None, first))],
+            *[x[(*before, slice(first, first + 1))]] * more,
+            x[(*before, slice(first, -last))],
+            *[x[(*before, slice(-last - 1, -last))]] * more,
+            x[(*before, slice(-last, None))],
+        ]
+        x = torch.cat(parts, dim=axis)
+    return x

@@ -10,22 +10,29 @@ Not torchvision's GoogLeNet, which has batch norm, and 3x3 in place of 5x5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, Features
+from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
 from model.backbones.caffe import (
     CAFFE_PADDING,
     Padding,
-    caffe_mean,
-    caffe_normalised,
     initialise,
     local_response_norm,
     max_pool3,
     max_pool3_map,
+    scaled,
 )
-from model.coordinates import IMAGE, CoordinateMap, fcn_crops
+from model.coordinates import IMAGE, CoordinateMap
+from model.preprocessing import PREPROCESSING, Preprocess
+from model.weights.names import Names
+
+if TYPE_CHECKING:
+    from model.build import NetworkSpec
 
 _STEM = (64, 64, 192)
 """Channels of conv1, conv2's reduction and conv2. Source: arXiv 1409.4842 table 1."""
@@ -48,8 +55,8 @@ DROPOUT = 0.4
 """Source: arXiv 1409.4842 section 5."""
 
 
-def googlenet_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, CoordinateMap]:
-    """Where the cells of inception_3b, inception_4e and inception_5b lie.
+def googlenet_maps(padding: Padding) -> dict[int, CoordinateMap]:
+    """Where the cells of inception_3b, inception_4e and inception_5b lie, by stride.
 
     Their receptive fields are those of the widest branch, the 5x5. The paper's 907 pixels count
     the average pooling that its text discards; without it there are 715.
@@ -60,13 +67,13 @@ def googlenet_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, Coor
     for name in _INCEPTIONS:
         at = max_pool3_map(at, padding) if name in _POOL_BEFORE else at
         at = ends[name] = at.conv(5, pad=2)
-    return ends["3b"], ends["4e"], ends["5b"]
+    return {8: ends["3b"], 16: ends["4e"], 32: ends["5b"]}
 
 
 class Inception(nn.Module):
     """Four branches side by side, [N,inputs,h,w] -> [N,1x1 + 3x3 + 5x5 + pool_proj,h,w]."""
 
-    def __init__(self, inputs: int, channels: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, channels: Sequence[int]) -> None:
         super().__init__()
         one, reduce3, three, reduce5, five, proj = channels
         self.add_module("1x1", nn.Conv2d(inputs, one, 1))
@@ -102,15 +109,15 @@ class GoogLeNet(Backbone):
     """
 
     name = "googlenet"
-    normalisation = "caffe"
-    mean: Tensor
+    weights_preprocessing = "caffe"
 
     def __init__(
         self, padding: Padding = "same", dropout: float = DROPOUT, width: float = 1.0
     ) -> None:
         super().__init__()
+        self.preprocess = Preprocess(PREPROCESSING["caffe"])
         self.padding: Padding = padding
-        conv1, reduce2, conv2 = _scaled(_STEM, width)
+        conv1, reduce2, conv2 = scaled(_STEM, width)
         self.conv1 = nn.ModuleDict({"7x7_s2": nn.Conv2d(3, conv1, 7, 2, _conv1_padding(padding))})
         self.conv2 = nn.ModuleDict({
             "3x3_reduce": nn.Conv2d(conv1, reduce2, 1),
@@ -119,26 +126,22 @@ class GoogLeNet(Backbone):
         outputs = {}
         inputs = conv2
         for name, channels in _INCEPTIONS.items():
-            inception = Inception(inputs, _scaled(channels, width))
+            inception = Inception(inputs, scaled(channels, width))
             self.add_module(f"inception_{name}", inception)
             inputs = outputs[name] = inception.outputs
         self.dropout = nn.Dropout(dropout)
-        self.pool3_channels, self.pool4_channels = outputs["3b"], outputs["4e"]
-        self.fc7_channels = outputs["5b"]
-        self.crops = fcn_crops(*googlenet_maps(padding))
-        self.register_buffer("mean", caffe_mean(), persistent=False)
+        self.channels = {8: outputs["3b"], 16: outputs["4e"], 32: outputs["5b"]}
+        self.maps = googlenet_maps(padding)
+        self.crops = crops_of(self.maps)
         initialise(self)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return caffe_normalised(images, self.mean)
-
     def forward(self, images: Tensor) -> Features:
-        x = self.segment(self._stem, self.normalise(images))
+        x = self.checkpointed(self._stem, self.preprocess(images))
         ends = {}
         for name in _INCEPTIONS:
             x = max_pool3(x, self.padding) if name in _POOL_BEFORE else x
-            x = ends[name] = self.segment(self.get_submodule(f"inception_{name}"), x)
-        return Features(pool3=ends["3b"], pool4=ends["4e"], fc7=self.dropout(x))
+            x = ends[name] = self.checkpointed(self.get_submodule(f"inception_{name}"), x)
+        return {8: ends["3b"], 16: ends["4e"], 32: self.dropout(x)}
 
     def _stem(self, x: Tensor) -> Tensor:
         x = functional.relu(self.conv1["7x7_s2"](x), inplace=True)
@@ -152,5 +155,43 @@ def _conv1_padding(padding: Padding) -> int:
     return CAFFE_PADDING if padding == "pad100" else 3
 
 
-def _scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
-    return tuple(max(1, round(count * width)) for count in channels)
+def _build(spec: NetworkSpec) -> Backbone:
+    return GoogLeNet(spec.padding, spec.dropout_or_default, spec.width)
+
+
+_BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
+_LAYERS = [
+    "conv1/7x7_s2",
+    "conv2/3x3_reduce",
+    "conv2/3x3",
+    *(f"inception_{name}/{branch}" for name in _INCEPTIONS for branch in _BRANCHES),
+]
+_NAMES = Names(
+    caffe={name: name.replace("/", ".") for name in _LAYERS},
+    dropped=frozenset({
+        *(f"loss{i}/{layer}" for i in (1, 2) for layer in ("conv", "fc", "classifier")),
+        "loss3/classifier",
+    }),
+    foreign={
+        "inception3a.branch1.conv": "it is torchvision's GoogLeNet, which is another network than "
+        "the one that the paper and this project have: it pools before inception 5a over 2x2 "
+        "pixels instead of 3x3, does not normalise across channels, and takes RGB in -1..1. Its "
+        "3x3 kernels for 5x5 and its batch norms could be rewritten, those three differences not. "
+        "Its weights cannot be used: take bvlc_googlenet.caffemodel"
+    },
+)  # fmt: skip
+"""`loss1` and `loss2` are the auxiliary classifiers.
+
+Source of the names: `models/bvlc_googlenet/train_val.prototxt` of BVLC/caffe; of the difference:
+`torchvision/models/googlenet.py` of pytorch/vision.
+"""
+
+SPEC = BackboneSpec(
+    name="googlenet",
+    build=_build,
+    taps={8: "inception_3b", 16: "inception_4e", 32: "inception_5b"},
+    options=frozenset({"padding"}),
+    dropout=DROPOUT,
+    preprocessing=("caffe",),
+    names=_NAMES,
+)

@@ -1,14 +1,40 @@
-"""Statistics of batch norms whose convolutions start from weights with the norm folded in."""
+"""Batch norms beside their convolutions: finding, folding, and measuring them anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
-"""A convolution and the norm right after it."""
+
+class Pair(NamedTuple):
+    """A convolution and the batch norm right after it among the children of one module."""
+
+    owner: nn.Module
+    conv_name: str
+    norm_name: str
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+def norm_pairs(network: nn.Module) -> Iterator[Pair]:
+    """Every convolution of `network` that a batch norm follows, in order."""
+    for owner in network.modules():
+        children = list(owner.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                yield Pair(owner, conv_name, norm_name, conv, norm)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Put batch norms into the convolutions before them; the network is for inference then."""
+    for pair in list(norm_pairs(network)):
+        pair.owner.add_module(pair.conv_name, fuse_conv_bn_eval(pair.conv, pair.norm))
+        pair.owner.add_module(pair.norm_name, nn.Identity())
 
 
 @torch.no_grad()
@@ -26,10 +52,10 @@ def restore(network: nn.Module, pairs: Sequence[Pair], batches: Iterable[Tensor]
     Scale and shift are set so that the layer's function stays what it was. `batches`: what
     `network` takes. Raises: ValueError if there are none.
     """
-    moments = [_Moments(conv.out_channels) for conv, _ in pairs]
+    moments = [_Moments(pair.conv.out_channels) for pair in pairs]
     hooks = [
-        conv.register_forward_hook(lambda _module, _inputs, output, own=own: own.add(output))
-        for (conv, _), own in zip(pairs, moments, strict=True)
+        pair.conv.register_forward_hook(lambda _module, _inputs, output, own=own: own.add(output))
+        for pair, own in zip(pairs, moments, strict=True)
     ]
     was_training = network.training
     network.eval()
@@ -41,8 +67,8 @@ def restore(network: nn.Module, pairs: Sequence[Pair], batches: Iterable[Tensor]
             hook.remove()
         network.train(was_training)
     found = [own.finish() for own in moments]  # all, before a norm is changed
-    for (_, norm), (mean, variance) in zip(pairs, found, strict=True):
-        _restate(norm, mean, variance)
+    for pair, (mean, variance) in zip(pairs, found, strict=True):
+        _restate(pair.norm, mean, variance)
 
 
 def _restate(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:

@@ -26,20 +26,18 @@ class TwoStreams(Backbone):
     def __init__(self, color: Backbone, hha: Backbone) -> None:
         super().__init__()
         self.color, self.hha = color, hha
-        self.name, self.crops = color.name, color.crops
-        self.pool3_channels = color.pool3_channels + hha.pool3_channels
-        self.pool4_channels = color.pool4_channels + hha.pool4_channels
-        self.fc7_channels = color.fc7_channels + hha.fc7_channels
+        self.name, self.crops, self.maps = color.name, color.crops, color.maps
+        self.channels = {
+            stride: count + hha.channels[stride] for stride, count in color.channels.items()
+        }
+        self.preprocess = _Streams(color.preprocess, hha.preprocess)
+        self.weights_preprocessing = color.weights_preprocessing
         self.min_side_px, self.max_side_px = color.min_side_px, color.max_side_px
-
-    def normalise(self, images: Tensor) -> Tensor:
-        parts = (self.color.normalise(images[:, :3]), self.hha.normalise(images[:, 3:]))
-        return torch.cat(parts, dim=1)
 
     def forward(self, images: Tensor) -> Features:
         self.color.recompute = self.hha.recompute = self.recompute
         color, hha = self.color(images[:, :3]), self.hha(images[:, 3:])
-        return Features(*(torch.cat(maps, dim=1) for maps in zip(color, hha, strict=True)))
+        return {stride: torch.cat([maps, hha[stride]], dim=1) for stride, maps in color.items()}
 
     def pretrained_modules(self) -> list[nn.Module]:
         return [*self.color.pretrained_modules(), *self.hha.pretrained_modules()]
@@ -48,3 +46,14 @@ class TwoStreams(Backbone):
         """Both from the same file, as the nets they are trained alone start."""
         self.color.load_imagenet(path)
         self.hha.load_imagenet(path)
+
+
+class _Streams(nn.Module):
+    """Turns the six channels into what the two nets take, side by side."""
+
+    def __init__(self, color: nn.Module, hha: nn.Module) -> None:
+        super().__init__()
+        self.color, self.hha = color, hha
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.color(images[:, :3]), self.hha(images[:, 3:])], dim=1)

@@ -10,35 +10,34 @@ ceil(H/s) rows, and works on the image's own pixels: half the arithmetic at 500x
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from model.backbones.base import Backbone, Features
+from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
 from model.backbones.caffe import (
-    CAFFE_MEAN,
     CAFFE_PADDING,
+    TRUNCATIONS,
+    Copies,
     Padding,
     Truncation,
-    caffe_normalised,
+    constant_padding,
     initialise,
+    put_back,
+    scaled,
 )
-from model.backbones.norms import Pair, make_identity
-from model.coordinates import IMAGE, CoordinateMap, fcn_crops
+from model.coordinates import IMAGE, CoordinateMap
 from model.modality import CHANNEL_COUNTS, HHA_MEAN, LOG_DEPTH_MEAN, RGB, Modality
+from model.preprocessing import PREPROCESSING, Preprocess, Preprocessing
 from model.weights.layers import Layer, LayerWeights
+from model.weights.names import Names, Normed
 
-Normalisation = Literal["caffe", "torchvision", "nyudv2", "siftflow"]
-"""What the first layer is given. `torchvision`: RGB in 0..1 less the mean, over the standard
-deviation. The others: BGR in 0..255 less a mean: of ImageNet (`caffe`), or of the data set that the
-net is trained on, as the authors have it for two; all of these take Caffe's weights."""
+if TYPE_CHECKING:
+    from model.build import NetworkSpec
 
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 CHANNELS = (64, 128, 256, 512, 512)
@@ -51,30 +50,24 @@ FC6_KERNEL = 7
 _CONV1_1_BGRD = "conv1_1_bgrd"
 """Source: `nyud-fcn32s-color-d/net.py` of shelhamer/fcn.berkeleyvision.org."""
 
-_BGR_MEANS: dict[Normalisation, tuple[float, float, float]] = {
-    "nyudv2": (116.190, 97.203, 92.318),
-    "siftflow": (114.578, 115.294, 108.353),
-}
-"""Source: `nyud_layers.py` and `siftflow_layers.py` of shelhamer/fcn.berkeleyvision.org."""
 
-_TORCHVISION_MEAN = (0.485, 0.456, 0.406)
-_TORCHVISION_STD = (0.229, 0.224, 0.225)
-"""Source: torchvision, `VGG16_Weights.IMAGENET1K_V1.transforms` (of RGB in 0..1)."""
-
-
-def vgg16_maps(padding: Padding) -> tuple[CoordinateMap, CoordinateMap, CoordinateMap]:
-    """Where the cells of pool3, pool4 and fc7 lie."""
+def vgg16_maps(padding: Padding) -> dict[int, CoordinateMap]:
+    """Where the cells of pool3, pool4 and fc7 lie, by stride."""
     pools = vgg16_pool_maps(padding)
-    return pools[2], pools[3], pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))
+    return {8: pools[2], 16: pools[3], 32: pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))}
 
 
 def vgg16_pool_maps(padding: Padding) -> list[CoordinateMap]:
-    """Where the cells of pool1 to pool5 lie."""
-    at = IMAGE
+    """Where the cells of pool1 to pool5 lie on the image."""
+    return _pool_maps(IMAGE.conv(3, pad=_conv_padding(padding)))
+
+
+def _pool_maps(at: CoordinateMap) -> list[CoordinateMap]:
+    """`at`: where the cells of conv1_1 lie."""
     pools = []
     for block, convs in enumerate(CONVS_PER_BLOCK):
-        for index in range(convs):
-            at = at.conv(3, pad=_conv_padding(padding) if block == index == 0 else 1)
+        for _ in range(convs - (block == 0)):
+            at = at.conv(3, pad=1)
         at = at.conv(2, stride=2)
         pools.append(at)
     return pools
@@ -83,30 +76,28 @@ def vgg16_pool_maps(padding: Padding) -> list[CoordinateMap]:
 class VGG16(Backbone):
     """Taps: pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
 
-    `fc_channels`: of fc6 and fc7; 4096 are VGG's own and most of its 134 million parameters.
-    `normalisation`: must fit the weights, see there. `modality`: of `rgb`, `rgbd` and `hha`. Depth
-    is a fourth channel of the first layer, then named conv1_1_bgrd; HHA is less its own mean, in
-    the place of BGR, and takes no torchvision weights (see `NetworkSpec`).
+    `fc_channels`: of fc6 and fc7; VGG's own are 4096, most of its 134 million parameters.
+    `preprocessing`: must fit the weights. `modality`: of `rgb`, `rgbd` and `hha`. Depth is a fourth
+    channel of the first layer, then named conv1_1_bgrd; HHA is less its own mean, in the place of
+    BGR, and takes no torchvision weights.
     `batch_norm`: one after each convolution of the five blocks, as torchvision's `vgg16_bn` has it;
     a net that is not trained from ImageNet weights learns little without.
-    `channels`: of the five blocks. `cut_after`: a net that ends with that pool, which takes the
-    place of fc7; it has no other tap.
+    `width`: a factor of the channels of the five blocks, and of fc6 and fc7 unless they are given.
+    `cut_after`: a net that ends with that pool, its only tap.
 
     Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
     rows in pool5, 32p >= H + 198, while FCN-32s needs 32p >= H + 179, 16s H + 171, 8s H + 167.
     """
 
     name = "vgg16"
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
         padding: Padding = "same",
-        fc_channels: int = FC_CHANNELS,
-        normalisation: Normalisation = "caffe",
+        fc_channels: int | None = None,
+        preprocessing: str = "caffe",
         dropout: float = 0.5,
-        channels: Sequence[int] = CHANNELS,
+        width: float = 1.0,
         cut_after: Truncation | None = None,
         modality: Modality = RGB,
         batch_norm: bool = False,
@@ -114,9 +105,14 @@ class VGG16(Backbone):
         super().__init__()
         self.cut_after, self.modality, self.batch_norm = cut_after, modality, batch_norm
         self.blocks = int(cut_after[-1]) if cut_after else len(CONVS_PER_BLOCK)
+        self.preprocess = _preprocess(preprocessing, modality)
+        self.weights_preprocessing = "torchvision" if preprocessing == "torchvision" else "caffe"
+        self._own_fc_channels = scaled([FC_CHANNELS], width)[0]
+        self._copies: list[Copies] = []
+        channels = scaled(CHANNELS[: self.blocks], width)
         inputs = CHANNEL_COUNTS[modality]
         for block, (convs, outputs) in enumerate(
-            zip(CONVS_PER_BLOCK[: self.blocks], channels[: self.blocks], strict=True), start=1
+            zip(CONVS_PER_BLOCK[: self.blocks], channels, strict=True), start=1
         ):
             for index in range(1, convs + 1):
                 pad = _conv_padding(padding) if block == index == 1 else 1
@@ -126,43 +122,40 @@ class VGG16(Backbone):
                     self.add_module(_norm(block, index), nn.BatchNorm2d(outputs))
                 inputs = outputs
         if cut_after is None:
+            fc_channels = fc_channels or self._own_fc_channels
             self.fc6 = nn.Conv2d(inputs, fc_channels, FC6_KERNEL, padding=_fc6_padding(padding))
             self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
             # Of single values, as Caffe's; Dropout2d would drop whole maps.
             self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
-            self.pool3_channels, self.pool4_channels = channels[2], channels[3]
-            self.fc7_channels = fc_channels
-            self.crops = fcn_crops(*vgg16_maps(padding))
+            self.channels = {8: channels[2], 16: channels[3], 32: fc_channels}
+            self.maps = vgg16_maps(padding)
         else:
-            self.fc7_channels = inputs
-            self.crops = fcn_crops(None, None, vgg16_pool_maps(padding)[self.blocks - 1])
-        self.normalisation: Normalisation = normalisation
-        mean, std = _mean_and_std(normalisation, modality)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+            stride = 2**self.blocks
+            self.channels = {stride: inputs}
+            self.maps = {stride: vgg16_pool_maps(padding)[self.blocks - 1]}
+        self.crops = crops_of(self.maps)
         initialise(self)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        if self.modality == "hha":
-            return images - self.mean
-        if self.modality == "rgbd":
-            color, log_depth = images[:, :3], images[:, 3:]
-            return torch.cat(
-                [caffe_normalised(color, self.mean), log_depth - LOG_DEPTH_MEAN], dim=1
-            )
-        if self.normalisation == "torchvision":
-            return (images - self.mean) / self.std
-        return caffe_normalised(images, self.mean)
+    def fold_constant_padding(self) -> None:
+        """Compute what the padding by 100 makes alike once, for inference: a fifth of the time at
+        500x375. Nothing is approximated."""
+        conv1_1 = self.get_submodule(self._conv(1, 1))
+        if not isinstance(conv1_1, nn.Conv2d) or conv1_1.padding != (CAFFE_PADDING,) * 2:
+            return
+        shrink, self._copies = constant_padding(_pool_maps(IMAGE)[: self.blocks])
+        conv1_1.padding = (CAFFE_PADDING - shrink,) * 2
 
     def forward(self, images: Tensor) -> Features:
-        x = self.normalise(images)
-        pools = []
+        x = self.preprocess(images)
+        pools = {}
         for block in range(1, self.blocks + 1):
-            x = self.segment(partial(self._block, block), x)
-            pools.append(x)
+            x = self.checkpointed(partial(self._block, block), x)
+            if block <= len(self._copies):
+                x = put_back(x, self._copies[block - 1])
+            pools[2**block] = x
         if self.cut_after is not None:
-            return Features(pool3=None, pool4=None, fc7=x)
-        return Features(pool3=pools[2], pool4=pools[3], fc7=self.segment(self._fully_connected, x))
+            return {2**self.blocks: x}
+        return {8: pools[8], 16: pools[16], 32: self.checkpointed(self._fully_connected, x)}
 
     def _block(self, block: int, x: Tensor) -> Tensor:
         for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
@@ -181,10 +174,6 @@ class VGG16(Backbone):
         first = block == index == 1
         return _CONV1_1_BGRD if first and self.modality == "rgbd" else f"conv{block}_{index}"
 
-    @property
-    def weights_pixels(self) -> str:
-        return "torchvision" if self.normalisation == "torchvision" else "caffe"
-
     def start_layers(self, layers: LayerWeights) -> LayerWeights:
         """A depth filter begins as the mean of the colour filters beside it.
 
@@ -197,35 +186,9 @@ class VGG16(Backbone):
         rest = {name: layer for name, layer in layers.items() if name != "conv1_1"}
         return {_CONV1_1_BGRD: Layer(np.concatenate([weight, depth], axis=1), bias), **rest}
 
-    def load_imagenet(self, path: Path) -> None:
-        """The norms become the identity; see `restore_norms`."""
-        super().load_imagenet(path)
-        for _, norm in self.norm_pairs():
-            make_identity(norm)
-
-    def norm_pairs(self) -> list[Pair]:
-        if not self.batch_norm:
-            return []
-        found: list[Pair] = []
-        for block in range(1, self.blocks + 1):
-            for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
-                conv = self.get_submodule(self._conv(block, index))
-                norm = self.get_submodule(_norm(block, index))
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    found.append((conv, norm))
-        return found
-
-    def fold_norms(self) -> None:
-        """Into the convolutions before them; the net is for inference from then on."""
-        names = {module: name for name, module in self.named_children()}
-        for conv, norm in self.norm_pairs():
-            self.add_module(names[conv], fuse_conv_bn_eval(conv, norm))
-            del self._modules[names[norm]]
-        self.batch_norm = False
-
     def pretrained_modules(self) -> list[nn.Module]:
         """fc6 and fc7 are VGG's only at its own width."""
-        new = () if self.fc7_channels == FC_CHANNELS else ("fc6", "fc7")
+        new = () if self.channels.get(32) == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
 
@@ -234,7 +197,7 @@ def _norm(block: int, index: int) -> str:
 
 
 def _conv_padding(padding: Padding) -> int:
-    """Of conv1_1."""
+    """conv1_1 pads by it."""
     return CAFFE_PADDING if padding == "pad100" else 1
 
 
@@ -242,15 +205,96 @@ def _fc6_padding(padding: Padding) -> int:
     return 0 if padding == "pad100" else FC6_KERNEL // 2
 
 
-def _mean_and_std(normalisation: Normalisation, modality: Modality) -> tuple[Tensor, Tensor]:
-    """float32 [1,3,1,1], in units of 0..255, in the order of the image's channels."""
-    std = torch.ones(3)
+class _Rgbd(nn.Module):
+    """Turns RGB and the logarithm of depth into BGR and depth, both less their means."""
+
+    def __init__(self, color: nn.Module) -> None:
+        super().__init__()
+        self.color = color
+
+    def forward(self, images: Tensor) -> Tensor:
+        color, log_depth = images[:, :3], images[:, 3:]
+        return torch.cat([self.color(color), log_depth - LOG_DEPTH_MEAN], dim=1)
+
+
+def _preprocess(preprocessing: str, modality: Modality) -> nn.Module:
     if modality == "hha":
-        mean = torch.tensor(HHA_MEAN)
-    elif normalisation == "torchvision":
-        mean, std = 255 * torch.tensor(_TORCHVISION_MEAN), 255 * torch.tensor(_TORCHVISION_STD)
-    elif normalisation == "caffe":
-        mean = torch.tensor(CAFFE_MEAN)
-    else:
-        mean = torch.tensor(_BGR_MEANS[normalisation]).flip(0)
-    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        return Preprocess(Preprocessing(HHA_MEAN))
+    color = Preprocess(PREPROCESSING[preprocessing])
+    return _Rgbd(color) if modality == "rgbd" else color
+
+
+def _build(spec: NetworkSpec) -> Backbone:
+    return VGG16(
+        padding=spec.padding,
+        fc_channels=spec.fc6_channels_or_default,
+        preprocessing=spec.preprocessing_or_default,
+        dropout=spec.dropout_or_default,
+        width=spec.width,
+        cut_after=next((cut for cut in TRUNCATIONS if cut == spec.variant), None),
+        modality=spec.modality,
+        batch_norm=spec.batch_norm,
+    )
+
+
+def _check(spec: NetworkSpec) -> None:
+    if spec.batch_norm and spec.modality != RGB:
+        raise ValueError("batch_norm is for modality rgb")
+    if spec.modality != RGB and spec.preprocessing == "torchvision":
+        raise ValueError(
+            f"modality {spec.modality} takes weights in BGR: preprocessing must not be torchvision"
+        )
+    if spec.variant in TRUNCATIONS:
+        if spec.modality == "rgb-hha":
+            raise ValueError(f"modality rgb-hha is for whole nets, not variant {spec.variant}")
+        if spec.fc6_channels is not None or spec.dropout is not None:
+            raise ValueError(
+                f"variant {spec.variant} ends before fc6: leave fc6_channels and dropout out"
+            )
+
+
+_CONVS = [(block, i) for block, n in enumerate(CONVS_PER_BLOCK, 1) for i in range(1, n + 1)]
+_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+"""Where the convolutions are in torchvision's `vgg16().features`, between ReLUs and poolings."""
+_BN_FEATURES = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
+"""In `vgg16_bn().features`, where a norm follows each."""
+
+
+def _torchvision(features: tuple[int, ...]) -> dict[str, str]:
+    convs = zip(features, _CONVS, strict=True)
+    return {f"features.{at}": f"conv{block}_{i}" for at, (block, i) in convs} | {
+        "classifier.0": "fc6",
+        "classifier.3": "fc7",
+        "classifier.6": "fc8",
+    }
+
+
+SPEC = BackboneSpec(
+    name="vgg16",
+    build=_build,
+    taps={8: "pool3", 16: "pool4", 32: "fc7"},
+    options=frozenset(
+        {"fc6_channels", "padding", "preprocessing", "modality", "batch_norm", "truncation"}
+    ),
+    dropout=0.5,
+    fc6_channels=FC_CHANNELS,
+    fc6_is_needed=True,
+    norms="option",
+    preprocessing=("caffe", "torchvision", "nyudv2", "siftflow"),
+    names=Names(
+        torchvision=_torchvision(_FEATURES),
+        keras={f"block{block}_conv{i}": f"conv{block}_{i}" for block, i in _CONVS}
+        | {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"},
+        dropped=frozenset({"fc8"}),
+        preprocessing=("caffe", "torchvision", "nyudv2", "siftflow"),
+        normed={
+            "torchvision": Normed(
+                _torchvision(_BN_FEATURES),
+                {f"features.{at + 1}": f"features.{at}" for at in _BN_FEATURES},
+                eps=1e-5,
+            )
+        },
+    ),
+    check=_check,
+)
+"""The norms' eps is that of `torch.nn.BatchNorm2d`."""

@@ -5,67 +5,75 @@ For what must run in torch, as a teacher in training does. Norms stay folded.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 
-from model.backbones.vgg16 import Normalisation
-from model.build import BackboneName, NetworkSpec, build
-from model.contract import Contract, ContractError
-from model.export.export import fold_norms
-from model.export.parity import ExportError, check_parity
-from model.fcn import FCN
+from model.backbones.norms import fold_norms
+from model.build import NetworkSpec, build
+from model.contract import Contract
+from model.export.export import SPEC_KEY
+from model.export.onnx_file import NotExported, metadata, read_exported
+from model.export.parity import check_parity
+from model.network import SegmentationNetwork
 
 _PREFIX = "network."
-_ARCHITECTURE = re.compile(
-    r"fcn(?P<variant>32s|16s|8s)-(?P<backbone>" + "|".join(get_args(BackboneName)) + r")"
-    r"(?P<norm>_bn)?(_(?P<width>[\d.]+))?(?P<padded>-pad100)?"
-)
 
 
 class NetworkFromOnnxError(ValueError):
     """A file does not hold a network that can be rebuilt; the message says why."""
 
 
-def network_from_onnx(path: Path) -> tuple[FCN, Contract]:
+def network_from_onnx(path: Path) -> tuple[SegmentationNetwork, Contract]:
     """The network of a file that `fcn export` wrote, in fp32, and its contract.
 
-    Its labels have been compared with the file's on random pictures. Raises: NetworkFromOnnxError.
+    Its labels have been compared with the file's on random images. Raises: NetworkFromOnnxError.
     """
     try:
-        proto = onnx.load(str(path))
-    except Exception as error:  # protobuf's have no base class of their own
-        raise NetworkFromOnnxError(f"{path} cannot be read as an ONNX model: {error}") from error
-    try:
-        contract = Contract.from_metadata({p.key: p.value for p in proto.metadata_props}, str(path))
-    except ContractError as error:
+        proto, contract = read_exported(path)
+    except NotExported as error:
         raise NetworkFromOnnxError(str(error)) from error
     weights = _weights(proto.graph)
-    problem = "it is none of this project's networks"
-    for spec in _specs(contract, weights):
-        network = fold_norms(build(spec, len(contract.classes)))
-        try:
-            _fill(network, weights)
-            check_parity(network, contract, path)
-        except (ExportError, NetworkFromOnnxError) as error:
-            problem = str(error)
-        else:
-            return network.eval(), contract
-    raise NetworkFromOnnxError(
-        f"{path} ({contract.architecture}, {contract.precision}) cannot be rebuilt in torch: "
-        f"{problem}; give the fp32 file or the run's checkpoint"
+    try:
+        spec = _spec(metadata(proto).get(SPEC_KEY), contract.architecture, weights)
+        network = build(spec, len(contract.classes))
+        fold_norms(network.eval())
+        _fill(network, weights)
+        check_parity(network, contract, path)
+    except (TypeError, ValueError) as error:  # of a spec, of weights, and of their comparison
+        raise NetworkFromOnnxError(
+            f"{path} ({contract.architecture}, {contract.precision}) cannot be rebuilt in torch: "
+            f"{error}; give an fp32 file exported anew, or the run's checkpoint"
+        ) from error
+    return network.eval(), contract
+
+
+def _spec(said: str | None, architecture: str, weights: dict[str, Any]) -> NetworkSpec:
+    """Raises: ValueError if the file does not say how its network was built."""
+    if said is not None:
+        return NetworkSpec.from_saved(json.loads(said))
+    # Files of earlier versions, as the shipped model's.
+    found = re.fullmatch(r"fcn(32s|16s|8s)-mobilenet_v1(?:_([\d.]+))?", architecture)
+    if found is None:
+        raise ValueError("it does not say how it was built")
+    return NetworkSpec(
+        "mobilenet_v1",
+        cast(Any, found[1]),
+        fc6_channels=len(weights.get("backbone.fc6.conv.weight", ())),
+        skip_channels=len(weights.get("score_pool4.0.weight", ())),
+        width=float(found[2] or 1),
     )
 
 
 def _weights(graph: onnx.GraphProto) -> dict[str, Any]:
-    """By their names in the network. Of the biases only the place can be relied on: the exporter
-    keeps one of several that are equal, and leaves out those of zeros."""
+    """By their names in the network. Only the place of biases can be relied on: the exporter keeps
+    one of several that are equal, and leaves out those of zeros."""
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights: dict[str, Any] = {}
     for node in graph.node:
@@ -78,39 +86,12 @@ def _weights(graph: onnx.GraphProto) -> dict[str, Any]:
     return weights
 
 
-def _specs(contract: Contract, weights: dict[str, Any]) -> Iterator[NetworkSpec]:
-    """What the network may be: its pixels show only in what it computes."""
-    found = _ARCHITECTURE.fullmatch(contract.architecture)
-    if found is None:
-        return
-    backbone = found["backbone"]
-    fc6 = weights.get("backbone.fc6.conv.weight", weights.get("backbone.fc6.weight"))
-    skip = weights.get("score_pool4.0.weight")
-    inner = weights.get("upscore2.weight")
-    fields: dict[str, Any] = {
-        "backbone": backbone,
-        "variant": found["variant"],
-        "upsampling": "learned" if inner is not None and inner.shape[1] > 1 else "fixed",
-        "fc6_channels": 0 if fc6 is None else len(fc6),
-        "skip_channels": 0 if skip is None else len(skip),
-        "padding": "pad100" if found["padded"] else "same",
-        "width": float(found["width"] or 1),
-    }
-    if backbone == "googlenet":
-        fields["fc6_channels"] = None
-    pixels = get_args(Normalisation) if backbone == "vgg16" else (None,)
-    for normalisation in pixels:
-        yield NetworkSpec(**fields, normalisation=normalisation)
-
-
 @torch.no_grad()
-def _fill(network: FCN, weights: dict[str, Any]) -> None:
-    """Raises: NetworkFromOnnxError naming a layer that is missing or does not fit."""
+def _fill(network: SegmentationNetwork, weights: dict[str, Any]) -> None:
+    """Raises: ValueError naming a layer that is missing or does not fit."""
     for name, value in network.state_dict().items():
         if name not in weights:
-            raise NetworkFromOnnxError(f"it has no {name}")
+            raise ValueError(f"it has no {name}")
         if weights[name].shape != tuple(value.shape):
-            raise NetworkFromOnnxError(
-                f"{name} is {weights[name].shape}, want {tuple(value.shape)}"
-            )
+            raise ValueError(f"{name} is {weights[name].shape}, want {tuple(value.shape)}")
         value.copy_(torch.from_numpy(weights[name].astype(np.float32)))

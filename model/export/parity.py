@@ -12,7 +12,8 @@ import torch
 
 from model.contract import Contract
 from model.export.onnx_file import random_images, session
-from model.fcn import FCN, label_map
+from model.heads import label_map
+from model.network import SegmentationNetwork
 
 PARITY_SIZES = ((1, 32, 32), (1, 97, 61), (2, 64, 129), (3, 45, 100), (1, 1, 1))
 """(N,H,W): square, odd, non-square, batched, and one pixel."""
@@ -42,7 +43,7 @@ class ParityReport:
 
 @torch.inference_mode()
 def check_parity(
-    network: FCN,
+    network: SegmentationNetwork,
     contract: Contract,
     path: Path,
     sizes: Sequence[tuple[int, int, int]] = PARITY_SIZES,

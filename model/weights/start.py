@@ -1,7 +1,8 @@
 """Start weights: a backbone's layers in its own shapes, as `fcn import-weights` writes them.
 
-An .npz with `<layer>/w` [O,I,H,W] and `<layer>/b` [O], float32, and the strings `network` and
-`normalisation`: weights used with other pixels than they were learned from fail silently.
+An .npz with `<layer>/w` [O,I,H,W] and `<layer>/b` [O], float32, batch norms folded in, and the
+strings `network` and `preprocessing`: weights that are fed otherwise than they were learned fail
+silently.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import numpy as np
 from model.weights.layers import Array, LayerWeights, WeightsError, pair_up
 from model.weights.read import read_npz
 
-_STRINGS = ("network", "normalisation")
-
 
 def write_start_weights(
-    path: Path, layers: LayerWeights, *, network: str, normalisation: str
+    path: Path, layers: LayerWeights, *, network: str, preprocessing: str
 ) -> None:
     """Written beside and renamed into place."""
     arrays: dict[str, Array] = {"network": np.array(network)}
-    arrays["normalisation"] = np.array(normalisation)
+    arrays["preprocessing"] = np.array(preprocessing)
     for name, layer in layers.items():
         arrays[f"{name}/w"] = layer.weight
         if layer.bias is not None:
@@ -34,18 +33,26 @@ def write_start_weights(
     os.replace(temporary, path)
 
 
-def read_start_weights(path: Path, *, network: str, normalisation: str) -> LayerWeights:
-    """Raises: WeightsError if it is no such file, or for another network or other pixels;
+def read_start_weights(path: Path, *, network: str, preprocessing: str) -> LayerWeights:
+    """Raises: WeightsError if it is no such file, or for another network or preprocessing;
     OSError."""
     arrays = read_npz(path)
-    said = {name: str(arrays.pop(name, "")) for name in _STRINGS}
-    if not all(said.values()):
+    said = str(arrays.pop("network", ""))
+    # Its name in files of earlier versions.
+    before = arrays.pop("normalisation", "")
+    fed = str(arrays.pop("preprocessing", before))
+    if not said or not fed:
         raise WeightsError(f"{path} is not a file of start weights: make one, fcn import-weights")
-    if said["network"] != network:
-        raise WeightsError(f"{path} is for {said['network']}, not {network}")
-    if said["normalisation"] != normalisation:
+    if said != network:
+        raise WeightsError(f"{path} is for {said}, not {network}")
+    if fed != preprocessing:
         raise WeightsError(
-            f"{path} has weights for {said['normalisation']} pixels: set network.normalisation="
-            f"{said['normalisation']}"
+            f"{path} has weights for {fed} preprocessing: set network.preprocessing={fed}"
         )
-    return pair_up(arrays, str(path)).layers
+    layers = pair_up(arrays, str(path)).layers
+    if any(name.startswith("dw") and len(layer.weight) == 1 for name, layer in layers.items()):
+        raise WeightsError(
+            f"{path} has the layout of an earlier version, [O,H,W,I]: make it again with fcn "
+            "import-weights"
+        )
+    return layers

@@ -43,6 +43,7 @@ def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = [
         f"name={NAME}",
         f"data.root={data}",
+        "network.width=0.125",
         "data.workers=0",
         "network.width=0.125",
         "augment.crop_height=40",

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from model.fcn import FCN
 from model.heads import label_maps
+from model.network import SegmentationNetwork
 from training.datasets.base import UInt8Array
 
 
@@ -34,7 +34,7 @@ class NetworkPredictor:
     Takes the channels of its modality, and gives [H,W,K] if it has K > 1 heads.
     """
 
-    def __init__(self, network: FCN, bf16: bool = False) -> None:
+    def __init__(self, network: SegmentationNetwork, bf16: bool = False) -> None:
         self.network = network.eval()
         self.bf16 = bf16
 

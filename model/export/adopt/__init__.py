@@ -7,7 +7,7 @@ computes the same in numpy, and `file` compares the two and writes.
 
 from model.export.adopt.file import AdoptReport, adopt
 from model.export.adopt.network import AdoptError, open_network
-from model.export.adopt.preprocessing import PRESETS, Preprocessing
+from model.export.adopt.preprocessing import PRESETS, chosen
 from model.export.adopt.probe import AdoptOptions
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "AdoptError",
     "AdoptReport",
     "AdoptOptions",
-    "Preprocessing",
+    "chosen",
     "adopt",
     "open_network",
 ]

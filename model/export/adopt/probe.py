@@ -13,8 +13,9 @@ from onnx import TensorProto
 
 from model.export.adopt.errors import AdoptError
 from model.export.adopt.original import Original
-from model.export.adopt.preprocessing import Preprocessing
+from model.export.adopt.preprocessing import is_plain, preprocess
 from model.export.onnx_file import first_line, random_images
+from model.preprocessing import Preprocessing
 
 _MULTIPLES: Final = (1, 2, 4, 8, 14, 16, 32, 64, 128)
 """Powers of two, and the patches of DINOv2."""
@@ -66,10 +67,10 @@ class Probed:
 def probe(original: Original, options: AdoptOptions, classes: int) -> Probed:
     """Raises: AdoptError."""
     network = original.network
-    if network.dtype == TensorProto.UINT8 and not options.preprocessing.plain:
+    if network.dtype == TensorProto.UINT8 and not is_plain(options.preprocessing):
         raise AdoptError(
             f"input {network.input!r} takes uint8 pixels, which leaves nothing to normalise: say "
-            "--normalise none"
+            "--preprocessing none"
         )
     if options.multiple_of_px is not None and options.multiple_of_px < 1:
         raise AdoptError(f"sides cannot be a multiple of {options.multiple_of_px}: want 1 or more")
@@ -154,7 +155,7 @@ def _fixed_size(original: Original, options: AdoptOptions) -> tuple[int, int] | 
 def _try(original: Original, options: AdoptOptions, count: int, height: int, width: int) -> _Shape:
     """Raises whatever the runtime raises."""
     images = random_images(np.random.default_rng(0), count, height, width).astype(np.float32)
-    result: npt.NDArray[Any] = original.run(options.preprocessing.normalise(images))
+    result: npt.NDArray[Any] = original.run(preprocess(options.preprocessing, images))
     if result.ndim < 3 or result.shape[0] != count or 0 in result.shape:
         raise AdoptError(
             f"for {count} pictures of {height}x{width} output {original.network.output!r} is "

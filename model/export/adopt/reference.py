@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.export.adopt.original import Original
-from model.export.adopt.preprocessing import FloatArray
+from model.export.adopt.preprocessing import FloatArray, preprocess
 from model.export.adopt.probe import AdoptOptions, Probed
 from model.export.onnx_file import UInt8Array
 
@@ -36,7 +36,7 @@ def _one(
     values = image.astype(np.float32)
     if probed.size:
         values = fit(values, probed.size, options.antialias)
-    (raw,) = original.run(options.preprocessing.normalise(values[None]))
+    (raw,) = original.run(preprocess(options.preprocessing, values[None]))
     if probed.kind == "label_map":
         plane = raw if probed.axis is None else raw.squeeze(probed.axis - 1)
         return nearest(plane, (height, width)).astype(np.uint8), None

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model.export.adopt.network import Network
+from model.export.adopt.preprocessing import is_plain
 from model.export.adopt.probe import AdoptOptions, Probed
 
 IMAGE, LABEL_MAP, LOGITS = "image", "label_map", "logits"
@@ -142,7 +143,7 @@ def _add_preprocessing(
         )
         if bytes_stay:
             value = builder.cast(builder.add("Round", [value]), TensorProto.UINT8)
-    if not pixels.plain:
+    if not is_plain(pixels):
         factor, offset = (np.reshape(part, (1, 3, 1, 1)) for part in pixels.factor_and_offset())
         value = builder.add("Mul", [value, builder.constant(factor, np.float32)])
         value = builder.add("Add", [value, builder.constant(offset, np.float32)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import networks, replies
-from tests import narrow_network
+from model.build import build
 
 TINY = ["--rounds", "2", "--size", "40", "48", "--threads", "1"]
 
@@ -20,10 +21,17 @@ def result_of(out: Path) -> Any:
     return found
 
 
+def build_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of the channels, under the names of the whole networks."""
+    monkeypatch.setattr(
+        networks, "build", lambda spec, classes: build(replace(spec, width=1 / 8), classes)
+    )
+
+
 def test_the_served_network_takes_turns_with_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    narrow_network.narrow(monkeypatch)
+    build_narrow(monkeypatch)
     monkeypatch.setattr(networks, "_PAUSE_S", 0)
     out = tmp_path / "result.json"
     words = ["--networks", "mobilenet_v1", "--int8", "--out", str(out)]
@@ -40,8 +48,7 @@ def test_the_served_network_takes_turns_with_pytorch(
 def test_the_papers_protocol(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    narrow_network.narrow_alexnet(monkeypatch)
-    narrow_network.narrow(monkeypatch)
+    build_narrow(monkeypatch)
     out = tmp_path / "result.json"
     words = ["--protocol", "paper", "--networks", "alexnet-pad100", "mobilenet_v1"]
     assert networks.main([*TINY, *words, "--out", str(out)]) == 0

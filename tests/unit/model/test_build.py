@@ -11,7 +11,7 @@ from torch import nn
 
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import VGG16
-from model.build import NetworkSpec, build
+from model.build import BACKBONES, NetworkSpec, build
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,8 @@ from model.build import NetworkSpec, build
         (NetworkSpec("googlenet"), "fcn8s-googlenet"),
         (NetworkSpec("vgg16", batch_norm=True, padding="pad100"), "fcn8s-vgg16_bn-pad100"),
         (NetworkSpec("mobilenet_v1", width=1.5), "fcn8s-mobilenet_v1_1.5"),
+        (NetworkSpec("vgg16", batch_norm=True, width=0.5), "fcn8s-vgg16_bn_0.5"),
+        (NetworkSpec("efficientnet_lite0", "16s"), "fcn16s-efficientnet_lite0"),
     ],
 )
 def test_architecture(spec: NetworkSpec, wanted: str) -> None:
@@ -35,10 +37,10 @@ def test_what_is_left_out_is_the_backbones_own() -> None:
     with torch.device("meta"):
         vgg, mobile = build(NetworkSpec("vgg16"), 2), build(NetworkSpec("mobilenet_v1"), 2)
     assert isinstance(vgg.backbone, VGG16) and isinstance(mobile.backbone, MobileNetV1)
-    assert (vgg.backbone.fc7_channels, vgg.backbone.drop6.p) == (4096, 0.5)
-    assert vgg.backbone.normalisation == "caffe"
+    assert (vgg.backbone.channels[32], vgg.backbone.drop6.p) == (4096, 0.5)
+    assert vgg.backbone.weights_preprocessing == "caffe"
     assert vgg.backbone.get_submodule("conv1_1").padding == (1, 1)
-    assert (mobile.backbone.fc7_channels, mobile.backbone.dropout.p) == (256, 0.1)
+    assert (mobile.backbone.channels[32], mobile.backbone.dropout.p) == (256, 0.1)
 
 
 def test_every_field_reaches_the_network() -> None:
@@ -50,7 +52,7 @@ def test_every_field_reaches_the_network() -> None:
         skip_channels=12,
         dropout=0.25,
         padding="pad100",
-        normalisation="torchvision",
+        preprocessing="torchvision",
     )
     with torch.device("meta"):
         network = build(spec, 7)
@@ -60,15 +62,15 @@ def test_every_field_reaches_the_network() -> None:
     assert network.upscore2.mode == "learned"
     assert isinstance(network.score_pool4, nn.Sequential)
     assert network.score_pool4[0].weight.shape == (12, 512, 3, 3)
-    assert (backbone.fc7_channels, backbone.drop7.p) == (32, 0.25)
-    assert backbone.normalisation == "torchvision"
+    assert (backbone.channels[32], backbone.drop7.p) == (32, 0.25)
+    assert backbone.weights_preprocessing == "torchvision"
     assert backbone.get_submodule("conv1_1").padding == (100, 100)
 
 
 def test_mobilenet_without_fc6() -> None:
     with torch.device("meta"):
         network = build(NetworkSpec("mobilenet_v1", fc6_channels=0, dropout=0.0), 2)
-    assert network.backbone.fc7_channels == 1024
+    assert network.backbone.channels[32] == 1024
     assert network.score_fr.in_channels == 1024
 
 
@@ -85,18 +87,37 @@ def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
     spec = NetworkSpec(**old)
     assert dataclasses.asdict(spec).items() >= old.items()
     assert NetworkSpec(**dataclasses.asdict(spec)) == spec
+    named_before = NetworkSpec.from_saved({"backbone": "vgg16", "normalisation": "torchvision"})
+    assert named_before.preprocessing == "torchvision"
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_what_its_spec_says(name: str) -> None:
+    own = BACKBONES[name]
+    spec = NetworkSpec(name, "8s" if 8 in own.taps else "32s", width=1 / 16)
+    network = build(spec, 3).eval()
+    backbone = network.backbone
+    assert (network.spec, backbone.name) == (spec, name)
+    assert set(own.taps) == set(backbone.channels) == set(backbone.maps)
+    assert own.preprocessing[0] in ("caffe", backbone.weights_preprocessing)
+    assert bool(backbone.norm_pairs()) is (own.norms == "always") is spec.has_norms
+    with torch.inference_mode():
+        maps = backbone(torch.rand(1, 3, 50, 33) * 255)
+    for stride, channels in backbone.channels.items():
+        assert maps[stride].shape == (1, channels, -(-50 // stride), -(-33 // stride))
+        assert backbone.maps[stride].stride == stride
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"backbone": "mobilenet_v1", "padding": "pad100"}, "not mobilenet_v1"),
-        ({"backbone": "mobilenet_v1", "normalisation": "caffe"}, "is for vgg16"),
+        ({"backbone": "mobilenet_v1", "preprocessing": "caffe"}, "preprocessing is for vgg16"),
         ({"backbone": "alexnet", "variant": "8s"}, "alexnet has no inner maps .* 32s only"),
         ({"backbone": "alexnet", "variant": "16s"}, "alexnet has no inner maps .* 32s only"),
         ({"backbone": "alexnet", "variant": "32s", "fc6_channels": 0}, "cannot do without fc6"),
-        ({"backbone": "alexnet", "variant": "32s", "normalisation": "caffe"}, "not alexnet"),
-        ({"backbone": "googlenet", "fc6_channels": 8}, "googlenet has no fc6"),
+        ({"backbone": "alexnet", "variant": "32s", "preprocessing": "caffe"}, "not alexnet"),
+        ({"backbone": "googlenet", "fc6_channels": 8}, "fc6_channels is for .* not googlenet"),
         ({"backbone": "googlenet", "variant": "pool4"}, "variant pool4 is for vgg16"),
         ({"backbone": "vgg16", "variant": "pool4", "fc6_channels": 8}, "ends before fc6"),
         ({"backbone": "vgg16", "variant": "pool4", "dropout": 0.1}, "ends before fc6"),
@@ -110,9 +131,13 @@ def test_a_checkpoint_from_before_vgg16_still_reads() -> None:
         ({"backbone": "vgg16", "dropout": 1.0}, "want 0 <= dropout < 1"),
         ({"backbone": "vgg16", "dropout": -0.1}, "want 0 <= dropout < 1"),
         ({"backbone": "alexnet", "variant": "32s", "batch_norm": True}, "batch_norm is for vgg16"),
-        ({"backbone": "vgg16", "modality": "hha", "batch_norm": True}, "with modality rgb"),
-        ({"backbone": "vgg16", "width": 1.5}, "width is for mobilenet_v1, not vgg16"),
-        ({"backbone": "mobilenet_v1", "width": 0.1}, "want 0.125 to 4"),
+        (
+            {"backbone": "vgg16", "modality": "hha", "batch_norm": True},
+            "batch_norm is for modality rgb",
+        ),
+        ({"backbone": "vgg16", "preprocessing": "none"}, "vgg16 takes caffe, torchvision"),
+        ({"backbone": "mobilenet_v1", "width": 0}, "want above 0, at most 4"),
+        ({"backbone": "mobilenet_v2"}, "no backbone 'mobilenet_v2': want one of alexnet"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -52,7 +52,7 @@ def test_groups_of_alexnet_do_not_see_each_other() -> None:
     assert shapes["conv3.weight"] == (384, 256, 3, 3)
     assert shapes["conv4.weight"] == (384, 192, 3, 3)
     assert shapes["conv5.weight"] == (256, 192, 3, 3)
-    net = AlexNet("same", 8, channels=(4, 8, 6, 8, 4))
+    net = AlexNet("same", 8, width=1 / 32)
     x = torch.rand(1, 4, 5, 5)
     changed = x.clone()
     changed[:, :2] += 1  # the first group's inputs
@@ -96,7 +96,7 @@ def caffe_alexnet(weights: dict[str, Tensor], images: Tensor) -> Tensor:
 def test_pad100_is_the_authors_alexnet(training: bool) -> None:
     """In training the last upsampling is computed in another way."""
     torch.manual_seed(0)
-    backbone = AlexNet("pad100", 8, dropout=0.0, channels=(4, 8, 6, 8, 4))
+    backbone = AlexNet("pad100", 8, dropout=0.0, width=1 / 32)
     network = FCN(backbone, 3, "32s").train(training)
     nn.init.normal_(network.score_fr.weight)
     for size in ((1, 1), (45, 90)):
@@ -152,7 +152,7 @@ def test_googlenet_normalises_after_pool1_and_before_pool2() -> None:
             if name.endswith("a"):
                 x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
             x = net.get_submodule(f"inception_{name}")(x)
-        got = net(images).fc7
+        got = net(images)[32]
     assert x.abs().max() > 0
     torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4 * float(x.abs().max()))
 

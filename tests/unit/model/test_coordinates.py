@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.backbones.base import SAME_CROPS
+from model.backbones.base import SAME_CROPS, crops_of
 from model.backbones.caffe import Padding
 from model.backbones.vgg16 import vgg16_maps
-from model.coordinates import IMAGE, CoordinateMap, CropOffsets, crop_offset, fcn_crops, tile
+from model.coordinates import IMAGE, CoordinateMap, CropOffsets, crop_offset, tile
 
 
 def test_crops_of_the_padded_vgg16() -> None:
-    assert fcn_crops(*vgg16_maps("pad100")) == CropOffsets(
+    assert crops_of(vgg16_maps("pad100")) == CropOffsets(
         final={32: 19, 16: 27, 8: 31}, pool4=5, pool3=9, upscore2=0, upscore_pool4=0
     )
 
@@ -30,14 +30,14 @@ def test_same_crops_are_half_a_factor() -> None:
 
 
 def test_cells_of_the_same_vgg16_are_tiles() -> None:
-    for at, stride in zip(vgg16_maps("same"), (8, 16, 32), strict=True):
+    for stride, at in vgg16_maps("same").items():
         assert at.stride == stride and at.start == tile(stride).start
-    assert fcn_crops(*vgg16_maps("same")) == SAME_CROPS
+    assert crops_of(vgg16_maps("same")) == SAME_CROPS
 
 
 @pytest.mark.parametrize("padding", get_args(Padding))
 def test_fc7_of_vgg16_sees_404_pixels_at_stride_32(padding: Padding) -> None:
-    fc7 = vgg16_maps(padding)[2]
+    fc7 = vgg16_maps(padding)[32]
     assert fc7.receptive_field_px == 404 and fc7.stride == 32
 
 

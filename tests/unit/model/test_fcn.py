@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.backbones.base import SAME_CROPS, Backbone, Features
 from model.backbones.mobilenet_v1 import MobileNetV1
+from model.coordinates import tile
 from model.fcn import FCN, Variant, label_map
 from model.upsample import Upsampling
 
@@ -23,15 +24,18 @@ class MeanPools(Backbone):
     """Features are means of the image's tiles: a backbone whose right answers are plain."""
 
     name = "mean_pools"
-    pool3_channels = pool4_channels = fc7_channels = 3
     crops = SAME_CROPS
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return images
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = {8: 3, 16: 3, 32: 3}
+        self.maps = {stride: tile(stride) for stride in self.channels}
 
     def forward(self, images: Tensor) -> Features:
-        pools = [nn.functional.avg_pool2d(images, stride, ceil_mode=True) for stride in (8, 16, 32)]
-        return Features(*pools)
+        return {
+            stride: nn.functional.avg_pool2d(images, stride, ceil_mode=True)
+            for stride in self.channels
+        }
 
 
 def identity_scores(network: FCN, **gains: float) -> None:

@@ -18,13 +18,12 @@ from model.modality import Modality
 from model.weights.layers import Layer
 from model.weights.start import write_start_weights
 
-NARROW = (3, 4, 4, 6, 8)
 CLASSES = 5
 
 
 def vgg(modality: Modality = "rgb") -> VGG16:
     return VGG16(
-        "same", 8, normalisation="nyudv2", dropout=0.0, channels=NARROW, modality=modality
+        "same", 8, preprocessing="nyudv2", dropout=0.0, width=1 / 32, modality=modality
     ).eval()
 
 
@@ -41,20 +40,20 @@ def channels(*values: float) -> Tensor:
 
 
 def test_colour_is_less_the_mean_of_the_data_set() -> None:
-    given = vgg().normalise(channels(92.318, 97.203, 117.19))
+    given = vgg().preprocess(channels(92.318, 97.203, 117.19))
     assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)  # BGR
-    sift = VGG16("same", 8, normalisation="siftflow", channels=NARROW)
-    given = sift.normalise(channels(108.353, 115.294, 115.578))
+    sift = VGG16("same", 8, preprocessing="siftflow", width=1 / 32)
+    given = sift.preprocess(channels(108.353, 115.294, 115.578))
     assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)
 
 
 def test_depth_is_the_fourth_channel() -> None:
-    given = vgg("rgbd").normalise(channels(92.318, 97.203, 117.19, 7.844 + 0.5))
+    given = vgg("rgbd").preprocess(channels(92.318, 97.203, 117.19, 7.844 + 0.5))
     assert torch.allclose(given, channels(1, 0, 0, 0.5), atol=1e-4)
 
 
 def test_hha_is_not_flipped() -> None:
-    given = vgg("hha").normalise(channels(133.431, 94.076, 118.477))
+    given = vgg("hha").preprocess(channels(133.431, 94.076, 118.477))
     assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)
 
 
@@ -66,7 +65,7 @@ def start_weights(path: Path, backbone: VGG16) -> dict[str, np.ndarray]:
         if isinstance(layer, nn.Conv2d):
             weight = random.normal(size=layer.weight.shape).astype(np.float32)
             layers[name] = Layer(weight, random.normal(size=len(weight)).astype(np.float32))
-    write_start_weights(path, layers, network="vgg16", normalisation="caffe")
+    write_start_weights(path, layers, network="vgg16", preprocessing="caffe")
     first = layers["conv1_1"]
     assert first.bias is not None
     return {"weight": first.weight, "bias": first.bias}
@@ -138,8 +137,8 @@ def test_both_streams_train_at_the_backbones_rate() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"backbone": "alexnet", "variant": "32s"}, "modality rgbd is for vgg16, not alexnet"),
-        ({"normalisation": "torchvision"}, "modality rgbd takes weights in BGR"),
+        ({"backbone": "alexnet", "variant": "32s"}, "modality is for vgg16, not alexnet"),
+        ({"preprocessing": "torchvision"}, "modality rgbd takes weights in BGR"),
         ({"modality": "rgb-hha", "variant": "pool4"}, "rgb-hha is for whole nets"),
     ],
 )

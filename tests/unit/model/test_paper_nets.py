@@ -124,7 +124,7 @@ def test_depth_as_in_table_1() -> None:
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_receptive_fields_and_strides_of_table_1(padding: Padding) -> None:
-    alexnet, googlenet = alexnet_map(padding), googlenet_maps(padding)[2]
+    alexnet, googlenet = alexnet_map(padding), googlenet_maps(padding)[32]
     assert alexnet.receptive_field_px == 355 and alexnet.stride == 32
     assert googlenet.receptive_field_px == 715 and googlenet.stride == 32
     averaged = googlenet.conv(7)  # the average pooling that the net discards
@@ -219,7 +219,7 @@ def narrow(backbone: str, padding: Padding) -> Backbone:
     torch.manual_seed(0)
     net: Backbone
     if backbone == "alexnet":
-        net = AlexNet(padding, 8, channels=(4, 8, 6, 8, 4))
+        net = AlexNet(padding, 8, width=1 / 32)
     else:
         net = GoogLeNet(padding, width=1 / 16)
     for layer in net.modules():
@@ -280,9 +280,8 @@ def test_same_maps_have_the_ceiling_of_the_side_over_the_stride(
 ) -> None:
     with torch.inference_mode():
         features = narrow(backbone, "same").eval()(torch.zeros(1, 3, *size))
-    for at, stride in ((features.pool3, 8), (features.pool4, 16), (features.fc7, 32)):
-        if at is not None:
-            assert tuple(at.shape[2:]) == tuple(math.ceil(side / stride) for side in size)
+    for stride, at in features.items():
+        assert tuple(at.shape[2:]) == tuple(math.ceil(side / stride) for side in size)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -307,36 +306,32 @@ def test_a_truncated_net_ends_with_its_pool(cut: Truncation, stride: int, paddin
 
 def test_a_truncated_net_gives_the_whole_nets_pool() -> None:
     torch.manual_seed(0)
-    channels = (4, 4, 6, 8, 8)
-    whole = VGG16("same", 8, channels=channels).eval()
-    cut = VGG16("same", channels=channels, cut_after="pool4").eval()
+    whole = VGG16("same", 8, width=1 / 16).eval()
+    cut = VGG16("same", width=1 / 16, cut_after="pool4").eval()
     cut.load_state_dict(whole.state_dict(), strict=False)
     images = torch.rand(1, 3, 40, 50) * 255
     with torch.inference_mode():
-        wanted, got = whole(images).pool4, cut(images).fc7
-    assert wanted is not None
+        wanted, got = whole(images)[16], cut(images)[16]
     torch.testing.assert_close(got, wanted)
 
 
 def test_variants_need_their_maps() -> None:
-    channels = (4, 4, 6, 8, 8)
     with pytest.raises(ValueError, match="alexnet has no inner maps for skips"):
         FCN(narrow("alexnet", "same"), 3, "8s")
     with pytest.raises(ValueError, match="needs a backbone cut after pool3, not fc7"):
-        FCN(VGG16("same", 8, channels=channels), 3, "pool3")
+        FCN(VGG16("same", 8, width=1 / 16), 3, "pool3")
     with pytest.raises(ValueError, match="needs a backbone cut after pool3, not pool4"):
-        FCN(VGG16("same", channels=channels, cut_after="pool4"), 3, "pool3")
+        FCN(VGG16("same", width=1 / 16, cut_after="pool4"), 3, "pool3")
     with pytest.raises(ValueError, match="cut after pool4: the variant must be pool4"):
-        FCN(VGG16("same", channels=channels, cut_after="pool4"), 3, "32s")
+        FCN(VGG16("same", width=1 / 16, cut_after="pool4"), 3, "32s")
 
 
 def test_at_once_scales_multiply_the_pools() -> None:
     """The same as scaling the weights of the score layers."""
     torch.manual_seed(0)
-    channels = (4, 4, 6, 8, 8)
-    network = FCN(VGG16("pad100", 8, channels=channels), 3, pool4_scale=0.01, pool3_scale=0.0001)
+    network = FCN(VGG16("pad100", 8, width=1 / 16), 3, pool4_scale=0.01, pool3_scale=0.0001)
     randomise_scores(network)
-    plain = FCN(VGG16("pad100", 8, channels=channels), 3)
+    plain = FCN(VGG16("pad100", 8, width=1 / 16), 3)
     state = dict(network.state_dict())
     state["score_pool4.weight"] = state["score_pool4.weight"] * 0.01
     state["score_pool3.weight"] = state["score_pool3.weight"] * 0.0001

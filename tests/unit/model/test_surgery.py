@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from model.backbones.vgg16 import VGG16
+from model.build import BACKBONES
 from model.surgery import convolutions, transplant
 from model.weights.layers import Layer, LayerWeights, WeightsError
-from model.weights.names import NETWORKS
 from model.weights.read import read_weights
 from tests import caffemodel
 from tests.vgg_classifier import (
     FC,
     LAYERS,
-    NARROW,
+    WIDTH,
     Classifier,
     caffe_arrays,
     write_keras_npz,
@@ -35,7 +35,7 @@ def write_caffemodel(path: Path, classifier: Classifier) -> None:
 
 
 def backbone() -> VGG16:
-    return VGG16("pad100", FC, channels=NARROW).eval()
+    return VGG16("pad100", width=WIDTH).eval()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_convolutionalised_vgg16_is_the_classifier(
     classifier = Classifier().eval()
     write(tmp_path / name, classifier)
     file = read_weights(tmp_path / name)
-    layers = NETWORKS["vgg16"].renamed(file.layers, file.convention)
+    layers = BACKBONES["vgg16"].names.renamed(file.layers, file.convention)
     network = backbone()
     report = transplant(network, layers, dropped={"fc8"})
     first = network.get_submodule("conv1_1")
@@ -63,8 +63,8 @@ def test_convolutionalised_vgg16_is_the_classifier(
     first.padding = (1, 1)
     pictures = torch.rand(2, 3, 224, 224) * 255
     with torch.inference_mode():
-        got = network(pictures).fc7
-        wanted = classifier.fc7(network.normalise(pictures))
+        got = network(pictures)[32]
+        wanted = classifier.fc7(network.preprocess(pictures))
     assert got.shape == (2, FC, 1, 1)
     assert float(wanted.abs().max()) > 1
     torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
@@ -81,9 +81,9 @@ def test_the_report_names_what_was_done() -> None:
     layers = layer_weights() | {"aux": Layer(np.zeros((2, 3), np.float32))}
     report = transplant(backbone(), layers, dropped={"fc8"})
     table = report.table().splitlines()
-    assert table[0] == "conv1_1  copied    4x3x3x3"
-    assert "fc6      reshaped  10x392 -> 10x8x7x7" in table
-    assert table[-2:] == ["fc8      dropped   5x10", "aux      unknown   2x3"]
+    assert table[0] == "conv1_1  copied    2x3x3x3"
+    assert "fc6      reshaped  128x784 -> 128x16x7x7" in table
+    assert table[-2:] == ["fc8      dropped   5x128", "aux      unknown   2x3"]
 
 
 def without(name: str) -> Callable[[LayerWeights], LayerWeights]:
@@ -101,16 +101,16 @@ def zeros(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("conv4_2"), "conv4_2: missing, want 8x8x3x3"),
-        (changed("fc6", Layer(zeros(10, 393), zeros(10))), "weight 10x393, want 10x8x7x7"),
+        (without("conv4_2"), "conv4_2: missing, want 16x16x3x3"),
+        (changed("fc6", Layer(zeros(FC, 785), zeros(FC))), "weight 128x785, want 128x16x7x7"),
         # As many numbers, in another shape.
-        (changed("fc6", Layer(zeros(8, 490), zeros(10))), "fc6: mismatch, weight 8x490"),
-        (changed("fc6", Layer(zeros(10, 7, 7, 8), zeros(10))), "weight 10x7x7x8, want 10x8x7x7"),
-        (changed("fc7", Layer(zeros(10, 10), zeros(9))), "fc7: mismatch, bias 9, want 10"),
-        (changed("fc7", Layer(zeros(10, 10), zeros(2, 5))), "bias 2x5, want 10"),
-        (changed("fc7", Layer(zeros(10, 10))), "fc7: mismatch, has no bias"),
-        (changed("fc7", Layer(zeros(10, 10) * np.nan, zeros(10))), "fc7: .*not finite"),
-        (changed("fc7", Layer(zeros(10, 10), zeros(10) + np.inf)), "fc7: .*not finite"),
+        (changed("fc6", Layer(zeros(64, 1568), zeros(FC))), "fc6: mismatch, weight 64x1568"),
+        (changed("fc6", Layer(zeros(FC, 7, 7, 16), zeros(FC))), "weight 128x7x7x16, want 128x16"),
+        (changed("fc7", Layer(zeros(FC, FC), zeros(9))), "fc7: mismatch, bias 9, want 128"),
+        (changed("fc7", Layer(zeros(FC, FC), zeros(2, 64))), "bias 2x64, want 128"),
+        (changed("fc7", Layer(zeros(FC, FC))), "fc7: mismatch, has no bias"),
+        (changed("fc7", Layer(zeros(FC, FC) * np.nan, zeros(FC))), "fc7: .*not finite"),
+        (changed("fc7", Layer(zeros(FC, FC), zeros(FC) + np.inf)), "fc7: .*not finite"),
     ],
 )
 def test_what_does_not_fit_changes_nothing(

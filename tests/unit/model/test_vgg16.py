@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbones.caffe import Padding
-from model.backbones.vgg16 import VGG16, Normalisation
+from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec, build
 from model.fcn import FCN, Variant
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
-NARROW = (4, 4, 6, 8, 8)
 
 
-def narrow(padding: Padding, normalisation: Normalisation = "caffe", dropout: float = 0.5) -> VGG16:
+def narrow(padding: Padding, preprocessing: str = "caffe", dropout: float = 0.5) -> VGG16:
     torch.manual_seed(0)
-    return VGG16(padding, 8, normalisation, dropout, channels=NARROW)
+    return VGG16(padding, 8, preprocessing, dropout, width=1 / 16)
 
 
 def randomise_scores(network: FCN) -> None:
@@ -98,7 +97,7 @@ def test_the_output_has_the_size_of_the_input(padding: Padding, variant: Variant
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (33, 1), (31, 65), (96, 64), (101, 50)])
 def test_same_maps_have_the_ceiling_of_the_side_over_the_stride(size: tuple[int, int]) -> None:
     features = narrow("same").eval()(torch.zeros(1, 3, *size))
-    for at, stride in ((features.pool3, 8), (features.pool4, 16), (features.fc7, 32)):
+    for at, stride in ((features[8], 8), (features[16], 16), (features[32], 32)):
         assert at is not None
         assert tuple(at.shape[2:]) == tuple(math.ceil(side / stride) for side in size)
 
@@ -192,13 +191,13 @@ def test_shifting_the_image_by_the_stride_shifts_the_logits_by_as_much(padding: 
 
 def test_caffe_normalisation_flips_to_bgr_and_takes_the_mean() -> None:
     red = torch.tensor([255.0, 10.0, 20.0]).view(1, 3, 1, 1)
-    got = narrow("same", "caffe").normalise(red).flatten()
+    got = narrow("same", "caffe").preprocess(red).flatten()
     torch.testing.assert_close(got, torch.tensor([20 - 104.00699, 10 - 116.66877, 255 - 122.67892]))
 
 
 def test_torchvision_normalisation_keeps_rgb() -> None:
     red = torch.tensor([255.0, 0.0, 127.5]).view(1, 3, 1, 1)
-    got = narrow("same", "torchvision").normalise(red).flatten()
+    got = narrow("same", "torchvision").preprocess(red).flatten()
     wanted = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.5 - 0.406) / 0.225]
     torch.testing.assert_close(got, torch.tensor(wanted))
 
@@ -208,8 +207,8 @@ def test_normalisation_happens_before_the_padding() -> None:
     backbone = narrow("pad100").eval()
     mean = torch.tensor([122.67892, 116.66877, 104.00699]).view(1, 3, 1, 1)
     features = backbone(mean.expand(1, 3, 4, 4))
-    assert features.pool3 is not None
-    assert features.pool3.abs().max() < 1e-3  # biases start at zero
+    assert features[8] is not None
+    assert features[8].abs().max() < 1e-3  # biases start at zero
 
 
 def test_dropout_is_elementwise_and_only_in_training() -> None:
@@ -217,10 +216,10 @@ def test_dropout_is_elementwise_and_only_in_training() -> None:
     backbone = narrow("same")
     images = torch.rand(1, 3, 320, 320) * 255
     with torch.no_grad():
-        whole = backbone.eval().forward(images).fc7
-        assert torch.equal(backbone(images).fc7, whole)
+        whole = backbone.eval().forward(images)[32]
+        assert torch.equal(backbone(images)[32], whole)
         backbone.drop6.p = 0.0  # fc6 as in eval mode, so that only drop7 makes the difference
-        dropped = backbone.train()(images).fc7
+        dropped = backbone.train()(images)[32]
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
     active = whole > 0
@@ -244,7 +243,7 @@ def test_fc6_and_fc7_are_pretrained_only_at_vggs_own_width() -> None:
 
 def test_activations_neither_vanish_nor_explode_at_the_start() -> None:
     torch.manual_seed(0)
-    backbone = VGG16("same", 64, channels=(16, 16, 32, 32, 32)).eval()
+    backbone = VGG16("same", 64, width=1 / 8).eval()
     with torch.inference_mode():
-        fc7 = backbone(torch.rand(1, 3, 128, 128) * 255).fc7
+        fc7 = backbone(torch.rand(1, 3, 128, 128) * 255)[32]
     assert 0.5 < fc7.std() < 2000  # the input's own spread is about 74

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 import model.build
 from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec
-from model.export.export import fold_norms
+from model.export.export import for_inference
 from model.fcn import FCN
 from model.weights.layers import Layer
 from model.weights.start import write_start_weights
 
-NARROW = (4, 4, 6, 8, 8)
-
 
 def backbone(batch_norm: bool = True) -> VGG16:
     torch.manual_seed(0)
-    return VGG16("same", 8, "torchvision", channels=NARROW, batch_norm=batch_norm)
+    return VGG16("same", 8, "torchvision", width=1 / 16, batch_norm=batch_norm)
 
 
 def pictures(count: int, height: int = 40, width: int = 48) -> Tensor:
@@ -39,7 +37,7 @@ def write_weights(path: Path) -> Path:
             weight = module.weight.detach().numpy()
             bias = random.normal(size=len(weight)).astype(np.float32)
             layers[name] = Layer(weight, bias)
-    write_start_weights(path, layers, network="vgg16", normalisation="torchvision")
+    write_start_weights(path, layers, network="vgg16", preprocessing="torchvision")
     return path
 
 
@@ -59,7 +57,7 @@ def test_in_training_each_map_has_mean_0_and_variance_1_before_its_relu() -> Non
     (normed,) = seen
     assert normed.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     torch.testing.assert_close(
-        normed.var(dim=(0, 2, 3), correction=0), torch.ones(6), rtol=1e-2, atol=1e-2
+        normed.var(dim=(0, 2, 3), correction=0), torch.ones(16), rtol=1e-2, atol=1e-2
     )
 
 
@@ -74,7 +72,7 @@ def test_folded_norms_compute_the_same() -> None:
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     network.eval()
-    folded = fold_norms(network)
+    folded = for_inference(network, "conv_transpose")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     with torch.inference_mode():
@@ -96,7 +94,7 @@ def test_imagenet_weights_of_the_plain_net_start_it_as_that_net(tmp_path: Path) 
         for restored in (False, True):
             if restored:
                 normed.restore_norms([images])
-            for one, other in zip(normed(images), wanted, strict=True):
+            for one, other in zip(normed(images).values(), wanted.values(), strict=True):
                 assert other.abs().max() > 0
                 torch.testing.assert_close(
                     one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())
@@ -104,7 +102,7 @@ def test_imagenet_weights_of_the_plain_net_start_it_as_that_net(tmp_path: Path) 
         for name in ("drop6", "drop7"):
             normed.get_submodule(name).p = 0.0  # type: ignore[assignment]
         trained = normed.train()(images)
-    for one, other in zip(trained, wanted, strict=True):
+    for one, other in zip(trained.values(), wanted.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
 
 

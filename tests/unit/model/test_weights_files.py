@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.build import BACKBONES
 from model.weights import read
 from model.weights.layers import Layer, WeightsError
-from model.weights.names import NETWORKS, NORMALISATION
+from model.weights.names import IMPLIED
 from model.weights.read import read_weights
 from model.weights.start import read_start_weights, write_start_weights
 from tests.vgg_classifier import (
@@ -61,7 +62,7 @@ def test_every_layer_of_a_vgg16_gets_its_caffe_name(
     write(tmp_path / name, classifier)
     file = read_weights(tmp_path / name)
     assert file.convention == convention
-    layers = NETWORKS["vgg16"].renamed(file.layers, file.convention)
+    layers = BACKBONES["vgg16"].names.renamed(file.layers, file.convention)
     assert list(layers) == [*LAYERS, "fc6", "fc7", "fc8"]
     for layer, (weight, bias) in caffe_arrays(classifier).items():
         got = layers[layer]
@@ -72,7 +73,7 @@ def test_every_layer_of_a_vgg16_gets_its_caffe_name(
 
 
 def test_a_caffe_or_keras_file_is_of_caffe_pixels() -> None:
-    assert NORMALISATION == {"caffe": "caffe", "keras": "caffe", "torchvision": "torchvision"}
+    assert IMPLIED == {"caffe": "caffe", "keras": "caffe", "torchvision": "torchvision"}
 
 
 def test_half_precision_is_read(tmp_path: Path) -> None:
@@ -204,17 +205,19 @@ def test_an_npy_header_that_lies(tmp_path: Path) -> None:
 def test_start_weights_remember_what_they_are_for(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "start.npz"
     layer = Layer(np.ones((2, 1, 1, 1), np.float32), np.ones(2, np.float32))
-    write_start_weights(path, {"fc6": layer}, network="vgg16", normalisation="caffe")
-    back = read_start_weights(path, network="vgg16", normalisation="caffe")
+    write_start_weights(path, {"fc6": layer}, network="vgg16", preprocessing="caffe")
+    back = read_start_weights(path, network="vgg16", preprocessing="caffe")
     assert np.array_equal(back["fc6"].weight, layer.weight)
     assert [entry.name for entry in path.parent.iterdir()] == ["start.npz"]
     with pytest.raises(WeightsError, match="is for vgg16, not alexnet"):
-        read_start_weights(path, network="alexnet", normalisation="caffe")
-    with pytest.raises(WeightsError, match=r"caffe pixels: set network\.normalisation=caffe"):
-        read_start_weights(path, network="vgg16", normalisation="torchvision")
+        read_start_weights(path, network="alexnet", preprocessing="caffe")
+    with pytest.raises(
+        WeightsError, match=r"caffe preprocessing: set network\.preprocessing=caffe"
+    ):
+        read_start_weights(path, network="vgg16", preprocessing="torchvision")
 
 
 def test_other_npz_files_are_no_start_weights(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **{"a/w": np.zeros(1)})  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match="fcn import-weights"):
-        read_start_weights(tmp_path / "a.npz", network="vgg16", normalisation="caffe")
+        read_start_weights(tmp_path / "a.npz", network="vgg16", preprocessing="caffe")

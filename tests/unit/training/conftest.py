@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests import narrow_network
 from tests.unit.training.recipes import MakeConfig, Run, changed, raw_recipe
 from training.config import TrainConfig, parse_config
 from training.datasets import drawn
@@ -24,11 +23,6 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in SIZES.items():
         drawn.write(root, split, count, HEIGHT, WIDTH, seed=0)
     return root
-
-
-@pytest.fixture
-def narrow_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow_network.narrow_alexnet(monkeypatch)
 
 
 @pytest.fixture

@@ -27,13 +27,18 @@ from training.train import train
 
 # Without norms and dropout, which see and draw for each batch alone.
 PLAIN: dict[str, Any] = {
-    "network": {"backbone": "alexnet", "variant": "32s", "fc6_channels": 8, "dropout": 0.0},
+    "network": {
+        "backbone": "alexnet",
+        "variant": "32s",
+        "fc6_channels": 8,
+        "dropout": 0.0,
+        "width": 0.125,
+    },
     "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05},
     "loss__dice": 0.0,
 }
 
 
-@pytest.mark.usefixtures("narrow_alexnet")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 3), (4, 2)])
 def test_as_one_batch_of_all_their_images(
@@ -93,12 +98,11 @@ def test_computing_activations_again_changes_nothing(
     assert_same_state(done, finished.checkpoint)
 
 
-NARROW = (8, 16, 32, 32, 32)
 BACKBONES: dict[str, tuple[Callable[[], Backbone], AnyVariant]] = {
     "mobilenet_v1": (lambda: MobileNetV1(fc6_channels=16, width=0.125), "8s"),
-    "vgg16": (lambda: VGG16(fc_channels=16, channels=NARROW), "8s"),
-    "pool4": (lambda: VGG16(channels=NARROW, cut_after="pool4"), "pool4"),
-    "alexnet": (lambda: AlexNet(fc_channels=16, channels=(12, 32, 48, 48, 32)), "32s"),
+    "vgg16": (lambda: VGG16(fc_channels=16, width=1 / 16), "8s"),
+    "pool4": (lambda: VGG16(width=1 / 16, cut_after="pool4"), "pool4"),
+    "alexnet": (lambda: AlexNet(fc_channels=16, width=1 / 8), "32s"),
     "googlenet": (lambda: GoogLeNet(width=0.25), "16s"),
 }
 

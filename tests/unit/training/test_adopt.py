@@ -18,10 +18,11 @@ from torch.nn import functional
 import cli.adopt
 from cli.main import main
 from model.contract import ContractError
-from model.export.adopt import AdoptError, AdoptOptions, AdoptReport, Preprocessing, open_network
+from model.export.adopt import AdoptError, AdoptOptions, AdoptReport, open_network
 from model.export.adopt.file import MIN_AGREEMENT
-from model.export.adopt.preprocessing import PRESETS
+from model.export.adopt.preprocessing import PRESETS, preprocess
 from model.export.adopt.reference import bilinear, fit, nearest
+from model.preprocessing import Preprocessing
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
@@ -191,12 +192,12 @@ def test_reference_is_torchs_and_pillows() -> None:
 def test_presets() -> None:
     white = np.full((1, 1, 1, 3), 255, np.float32)
     red = white * np.array([1, 0, 0], np.float32)
-    assert PRESETS["imagenet"].normalise(white).ravel() == pytest.approx(
+    assert preprocess(PRESETS["imagenet"], white).ravel() == pytest.approx(
         [2.2489, 2.4286, 2.64], abs=1e-4
     )
-    assert PRESETS["unit"].normalise(red).ravel().tolist() == [1, 0, 0]
-    assert PRESETS["none"].normalise(red).ravel().tolist() == [255, 0, 0]
-    assert PRESETS["caffe"].normalise(red).ravel() == pytest.approx(
+    assert preprocess(PRESETS["unit"], red).ravel().tolist() == [1, 0, 0]
+    assert preprocess(PRESETS["none"], red).ravel().tolist() == [255, 0, 0]
+    assert preprocess(PRESETS["caffe"], red).ravel() == pytest.approx(
         [-104.00699, -116.66877, 132.32109], abs=1e-4
     )
 
@@ -254,7 +255,7 @@ def test_disagreement_writes_nothing(tmp_path: Path) -> None:
         ({"dims": ("N", 3, 48, "W")}, {}, r"pictures of 48xany .*say --size"),
         ({"dims": (1, 3, 48, 80)}, {"size": (64, 64)}, r"of 48x80 .*not 64x64"),
         ({"dims": (1, 3, 48, 80)}, {"multiple_of_px": 8}, r"--multiple-of has no meaning"),
-        ({"dtype": UINT8}, {}, r"say --normalise none"),
+        ({"dtype": UINT8}, {}, r"say --preprocessing none"),
         ({"dtype": TensorProto.INT64}, {}, r"no picture: want float"),
         ({"pool": 3}, {}, r"does not run on pictures whose sides are multiples of 128 or less"),
         ({}, {"threshold": 0.5}, r"a threshold is for networks with a single score"),
@@ -353,7 +354,7 @@ def test_names(tmp_path: Path) -> None:
 def test_presets_of_the_command() -> None:
     parser = argparse.ArgumentParser()
     cli.adopt.configure(parser)
-    (action,) = (a for a in parser._actions if a.dest == "normalise")
+    (action,) = (a for a in parser._actions if a.dest == "preprocessing")
     assert action.choices is not None and set(action.choices) == set(PRESETS)
     assert parser.get_default("min_agreement") == MIN_AGREEMENT
 

@@ -67,7 +67,7 @@ def test_overrides(recipe: Path) -> None:
         ({"optimizer": {"bias_lr_factor": 0}}, "optimizer.bias_lr_factor: "),
         ({"schedule": {"epochs": "many"}}, "schedule.epochs: "),
         ({"schedule": {"epochs": 0}}, "schedule.epochs: "),
-        ({"network": {"backbone": "resnet"}}, "network.backbone: "),
+        ({"network": {"backbone": "resnet"}}, "network: .*no backbone 'resnet'"),
         ({"network": {"backbone": "mobilenet_v1", "variant": "4s"}}, "network.variant: "),
         ({"optimizer": {"kind": "lion"}}, "optimizer.kind: "),
         ({"precision": "fp8"}, "precision: "),

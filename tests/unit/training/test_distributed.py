@@ -50,7 +50,6 @@ def both(tmp_path_factory: pytest.TempPathFactory, streets: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("narrow_alexnet")
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_learn_what_one_does(
     both: Path, tmp_path: Path, streets: Path, name: str
@@ -76,7 +75,6 @@ def test_two_processes_learn_what_one_does(
             )
 
 
-@pytest.mark.usefixtures("narrow_alexnet")
 def test_each_image_is_counted_once(both: Path, streets: Path) -> None:
     """Three images among two processes: the matrix is to the pixel that of one."""
     last = load_checkpoint(both / list(RECIPES)[-1] / "last.pt")

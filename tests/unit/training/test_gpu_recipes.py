@@ -12,10 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import model.build
-from model.backbones.mobilenet_v1 import MobileNetV1
-from model.backbones.vgg16 import VGG16
-from model.fcn import FCN
+from model.network import SegmentationNetwork
 from tests.drawing import street
 from training import train as train_module
 from training.config import TrainConfig, load_config
@@ -48,6 +45,8 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def narrow_config(name: str, root: Path) -> TrainConfig:
     changes = [f"data.root={root}", "data.workers=0", "threads=1", "precision=fp32"]
     changes += ["augment.crop_height=32", "augment.crop_width=48", "network.fc6_channels=8"]
+    own = load_config(GPU / f"{name}.yaml").network
+    changes.append(f"network.width={own.width / (32 if own.backbone == 'vgg16' else 8)}")
     return load_config(GPU / f"{name}.yaml", changes)
 
 
@@ -60,22 +59,13 @@ def test_two_steps(
     # Traced, but not made into machine code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     config = narrow_config(name, camvid)
-    taught: list[FCN] = []
+    taught: list[SegmentationNetwork] = []
 
-    def teacher(path: Path, info: DatasetInfo) -> FCN:
-        """The whole net, before the narrow ones are in place."""
-        with monkeypatch.context() as whole:
-            whole.setattr(model.build, "MobileNetV1", MobileNetV1)
-            taught.append(load_teacher(path, info))
+    def teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
+        taught.append(load_teacher(path, info))
         return taught[0]
 
     monkeypatch.setattr(train_module, "load_teacher", teacher)
-    monkeypatch.setattr(model.build, "VGG16", partial(VGG16, channels=(3, 4, 4, 6, 8)))
-
-    def narrow(width: float, **fields: object) -> MobileNetV1:
-        return MobileNetV1(width=width / 8, **fields)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(model.build, "MobileNetV1", narrow)
     trainer = Trainer(config, tmp_path / name, resume=False, run_log=None)
     begun = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     done = trainer.run(stop_after=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-import model.build
 from cli.main import main
 from model.backbones import mobilenet_v1
 from model.backbones.alexnet import AlexNet
+from model.backbones.conv_norm import widened
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.vgg16 import VGG16
-from model.build import NetworkSpec, build
+from model.build import BACKBONES, NetworkSpec, build
 from model.surgery import convolutions
 from model.upsample import bilinear_kernel
-from model.weights.names import NETWORKS
-from tests import caffemodel, narrow_network
+from tests import caffemodel
 from tests.caffemodel import Format
 from tests.other_classifiers import (
-    CAFFENET_CHANNELS,
     CAFFENET_FC,
     CaffeNet,
     NormedClassifier,
@@ -35,26 +32,16 @@ from training.checkpoint import load_checkpoint
 from training.datasets.folder import load_info
 from training.import_weights import RELEASED
 
+MOBILENET = tuple(widened(count, 1 / 8) for count in mobilenet_v1._CHANNELS)
 Capture = pytest.CaptureFixture[str]
 Blobs = dict[str, list[np.ndarray]]
-WIDTH = 1 / 16
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three nets of the paper with a few channels, whose fc6 and fc7 count as their own."""
-    monkeypatch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=NARROW))
-    monkeypatch.setattr(
-        model.build, "AlexNet", functools.partial(AlexNet, channels=CAFFENET_CHANNELS)
-    )
-    monkeypatch.setattr(model.build, "GoogLeNet", functools.partial(GoogLeNet, width=WIDTH))
-    monkeypatch.setattr("model.backbones.vgg16.FC_CHANNELS", FC)
-    monkeypatch.setattr("model.backbones.alexnet.FC_CHANNELS", CAFFENET_FC)
-    narrow_network.narrow(monkeypatch)
+WIDTHS = {"vgg16": 1 / 32, "alexnet": 1 / 32, "googlenet": 1 / 16, "mobilenet_v1": 1 / 8}
 
 
 def command(network: str, file: Path, out: Path, *words: str) -> int:
-    return main(["import-weights", str(file), "--network", network, "-o", str(out), *words])
+    """The file's network has the fewest channels that its kind can have."""
+    width = ["--width", str(WIDTHS[network])]
+    return main(["import-weights", str(file), "--network", network, "-o", str(out), *width, *words])
 
 
 def failure(capsys: Capture, network: str, file: Path, *words: str) -> str:
@@ -84,15 +71,15 @@ def test_convolutionalised_caffenet_is_the_classifier(
     file = caffe_file(tmp_path / "caffenet.caffemodel", classifier.blobs(), form)
     assert command("alexnet", file, tmp_path / "start.npz") == 0
     said = capsys.readouterr().out
-    assert "conv2  copied    8x4x5x5" in said and "fc6    reshaped" in said
-    assert "fc8    dropped" in said and "weights for caffe pixels" in said
-    backbone = AlexNet("pad100", CAFFENET_FC, channels=CAFFENET_CHANNELS).eval()
+    assert "conv2  copied    8x2x5x5" in said and "fc6    reshaped" in said
+    assert "fc8    dropped" in said and "weights for caffe preprocessing" in said
+    backbone = AlexNet("pad100", width=WIDTHS["alexnet"]).eval()
     backbone.load_imagenet(tmp_path / "start.npz")
     backbone.conv1.padding = (0, 0)
     pictures = torch.rand(2, 3, 227, 227) * 255
     with torch.inference_mode():
-        got = backbone(pictures).fc7
-        wanted = classifier.features(backbone.normalise(pictures))
+        got = backbone(pictures)[32]
+        wanted = classifier.features(backbone.preprocess(pictures))
     assert got.shape == (2, CAFFENET_FC, 1, 1) and float(wanted.max()) > 1
     torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
 
@@ -104,22 +91,22 @@ def test_vgg16_with_batch_norms_is_folded(tmp_path: Path, capsys: Capture) -> No
     said = capsys.readouterr().out
     assert "features.1   folded    into conv1_1" in said
     assert "features.41  folded    into conv5_3" in said
-    backbone = VGG16("pad100", FC, "torchvision", channels=NARROW).eval()
+    backbone = VGG16("pad100", preprocessing="torchvision", width=WIDTHS["vgg16"]).eval()
     backbone.load_imagenet(tmp_path / "start.npz")
     first = backbone.get_submodule("conv1_1")
     assert isinstance(first, nn.Conv2d)
     first.padding = (1, 1)
     pictures = torch.rand(1, 3, 224, 224) * 255
     with torch.inference_mode():
-        got = backbone(pictures).fc7.flatten(1)
-        wanted = classifier.fc7(backbone.normalise(pictures))
+        got = backbone(pictures)[32].flatten(1)
+        wanted = classifier.fc7(backbone.preprocess(pictures))
     assert float(wanted.max()) > 1
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
 
 
 def googlenet_blobs() -> Blobs:
     """Of BVLC's GoogLeNet, with both auxiliary classifiers."""
-    backbone = GoogLeNet(width=WIDTH)
+    backbone = GoogLeNet(width=WIDTHS["googlenet"])
     blobs: Blobs = {}
     for name, path in convolutions(backbone).items():
         parameters = dict(backbone.get_submodule(path).named_parameters())
@@ -143,7 +130,7 @@ def test_googlenet_without_its_auxiliary_classifiers(
     for name in ("loss1/conv", "loss2/fc", "loss2/classifier", "loss3/classifier"):
         assert f"{name}  " in said
     assert said.count("dropped") == 7 and "unknown" not in said
-    backbone = GoogLeNet(width=WIDTH)
+    backbone = GoogLeNet(width=WIDTHS["googlenet"])
     backbone.load_imagenet(tmp_path / "start.npz")
     state = backbone.state_dict()
     assert len(convolutions(backbone)) == 57
@@ -157,12 +144,12 @@ def test_every_layer_of_googlenet_has_its_name() -> None:
     """Those of the table, and no other."""
     with torch.device("meta"):
         layers = convolutions(build(NetworkSpec("googlenet", "32s"), 1).backbone)
-    assert set(NETWORKS["googlenet"].caffe.values()) == set(layers)
+    assert set(BACKBONES["googlenet"].names.caffe.values()) == set(layers)
 
 
 def test_keras_mobilenet_computes_the_same(tmp_path: Path, capsys: Capture) -> None:
-    """Its norms folded, in the layout that the shipped model's weights have."""
-    channels, strides = mobilenet_v1._CHANNELS, mobilenet_v1._STRIDES
+    """Its norms folded, in the one layout of start weights."""
+    channels, strides = MOBILENET, mobilenet_v1._STRIDES
     arrays = keras_mobilenet(channels, strides)
     np.savez(tmp_path / "keras.npz", **arrays)  # type: ignore[arg-type]
     start = tmp_path / "start.npz"
@@ -170,13 +157,13 @@ def test_keras_mobilenet_computes_the_same(tmp_path: Path, capsys: Capture) -> N
     said = capsys.readouterr().out
     assert "conv1_bn       folded    into conv0" in said
     assert "conv_dw_13_bn  folded    into dw13" in said
-    assert "conv_preds     dropped" in said and "weights for tensorflow pixels" in said
-    backbone = mobilenet_v1.MobileNetV1(fc6_channels=0).eval()
+    assert "conv_preds     dropped" in said and "weights for tensorflow preprocessing" in said
+    backbone = mobilenet_v1.MobileNetV1(fc6_channels=0, width=WIDTHS["mobilenet_v1"]).eval()
     backbone.load_imagenet(start)
     pictures = torch.rand(2, 3, 96, 64) * 255
     with torch.inference_mode():
-        got = backbone(pictures).fc7
-        wanted = run_keras_mobilenet(arrays, strides, backbone.normalise(pictures))
+        got = backbone(pictures)[32]
+        wanted = run_keras_mobilenet(arrays, strides, backbone.preprocess(pictures))
     assert got.shape == wanted.shape == (2, channels[-1], 3, 2) and float(wanted.std()) > 0.1
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     # And the file is itself one that can be imported, unchanged.
@@ -191,13 +178,13 @@ def test_keras_mobilenet_computes_the_same(tmp_path: Path, capsys: Capture) -> N
 
 
 def test_mobilenet_weights_that_do_not_fit(tmp_path: Path, capsys: Capture) -> None:
-    arrays = keras_mobilenet(mobilenet_v1._CHANNELS, mobilenet_v1._STRIDES)
+    arrays = keras_mobilenet(MOBILENET, mobilenet_v1._STRIDES)
     del arrays["conv_pw_3/kernel:0"]
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     error = failure(capsys, "mobilenet_v1", tmp_path / "a.npz")
     assert "a.npz: the batch norm conv_pw_3_bn follows no convolution" in error
     np.savez(tmp_path / "b.npz", **{"conv0/w": random_blob(4, 3)})  # type: ignore[arg-type]
-    assert "conv0 has the shape (4, 3)" in failure(capsys, "mobilenet_v1", tmp_path / "b.npz")
+    assert "conv0: mismatch, " in failure(capsys, "mobilenet_v1", tmp_path / "b.npz")
     error = failure(capsys, "mobilenet_v1", tmp_path / "a.npz", "--head", "8s")
     assert "--head must be none" in error
 
@@ -238,8 +225,8 @@ def test_norms_without_a_place_are_refused(tmp_path: Path, capsys: Capture) -> N
 def test_caffes_weights_under_pytorch_names_must_say_so(tmp_path: Path, capsys: Capture) -> None:
     torch.save(CaffeNet().state_dict(), tmp_path / "a.pth")
     error = failure(capsys, "alexnet", tmp_path / "a.pth")
-    assert "alexnet can be fed caffe ones only" in error and "--normalisation caffe" in error
-    words = ["--normalisation", "caffe"]
+    assert "alexnet can only be fed caffe" in error and "--preprocessing caffe" in error
+    words = ["--preprocessing", "caffe"]
     assert command("alexnet", tmp_path / "a.pth", tmp_path / "start.npz", *words) == 0
 
 
@@ -274,7 +261,7 @@ def test_the_released_fcn_alexnet(tmp_path: Path, capsys: Capture) -> None:
     file = caffe_file(tmp_path / "fcn-alexnet-pascal.caffemodel", blobs)
     assert command("alexnet", file, tmp_path / "a.pt", "--head", "32s") == 0
     checkpoint = load_checkpoint(tmp_path / "a.pt")
-    assert checkpoint.network.architecture == "fcn32s-alexnet-pad100"
+    assert checkpoint.network.architecture == "fcn32s-alexnet_0.03125-pad100"
     assert checkpoint.dataset == load_info(RELEASED[21][0])
     network = checkpoint.build_network().eval()
     assert np.array_equal(network.state_dict()["score_fr.weight"].numpy(), blobs["score_fr"][0])
@@ -322,14 +309,14 @@ def test_the_released_nets_of_other_data(
     checkpoint = load_checkpoint(tmp_path / "a.pt")
     names = [info.name for info in checkpoint.dataset.classes]
     assert (len(names), names[0], names[-1]) == (classes, first, last)
-    assert checkpoint.network.normalisation == pixels
+    assert checkpoint.network.preprocessing == pixels
     backbone = checkpoint.build_network().backbone
     assert isinstance(backbone, VGG16)
-    assert float(backbone.mean.flatten()[0]) == pytest.approx(mean), "red"
+    assert float(backbone.preprocess.get_buffer("mean").flatten()[0]) == pytest.approx(mean), "red"
     # Said otherwise, that counts.
-    words = ["--head", head, "--normalisation", "caffe"]
+    words = ["--head", head, "--preprocessing", "caffe"]
     assert command("vgg16", file, tmp_path / "b.pt", *words) == 0
-    assert load_checkpoint(tmp_path / "b.pt").network.normalisation == "caffe"
+    assert load_checkpoint(tmp_path / "b.pt").network.preprocessing == "caffe"
 
 
 def test_a_net_of_unknown_classes(tmp_path: Path, capsys: Capture) -> None:
@@ -343,12 +330,12 @@ def test_colour_and_depth(tmp_path: Path) -> None:
     """nyud-fcn32s-color-d: a fourth channel in conv1_1_bgrd."""
     blobs = scores(vgg_blobs(), 40, *HEADS["32s"])
     del blobs["conv1_1"]
-    blobs["conv1_1_bgrd"] = [random_blob(4, 4, 3, 3), random_blob(4)]
+    blobs["conv1_1_bgrd"] = [random_blob(2, 4, 3, 3), random_blob(2)]
     file = caffe_file(tmp_path / "a.caffemodel", blobs)
     assert command("vgg16", file, tmp_path / "a.pt", "--head", "32s") == 0
     checkpoint = load_checkpoint(tmp_path / "a.pt")
     assert checkpoint.network.modality == checkpoint.dataset.modality == "rgbd"
-    assert checkpoint.network.normalisation == "nyudv2"
+    assert checkpoint.network.preprocessing == "nyudv2"
     state = checkpoint.build_network().state_dict()
     got = state["backbone.conv1_1_bgrd.weight"].numpy()
     assert np.array_equal(got, blobs["conv1_1_bgrd"][0])
@@ -363,7 +350,7 @@ def test_hha_must_be_said(tmp_path: Path) -> None:
     assert checkpoint.network.modality == checkpoint.dataset.modality == "hha"
     backbone = checkpoint.build_network().backbone
     assert isinstance(backbone, VGG16)
-    assert float(backbone.mean.flatten()[0]) == pytest.approx(132.431)
+    assert float(backbone.preprocess.get_buffer("mean").flatten()[0]) == pytest.approx(132.431)
 
 
 def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
@@ -381,7 +368,7 @@ def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
     said = capsys.readouterr().out
     assert "score_frhha" in said and "unknown" not in said
     checkpoint = load_checkpoint(tmp_path / "a.pt")
-    assert checkpoint.network.architecture == "fcn32s-vgg16-pad100-rgb-hha"
+    assert checkpoint.network.architecture == "fcn32s-vgg16_0.03125-pad100-rgb-hha"
     state = checkpoint.build_network().state_dict()
     for stream in ("color", "hha"):
         for name in ("conv1_1", "fc6", "fc7"):
@@ -392,7 +379,7 @@ def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
     del blobs["conv3_2hha"]
     caffe_file(file, blobs)
     error = failure(capsys, "vgg16", file, "--head", "32s")
-    assert "conv3_2hha: missing, want 6x6x3x3" in error
+    assert "conv3_2hha: missing, want 8x8x3x3" in error
 
 
 @pytest.mark.parametrize("head", ["32s", "16s", "8s"])
@@ -408,7 +395,7 @@ def test_two_heads(head: str, tmp_path: Path, capsys: Capture) -> None:
     assert "unknown" not in capsys.readouterr().out
     checkpoint = load_checkpoint(tmp_path / "a.pt")
     assert checkpoint.dataset.head_sizes == {"sem": 33, "geo": 3}
-    assert checkpoint.network.normalisation == "siftflow"
+    assert checkpoint.network.preprocessing == "siftflow"
     network = checkpoint.build_network()
     state = network.state_dict()
     for score in inputs:

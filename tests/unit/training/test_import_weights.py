@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-import model.build
 from cli.main import main
-from model.backbones.vgg16 import VGG16
 from model.fcn import Variant
 from model.upsample import bilinear_kernel
 from model.weights.start import read_start_weights
@@ -25,6 +22,7 @@ from tests.unit.training.recipes import MakeConfig
 from tests.vgg_classifier import (
     FC,
     NARROW,
+    WIDTH,
     Classifier,
     caffe_arrays,
     write_keras_npz,
@@ -43,13 +41,6 @@ VOC = load_info(VOC_CLASSES)
 Capture = pytest.CaptureFixture[str]
 CLASSES = 21
 LAST = {"32s": ("upscore", 32), "16s": ("upscore16", 16), "8s": ("upscore8", 8)}
-
-
-@pytest.fixture(autouse=True)
-def narrow_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VGG16 of a few channels, whose fc6 and fc7 count as its own."""
-    monkeypatch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=NARROW))
-    monkeypatch.setattr("model.backbones.vgg16.FC_CHANNELS", FC)
 
 
 def fcn_blobs(variant: Variant, *, at_once: bool = False) -> dict[str, list[np.ndarray]]:
@@ -88,7 +79,8 @@ def write_fcn(path: Path, blobs: dict[str, list[np.ndarray]]) -> Path:
 
 
 def command(file: Path, out: Path, *words: str) -> int:
-    return main(["import-weights", str(file), "--network", "vgg16", "-o", str(out), *words])
+    told = ["--network", "vgg16", "--width", str(WIDTH), "-o", str(out), *words]
+    return main(["import-weights", str(file), *told])
 
 
 def failure(capsys: Capture, file: Path, out: Path, *words: str) -> str:
@@ -100,19 +92,19 @@ def failure(capsys: Capture, file: Path, out: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "words", "normalisation"),
+    ("name", "write", "words", "preprocessing"),
     [
         ("a.pth", write_pth, [], "torchvision"),
-        ("a.pth", write_pth, ["--normalisation", "caffe"], "caffe"),
+        ("a.pth", write_pth, ["--preprocessing", "caffe"], "caffe"),
         ("a.npz", write_keras_npz, [], "caffe"),
-        ("a.npz", write_plain_npz, ["--normalisation", "torchvision"], "torchvision"),
+        ("a.npz", write_plain_npz, ["--preprocessing", "torchvision"], "torchvision"),
     ],
 )
 def test_start_weights_start_a_run(
     name: str,
     write: Callable[[Path, Classifier], None],
     words: list[str],
-    normalisation: str,
+    preprocessing: str,
     tmp_path: Path,
     make_config: MakeConfig,
     capsys: Capture,
@@ -123,9 +115,9 @@ def test_start_weights_start_a_run(
     assert command(tmp_path / name, out, *words) == 0
     said = capsys.readouterr().out
     assert "fc6      reshaped" in said and "fc8      dropped" in said
-    assert f"weights for {normalisation} pixels" in said
+    assert f"weights for {preprocessing} preprocessing" in said
     config = make_config(
-        network={"backbone": "vgg16", "normalisation": normalisation, "fc6_channels": FC},
+        network={"backbone": "vgg16", "preprocessing": preprocessing, "width": WIDTH},
         init__imagenet=str(out),
         loss__class_weight_offset=None,
     )
@@ -142,26 +134,26 @@ def test_a_run_with_other_pixels_is_refused(tmp_path: Path, make_config: MakeCon
     write_pth(tmp_path / "a.pth", Classifier())
     assert command(tmp_path / "a.pth", tmp_path / "start.npz") == 0
     config = make_config(
-        network={"backbone": "vgg16", "normalisation": "caffe"},
+        network={"backbone": "vgg16", "preprocessing": "caffe", "width": WIDTH},
         init__imagenet=str(tmp_path / "start.npz"),
     )
-    with pytest.raises(ConfigError, match=r"set network\.normalisation=torchvision"):
+    with pytest.raises(ConfigError, match=r"set network\.preprocessing=torchvision"):
         Trainer(config, tmp_path / "run", resume=False)
 
 
 def test_an_fcn_gives_start_weights_too(tmp_path: Path) -> None:
     file = write_fcn(tmp_path / "fcn.caffemodel", fcn_blobs("8s"))
     assert command(file, tmp_path / "start.npz") == 0
-    layers = read_start_weights(tmp_path / "start.npz", network="vgg16", normalisation="caffe")
-    assert "score_fr" not in layers and layers["fc6"].weight.shape == (FC, 8, 7, 7)
+    layers = read_start_weights(tmp_path / "start.npz", network="vgg16", preprocessing="caffe")
+    assert "score_fr" not in layers and layers["fc6"].weight.shape == (FC, NARROW[4], 7, 7)
 
 
 def test_the_report_as_json(tmp_path: Path, capsys: Capture) -> None:
     write_pth(tmp_path / "a.pth", Classifier())
     assert command(tmp_path / "a.pth", tmp_path / "start.npz", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["sha256"]) == 64 and report["normalisation"] == "torchvision"
-    first = {"layer": "conv1_1", "action": "copied", "detail": "4x3x3x3"}
+    assert len(report["sha256"]) == 64 and report["preprocessing"] == "torchvision"
+    first = {"layer": "conv1_1", "action": "copied", "detail": "2x3x3x3"}
     assert report["layers"][0] == first
 
 
@@ -172,8 +164,8 @@ def test_a_released_fcn_becomes_a_checkpoint(variant: Variant, tmp_path: Path) -
     out = tmp_path / "fcn.pt"
     assert command(file, out, "--head", variant) == 0
     checkpoint = load_checkpoint(out)
-    assert checkpoint.network.architecture == f"fcn{variant}-vgg16-pad100"
-    assert checkpoint.network.normalisation == "caffe"
+    assert checkpoint.network.architecture == f"fcn{variant}-vgg16_0.03125-pad100"
+    assert checkpoint.network.preprocessing == "caffe"
     assert checkpoint.network.upsampling == "fixed"
     assert checkpoint.dataset == VOC
     network = checkpoint.build_network()
@@ -194,10 +186,16 @@ def test_scales_of_the_net_trained_at_once_are_folded(tmp_path: Path) -> None:
     plain = load_checkpoint(tmp_path / "b.pt").build_network()
     pool = torch.rand(1, NARROW[3], 2, 2)
     with torch.inference_mode():
-        got, wanted = folded.score_pool4(pool), plain.score_pool4(0.01 * pool)
+        got, wanted = (
+            folded.get_submodule("score_pool4")(pool),
+            plain.get_submodule("score_pool4")(0.01 * pool),
+        )
         torch.testing.assert_close(got, wanted)
         pool = torch.rand(1, NARROW[2], 2, 2)
-        got, wanted = folded.score_pool3(pool), plain.score_pool3(0.0001 * pool)
+        got, wanted = (
+            folded.get_submodule("score_pool3")(pool),
+            plain.get_submodule("score_pool3")(0.0001 * pool),
+        )
         torch.testing.assert_close(got, wanted)
 
 
@@ -306,7 +304,7 @@ def test_unknown_layers_are_named_and_left(tmp_path: Path, capsys: Capture) -> N
 def test_a_plain_file_must_say_its_pixels(tmp_path: Path, capsys: Capture) -> None:
     write_plain_npz(tmp_path / "a.npz", Classifier())
     error = failure(capsys, tmp_path / "a.npz", tmp_path / "out.npz")
-    assert "say --normalisation caffe or torchvision" in error
+    assert "say --preprocessing caffe or torchvision" in error
 
 
 def test_other_unusable_files(tmp_path: Path, capsys: Capture) -> None:
@@ -316,7 +314,7 @@ def test_other_unusable_files(tmp_path: Path, capsys: Capture) -> None:
     assert "cut short" in failure(capsys, tmp_path / "cut.caffemodel", out)
     write_pth(tmp_path / "a.pth", Classifier())
     assert main(["import-weights", str(tmp_path / "a.pth"), "--network", "x", "-o", str(out)]) == 1
-    assert "no names are known for 'x': want vgg16" in capsys.readouterr().err
+    assert "no names are known for 'x': want alexnet" in capsys.readouterr().err
     both = Classifier().state_dict()
     both["conv1_1.weight"] = both["features.0.weight"]
     torch.save(both, tmp_path / "twice.pth")

@@ -3,9 +3,7 @@ miniatures of NYUDv2 and SIFT Flow."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import yaml
 
 import model.build
 from cli.main import main
-from model.backbones.vgg16 import VGG16
 from tests.unit.training import miniatures, nyu
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
@@ -34,11 +31,8 @@ DATASETS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _narrow() -> Iterator[None]:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,13 @@ def recipe(dataset: str, root: Path, **network: Any) -> dict[str, Any]:
     splits = {"train_split": "trainval", "val_split": "test"}
     return {
         "name": "scenes",
-        "network": {"backbone": "vgg16", "variant": "16s", "fc6_channels": 8, **network},
+        "network": {
+            "backbone": "vgg16",
+            "variant": "16s",
+            "fc6_channels": 8,
+            "width": 1 / 32,
+            **network,
+        },
         "data": {"dataset": dataset, "root": str(root), "workers": 0, **splits},
         "augment": {"crop_height": 6, "crop_width": 8},
         "loss": {"reduction": "sum"},
@@ -76,12 +76,12 @@ FAST = {"kind": "sgd", "momentum": 0.9, "backbone_lr": 1e-4, "head_lr": 1e-5}
 
 
 def rooms_config(rooms: Path, modality: str, **changes: Any) -> TrainConfig:
-    raw = recipe(DATASETS[modality], rooms, modality=modality, normalisation="nyudv2")
+    raw = recipe(DATASETS[modality], rooms, modality=modality, preprocessing="nyudv2")
     return parse_config(raw | changes, "test recipe")
 
 
 def outdoors_config(outdoors: Path, **changes: Any) -> TrainConfig:
-    raw = recipe("siftflow_both", outdoors, normalisation="siftflow")
+    raw = recipe("siftflow_both", outdoors, preprocessing="siftflow")
     return parse_config(raw | changes, "test recipe")
 
 
@@ -273,7 +273,7 @@ def test_one_labelling_is_not_scored_as_two(
 
 def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) -> None:
     train(outdoors_config(outdoors), tmp_path, stop_after=1, run_log=None)
-    raw = recipe("siftflow", outdoors, normalisation="siftflow")
+    raw = recipe("siftflow", outdoors, preprocessing="siftflow")
     with pytest.raises(CheckpointError, match="was trained on another class list"):
         train(parse_config(raw, "test recipe"), tmp_path, resume=True, run_log=None)
 
@@ -281,7 +281,7 @@ def test_another_number_of_heads_is_not_resumed(outdoors: Path, tmp_path: Path) 
 def test_the_semantic_head_is_served(outdoors: Path, tmp_path: Path) -> None:
     from training.evaluation.onnx_predictor import OnnxPredictor
 
-    raw = recipe("siftflow_both", outdoors, normalisation="siftflow", variant="32s")
+    raw = recipe("siftflow_both", outdoors, preprocessing="siftflow", variant="32s")
     done = train(parse_config(raw, "test recipe"), tmp_path / "run", stop_after=2, run_log=None)
     words = ["--repository", str(tmp_path / "repository"), "--logits"]
     assert main(["export", str(tmp_path / "run/last.pt"), *words]) == 0

@@ -72,7 +72,7 @@ def test_biases_at_twice_the_rate_and_without_decay() -> None:
         "score_pool3.3.bias": (2e-2, 0.0),
     }.items():
         assert got[id(parameters[name])] == wanted, name
-    vgg = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "32s")
+    vgg = FCN(VGG16("same", 4, width=1 / 32), 3, "32s")
     groups = make_optimizer(vgg, config).param_groups
     rates = {(g["lr"], g["weight_decay"], g["params"][0].ndim) for g in groups}
     # The fc6 of this narrow net is new, hence at the head's rate.
@@ -84,7 +84,7 @@ def test_biases_at_twice_the_rate_and_without_decay() -> None:
 def test_score_alone_learns(upsampling: Upsampling) -> None:
     """FCN-32s-fixed: nothing but the score layers moves, weight decay included."""
     torch.manual_seed(0)
-    net = FCN(VGG16("same", 4, channels=(2, 2, 2, 2, 2)), 3, "16s", upsampling)
+    net = FCN(VGG16("same", 4, width=1 / 32), 3, "16s", upsampling)
     before = {name: value.clone() for name, value in net.named_parameters()}
     optimizer = make_optimizer(net, OptimizerConfig(trainable="score_layers", weight_decay=0.3))
     for _ in range(2):

@@ -4,23 +4,16 @@ where it is the first with its bases."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
-import model.build
-from model.backbones.alexnet import AlexNet
-from model.backbones.googlenet import GoogLeNet
-from model.backbones.vgg16 import VGG16
-from model.build import TRUNCATIONS
+from model.backbones.caffe import TRUNCATIONS
 from tests.unit.training import miniatures, nyu
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig, load_config
@@ -121,21 +114,14 @@ def narrow_config(name: str, roots: dict[str, Path], *more: str) -> TrainConfig:
         changes.append("init.imagenet=null")
     if own.network.backbone != "googlenet" and own.network.variant not in TRUNCATIONS:
         changes.append("network.fc6_channels=32")
+    changes.append("network.width=0.0625")
     return load_config(path, changes)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_roots: dict[str, Path]) -> Iterator[Runs]:
+def runs(tmp_path_factory: pytest.TempPathFactory, data_roots: dict[str, Path]) -> Runs:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        narrow: dict[str, Any] = {
-            "VGG16": functools.partial(VGG16, channels=(3, 4, 4, 6, 8)),
-            "AlexNet": functools.partial(AlexNet, channels=(4, 8, 8, 8, 8)),
-            "GoogLeNet": functools.partial(GoogLeNet, width=0.0625),
-        }
-        for name, backbone in narrow.items():
-            patch.setattr(model.build, name, backbone)
-        yield Runs(tmp_path_factory.mktemp("runs"), data_roots)
+    return Runs(tmp_path_factory.mktemp("runs"), data_roots)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-import model.build
-from model.backbones.vgg16 import VGG16
 from model.fcn import FCN
 from model.upsample import bilinear_kernel
 from tests.unit.training.recipes import changed, raw_recipe
@@ -22,17 +20,16 @@ from training.config import ConfigError, TrainConfig, parse_config
 from training.initialise import Taken
 from training.train import Trainer, train
 
-NET = {"backbone": "vgg16", "variant": "32s", "fc6_channels": 8, "padding": "pad100"}
+NET = {
+    "backbone": "vgg16",
+    "variant": "32s",
+    "fc6_channels": 8,
+    "padding": "pad100",
+    "width": 1 / 32,
+}
 
 
 Stage = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def narrow_vgg16() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.build, "VGG16", functools.partial(VGG16, channels=(3, 4, 4, 6, 8)))
-        yield
 
 
 def stage_config(
@@ -88,7 +85,7 @@ def test_the_next_stage_starts_with_its_parents_prediction(
     answer = before(images)
     span = float(answer.max() - answer.min())
     assert span > 0.1  # it does answer something
-    coarse = before.score_fr(before.backbone(images).fc7)
+    coarse = before.get_submodule("score_fr")(before.backbone(images)[32])
     any_scores = torch.rand(32, 4, *coarse.shape[2:], generator=torch.Generator().manual_seed(0))
     at_once = upsampled(any_scores, (32,))[:, :, 19 : 19 + 70, 19 : 19 + 90]
     for variant, factors, offset in (("16s", (2, 16), 27), ("8s", (2, 2, 8), 31)):
@@ -177,7 +174,7 @@ def test_a_resumed_stage_does_not_start_anew(tmp_path: Path, parent: Path, stage
     ("network", "complaint"),
     [
         ({"padding": "same"}, r"network\.padding \(there pad100, here same\)"),
-        ({"normalisation": "torchvision"}, r"network\.normalisation \(there caffe, here torchv"),
+        ({"preprocessing": "torchvision"}, r"network\.preprocessing \(there caffe, here torchv"),
         ({"fc6_channels": 6}, r"backbone\.fc6\.bias is \(8,\) in .*, want \(6,\)"),
         (
             {"backbone": "alexnet"},

@@ -257,21 +257,19 @@ def test_imagenet_weights_start_the_backbone(tmp_path: Path, make_config: MakeCo
     trainer = Trainer(config, tmp_path / "run", resume=False, run_log=None)
     weight = trainer.network.state_dict()["backbone.pw3.conv.weight"]
     with np.load(path) as arrays:
-        assert np.array_equal(weight.squeeze().numpy(), arrays["pw3/w"][:, 0, 0])
+        assert np.array_equal(weight.squeeze().numpy(), arrays["pw3/w"][:, :, 0, 0])
     norm = trainer.network.state_dict()["backbone.pw3.norm.running_mean"]
     assert norm.abs().sum() > 0  # measured on the training images
 
 
 def folded_weights(config: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {"network": "mobilenet_v1", "preprocessing": "tensorflow"}
     for name, value in build(config.network, 4).backbone.named_parameters():
         layer, _, kind = name.partition(".")
         if kind == "conv.weight" and layer != "fc6":
             out, into, height, width = value.shape
-            depthwise = layer.startswith("dw")
-            shape = (1, height, width, out) if depthwise else (out, height, width, into)
-            arrays[f"{layer}/w"] = rng.normal(0, 0.3, shape).astype(np.float32)
+            arrays[f"{layer}/w"] = rng.normal(0, 0.3, (out, into, height, width)).astype(np.float32)
             arrays[f"{layer}/b"] = rng.normal(0, 0.1, out).astype(np.float32)
     return arrays
 
@@ -290,7 +288,7 @@ def test_unusable_imagenet_weights(
 
 def test_imagenet_weights_of_another_network(tmp_path: Path, make_config: MakeConfig) -> None:
     path = tmp_path / "imagenet.npz"
-    weights: dict[str, Any] = {"conv0/w": np.zeros((32, 3, 3, 3), np.float32)}
+    weights: dict[str, Any] = {"network": "vgg16", "preprocessing": "caffe"}
     np.savez(path, **weights)
-    with pytest.raises(ConfigError, match=r"init\.imagenet: cannot use .*conv0"):
+    with pytest.raises(ConfigError, match=r"init\.imagenet: cannot use .*is for vgg16"):
         train(make_config(init__imagenet=str(path)), tmp_path / "run")

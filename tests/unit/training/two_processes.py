@@ -19,7 +19,6 @@ import torch
 import yaml
 
 from cli.main import main
-from tests import narrow_network
 from tests.unit.training.recipes import changed, raw_recipe
 from training import distributed
 from training.config import ConfigError, TrainConfig, parse_config
@@ -31,7 +30,13 @@ from training.train import Trainer, train
 
 PLAIN: dict[str, Any] = {
     # Without norms and dropout, which see and draw for each process's images alone.
-    "network": {"backbone": "alexnet", "variant": "32s", "fc6_channels": 8, "dropout": 0.0},
+    "network": {
+        "backbone": "alexnet",
+        "variant": "32s",
+        "fc6_channels": 8,
+        "dropout": 0.0,
+        "width": 0.125,
+    },
     "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05, "weight_decay": 1e-4},
     "schedule__ema_decay": 0.5,
 }
@@ -92,8 +97,7 @@ def run_together(folder: Path, data: Path, world: World) -> None:
 
 def scenarios() -> None:
     folder, data = map(Path, sys.argv[1:])
-    with pytest.MonkeyPatch.context() as patch, init_distributed() as world:
-        narrow_network.narrow_alexnet(patch)
+    with init_distributed() as world:
         run(folder, data, world)
         run_together(folder, data, world)
         run_commands(folder, data, world)

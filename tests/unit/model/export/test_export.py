@@ -16,7 +16,7 @@ from torch import nn
 from model.build import NetworkSpec, build
 from model.contract import METADATA_KEY, ClassInfo, Contract, InputSpec, OutputSpec, TrainingData
 from model.export import export as export_module
-from model.export.export import export, fold_norms
+from model.export.export import export, for_inference
 from model.export.parity import ExportError, check_parity
 from model.fcn import FCN, Variant, label_map
 from model.upsample import Lowering
@@ -161,7 +161,7 @@ def test_parity_sizes_respect_the_smallest_side(exported: tuple[FCN, Path]) -> N
 
 def test_norms_fold_into_the_same_function() -> None:
     network = make_network()
-    folded = fold_norms(network)
+    folded = for_inference(network, "conv_transpose")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the original is kept"
     images = torch.rand(1, 3, 40, 50) * 255

@@ -21,10 +21,10 @@ from tests.unit.model.export.test_export import make_contract
 
 def backbone(name: str, padding: Padding) -> Backbone:
     if name == "alexnet":
-        return AlexNet(padding, 8, channels=(4, 8, 6, 8, 4))
+        return AlexNet(padding, 8, width=1 / 32)
     if name == "googlenet":
         return GoogLeNet(padding, width=1 / 16)
-    return VGG16(padding, channels=(4, 4, 6, 8, 8), cut_after="pool3")
+    return VGG16(padding, width=1 / 16, cut_after="pool3")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -12,8 +11,6 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-import model.build
-from model.backbones.vgg16 import VGG16
 from model.build import NetworkSpec, build
 from model.contract import METADATA_KEY, ClassInfo, Contract, TrainingData
 from model.export.export import export
@@ -78,18 +75,25 @@ def test_the_logits_are_those_of_the_network(exported: tuple[FCN, Path]) -> None
         torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
 
 
-def test_vgg16_with_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pixels are found by trying: nothing in the file names them."""
-    narrow = partial(VGG16, channels=(3, 4, 4, 6, 8))
-    monkeypatch.setattr(model.build, "VGG16", narrow)
-    spec = NetworkSpec("vgg16", batch_norm=True, normalisation="torchvision", fc6_channels=8)
+def test_a_vgg16_with_its_preprocessing(tmp_path: Path) -> None:
+    spec = NetworkSpec(
+        "vgg16", "32s", batch_norm=True, preprocessing="torchvision", fc6_channels=8, width=1 / 32
+    )
     network = randomised(spec)
     export(network, contract(spec), tmp_path / "model.onnx")
     found, _ = network_from_onnx(tmp_path / "model.onnx")
-    assert found.backbone.weights_pixels == "torchvision"
+    assert found.spec == spec
     images = torch.rand(1, 3, 33, 40) * 255
     with torch.inference_mode():
         torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_of_before_networks_were_described(
+    exported: tuple[FCN, Path], tmp_path: Path
+) -> None:
+    """As the shipped model's: its name and its weights tell the same."""
+    found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", MOBILE.architecture))
+    assert found.spec == MOBILE
 
 
 def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path: Path) -> None:
@@ -101,12 +105,12 @@ def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path:
     refusals = [
         (tmp_path / "noise.onnx", "cannot be read as an ONNX model"),
         (tmp_path / "bare.onnx", "has no contract"),
-        (tiny_models.write_model(tmp_path), "none of this project's networks"),
+        (tiny_models.write_model(tmp_path), "does not say how it was built"),
         (
             renamed(path, tmp_path / "wide.onnx", "fcn8s-mobilenet_v1"),
             r"conv0.conv.weight is \(8, 3, 3, 3\), want \(32, 3, 3, 3\)",
         ),
-        (renamed(path, tmp_path / "bn.onnx", "fcn8s-vgg16"), "it has no backbone.conv1_1.weight"),
+        (renamed(path, tmp_path / "bn.onnx", "fcn8s-vgg16"), "does not say how it was built"),
         (turned_round(path, tmp_path / "other.onnx"), "ONNX Runtime and PyTorch disagree"),
     ]
     for refused, message in refusals:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from model.build import NetworkSpec, build
 from model.contract import ClassInfo, Contract, InputSpec, TrainingData
 from model.export.adopt.receptive_field import Halo, UnboundedField, halo_of
-from model.export.export import export
-from tests.narrow_network import narrow
 
 Array = npt.NDArray[np.uint8]
 AnyArray = npt.NDArray[Any]
@@ -160,45 +154,3 @@ def test_pads_and_crops_move_the_reach() -> None:
         axes=_ints([2, 3]),
     )
     assert halo_of(graph, _contract()) == Halo(0, 1)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        NetworkSpec("mobilenet_v1", "8s", skip_channels=4),
-        NetworkSpec("alexnet", "32s", fc6_channels=4),
-    ],
-    ids=lambda spec: spec.architecture,
-)
-def test_no_pixel_beyond_the_context_counts(
-    spec: NetworkSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Change everything farther away than the contract says: the logits stay as they are."""
-    narrow(monkeypatch)
-    torch.manual_seed(0)
-    network = build(spec, 3).eval()
-    for name, parameter in network.named_parameters():
-        if "score" in name and parameter.dim() == 4:  # zero at the start
-            torch.nn.init.normal_(parameter)
-    path = tmp_path / "model.onnx"
-    contract = _contract()
-    export(network, contract, path)
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = Contract.from_metadata(session.get_modelmeta().custom_metadata_map, "net")
-    context = found.input.context_px
-    assert context is not None and context % 32 == 0 and context < 1000
-    side, middle = 2 * context + 64, context + 32
-    random = np.random.default_rng(0)
-    near: Array = random.integers(0, 256, (1, side, side, 3), np.uint8)
-    far = random.integers(0, 256, near.shape, np.uint8)
-    # Kept: what the pixels from `middle` to `middle + 15` may depend on.
-    kept = slice(middle - context, middle + 16 + context)
-    far[:, kept, kept] = near[:, kept, kept]
-    with torch.inference_mode():
-        logits = [
-            network(torch.from_numpy(image).permute(0, 3, 1, 2).float()) for image in (near, far)
-        ]
-    answered = slice(middle, middle + 16)
-    a, b = (part[:, :, answered, answered] for part in logits)
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(logits[0][:, :, :16, :16], logits[1][:, :, :16, :16])

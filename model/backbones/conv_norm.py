@@ -1,0 +1,61 @@
+"""The block of the mobile networks: a convolution, batch norm, ReLU6."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.coordinates import CoordinateMap
+
+_EPS = 1e-3
+"""Batch norm epsilon of the TensorFlow reference implementations."""
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, and optionally ReLU6. 'same' for strides 1 and 2.
+
+    A stride-2 window is centred on row 2i + 1, as TensorFlow's SAME padding has it at even sizes,
+    for which the ImageNet weights were trained; with a kernel of 3 it starts at row 2i.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pad_before = (kernel - stride) // 2
+        self.pad_after = kernel - 1 - self.pad_before
+        uneven = self.pad_before != self.pad_after
+        padding = 0 if uneven else self.pad_before
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=_EPS)
+        self.activation, self._uneven = activation, uneven
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self._convolve(x))
+        return functional.relu6(x) if self.activation else x
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self._uneven:
+            x = functional.pad(x, (self.pad_before, self.pad_after) * 2)
+            if self.training and self.conv.groups > 1:
+                # The same values. oneDNN's backward of a strided depthwise convolution takes twice
+                # as long as that of an unstrided one with three quarters of its result dropped.
+                dense = functional.conv2d(x, self.conv.weight, groups=self.conv.groups)
+                return dense[:, :, ::2, ::2]
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+    def map_of(self, at: CoordinateMap) -> CoordinateMap:
+        """Where the cells of the result lie, given where those of the input do."""
+        return at.conv(self.conv.kernel_size[0], self.conv.stride[0], self.pad_before)
+
+
+def widened(channels: int, width: float) -> int:
+    """`channels` times `width`, to the nearest multiple of 8."""
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)
