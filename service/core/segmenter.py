@@ -127,7 +127,7 @@ class Segmenter:
 
     @property
     def loading(self) -> bool:
-        """Whether a thread is loading a model, which cannot be interrupted."""
+        """True while a thread is loading a model, which cannot be interrupted."""
         return self._manager.busy
 
     def index(self) -> list[IndexEntry]:

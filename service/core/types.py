@@ -39,14 +39,14 @@ class Instance(Protocol):
 
 
 class Dtype(StrEnum):
-    """Of probabilities, as numpy names it: uint8 is 255 times the probability."""
+    """Probabilities come as this, by numpy's names: uint8 is 255 times the probability."""
 
     UINT8 = "uint8"
     FLOAT16 = "float16"
 
 
 class Score(StrEnum):
-    """What the network says of every class at every pixel, float32 [C,H,W]."""
+    """The network's scores of every class at every pixel, float32 [C,H,W]."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"

@@ -81,7 +81,7 @@ class Admission:
 
 
 class Permit:
-    """What one request holds of the service, with its slot in a model's queue."""
+    """Holds a request's share of the service, with its slot in a model's queue."""
 
     __slots__ = ("_admission", "_bytes", "_ended", "_queue", "pixels", "request")
 

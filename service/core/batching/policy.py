@@ -1,4 +1,4 @@
-"""Which images run next: the order of one model's queue, without threads or a clock.
+"""Decides which images run next: the order of one model's queue, without threads or a clock.
 
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next

@@ -54,7 +54,7 @@ def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, vers
 
 
 def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[int]]:
-    """By class id, its regions, each an outer ring followed by its holes; void has none.
+    """Maps each class id to its regions, each an outer ring followed by its holes; void has none.
 
     And the pixels of each of the 256 ids.
 

@@ -37,7 +37,7 @@ those of the classes selected, None for all."""
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """What a reply's body is made of.
+    """Holds what a reply's body is made of.
 
     image: uint8 RGB [H,W,3], the upload. label_map: uint8 [H,W]; classes that were not selected are
     void, 255. scores: what the output's `reduce` made. palette: uint8 RGB [256,3].
@@ -156,7 +156,7 @@ class Encoder:
 
     @property
     def is_quick(self) -> bool:
-        """Whether `encode` needs nothing but the label map, and little time."""
+        """True if `encode` needs nothing but the label map, and little time."""
         return self.output is not None and self.output.is_quick and not self._options.scores
 
     def check_size(self, height: int, width: int) -> None:
