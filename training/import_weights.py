@@ -44,7 +44,7 @@ RELEASED: dict[int, tuple[Path, str]] = {
     60: (_LISTS / "pascal_context.yaml", "caffe"),
     33: (_LISTS / "siftflow.yaml", "siftflow"),
 }
-"""By the number of classes of the authors' nets: the classes, in the order of the scores, and the
+"""The authors' nets by their number of classes: the classes, in the order of the scores, and the
 pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py and siftflow_layers.py of
 shelhamer/fcn.berkeleyvision.org."""
 _GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
@@ -52,7 +52,7 @@ _GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of an import. `preprocessing`: that with which the weights were learned."""
+    """Tells what came of an import. `preprocessing`: that with which the weights were learned."""
 
     report: Report
     preprocessing: str
@@ -166,7 +166,7 @@ def import_checkpoint(
 
 
 class _File(NamedTuple):
-    """By the network's names. `folded`: what is now part of another layer -> that one."""
+    """Holds layers by the network's names. `folded`: what is part of another layer -> that one."""
 
     layers: LayerWeights
     folded: dict[str, str]
