@@ -44,8 +44,8 @@ RELEASED: dict[int, tuple[Path, str]] = {
     60: (_LISTS / "pascal_context.yaml", "caffe"),
     33: (_LISTS / "siftflow.yaml", "siftflow"),
 }
-"""The authors' nets by their number of classes: the classes, in the order of the scores, and the
-pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py and siftflow_layers.py of
+"""The number of classes of the authors' nets tells which they are, in the order of the scores, and
+their pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py, siftflow_layers.py of
 shelhamer/fcn.berkeleyvision.org."""
 _GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
@@ -166,7 +166,7 @@ def import_checkpoint(
 
 
 class _File(NamedTuple):
-    """Holds layers by the network's names. `folded`: what is part of another layer -> that one."""
+    """Holds layers by the network's names. `folded`: layer that is gone -> the one it went into."""
 
     layers: LayerWeights
     folded: dict[str, str]

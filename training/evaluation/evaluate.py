@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from fcn_client.sync.window import in_window
 from training.datasets import DatasetInfo, SegmentationDataset
 from training.datasets.base import UInt8Array
 from training.distributed import SINGLE, World
 from training.evaluation.metrics import Confusion
-from training.evaluation.predictors import FilePredictor, Predictor
+from training.evaluation.predictors import Predictor
 
 
 class EvaluationError(ValueError):
@@ -69,54 +67,9 @@ def evaluate(
     shown = progress and world.is_main
     for index in tqdm(indices, data.split, unit="image", disable=not shown):
         sample = data[index]
-        _count(confusion, data.pairs[index][0], sample.target, predict(sample.image))
+        count_image(confusion, data.pairs[index][0], sample.target, predict(sample.image))
     confusion.counts = world.sum(torch.from_numpy(confusion.counts)).numpy()
     return confusion
-
-
-def evaluate_files(
-    predict: FilePredictor,
-    data: SegmentationDataset,
-    *,
-    in_flight: int = 4,
-    progress: bool = True,
-) -> Evaluation:
-    """Count as `evaluate` does, for a predictor that decodes the image files itself.
-
-    `in_flight`: how many files are asked for at a time; `predict` is called from that many
-    threads. An image that fails is reported and not scored, and after ServerLost the rest is not
-    asked for: an hour of answers is worth more than none.
-    Raises: DatasetError, EvaluationError, also if no image was scored.
-    """
-    confusion = Confusion(data.info.head_sizes)
-    failures: list[Failure] = []
-    scored = 0
-
-    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | ImageFailed | ServerLost:
-        try:
-            return data.target(index), predict(data.pairs[index][0])
-        except (ImageFailed, ServerLost) as error:
-            return error
-
-    answers = in_window(work, range(len(data)), in_flight, ordered=True)
-    with (
-        closing(answers),
-        tqdm(total=len(data), desc=data.split, unit="image", disable=not progress) as bar,
-    ):
-        for index, answer in enumerate(answers):
-            image = data.pairs[index][0]
-            bar.update()
-            if isinstance(answer, EvaluationError):
-                failures.append(Failure(image, str(answer)))
-                if isinstance(answer, ServerLost):
-                    break
-            else:
-                _count(confusion, image, *answer)
-                scored += 1
-    if not scored:
-        raise EvaluationError(f"no image was scored: {failures[0].image}: {failures[0].error}")
-    not_asked = len(data) - scored - len(failures)
-    return Evaluation(confusion, scored, tuple(failures), not_asked)
 
 
 def check_classes(names: tuple[str, ...], source: str, info: DatasetInfo) -> None:
@@ -142,7 +95,9 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _count(confusion: Confusion, image: Path, target: UInt8Array, prediction: UInt8Array) -> None:
+def count_image(
+    confusion: Confusion, image: Path, target: UInt8Array, prediction: UInt8Array
+) -> None:
     """Add one image. Raises: EvaluationError, ScoreError."""
     if prediction.shape != target.shape:
         answer, label = ("x".join(map(str, array.shape)) for array in (prediction, target))

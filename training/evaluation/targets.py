@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import torch
@@ -20,11 +20,16 @@ from training.evaluation.evaluate import (
     EvaluationError,
     check_classes,
     evaluate,
-    evaluate_files,
 )
 from training.evaluation.onnx_predictor import OnnxPredictor
 from training.evaluation.predictors import NetworkPredictor, Predictor
-from training.evaluation.server_predictor import DEADLINE_S, ServerPredictor
+
+if TYPE_CHECKING:  # the client that it needs is not everybody's
+    from training.evaluation.server import ServerPredictor
+
+DEADLINE_S = 120.0
+"""Limit for a server's answer: a large image on a busy CPU may take long, a hung server is no
+answer."""
 
 KINDS = (
     "a checkpoint (.pt), an exported model (.onnx), or a server (http://, https://, grpc://, "
@@ -94,6 +99,8 @@ def score(
         )
     if world.size > 1:
         raise EvaluationError("a server is asked by one process: leave torchrun out")
+    from training.evaluation.server import evaluate_files
+
     return evaluate_files(target.predict, data, in_flight=in_flight, progress=progress)
 
 
@@ -174,6 +181,8 @@ def _server(url: str, model: str | None, api_key: str | None, deadline_s: float)
         raise EvaluationError(f"{url}: want scheme://host:port")
     name = model or query.get("model", [None])[0]
     bare = parts._replace(query="", fragment="").geturl().rstrip("/")
+    from training.evaluation.server import ServerPredictor
+
     predict = ServerPredictor(bare, name, api_key=api_key, deadline_s=deadline_s)
     kind: Literal["rest", "grpc"] = "grpc" if parts.scheme.startswith("grpc") else "rest"
     return ServerTarget(bare, kind, {"": predict.class_names}, predict)

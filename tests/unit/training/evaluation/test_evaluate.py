@@ -19,9 +19,9 @@ from training.evaluation.evaluate import (
     ServerLost,
     check_classes,
     evaluate,
-    evaluate_files,
 )
 from training.evaluation.metrics import ScoreError
+from training.evaluation.server import evaluate_files
 
 
 def info(*names: str) -> DatasetInfo:

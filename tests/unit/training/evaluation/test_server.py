@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.unit.training.evaluation.fake_server import FakeServer, Reply, model,
 from training.datasets import SegmentationDataset, open_dataset
 from training.distributed import World
 from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
-from training.evaluation.server_predictor import ServerPredictor
+from training.evaluation.server import ServerPredictor
 from training.evaluation.targets import ServerTarget, open_target, score
 
 OpenPredictor = Callable[..., ServerPredictor]
@@ -39,7 +41,7 @@ def open_predictor(server: FakeServer) -> Iterator[OpenPredictor]:
     opened = []
 
     def make(model: str | None = None) -> ServerPredictor:
-        opened.append(ServerPredictor(server.url, model))
+        opened.append(ServerPredictor(server.url, model, deadline_s=30))
         return opened[-1]
 
     yield make
@@ -183,3 +185,15 @@ def test_a_server_is_asked_by_one_process(server: FakeServer, data: Segmentation
     with pytest.raises(EvaluationError, match="leave torchrun out"):
         score(target, data, world=World(0, 2))
     target.close()
+
+
+def test_nothing_but_a_server_needs_the_client() -> None:
+    """`fcn train` and the other targets work where it is not installed."""
+    script = (
+        "import sys; sys.modules['fcn_client'] = None\n"
+        "import training.train, training.evaluation.targets as targets\n"
+        "try: targets.open_target('http://127.0.0.1:1')\n"
+        "except ModuleNotFoundError as error: print(error.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "fcn_client\n"), done.stderr

@@ -1,12 +1,17 @@
-"""Asks a running server as a predictor, through the client that every user has."""
+"""Scores a running server, through the client that every user has.
+
+Nothing else in training needs the client.
+"""
 
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from fcn_client import (
     FcnClient,
@@ -17,11 +22,19 @@ from fcn_client import (
     NotAuthenticated,
 )
 from fcn_client.predict import RemoteLabeller
+from fcn_client.sync.window import in_window
+from training.datasets import SegmentationDataset
 from training.datasets.base import UInt8Array
-from training.evaluation.evaluate import EvaluationError, ImageFailed, ServerLost
-
-DEADLINE_S = 120.0
-"""Limit for one answer: a large image on a busy CPU may take long, a hung server is no answer."""
+from training.evaluation.evaluate import (
+    Evaluation,
+    EvaluationError,
+    Failure,
+    ImageFailed,
+    ServerLost,
+    count_image,
+)
+from training.evaluation.metrics import Confusion
+from training.evaluation.predictors import FilePredictor
 
 _ATTEMPTS = 2
 """Attempts for an image that is not answered in time: the next attempt may meet a less busy moment.
@@ -37,7 +50,7 @@ class ServerPredictor:
         model: str | None = None,
         *,
         api_key: str | None = None,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float,
     ) -> None:
         """Connect and choose the model. `api_key`: sent as it is, so not without TLS over a network
         that others can listen to. `deadline_s`: for one image, with what the client retries.
@@ -75,3 +88,48 @@ class ServerPredictor:
     def close(self) -> None:
         """Give the connections back."""
         self._labeller.close()
+
+
+def evaluate_files(
+    predict: FilePredictor,
+    data: SegmentationDataset,
+    *,
+    in_flight: int = 4,
+    progress: bool = True,
+) -> Evaluation:
+    """Count as `evaluate` does, for a predictor that decodes the image files itself.
+
+    `in_flight`: how many files are asked for at a time; `predict` is called from that many
+    threads. An image that fails is reported and not scored, and after ServerLost the rest is not
+    asked for: an hour of answers is worth more than none.
+    Raises: DatasetError, EvaluationError, also if no image was scored.
+    """
+    confusion = Confusion(data.info.head_sizes)
+    failures: list[Failure] = []
+    scored = 0
+
+    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | ImageFailed | ServerLost:
+        try:
+            return data.target(index), predict(data.pairs[index][0])
+        except (ImageFailed, ServerLost) as error:
+            return error
+
+    answers = in_window(work, range(len(data)), in_flight, ordered=True)
+    with (
+        closing(answers),
+        tqdm(total=len(data), desc=data.split, unit="image", disable=not progress) as bar,
+    ):
+        for index, answer in enumerate(answers):
+            image = data.pairs[index][0]
+            bar.update()
+            if isinstance(answer, EvaluationError):
+                failures.append(Failure(image, str(answer)))
+                if isinstance(answer, ServerLost):
+                    break
+            else:
+                count_image(confusion, image, *answer)
+                scored += 1
+    if not scored:
+        raise EvaluationError(f"no image was scored: {failures[0].image}: {failures[0].error}")
+    not_asked = len(data) - scored - len(failures)
+    return Evaluation(confusion, scored, tuple(failures), not_asked)
