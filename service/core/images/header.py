@@ -87,7 +87,10 @@ class Header:
 
 
 def read_header(body: bytes, *, max_bytes: int) -> Header:
-    """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
+    """Reads the header of a file of `max_bytes` at most.
+
+    Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge.
+    """
     if not body:
         raise InvalidImage(f"the body is empty: send an image as {ACCEPTED}")
     if len(body) > max_bytes:

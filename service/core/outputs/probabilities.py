@@ -1,4 +1,4 @@
-"""The probability of every class at every pixel, as an array for numpy."""
+"""Writes the probability of every class at every pixel, as an array for numpy."""
 
 from __future__ import annotations
 

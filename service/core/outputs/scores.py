@@ -1,4 +1,4 @@
-"""How sure the network is: probabilities of the classes out of logits."""
+"""Computes how sure the network is: probabilities of the classes out of logits."""
 
 from __future__ import annotations
 
