@@ -26,7 +26,7 @@ _COUNTS = ("answered", "late", "refused", "expired", "hung_up", "other_errors",
            "refusals_with_retry_after")  # fmt: skip
 
 Load = dict[str, Any]
-"""What `bench.load` prints."""
+"""Holds what `bench.load` prints."""
 
 
 def closed(

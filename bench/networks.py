@@ -39,7 +39,7 @@ from model.network import SegmentationNetwork
 
 SIZES = ((360, 480), (375, 500))
 CLASSES = 21
-"""As many as PASCAL VOC has, and the paper's networks."""
+"""PASCAL VOC has as many classes, and so have the paper's networks."""
 PAPER_SIZE = (500, 500)
 PAPER_MS = {"alexnet": 50, "vgg16": 210, "googlenet": 59}
 """Times on a Tesla K40c. Source: arXiv 1411.4038, table 1."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_S = 60.0
 STOP_S = 20.0
 OWN_DEADLINE_MS = 450
-"""What our server is told under overload: a client's 0.5 s less the way there and back."""
+"""Our server is told this under overload: a client's 0.5 s less the way there and back."""
 _AT_ONCE_S = 0.5
 _SETTLE_S = 15.0
 _MARK = "BENCH_RUN"

@@ -52,7 +52,7 @@ OPEN: dict[str, Callable[[Load], float | None]] = {
     "refusal_p50_ms": lambda load: load["refusal"]["p50_ms"],
     "refusal_p99_ms": lambda load: load["refusal"]["p99_ms"],
 }
-"""What is compared of a load, and where it stands in what `bench.load` prints."""
+"""These are compared of a load; each stands there in what `bench.load` prints."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ _OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "service", "training"})
 
 
 class Command(Protocol):
-    """What each command's module offers."""
+    """Every command's module offers these."""
 
     HELP: str
     configure: Callable[[argparse.ArgumentParser], None]
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether the message alone tells the user what to do: our own errors and the system's.
+    """True if the message alone tells the user what to do: our own errors and the system's.
 
     A ValueError of another library is a bug until one of our modules has put it in our words.
     """

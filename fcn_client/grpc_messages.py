@@ -32,7 +32,7 @@ Source: gRPC proposal A6, client retries.
 """
 _MAX_DEADLINE_MS: Final = 3_600_000  # more is refused; the wait here ends in time in any case
 _OUR_DOMAIN: Final = "fcn-serve"
-"""In ErrorInfo, says that the reason is one of ours. Source: google/rpc/error_details.proto."""
+"""ErrorInfo says with it that the reason is one of ours. Source: google/rpc/error_details.proto."""
 # What grpc.aio says where a write failed before it had the server's own status, which is then lost.
 # A new call will tell: a key that is not taken comes to light at the second or third.
 _LOST_STATUS: Final = "Internal error from Core"

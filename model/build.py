@@ -27,7 +27,7 @@ _SKIPS: dict[AnyVariant, tuple[int, ...]] = {"16s": (16,), "8s": (16, 8)}
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """Which FCN to build.
+    """Says which FCN to build.
 
     `backbone` is one of `BACKBONES`, whose `BackboneSpec` says which of the other fields it has,
     and what `fc6_channels`, `dropout` and `preprocessing` are where they are None. `width` is a
@@ -128,12 +128,12 @@ class NetworkSpec:
 
     @property
     def has_norms(self) -> bool:
-        """Whether the backbone has batch norms."""
+        """Tell whether the backbone has batch norms."""
         return self.backbone_spec.norms == "always" or self.batch_norm
 
     @property
     def architecture(self) -> str:
-        """As written in the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`,
+        """Give the name for the contract: `fcn8s-mobilenet_v1`, `fcn32s-vgg16-pad100`,
         `fcn-pool4-vgg16`, `fcn8s-vgg16_bn`, `fcn8s-mobilenet_v1_1.5`."""
         padded = "-pad100" if self.padding == "pad100" else ""
         dash = "-" if self.variant in TRUNCATIONS else ""

@@ -92,7 +92,7 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What the weights were learned from, and the licence that follows from it."""
+    """Names what the weights were learned from, and the licence that follows from it."""
 
     name: str
     licence: str

@@ -26,7 +26,7 @@ AnyVariant = Literal[Variant, Truncation]
 _STRIDES: dict[AnyVariant, int] = {
     "32s": 32, "16s": 16, "8s": 8, "pool5": 32, "pool4": 16, "pool3": 8,
 }  # fmt: skip
-"""Of the map that the last upsampling takes to the pixels."""
+"""Strides of the map that the last upsampling takes to the pixels."""
 
 _HEAD_LAYERS = ("score_fr", "upscore2", "score_pool4", "upscore_pool4", "score_pool3")
 
@@ -139,7 +139,7 @@ class FCN(SegmentationNetwork):
         return self._cropped(self.upscore(scores), size)
 
     def to_labels(self, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """By phases, arg max comes before the pixels are put in order: on labels rather than on C
+        """Take the arg max of the phases before the pixels are put in order: on labels, not on C
         scores."""
         if self.upscore.lowering != "phases":
             return super().to_labels(scores, size)

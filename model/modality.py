@@ -1,4 +1,4 @@
-"""What a network is given of a scene: colour, depth, or what is made of depth."""
+"""The channels a network is given of a scene: colour, depth, or an encoding of depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ RGB: Modality = "rgb"
 CHANNEL_COUNTS: dict[Modality, int] = {"rgb": 3, "rgbd": 4, "hha": 3, "rgb-hha": 6}
 
 LOG_DEPTH_MEAN = 7.844
-"""Of ln(mm) over NYUDv2: 2.55 m. Source: `nyud_layers.py` of shelhamer/fcn.berkeleyvision.org."""
+"""Mean of ln(mm) over NYUDv2: 2.55 m.
+
+Source: `nyud_layers.py` of shelhamer/fcn.berkeleyvision.org."""
 
 HHA_MEAN = (132.431, 94.076, 118.477)
-"""In the order of the channels, which are not flipped to BGR. Source: as above."""
+"""Mean of each channel in their order, which are not flipped to BGR. Source: as above."""

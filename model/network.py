@@ -1,4 +1,4 @@
-"""What a segmentation network is to training and export, whatever its head."""
+"""The interface of segmentation networks to training and export, whatever their head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SegmentationNetwork(nn.Module, ABC):
 
     @property
     def num_classes(self) -> int:
-        """Of all heads together."""
+        """Count the classes of all heads together."""
         return sum(self.heads.values())
 
     @abstractmethod

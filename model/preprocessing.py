@@ -1,4 +1,4 @@
-"""What networks are fed: one table for those trained here and those that are adopted."""
+"""Preprocessing: one table for networks trained here and those that are adopted."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ PREPROCESSING: Final = {
     "unit": Preprocessing(scale=1 / 255),
     "none": Preprocessing(),
 }
-"""By name. The means of `nyudv2` and `siftflow` are those of the data sets that the authors' nets
-were trained on; these take weights learned with `caffe`."""
+"""Presets by name. The means of `nyudv2` and `siftflow` are those of the data sets that the
+authors' nets were trained on; these take weights learned with `caffe`."""
 
 
 class Preprocess(nn.Module):

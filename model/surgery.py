@@ -26,7 +26,7 @@ _PROBLEMS: tuple[Action, ...] = ("missing", "mismatch")
 
 
 class Row(NamedTuple):
-    """What became of one layer, by the network's name for it; `detail` for people."""
+    """Tells what became of one layer, by the network's name for it; `detail` for people."""
 
     layer: str
     action: Action
@@ -72,7 +72,7 @@ class Shapes(NamedTuple):
 
 
 def shapes_of(network: nn.Module, needed: Mapping[str, str]) -> dict[str, Shapes]:
-    """What the layers of `network`, which may be on the "meta" device, want. `needed`: see
+    """List the shapes of layers of `network`, which may be on the "meta" device. `needed`: see
     `transplant`."""
     shapes = {}
     for name, path in needed.items():
@@ -95,7 +95,7 @@ def _norm_after(network: nn.Module, path: str) -> nn.BatchNorm2d | None:
 
 
 def convolutions(network: nn.Module) -> dict[str, str]:
-    """What an importer must fill: layers in order -> the paths of their convolutions. A layer that
+    """List what an importer must fill: layers -> the paths of their convolutions. A layer that
     is a convolution and its norm has the name of both."""
     return {
         path.removesuffix(".conv"): path

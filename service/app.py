@@ -9,19 +9,8 @@ import signal
 import sys
 import time
 
-from service.api.call import Calls
-from service.api.grpc import segmentation
-from service.api.grpc.segmentation import Segmentation
-from service.api.grpc.server import GrpcServer
-from service.api.http.routes import create_app
 from service.api.keys import KeyFileError, Keys
-from service.api.oip import grpc as oip_grpc
-from service.api.oip.grpc import OipGrpc
-from service.api.oip.infer import Inference
-from service.api.oip.operations import Operations
-from service.api.oip.rest import OipRest
-from service.api.oip.statistics import Statistics
-from service.api.uploads import Uploads
+from service.api.transports import build
 from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError
@@ -75,34 +64,14 @@ class _Server:
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )
         self._keys = _read_keys(settings, telemetry)
-        calls = Calls(
+        self._transports = build(
+            segmenter,
             telemetry,
-            self._keys,
-            deadline_s=config.deadline_s,
-            model_label=segmenter.metric_label,
+            config,
+            keys=self._keys,
+            admin_key=settings.read_admin_key(),
+            ready=lambda: segmenter.ready() and not self._draining,
         )
-        uploads = Uploads(
-            max_count=config.max_uploads,
-            max_bytes=config.max_uploads_bytes,
-            timeout_s=config.upload_timeout_s,
-            rejected=telemetry.rejected,
-        )
-        statistics = Statistics()
-        inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
-        operations = Operations(
-            segmenter, statistics, admin_key=settings.read_admin_key(), ready=self._ready
-        )
-        self._rest = create_app(
-            segmenter, calls, telemetry, config, uploads=uploads, ready=self._ready
-        )
-        OipRest(
-            segmenter, config, uploads=uploads, inference=inference, operations=operations
-        ).add_to(self._rest)
-        oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
-        self._segmentation = Segmentation(segmenter, calls, config, uploads)
-        self._grpc = GrpcServer(config)
-        self._grpc.add(segmentation.SERVICE, self._segmentation.handler())
-        self._grpc.add(oip_grpc.SERVICE, oip.handler())
 
     async def run(self) -> int:
         """Raises: StartError, ModelLoadError."""
@@ -111,9 +80,9 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._rest, drain_s=self._config.drain_s)
+        http = HttpServer(self._transports.rest, drain_s=self._config.drain_s)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
-        await self._grpc.start()
+        await self._transports.grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
         watching = None if self._keys is None else asyncio.create_task(self._keys.watch())
@@ -122,7 +91,7 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._grpc.set_serving(True)
+                await self._transports.grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
@@ -143,9 +112,6 @@ class _Server:
             os._exit(0)
         return 0
 
-    def _ready(self) -> bool:
-        return self._segmenter.ready() and not self._draining
-
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""
         host, port = self._settings.host, self._settings.grpc_port
@@ -153,7 +119,7 @@ class _Server:
         for tried in listen(host, port, "FCN_GRPC_PORT"):
             tried.close()
         try:
-            return self._grpc.bind(joined(host, port))
+            return self._transports.grpc.bind(joined(host, port))
         except OSError as error:
             raise StartError(f"{error}: set FCN_GRPC_PORT to another port") from error
 
@@ -175,14 +141,16 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._grpc.retire()
+        await self._transports.grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
         ends_s = time.monotonic() + config.drain_s
         http.should_exit = True
-        self._segmentation.close_streams()
-        await asyncio.gather(serving, self._grpc.stop(config.drain_s), return_exceptions=True)
+        self._transports.close_streams()
+        await asyncio.gather(
+            serving, self._transports.grpc.stop(config.drain_s), return_exceptions=True
+        )
         on_time = time.monotonic() < ends_s
         on_time &= await segmenter.drain(max(0.0, ends_s - time.monotonic()))
         if not on_time:

@@ -44,7 +44,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and shows bars."""
+        """True in the process that writes files and shows bars."""
         return self.rank == 0
 
     def device(self) -> torch.device:

@@ -44,15 +44,15 @@ RELEASED: dict[int, tuple[Path, str]] = {
     60: (_LISTS / "pascal_context.yaml", "caffe"),
     33: (_LISTS / "siftflow.yaml", "siftflow"),
 }
-"""By the number of classes of the authors' nets: the classes, in the order of the scores, and the
-pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py and siftflow_layers.py of
+"""The number of classes of the authors' nets tells which they are, in the order of the scores, and
+their pixels. Source: voc_layers.py, nyud_layers.py, pascalcontext_layers.py, siftflow_layers.py of
 shelhamer/fcn.berkeleyvision.org."""
 _GEOMETRIC = _LISTS / "siftflow_geometric.yaml"
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of an import. `preprocessing`: that with which the weights were learned."""
+    """Tells what came of an import. `preprocessing`: that with which the weights were learned."""
 
     report: Report
     preprocessing: str
@@ -166,7 +166,7 @@ def import_checkpoint(
 
 
 class _File(NamedTuple):
-    """By the network's names. `folded`: what is now part of another layer -> that one."""
+    """Holds layers by the network's names. `folded`: layer that is gone -> the one it went into."""
 
     layers: LayerWeights
     folded: dict[str, str]

@@ -59,7 +59,7 @@ def publish(
 
 
 def _served(checkpoint: Checkpoint, path: Path) -> SegmentationNetwork:
-    """What a server can run of it: of two heads the semantic one.
+    """Picks what a server can run of it: of two heads the semantic one.
 
     Raises: PublishError if it takes more than an RGB picture, CheckpointError.
     """

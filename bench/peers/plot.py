@@ -15,7 +15,7 @@ BARS = (
     ("goodput at 2x", "#fdae6b", "open", "2.0"),
     ("goodput at 3x", "#d94801", "open", "3.0"),
 )
-"""What a bar shows, its colour, and where the row has it."""
+"""Each bar: what it shows, its colour, and where the row has it."""
 
 
 def svg(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from bench.peers.contenders import CONTENDERS, LIMIT
 from bench.peers.plot import svg
 
 Result = dict[str, Any]
-"""What `bench.peers.slots` measured."""
+"""Holds what `bench.peers.slots` measured."""
 BEGIN, END = "<!-- bench.peers {file} -->", "<!-- end of bench.peers {file} -->"
 """Around the table of one of a model's files on the page."""
 LOADS = ("0.7", "2.0", "3.0")

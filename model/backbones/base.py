@@ -1,4 +1,4 @@
-"""What a backbone is to the heads, and what its file says about it."""
+"""The interface of backbones: what heads take from them, and what each says of itself."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ class Backbone(nn.Module, ABC):
     """images -> what the first layer was trained on"""
     weights_preprocessing: str
     """the preprocessing with which its ImageNet weights were learned, as their file says it"""
+    depthwise_layers: frozenset[str] = frozenset()
+    """by which a file of start weights shows TensorFlow Lite's layout"""
     streams: tuple[str, ...] = ()
     """names of the nets side by side, whose maps lie one after the other in the channels; none
     where there is but one"""
@@ -118,7 +120,12 @@ class Backbone(nn.Module, ABC):
         read.
         """
         layers = self.start_layers(
-            read_start_weights(path, network=self.name, preprocessing=self.weights_preprocessing)
+            read_start_weights(
+                path,
+                network=self.name,
+                preprocessing=self.weights_preprocessing,
+                depthwise=self.depthwise_layers,
+            )
         )
         transplant(self, layers, self.start_paths(), source=str(path))
 

@@ -1,4 +1,4 @@
-"""What the paper's three nets have in common, as their authors' Caffe computes it."""
+"""Parts that the paper's three nets share, as their authors' Caffe computes them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Copies(NamedTuple):
 
 
 def constant_padding(pools: Sequence[CoordinateMap]) -> tuple[int, list[Copies]]:
-    """By how much the padding of 100 may shrink, and what makes up for it after each pooling.
+    """Tell by how much the padding of 100 may shrink, and what makes up for it after each pooling.
 
     Between what sees the image and what sees the canvas' edge all rows above and below the image
     are the same, and so are the columns beside it. `pools`: where the cells of each pooling lie on

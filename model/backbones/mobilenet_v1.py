@@ -26,6 +26,7 @@ _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Output channels of blocks 1..13 at width 1.0. Source: arXiv 1704.04861 table 1."""
 
 _FIRST_CHANNELS = 32
+_DEPTHWISE = frozenset(f"dw{i}" for i in range(1, 14))
 _TAPS = {3: 4, 5: 8, 11: 16}
 """Blocks -> the strides whose last maps they give."""
 
@@ -43,6 +44,7 @@ class MobileNetV1(Backbone):
     name = "mobilenet_v1"
     crops = SAME_CROPS
     weights_preprocessing = "tensorflow"
+    depthwise_layers = _DEPTHWISE
 
     def __init__(self, fc6_channels: int = 256, dropout: float = 0.1, width: float = 1.0) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ SPEC = BackboneSpec(
         preprocessing=("tensorflow",),
         implied={"keras": "tensorflow", "plain": "tensorflow"},
         normed={"keras": Normed(_KERAS, {f"{name}_bn": name for name in _KERAS}, eps=1e-3)},
-        depthwise=frozenset(f"dw{i}" for i in range(1, 14)),
+        depthwise=_DEPTHWISE,
     ),
 )
 """Source of the names: `MobileNet` of keras.applications, whose stride-2 layers pad after the last

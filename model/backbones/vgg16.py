@@ -257,7 +257,7 @@ _CONVS = [(block, i) for block, n in enumerate(CONVS_PER_BLOCK, 1) for i in rang
 _FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 """Where the convolutions are in torchvision's `vgg16().features`, between ReLUs and poolings."""
 _BN_FEATURES = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
-"""In `vgg16_bn().features`, where a norm follows each."""
+"""Their places in `vgg16_bn().features`, where a norm follows each."""
 
 
 def _torchvision(features: tuple[int, ...]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from model.network import SegmentationNetwork
 from model.upsample import BilinearUpsample, Lowering
 
 OPSET = 18
-"""What torch's exporter builds at; a later opset would be a conversion with nothing gained."""
+"""The opset of torch's exporter; a later opset would be a conversion with nothing gained."""
 
 SPEC_KEY = "fcn_network"
 """The file's metadata has the network's `NetworkSpec` under it, as JSON, beside the contract."""

@@ -80,7 +80,7 @@ class Fp16Converter:
         return proto
 
     def simulated(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
-        """What `convert` gives, computed in fp32 with every fp16 number rounded to 11 bits.
+        """Do as `convert`, computed in fp32 with every fp16 number rounded to 11 bits.
 
         On a CPU without fp16 arithmetic ONNX Runtime computes an fp16 file in fp32 and leaves the
         roundings in between out, so that only the weights' show; a GPU rounds every tensor.

@@ -16,7 +16,7 @@ from model.export.onnx_file import NotExported, UInt8Array, read_exported, sessi
 
 _ACTIVATIONS = frozenset({"Relu", "Clip", "MaxPool"})
 _PART = re.compile(r"\.(sum|product)_\d\d$")
-"""What `WinogradConv2d` is made of."""
+"""Matches the weights of a `WinogradConv2d`."""
 
 
 class QuantizeError(ValueError):

@@ -72,8 +72,11 @@ def _spec(said: str | None, architecture: str, weights: dict[str, Any]) -> Netwo
 
 
 def _weights(graph: onnx.GraphProto) -> dict[str, Any]:
-    """By their names in the network. Only the place of biases can be relied on: the exporter keeps
-    one of several that are equal, and leaves out those of zeros."""
+    """Collect the weights by their names in the network.
+
+    Only the place of biases can be relied on: the exporter keeps one of several that are equal, and
+    leaves out those of zeros.
+    """
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights: dict[str, Any] = {}
     for node in graph.node:

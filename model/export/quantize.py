@@ -24,7 +24,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """How a tensor's range is chosen from what it held on the calibration images."""
 
 PERCENTILE = 99.99
-"""Of a tensor's values that lie within the range that the method `percentile` gives it."""
+"""Share of a tensor's values within the range that the method `percentile` gives it."""
 
 _WITH_INTEGERS = ("Conv", "Clip", "Relu", "MaxPool")
 """Operators that take and give 8-bit tensors; the last three so that none stands in between."""

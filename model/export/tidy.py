@@ -77,7 +77,7 @@ def merge_slices(proto: onnx.ModelProto) -> None:
 def _are_on_different_axes(
     first: onnx.NodeProto, second: onnx.NodeProto, constants: dict[str, Any]
 ) -> bool:
-    """Of two slices with axes in the file, and steps of 1."""
+    """Tell it of two slices with axes in the file, and steps of 1."""
     for node in (first, second):
         if len(node.input) < 4 or node.input[3] not in constants:
             return False

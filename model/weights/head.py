@@ -35,7 +35,7 @@ _SCALES = {"scale_pool4": "score_pool4", "scale_pool3": "score_pool3"}
 """Layers of the net trained at once that scale a pool by a constant before its score."""
 
 STREAMS = ("color", "hha")
-"""Of late fusion: at the end of a layer's name."""
+"""Ends of the layers' names in late fusion."""
 HEADS = ("", "sem", "geo")
 
 HEAD_LAYERS = frozenset(
@@ -54,17 +54,17 @@ HEAD_LAYERS = frozenset(
     }
 )
 _TOLERANCE = 1e-3
-"""Of a kernel whose largest value is near 1."""
+"""Largest difference in a kernel whose largest value is near 1."""
 
 
 def heads_of(layers: LayerWeights) -> tuple[str, ...]:
-    """Of the file's net: `sem` and `geo`, or an only one without a name."""
+    """List the heads of the file's net: `sem` and `geo`, or an only one without a name."""
     named = tuple(head for head in HEADS if head and layer_name("score_fr", head) in layers)
     return named or ("",)
 
 
 def modality_of(layers: LayerWeights) -> Modality:
-    """What the file's net was given, as far as its layers tell: one for HHA looks like one for
+    """Tell what the file's net was given, as far as its layers do: one for HHA looks like one for
     colour."""
     if "conv1_1_bgrd" in layers:
         return "rgbd"
@@ -82,7 +82,7 @@ def check_variant(layers: LayerWeights, variant: Variant, heads: tuple[str, ...]
 
 
 def fold_scales(layers: LayerWeights) -> tuple[LayerWeights, dict[str, str]]:
-    """Without the layers that scale a pool: the score's weights take the scale, which gives the
+    """Leave out the layers that scale a pool: the score's weights take the scale, which gives the
     same scores. And which went where. Raises: WeightsError.
     """
     folded = dict(layers)
@@ -145,8 +145,8 @@ def _of_heads(factors: dict[str, int], heads: tuple[str, ...]) -> list[tuple[str
 
 
 def _is_bilinear(layer: Layer, kernel_size: int) -> bool:
-    """Whether [C,C,k,k] is the bilinear kernel on the diagonal and zero elsewhere (or [C,1,k,k] the
-    kernel, with a group for each channel)."""
+    """Tell whether [C,C,k,k] is the bilinear kernel on the diagonal and zero elsewhere (or
+    [C,1,k,k] the kernel, with a group for each channel)."""
     weight = layer.weight
     if layer.bias is not None or weight.ndim != 4:
         return False

@@ -1,4 +1,4 @@
-"""What every reader gives: the layers of a file, by the names the file has for them."""
+"""The layers of a weights file, by the names the file has for them, as every reader gives them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _KINDS = {
     "running_mean": "mean", "moving_mean": "mean",
     "running_var": "variance", "moving_variance": "variance",
 }  # fmt: skip
-"""What an array is, by the last part of its name."""
+"""Kinds of array, by the last part of its name."""
 _UNUSED = "num_batches_tracked"
 """PyTorch's norms count in it; it has no part in what they compute."""
 

@@ -1,4 +1,4 @@
-"""Which layer of a file is which layer of a network, and the pixels its weights expect.
+"""Names of a network's layers in the files of other programs, and the preprocessing they expect.
 
 A network's layers have their Caffe names, so a Caffe file needs no table; where a module cannot
 have the Caffe name (a `/` in it), `caffe` renames. Each backbone's file has its own `Names`.
@@ -96,7 +96,7 @@ def _renamed(layers: LayerWeights, table: Mapping[str, str]) -> LayerWeights:
 
 
 def is_tflite(layers: LayerWeights, depthwise: frozenset[str]) -> bool:
-    """Whether depthwise layers are [1,H,W,C], as TensorFlow Lite has them, and not [C,1,H,W]."""
+    """Tell whether depthwise layers are [1,H,W,C], as in TensorFlow Lite, and not [C,1,H,W]."""
     shapes = [layers[name].weight.shape for name in depthwise if name in layers]
     return any(len(shape) == 4 and shape[0] == 1 < shape[1] for shape in shapes)
 

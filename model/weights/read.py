@@ -16,7 +16,7 @@ from model.weights.caffe import caffe_layers
 from model.weights.layers import Array, WeightsError, WeightsFile, pair_up
 
 _MAX_BYTES = 2**31 - 1
-"""What a protocol buffer may hold, and four times VGG16."""
+"""The most that a protocol buffer may hold, and four times VGG16."""
 _MAX_HEADER_BYTES = 100_000_000
 """Source: `MAX_HEADER_SIZE` of huggingface/safetensors (recalled)."""
 _NO_HEADER = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from model.weights.layers import Array, LayerWeights, WeightsError, pair_up
+from model.weights.names import from_tflite, is_tflite
 from model.weights.read import read_npz
 
 
@@ -33,14 +34,22 @@ def write_start_weights(
     os.replace(temporary, path)
 
 
-def read_start_weights(path: Path, *, network: str, preprocessing: str) -> LayerWeights:
-    """Raises: WeightsError if it is no such file, or for another network or preprocessing;
-    OSError."""
+def read_start_weights(
+    path: Path, *, network: str, preprocessing: str, depthwise: frozenset[str] = frozenset()
+) -> LayerWeights:
+    """Read a file of start weights, or one in TensorFlow Lite's layout, told by its `depthwise`
+    layers, as those of MobileNetV1 were before.
+
+    Raises: WeightsError if it is no such file, or for another network or preprocessing; OSError.
+    """
     arrays = read_npz(path)
     said = str(arrays.pop("network", ""))
-    # Its name in files of earlier versions.
-    before = arrays.pop("normalisation", "")
+    before = arrays.pop("normalisation", "")  # its name in files of earlier versions
     fed = str(arrays.pop("preprocessing", before))
+    if depthwise:
+        layers = pair_up(arrays, str(path)).layers
+        if is_tflite(layers, depthwise):
+            return from_tflite(layers, depthwise)
     if not said or not fed:
         raise WeightsError(f"{path} is not a file of start weights: make one, fcn import-weights")
     if said != network:
@@ -49,10 +58,4 @@ def read_start_weights(path: Path, *, network: str, preprocessing: str) -> Layer
         raise WeightsError(
             f"{path} has weights for {fed} preprocessing: set network.preprocessing={fed}"
         )
-    layers = pair_up(arrays, str(path)).layers
-    if any(name.startswith("dw") and len(layer.weight) == 1 for name, layer in layers.items()):
-        raise WeightsError(
-            f"{path} has the layout of an earlier version, [O,H,W,I]: make it again with fcn "
-            "import-weights"
-        )
-    return layers
+    return pair_up(arrays, str(path)).layers

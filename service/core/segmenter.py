@@ -1,4 +1,4 @@
-"""One request, forward only: admit, decode, prepare, batch, run, encode.
+"""Takes a request forward only: admit, decode, prepare, batch, run, encode.
 
 Every transport holds the same `Segmenter`; this is the only module that knows the order of the
 steps.
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class Segmenter:
-    """`start`, then `segment` from any task of one event loop, then `drain` and `aclose`."""
+    """Answers requests: `start`, `segment` from any task of one event loop, `drain`, `aclose`."""
 
     def __init__(
         self,
@@ -64,7 +64,9 @@ class Segmenter:
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
-        """changed: told of the models that serve whenever they are others.
+        """Makes it; `start` loads the models.
+
+        changed: told of the models that serve whenever they are others.
         open_network: how to load a model file, in place of what the config says of engines.
         """
         cores = available_cores()
@@ -127,15 +129,15 @@ class Segmenter:
 
     @property
     def loading(self) -> bool:
-        """Whether a thread is loading a model, which cannot be interrupted."""
+        """Tells whether a thread is loading a model, which cannot be interrupted."""
         return self._manager.busy
 
     def index(self) -> list[IndexEntry]:
-        """Every version in the repository, by name and number, whether it serves or not."""
+        """Lists every version in the repository, by name and number, whether it serves or not."""
         return self._manager.index()
 
     def models(self) -> list[ModelStatus]:
-        """Those that serve, by name."""
+        """Lists the models that serve, by name."""
         return self._registry.statuses()
 
     def status(
@@ -160,7 +162,7 @@ class Segmenter:
         return self._registry.metric_label(name)
 
     def ready(self) -> bool:
-        """True while new requests are taken and every loaded model's default version answers.
+        """Tells whether new requests are taken and every loaded model's default version answers.
 
         A version that could not be loaded does not count: it never served.
         """
@@ -326,7 +328,7 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One admitted image, and what a thread of the pool makes of it.
+    """Holds one admitted image, and what a thread of the pool makes of it.
 
     limits: pixels of what is decoded, and of a tensor that is run whole. decoded_s: when it was
     decoded; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
@@ -346,7 +348,7 @@ class _Job:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The upload's height and width, upright."""
+        """Returns the upload's height and width, upright."""
         return self.rgb.shape[0], self.rgb.shape[1]
 
     @property

@@ -1,4 +1,4 @@
-"""Threads for pixel work off the event loop, and futures that other threads settle.
+"""Runs pixel work on threads off the event loop, and settles futures from them.
 
 The pool is no `ThreadPoolExecutor` with `run_in_executor`: its two futures for each piece of work,
 chained through callbacks, and `asyncio.timeout` around them cost more than packing a label map does

@@ -1,4 +1,4 @@
-"""The values that go in and out of the segmenter, and its two seams: the network, the observer."""
+"""Defines what goes in and out of the segmenter, and its two seams: the network, the observer."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Instance(Protocol):
 
 
 class Dtype(StrEnum):
-    """Of probabilities, as numpy names it: uint8 is 255 times the probability."""
+    """Names the type of probabilities as numpy does; uint8 is 255 times the probability."""
 
     UINT8 = "uint8"
     FLOAT16 = "float16"
 
 
 class Score(StrEnum):
-    """What the network says of every class at every pixel, float32 [C,H,W]."""
+    """Names what the network can say of every class at every pixel, float32 [C,H,W]."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
 
 
 class Priority(IntEnum):
-    """Who goes first when the device is busy, for a while: nobody waits for ever."""
+    """Says who goes first when the device is busy, for a while: nobody waits for ever."""
 
     HIGH = 0
     NORMAL = 1
@@ -90,7 +90,7 @@ class SegmentOptions:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent in each stage; infer_s is that of the whole batch the image was in."""
+    """Counts the seconds of each stage; infer_s is that of the whole batch the image was in."""
 
     decode_s: float = 0.0
     queue_s: float = 0.0
@@ -100,7 +100,9 @@ class Timings:
 
 @dataclass(slots=True)
 class SegmentReply:
-    """`height` and `width` are those of the upload, upright.
+    """Holds the answer to one image.
+
+    height, width: of the upload, upright.
 
     label_map: uint8 [H,W], of all classes, whatever the body shows. scores: float32 [C,H,W] each,
     as they were asked for.
@@ -119,7 +121,11 @@ class SegmentReply:
 
 
 class ModelState(StrEnum):
-    """DRAINING: answers the requests it has and takes no more. UNLOADED: in the repository only."""
+    """Says what a version does.
+
+    DRAINING: it answers the requests it has and takes no more. UNLOADED: it is in the repository
+    only.
+    """
 
     LOADING = "loading"
     READY = "ready"
@@ -148,7 +154,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model that serves. versions: those loaded, ascending by number.
+    """Describes a model that serves. versions: those loaded, ascending by number.
 
     default_version: the one used when none is asked for. aliases: other names for the model, or,
     where a version follows, for that one.
@@ -166,7 +172,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One version in the repository, whether it serves or not.
+    """Describes one version in the repository, whether it serves or not.
 
     reason: why it does not, or, of one that is ready, why a newer file or setting was refused.
     """
@@ -182,7 +188,7 @@ class Network(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file that runs, which may be one beside the version's `model.onnx`."""
+        """Names the file that runs, which may be one beside the version's `model.onnx`."""
         ...
 
     @property
@@ -193,8 +199,8 @@ class Network(Protocol):
 
     @property
     def instances(self) -> Sequence[Instance]:
-        """Every way to run it: at least one instance that shares the device, and at most one that
-        takes all of it."""
+        """Lists every way to run it: at least one instance that shares the device, and at most one
+        that takes all of it."""
         ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...

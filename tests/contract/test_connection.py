@@ -155,6 +155,12 @@ def test_what_is_no_http_ends_the_connection(link: Link) -> None:
     assert link.file.readline().split()[1] == b"400"
 
 
+def test_a_head_without_an_end_is_refused(link: Link) -> None:
+    begin = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: "
+    link.send(begin + b"a" * (64 * 1024 + 1 - len(begin)))
+    assert link.file.readline().split()[1] == b"400"
+
+
 def test_a_client_that_leaves_in_the_middle_of_its_body(server: Server, link: Link) -> None:
     before = server.metric(CLIENT_LEFT)
     link.send(ordinary()[:-20])

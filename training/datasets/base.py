@@ -51,7 +51,7 @@ class DatasetInfo:
     """Class list of each labelling, by the name of the head that learns it; an only one is ""."""
     data: TrainingData
     modality: Modality = RGB
-    """What the images are."""
+    """The images are of this kind."""
 
     @classmethod
     def single_head(

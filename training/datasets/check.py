@@ -55,7 +55,7 @@ class DataReport:
     where: str
     splits: tuple[SplitReport, ...]
     wanted: bool
-    """Whether the user named the splits: then each of them must be usable, else any is enough."""
+    """True if the user named the splits: then each must be usable, else any is enough."""
 
     @property
     def usable(self) -> bool:

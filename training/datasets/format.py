@@ -36,7 +36,7 @@ class Format:
     """One data set's format. `root` is always the folder that the user named."""
 
     layout: str
-    """What root must hold, as a user would say it."""
+    """Says what root must hold, as a user would."""
     where: str
     """Where the files come from: nothing is ever downloaded."""
     splits: Mapping[str, int | None]
@@ -47,7 +47,7 @@ class Format:
     classes: str | Mapping[str, str] | None
     """Class list beside this module, or one by head; None: `classes.yaml` of root."""
     colors: bool = False
-    """Whether a label may also be an RGB image in the class list's colours."""
+    """True if a label may also be an RGB image in the class list's colours."""
     reader: Callable[[Path], LabelReader] = _png_labels
     """Makes the reader of its labels for (root); what it needs of root is read once, here."""
     modality: Modality = RGB

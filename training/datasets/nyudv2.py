@@ -46,7 +46,7 @@ _FOLDERS: dict[Modality, tuple[str, ...]] = {
     "hha": ("hha",),
     "rgb-hha": ("images", "hha"),
 }
-"""Of `data`, in the order of the channels. The first holds the image file of a pair."""
+"""Folders of `data`, in the order of the channels. The first has a pair's image file."""
 
 
 class _Folders(SegmentationDataset):

@@ -1,4 +1,4 @@
-"""What can go wrong."""
+"""The one error of adoption."""
 
 from __future__ import annotations
 

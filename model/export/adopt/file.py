@@ -148,7 +148,7 @@ def adopt(
 def _compare(
     adopted: Any, original: Original, probed: Probed, options: AdoptOptions, logits: bool
 ) -> tuple[tuple[Compared, ...], float | None]:
-    """On random sizes, a batch among them, and on the smallest. Raises: AdoptError."""
+    """Compare at random sizes, a batch among them, and the smallest. Raises: AdoptError."""
     random = np.random.default_rng(0)
     smallest, multiple = probed.min_side_px, probed.multiple_of_px
     sides = [random.integers(32, 257, 2) for _ in range(_RANDOM_SIZES)]

@@ -243,7 +243,7 @@ def _output(graph: onnx.GraphProto, wanted: str | None) -> str:
 
 
 def _precision(graph: onnx.GraphProto) -> str:
-    """Of most of the weights; int8 if some of the network is."""
+    """Name the precision of most of the weights; int8 if some of the network is."""
     if any(n.op_type in ("DequantizeLinear", "QLinearConv", "ConvInteger") for n in graph.node):
         return "int8"
     kinds: tuple[int, ...] = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

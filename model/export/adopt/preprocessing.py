@@ -46,7 +46,7 @@ def chosen(
 
 
 def is_plain(preprocessing: Preprocessing) -> bool:
-    """Whether values are taken as they are, in whichever order."""
+    """Tell whether values are taken as they are, in whichever order."""
     return preprocessing.factor_and_offset() == ((1.0,) * 3, (0.0,) * 3)
 
 

@@ -1,4 +1,4 @@
-"""What a file does not say about its network, learned by running it."""
+"""Learning by trial runs what a file does not say about its network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMALLEST: Final = (1, 8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class AdoptOptions:
-    """What the user says, None where it is to be found out.
+    """Holds the user's words, None where it is to be found out.
 
     size: (height, width) that every picture is resized to. multiple_of_px: sides are padded to it.
     output_kind: "logits" or "label_map". output_layout: of scores, "NCHW" or "NHWC". threshold:
@@ -117,7 +117,7 @@ def probe(original: Original, options: AdoptOptions, classes: int) -> Probed:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Of a tensor that came out, with the kind of its numbers and the largest."""
+    """Describes a tensor that came out: its shape, the kind of its numbers, their range."""
 
     dims: tuple[int, ...]
     whole: bool

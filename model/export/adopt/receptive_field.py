@@ -192,7 +192,7 @@ def _pad(
 def _resize(
     node: onnx.NodeProto, inputs: list[ReceptiveField], constants: Mapping[str, Any]
 ) -> ReceptiveField:
-    """By a fixed factor, half-pixel bilinear: each pixel lies between two cells."""
+    """Take only a fixed factor, half-pixel bilinear: each pixel lies between two cells."""
     field, given = inputs[0], attributes(node)
     scales = constants.get(node.input[2]) if len(node.input) > 2 else None
     mode = given.get("mode", b"nearest")

@@ -1,4 +1,4 @@
-"""What an adopted file must answer, computed in numpy around the network as it was given."""
+"""The right answers of an adopted file, computed in numpy around the network as it was given."""
 
 from __future__ import annotations
 

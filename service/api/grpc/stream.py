@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -25,12 +24,8 @@ Answer = Callable[
 """Never raises, but when cancelled. Told what is wrong with the message around its image."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """`id` is None for a message that was wrong, and so has none of its own."""
-
-    id: str | None
-    answer: asyncio.Task[pb.SegmentStreamResponse]
+_Item = tuple[str | None, asyncio.Task[pb.SegmentStreamResponse]]
+"""The id, None for a message that was wrong, and so has none of its own; and what answers it."""
 
 
 class Stream:
@@ -118,7 +113,7 @@ class Stream:
         elif not is_valid_id(message.id):
             message.id = ""
         answer = group.create_task(self._answer(message, fault))
-        item = _Item(message.id if fault is None else None, answer)
+        item = (message.id if fault is None else None, answer)
         if self._ordered:
             self._next.put_nowait(item)
         else:
@@ -146,11 +141,11 @@ class Stream:
 
     async def _send(self) -> None:
         while True:
-            item = await self._next.get()
-            answer = await item.answer
+            item_id, answering = await self._next.get()
+            answer = await answering
             # Before it is sent: a caller may use the id again as soon as it has the answer.
-            if item.id is not None:
-                self._ids.discard(item.id)
+            if item_id is not None:
+                self._ids.discard(item_id)
             await self._write(answer)
             self._outstanding -= 1
             self._answered.set()

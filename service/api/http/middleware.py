@@ -28,7 +28,7 @@ OPEN_PATHS: Final = frozenset(
         *(f"{OIP_PREFIX}/health/live", f"{OIP_PREFIX}/health/ready"),
     }
 )
-"""What needs no API key. All else does, also an address that does not exist."""
+"""These need no API key. All else does, also an address that does not exist."""
 OPEN_FOLDERS: Final = (f"{openapi.FILES_PATH}/", f"{OIP_PREFIX}/repository/")
 """The pages' files; and what the admin key guards, which see to that themselves."""
 

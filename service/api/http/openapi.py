@@ -69,7 +69,7 @@ _BODIES: Final = {
         "examples": examples.POLYGONS_EXAMPLES,
     },
 }
-"""What is told of replies that are text; the others are bytes."""
+"""Replies that are text; the others are bytes."""
 _IMAGE: Final = {"type": "string", "format": "binary", "minLength": 1}
 
 

@@ -21,7 +21,7 @@ from service.api.http.openapi import DOCS_PATH, FILES_PATH
 FOLDER: Final = Path(__file__).resolve().parents[2] / "web"
 SWAGGER_PATH: Final = f"{FILES_PATH}/swagger"
 _SWAGGER_PACKAGE: Final = "fastapi_offline"
-"""On PyPI, MIT; it carries the files of Swagger UI (Apache-2.0) in its folder `static`."""
+"""The package (PyPI, MIT) carries Swagger UI (Apache-2.0) in its folder `static`."""
 
 _POLICY: Final = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

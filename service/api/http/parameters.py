@@ -22,7 +22,7 @@ FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 ACCEPTED: Final = {
     output.media_type: output.name for output in all_outputs().values() if output.answers_media_type
 }
-"""What `Accept` may choose when the query names no output."""
+"""`Accept` may choose these when the query names no output."""
 
 
 def segment_options(

@@ -29,17 +29,17 @@ INPUT: Final = "image"
 LABEL_MAP: Final = "label_map"
 OVERLAY: Final = "overlay"
 SCORES: Final = tuple(str(score) for score in Score)
-"""Of models with logits only."""
+"""Only models with logits have them."""
 OUTPUTS: Final = {LABEL_MAP: "UINT8", OVERLAY: "BYTES", **dict.fromkeys(SCORES, "FP32")}
-"""What may be asked for, with its datatype."""
+"""These may be asked for; each has its datatype."""
 
 MAX_SCORES_BYTES: Final = 512 * 1024 * 1024
-"""Of the logits and probabilities in one answer."""
+"""Limits the logits and probabilities in one answer."""
 MAX_SCORES_AS_NUMBERS_BYTES: Final = 64 * 1024 * 1024
 """The same, as float32, where each number is written out: that takes several times the memory."""
 
 MAX_IMAGES: Final = 64
-"""In one request."""
+"""Limits the images of one request."""
 
 _AT_A_TIME: Final = 1 << 16
 _LENGTH: Final = struct.Struct("<I")

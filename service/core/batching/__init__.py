@@ -1,1 +1,1 @@
-"""Who is admitted, who waits, and which images run together."""
+"""Decides who is admitted, who waits, and which images run together."""

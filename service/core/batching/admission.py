@@ -1,4 +1,4 @@
-"""How much the service holds at once over all its models: requests, their bytes, their pixels."""
+"""Bounds what the service holds at once over all its models: requests, their bytes and pixels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Admission:
 
 
 class Permit:
-    """What one request holds of the service, with its slot in a model's queue."""
+    """Stands for what one request holds of the service, with its slot in a model's queue."""
 
     __slots__ = ("_admission", "_bytes", "_ended", "_queue", "pixels", "request")
 

@@ -1,4 +1,4 @@
-"""The threads that run a model's instances: each takes its next batch, runs it and delivers."""
+"""Runs a model's instances, each on a thread that takes its next batch, runs it and delivers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _serve(instance: Instance, queue: BatchQueue, clock: Clock) -> None:
 
 
 def _serve_next(instance: Instance, queue: BatchQueue, clock: Clock) -> bool:
-    """Returns False once the queue is closed.
+    """Runs the next batch; returns False once the queue is closed.
 
     A function of its own, for at its end nothing holds the batch: it would live until the next.
     """
@@ -101,8 +101,8 @@ def _serve_next(instance: Instance, queue: BatchQueue, clock: Clock) -> bool:
 
 @atexit.register
 def _end() -> None:
-    """The interpreter must not end under a thread that is inside a runtime: it would return into
-    nothing."""
+    """Waits for the runs at hand: a thread inside a runtime would return into nothing if the
+    interpreter ended first."""
     serving = list(_serving.items())
     for _, queue in serving:
         queue.close()

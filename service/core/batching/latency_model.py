@@ -1,4 +1,4 @@
-"""How long runs take, learned from those before."""
+"""Predicts how long runs take, from those before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images run next: the order of one model's queue, without threads or a clock.
+"""Decides which images run next: the order of one queue, without threads or a clock.
 
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next
@@ -47,7 +47,7 @@ class InferenceResult:
 
 @dataclass(eq=False, slots=True)
 class InferenceRequest:
-    """One image's way through the queue: made before it is decoded, answered once.
+    """Follows one image through the queue: it is made before the decode and answered once.
 
     deadline: a moment of the queue's clock, or None. reserved_pixels: held for it until its image
     is there; None once that room is given up. image: uint8 RGB [H,W,3]. kind: only images of one

@@ -1,4 +1,4 @@
-"""What waits for one model: room is reserved, images come, and instances take them in batches.
+"""Holds what waits for one model: room is reserved, images come, instances take batches of them.
 
 An idle device starts at once; images gather only while it is busy. A lone image on an idle device
 gets all of it (`Instance.full_device`); otherwise each instance takes a batch as soon as it is
@@ -41,7 +41,7 @@ AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary image: see `service.core.batching.policy`."""
 
 DEADLINE_SHARE: Final = 0.75
-"""Of the time to a deadline, what wait and run may take by prediction. The rest is for decoding,
+"""Wait and run may take this share of the time to a deadline: the rest is for decoding,
 encoding, and a prediction that was too good: work that comes too late is lost for everybody."""
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """What one instance runs at once, since `started_s`."""
+    """Lists what one instance runs at once, since `started_s`."""
 
     requests: list[InferenceRequest]
     pixels: int
@@ -77,7 +77,9 @@ class BatchQueue:
         observer: Observer,
         clock: Clock,
     ) -> None:
-        """model: the observer's label. instances: that share the device. full_device: whether one
+        """Opens it.
+
+        model: the observer's label. instances: that share the device. full_device: whether one
         more takes all of it for a lone image.
 
         max_batch, max_batch_pixels, age_cap_s: see `BatchPolicy`. max_queue: images reserved or
@@ -110,7 +112,7 @@ class BatchQueue:
 
     @property
     def alive(self) -> bool:
-        """False after `close`, and when it died of a fault of its own."""
+        """Tells whether it takes requests: neither after `close` nor after a fault of its own."""
         return self._error is None
 
     def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:

@@ -1,1 +1,1 @@
-"""Bytes to pixels and back: headers, decoding, geometry, tiles."""
+"""Turns bytes into pixels: headers, decoding, padding, tiles."""

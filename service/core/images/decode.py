@@ -50,7 +50,7 @@ def decode(body: bytes, header: Header, *, max_pixels: int) -> UInt8Array:
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Raises: ImageTooLarge."""
+    """Refuses what has too many. Raises: ImageTooLarge."""
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width), {width * height} pixels, and this "

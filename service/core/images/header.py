@@ -1,4 +1,4 @@
-"""What an image file's first bytes say of it, in microseconds and without decoding.
+"""Reads what an image file's first bytes say of it, in microseconds and without decoding.
 
 It is read once, on the event loop: admission takes the size from it, as an estimate of what the
 image will cost, and `service.core.images.decode` which decoder the file is for. What may be decoded
@@ -72,7 +72,7 @@ _Entry = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself.
+    """Holds what a file says of itself.
 
     format: as Pillow names it. height, width: as stored, before any EXIF orientation; 0 where the
     header does not say them soon enough. orientation: EXIF's tag, 0 where there is none; None where
@@ -87,7 +87,10 @@ class Header:
 
 
 def read_header(body: bytes, *, max_bytes: int) -> Header:
-    """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
+    """Reads the header of a file of `max_bytes` at most.
+
+    Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge.
+    """
     if not body:
         raise InvalidImage(f"the body is empty: send an image as {ACCEPTED}")
     if len(body) > max_bytes:

@@ -1,4 +1,4 @@
-"""Tiles of an image too large for one inference, whose labels together are those of the whole.
+"""Divides an image too large for one inference into tiles, whose labels are those of the whole.
 
 Tiles overlap: one starts at a multiple of the network's stride and reads `context_px` more on every
 side than it answers for, so that for the pixels it answers for nothing it lacks would have counted;
@@ -24,7 +24,7 @@ S = TypeVar("S", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Along one axis, in pixels of the image: reads [start, end), answers for [first, last)."""
+    """Reads [start, end) and answers for [first, last), in pixels of the image along one axis."""
 
     start: int
     end: int
@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One part of an image."""
+    """Is one part of an image."""
 
     rows: Span
     columns: Span
@@ -58,7 +58,7 @@ class Mosaic:
     """Cuts an image into tiles and puts their answers together."""
 
     def __init__(self, image: UInt8Array, spec: InputSpec, max_pixels: int) -> None:
-        """image: uint8 [H,W,3]. max_pixels: of one tile. Raises: as `tiles`."""
+        """Divides image, uint8 [H,W,3]. max_pixels: of one tile. Raises: as `tiles`."""
         self._image = image
         height, width = self._size = image.shape[0], image.shape[1]
         self.tiles = tiles(height, width, spec, max_pixels)

@@ -1,1 +1,1 @@
-"""Replies out of label maps, or of the scores behind them: one module for each kind."""
+"""Makes replies of label maps, or of the scores behind them: one module for each kind."""

@@ -1,4 +1,4 @@
-"""Which classes a reply is about, and how much of the image each of them has."""
+"""Finds which classes a reply is about, and how much of the image each of them has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes' colours as an RGB PNG."""
+"""Shows the classes' colours as an RGB PNG."""
 
 from __future__ import annotations
 

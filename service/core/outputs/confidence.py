@@ -1,4 +1,4 @@
-"""How sure the network is of each label, as a gray PNG."""
+"""Shows how sure the network is of each label, as a gray PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The label map as an 8-bit palette PNG, whose pixels are class ids."""
+"""Writes the label map as an 8-bit palette PNG, whose pixels are class ids."""
 
 from __future__ import annotations
 

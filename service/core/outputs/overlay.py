@@ -1,4 +1,4 @@
-"""The class colours over the image, with or without the borders between the classes."""
+"""Lays the class colours over the image, with or without the borders between the classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PNG files of label maps: written here, since what is alike in a label map is known here.
+"""Writes PNG files of label maps, since what is alike in a label map is known here.
 
 Every row is stored as its difference to the row above (filter type 2), which in a label map is
 zero nearly everywhere; ISA-L then packs the zeros ten times as fast as Pillow's zlib, in fewer

@@ -1,4 +1,4 @@
-"""The regions of the classes as GeoJSON, exactly: the rings run along the edges of the pixels.
+"""Writes the regions of the classes as GeoJSON, exactly: rings run along the pixels' edges.
 
 Pixels of a class are one region where they share a side.
 """
@@ -23,9 +23,9 @@ ten thousand; noise has one for every pixel."""
 
 
 def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, version: str) -> bytes:
-    """A FeatureCollection with one Feature, a MultiPolygon, for each class present.
+    """Writes a FeatureCollection with one Feature, a MultiPolygon, for each class present.
 
-    Coordinates are [x, y] in pixels from the top left corner of the picture, y downwards; a pixel
+    Coordinates are [x, y] in pixels from the top left corner of the image, y downwards; a pixel
     covers [x, x+1] by [y, y+1]. A polygon is its outer ring, then its holes. `properties` are
     `class_table`'s; height, width, model and version are members of the collection.
 
@@ -54,7 +54,7 @@ def polygons_json(label_map: UInt8Array, contract: Contract, *, model: str, vers
 
 
 def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[int]]:
-    """By class id, its regions, each an outer ring followed by its holes; void has none.
+    """Finds the regions of each class id, each an outer ring followed by its holes; void has none.
 
     And the pixels of each of the 256 ids.
 
@@ -68,7 +68,7 @@ def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[i
     if len(edges.label) > MAX_EDGES:
         raise ImageTooLarge(
             f"the regions have {len(edges.label)} edges, too many for polygons (up to "
-            f"{MAX_EDGES}): ask for rle or label_map, or scale the picture down"
+            f"{MAX_EDGES}): ask for rle or label_map, or scale the image down"
         )
     rings = rings_of(edges, height, width)
     pixels = np.bincount(rings.label, weights=rings.area, minlength=256).astype(int).tolist()
@@ -76,7 +76,7 @@ def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[i
 
 
 def _regions(rings: Rings, borders: Borders) -> dict[int, list[list[Ring]]]:
-    """Outer rings with their holes."""
+    """Joins outer rings with their holes."""
     regions: dict[int, list[list[Ring]]] = {}
     outer: dict[int, list[Ring]] = {}
     holes = []
@@ -95,7 +95,7 @@ def _regions(rings: Rings, borders: Borders) -> dict[int, list[list[Ring]]]:
 
 
 def _parents(holes: list[int], rings: Rings, borders: Borders) -> dict[int, int]:
-    """The outer ring around each hole."""
+    """Finds the outer ring around each hole."""
     if not holes:
         return {}
     edges = rings.edges
@@ -116,7 +116,7 @@ def _parents(holes: list[int], rings: Rings, borders: Borders) -> dict[int, int]
 
 
 def _area(ring: Ring) -> float:
-    """Positive of an outer ring."""
+    """Computes the area, positive of an outer ring."""
     x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
 

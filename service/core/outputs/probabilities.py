@@ -1,4 +1,4 @@
-"""The probability of every class at every pixel, as an array for numpy."""
+"""Writes the probability of every class at every pixel, as an array for numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.core.types import Dtype, Float32Array, SegmentOptions, UInt8Array
 from service.errors import ImageTooLarge
 
 MAX_BYTES: Final = 512 * 1024 * 1024
-"""Of the probabilities of one image."""
+"""Limits the probabilities of one image."""
 
 
 def check_size(height: int, width: int, classes: int, dtype: Dtype) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of reply, one module each, and what a request asks of them.
+"""Finds the kinds of reply, one module each, and makes them as a request asks.
 
 A module of this package that has an `OUTPUT` is one: its name is the value of `output=` and, in
 capitals, that of the protocol's enum. Parameters, OpenAPI and gRPC know what is found here.
@@ -37,7 +37,7 @@ those of the classes selected, None for all."""
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """What a reply's body is made of.
+    """Holds what a reply's body is made of.
 
     image: uint8 RGB [H,W,3], the upload. label_map: uint8 [H,W]; classes that were not selected are
     void, 255. scores: what the output's `reduce` made. palette: uint8 RGB [256,3].
@@ -56,7 +56,7 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """One kind of reply.
+    """Describes one kind of reply.
 
     options: names of the options that it alone reads. answers_media_type: whether Accept chooses it
     by its media type. is_quick: whether it is made so soon that the thread of a CPU's instance
@@ -90,7 +90,7 @@ def all_outputs() -> Mapping[str, OutputFormat]:
 
 
 def output_named(name: str) -> OutputFormat:
-    """Raises: InvalidParameter."""
+    """Finds one by name. Raises: InvalidParameter."""
     output = all_outputs().get(name)
     if output is None:
         *most, last = all_outputs()
@@ -122,7 +122,7 @@ class Encoder:
         model: str,
         version: str,
     ) -> None:
-        """palette: the contract's, made once. Raises: InvalidParameter."""
+        """Checks the options. palette: the contract's, made once. Raises: InvalidParameter."""
         if not 0.0 <= options.alpha <= 1.0:
             raise InvalidParameter(f"alpha is {options.alpha:g}: give a number from 0 to 1")
         self.output = None if options.output is None else output_named(options.output)
@@ -156,7 +156,7 @@ class Encoder:
 
     @property
     def is_quick(self) -> bool:
-        """Whether `encode` needs nothing but the label map, and little time."""
+        """Tells whether `encode` needs nothing but the label map, and little time."""
         return self.output is not None and self.output.is_quick and not self._options.scores
 
     def check_size(self, height: int, width: int) -> None:

@@ -1,10 +1,10 @@
-"""The rings around the regions of a label map, as the edges of its pixels.
+"""Finds the rings around the regions of a label map, as the edges of its pixels.
 
 Each class has the horizontal edges of its pixels, merged to the longest, as directed lines: +x over
 its pixels and -x under them, so that outer rings come out with positive area and holes with
 negative. Along every vertical line the corners of a class pair up in order, which leads from each
 horizontal edge to the next: rings are the cycles of that permutation. All of it is proportional to
-the length of the borders, but for one pass over the picture.
+the length of the borders, but for one pass over the image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Ring = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Directed horizontal lines at y, from x `start` to x `end`; `under`: of pixels above it."""
+    """Holds directed lines at y, from x `start` to x `end`; `under`: of pixels above it."""
 
     label: UInt8Array
     y: Int64Array
@@ -35,7 +35,7 @@ class Edges:
 
 
 class Borders:
-    """Where a pixel differs from the one above: units of one pixel's width, in reading order."""
+    """Marks where a pixel differs from the one above, in units of a pixel and reading order."""
 
     def __init__(self, padded: UInt8Array) -> None:
         """padded: uint8 [1+H+1,W], the first and the last row void."""
@@ -60,7 +60,7 @@ class Borders:
         )
 
     def runs(self, side: UInt8Array) -> tuple[UInt8Array, Int64Array, Int64Array]:
-        """Neighbouring units of one label on that side: label, first and last unit's place."""
+        """Joins neighbouring units of a label on that side: label, first and last unit's place."""
         if not len(self.at):
             return side, self.at, self.at
         breaks = (np.diff(self.at) != 1) | (side[1:] != side[:-1]) | (self.at[1:] % self.width == 0)
@@ -71,7 +71,7 @@ class Borders:
         return side[begins], self.at[begins], self.at[ends]
 
     def above_in_column(self, y: Int64Array, x: Int64Array) -> Int64Array:
-        """The place of the last unit above y in column x. There is one."""
+        """Finds the place of the last unit above y in column x. There is one."""
         rows, columns = np.divmod(self.at, self.width)
         wanted = np.zeros(self.width, bool)
         wanted[x] = True
@@ -85,8 +85,8 @@ class Borders:
 
 @dataclass(frozen=True, slots=True)
 class Rings:
-    """label, area (negative of holes), and corners of each; those that touch themselves; `ring_of`
-    each edge; the `highest` edge of each; `edges`."""
+    """Lists label, area (negative of holes) and corners of each ring; those that touch themselves;
+    `ring_of` each edge; the `highest` edge of each; `edges`."""
 
     label: list[int]
     area: list[float]
@@ -97,7 +97,7 @@ class Rings:
     edges: Edges
 
     def simple(self, ring: int) -> list[Ring]:
-        """Cut where it passes a point twice, so that no piece touches itself."""
+        """Cuts it where it passes a point twice, so that no piece touches itself."""
         return _cut(self.corners[ring]) if ring in self.touching else [self.corners[ring]]
 
 
@@ -134,7 +134,7 @@ def rings_of(edges: Edges, height: int, width: int) -> Rings:
 
 
 def _successors(edges: Edges, height: int, width: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """int64 [edges]: the edge that the vertical line at the end of each leads to.
+    """Finds, int64 [edges], the edge that the vertical line at the end of each leads to.
 
     And pairs of edges that meet at a point without such a line between them.
     """
@@ -156,14 +156,14 @@ def _successors(edges: Edges, height: int, width: int) -> tuple[Int64Array, Int6
 
 
 def _order(keys: npt.NDArray[Any], largest: int) -> Int64Array:
-    """The stable order of whole numbers up to `largest`: of 16 bits numpy sorts by their digits, in
-    a third of the time that it takes to compare larger ones.
+    """Finds the stable order of whole numbers up to `largest`: numpy sorts those of 16 bits by
+    their digits, in a third of the time that it takes to compare larger ones.
     """
     return np.argsort(keys.astype(np.min_scalar_type(largest)), kind="stable")
 
 
 def _cycles(after: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """The elements cycle by cycle, and where each cycle begins: with its least element.
+    """Lists the elements cycle by cycle, and where each cycle begins: with its least element.
 
     By steps of doubled length, since one by one in Python they took a fifth of all the time.
     """

@@ -1,4 +1,4 @@
-"""Masks of the classes as COCO run lengths, which pycocotools reads.
+"""Writes the masks of the classes as COCO run lengths, which pycocotools reads.
 
 The counts of a mask are the lengths of its runs, down the columns, beginning with pixels that are
 not in it. Each is written as its difference to the count two before, in groups of five bits.
@@ -22,8 +22,8 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: str) -> bytes:
-    """height, width, model, version, and the classes present as `class_table` has them, each with
-    `bbox` ([left, top, width, height]) and `segmentation` (COCO's {"size", "counts"}).
+    """Writes height, width, model, version, and the classes present as `class_table` has them, each
+    with `bbox` ([left, top, width, height]) and `segmentation` (COCO's {"size", "counts"}).
     """
     height, width = label_map.shape
     runs = _Runs(label_map)
@@ -46,7 +46,7 @@ def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: 
 
 
 class _Runs:
-    """All runs of equal labels down the columns, those of a class together."""
+    """Finds all runs of equal labels down the columns, those of a class together."""
 
     def __init__(self, label_map: UInt8Array) -> None:
         columns = np.ascontiguousarray(label_map.T).ravel()
@@ -59,13 +59,13 @@ class _Runs:
         self._first = np.searchsorted(labels[order], np.arange(257))
 
     def of(self, class_id: int) -> tuple[Int64Array, Int64Array]:
-        """Where they start and end, in pixels from the top left, down the columns."""
+        """Returns where they start and end, in pixels from the top left, down the columns."""
         these = slice(self._first[class_id], self._first[class_id + 1])
         return self._starts[these], self._ends[these]
 
 
 def _counts(starts: Int64Array, ends: Int64Array, size: int) -> Int64Array:
-    """Runs out of and in the mask by turns; one at the end only if the mask does not end there."""
+    """Counts runs out of and in the mask by turns; the last one is left out if it is empty."""
     edges = np.empty(2 * len(starts) + 2, np.int64)
     edges[0], edges[-1] = 0, size
     edges[1:-1:2], edges[2:-1:2] = starts, ends
@@ -90,7 +90,7 @@ def _compressed(counts: Int64Array) -> str:
 
 
 def _box(starts: Int64Array, ends: Int64Array, height: int) -> list[int]:
-    """[left, top, width, height] in pixels of what the runs cover."""
+    """Returns [left, top, width, height] in pixels of what the runs cover."""
     left, right = int(starts[0]) // height, (int(ends[-1]) - 1) // height
     # A run that goes on into the next column has been at the bottom and begins again at the top.
     first, last = starts // height, (ends - 1) // height

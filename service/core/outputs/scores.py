@@ -1,4 +1,4 @@
-"""How sure the network is: probabilities of the classes out of logits."""
+"""Computes how sure the network is: probabilities of the classes out of logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK: Final = 1 << 17
 step takes so long that calling numpy for it does not count."""
 _LEAST_SUM: Final = 1e-25
 _LARGEST_SUM: Final = 1e30
-"""Of the exponentials of a pixel's logits as they are. Between these a float32 has room for all of
+"""Bounds the exponentials of a pixel's logits: between these a float32 has room for all of
 them, and for their sum, and what is too small for it is less than 1e-12 of the sum."""
 
 

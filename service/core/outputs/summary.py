@@ -1,4 +1,4 @@
-"""What is in the image, as JSON."""
+"""Tells what is in the image, as JSON."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
@@ -13,23 +13,13 @@ from google.rpc import error_details_pb2
 from grpc import aio
 from grpc_status import rpc_status
 
-from service.api.call import Calls
-from service.api.grpc import segmentation
-from service.api.grpc.segmentation import Segmentation
-from service.api.grpc.server import GrpcServer
-from service.api.http.routes import create_app
-from service.api.oip import grpc as oip_grpc
-from service.api.oip.grpc import OipGrpc
-from service.api.oip.infer import Inference
-from service.api.oip.operations import Operations
-from service.api.oip.rest import OipRest
-from service.api.oip.statistics import Statistics
 from service.api.stubs import inference_pb2 as oip
 from service.api.stubs import inference_pb2_grpc as oip_stubs
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.stubs import segmentation_pb2_grpc as stubs
-from service.api.uploads import Uploads
+from service.api.transports import build
 from service.config import ApiConfig
+from service.core.segmenter import Segmenter
 from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import Overloaded
 from service.telemetry import Telemetry
@@ -49,6 +39,9 @@ class Broken:
 
     def check_any(self, deadline_s: float | None) -> None: ...
 
+    def metric_label(self, name: str | None) -> str:
+        return name or "tiny"
+
     async def segment(self, image: object, options: object) -> Any:
         raise KeyError("a secret of ours")
 
@@ -57,25 +50,11 @@ class Parts:
     """Both servers' parts around the broken segmenter."""
 
     def __init__(self, keys: Any = None) -> None:
-        self.telemetry, config = Telemetry(0.175), ApiConfig()
-        broken: Any = Broken()
-        calls = Calls(
-            self.telemetry, keys, deadline_s=30.0, model_label=lambda name: name or "tiny"
+        self.telemetry, broken = Telemetry(0.175), cast(Segmenter, Broken())
+        built = build(
+            broken, self.telemetry, ApiConfig(), keys=keys, admin_key=None, ready=lambda: True
         )
-        uploads = Uploads(max_count=9, max_bytes=10**6, timeout_s=9, rejected=print)
-        statistics = Statistics()
-        shared: dict[str, Any] = {
-            "uploads": uploads,
-            "inference": Inference(broken, statistics, max_pixels=10**6),
-            "operations": Operations(broken, statistics, admin_key=None, ready=lambda: True),
-        }
-        self.rest = create_app(
-            broken, calls, self.telemetry, config, uploads=uploads, ready=lambda: True
-        )
-        OipRest(broken, config, **shared).add_to(self.rest)
-        self.grpc = GrpcServer(config)
-        self.grpc.add(segmentation.SERVICE, Segmentation(broken, calls, config, uploads).handler())
-        self.grpc.add(oip_grpc.SERVICE, OipGrpc(broken, calls, **shared).handler())
+        self.rest, self.grpc = built.rest, built.grpc
 
     def counted(self, code: str, method: str, transport: str) -> bool:
         labels = f'code="{code}",method="{method}",model="tiny",transport="{transport}"'

@@ -34,11 +34,11 @@ async def test_scores_of_all_images_together_are_limited(
         SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
     )
     await segmenter.start()
-    draft = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
+    options = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
 
     async def ask() -> list[SegmentReply]:
         return await segment_all(
-            segmenter, IMAGES, draft, ["logits"], max_pixels=10_000, as_numbers=as_numbers
+            segmenter, IMAGES, options, ["logits"], max_pixels=10_000, as_numbers=as_numbers
         )
 
     try:

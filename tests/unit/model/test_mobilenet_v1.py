@@ -161,6 +161,23 @@ def test_every_layer_but_fc6_is_loaded(weights: Path) -> None:
     assert len(changed) == 27
 
 
+def test_a_file_in_the_layout_of_tensorflow_lite(
+    weights: Path, arrays: Arrays, tmp_path: Path
+) -> None:
+    """[O,H,W,I], depthwise [1,H,W,C], and no word of what it is for."""
+    orders = {name: (1, 2, 3, 0) if name.startswith("dw") else (0, 2, 3, 1) for name in arrays}
+    turned = {
+        name: array.transpose(orders[name]) if array.ndim == 4 else array
+        for name, array in arrays.items()
+    }
+    np.savez(tmp_path / "tflite.npz", **turned)  # type: ignore[arg-type]
+    network, wanted = backbone(), backbone()
+    network.load_imagenet(tmp_path / "tflite.npz")
+    wanted.load_imagenet(weights)
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
 def _without(name: str) -> Callable[[Arrays], Arrays]:
     return lambda arrays: {key: value for key, value in arrays.items() if key != name}
 
@@ -175,7 +192,7 @@ def _with(name: str, *shape: int) -> Callable[[Arrays], Arrays]:
         (_without("pw7/w"), "'pw7' has a bias but no weight"),
         (_without("dw13/b"), "dw13: mismatch, has no bias"),
         (_with("conv0/w", 32, 4, 3, 3), "conv0: mismatch, weight 32x4x3x3, want 32x3x3x3"),
-        (_with("dw2/w", 1, 3, 3, 64), "layout of an earlier version"),
+        (_with("dw2/w", 64, 1, 3, 2), "dw2: mismatch, weight 64x1x3x2, want 64x1x3x3"),
         (_with("pw1/b", 32), "pw1: mismatch, bias 32, want 64"),
     ],
 )

@@ -14,18 +14,9 @@ import httpx
 import pytest
 from grpc import aio
 
-from service.api.call import Calls
-from service.api.grpc import segmentation
-from service.api.grpc.segmentation import Segmentation
-from service.api.grpc.server import GrpcServer
-from service.api.http.routes import create_app
-from service.api.oip.infer import Inference
-from service.api.oip.operations import Operations
-from service.api.oip.rest import OipRest
-from service.api.oip.statistics import Statistics
 from service.api.stubs import segmentation_pb2 as pb
 from service.api.stubs import segmentation_pb2_grpc as stubs
-from service.api.uploads import Uploads
+from service.api.transports import build
 from service.config import ApiConfig, SegmenterConfig
 from service.core.segmenter import Segmenter
 from service.telemetry import Telemetry
@@ -67,21 +58,14 @@ def tracing() -> Iterator[Trace]:
 
 
 @asynccontextmanager
-async def asking(
-    transport: str,
-    segmenter: Segmenter,
-    calls: Calls,
-    telemetry: Telemetry,
-    config: ApiConfig,
-    uploads: Uploads,
-) -> AsyncIterator[Ask]:
+async def asking(transport: str, segmenter: Segmenter, telemetry: Telemetry) -> AsyncIterator[Ask]:
     """How to send the image over one transport and check that it was answered."""
+    built = build(
+        segmenter, telemetry, ApiConfig(), keys=None, admin_key=None, ready=segmenter.ready
+    )
     if transport == "grpc":
-        server = GrpcServer(config)
-        service = Segmentation(segmenter, calls, config, uploads)
-        server.add(segmentation.SERVICE, service.handler())
-        target = f"127.0.0.1:{server.bind('127.0.0.1:0')}"
-        await server.start()
+        target = f"127.0.0.1:{built.grpc.bind('127.0.0.1:0')}"
+        await built.grpc.start()
         async with aio.insecure_channel(target) as channel:
             segment: Any = stubs.SegmentationStub(channel).Segment
 
@@ -89,21 +73,12 @@ async def asking(
                 assert (await segment(pb.SegmentRequest(image=IMAGE), timeout=30)).body
 
             yield call
-        await server.stop(0)
+        await built.grpc.stop(0)
         return
-    app = create_app(segmenter, calls, telemetry, config, uploads=uploads, ready=segmenter.ready)
-    statistics = Statistics()
-    OipRest(
-        segmenter,
-        config,
-        uploads=uploads,
-        inference=Inference(segmenter, statistics, max_pixels=10**6),
-        operations=Operations(segmenter, statistics, admin_key=None, ready=segmenter.ready),
-    ).add_to(app)
     path, headers = "/segment", {"Content-Type": "image/jpeg"}
     if transport == "oip":
         path, headers = "/v2/models/tiny/infer", {"Inference-Header-Content-Length": "0"}
-    channel_to = httpx.ASGITransport(app)
+    channel_to = httpx.ASGITransport(built.rest)
     async with httpx.AsyncClient(transport=channel_to, base_url="http://x") as client:
 
         async def post() -> None:
@@ -119,17 +94,15 @@ async def test_modules_on_the_way_of_one_image(
     tmp_path: Path, transport: str, at_most: int
 ) -> None:
     write_model(tmp_path)
-    telemetry, config = Telemetry(0.175), ApiConfig()
+    telemetry = Telemetry(0.175)
     with tracing() as trace:
         segmenter = Segmenter(
             SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1),
             observer=telemetry,
         )
         await segmenter.start()
-        calls = Calls(telemetry, None, deadline_s=30.0, model_label=lambda name: "")
-        uploads = Uploads(max_count=9, max_bytes=10**6, timeout_s=9, rejected=telemetry.rejected)
         try:
-            async with asking(transport, segmenter, calls, telemetry, config, uploads) as ask:
+            async with asking(transport, segmenter, telemetry) as ask:
                 await ask()  # the first fills caches
                 trace.on = True
                 await ask()

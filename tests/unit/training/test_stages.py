@@ -50,7 +50,7 @@ def stage(streets: Path) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def parent(streets: Path, narrow_vgg16: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parent(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FCN-32s after a few steps at a rate that lets it answer something; nobody may change it."""
     config = stage_config(streets)
     rates = {"head_lr": 0.05, "backbone_lr": 1e-3}

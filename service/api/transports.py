@@ -1,0 +1,73 @@
+"""Builds REST and gRPC around one segmenter, with what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from service.api.call import Calls
+from service.api.grpc import segmentation
+from service.api.grpc.segmentation import Segmentation
+from service.api.grpc.server import GrpcServer
+from service.api.http.routes import create_app
+from service.api.keys import Keys
+from service.api.oip import grpc as oip_grpc
+from service.api.oip.grpc import OipGrpc
+from service.api.oip.infer import Inference
+from service.api.oip.operations import Operations
+from service.api.oip.rest import OipRest
+from service.api.oip.statistics import Statistics
+from service.api.uploads import Uploads
+from service.config import ApiConfig
+from service.core.segmenter import Segmenter
+from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Transports:
+    """Holds an ASGI application, a gRPC server, and what lets its streams end in order."""
+
+    rest: FastAPI
+    grpc: GrpcServer
+    close_streams: Callable[[], None]
+
+
+def build(
+    segmenter: Segmenter,
+    telemetry: Telemetry,
+    config: ApiConfig,
+    *,
+    keys: Keys | None,
+    admin_key: str | None,
+    ready: Callable[[], bool],
+) -> Transports:
+    """Must be called inside the event loop that runs them.
+
+    keys: None lets everybody in. admin_key: opens the model repository; None lets nobody in. ready:
+    whether new requests are wanted: models loaded and not draining.
+    """
+    calls = Calls(telemetry, keys, deadline_s=config.deadline_s, model_label=segmenter.metric_label)
+    uploads = Uploads(
+        max_count=config.max_uploads,
+        max_bytes=config.max_uploads_bytes,
+        timeout_s=config.upload_timeout_s,
+        rejected=telemetry.rejected,
+    )
+    statistics = Statistics()
+    inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
+    operations = Operations(segmenter, statistics, admin_key=admin_key, ready=ready)
+
+    rest = create_app(segmenter, calls, telemetry, config, uploads=uploads, ready=ready)
+    oip_rest = OipRest(
+        segmenter, config, uploads=uploads, inference=inference, operations=operations
+    )
+    oip_rest.add_to(rest)
+
+    grpc = GrpcServer(config)
+    ours = Segmentation(segmenter, calls, config, uploads)
+    grpc.add(segmentation.SERVICE, ours.handler())
+    oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
+    grpc.add(oip_grpc.SERVICE, oip.handler())
+    return Transports(rest, grpc, ours.close_streams)
