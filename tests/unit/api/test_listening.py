@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from service import listening
 from service.listening import StartError, listen
 from tests.conftest import need
 
@@ -57,7 +56,7 @@ def test_every_address_of_a_name(
     addresses: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need(has_ipv6(), "a machine with IPv6")
-    monkeypatch.setattr(listening.socket, "getaddrinfo", answer(*addresses))
+    monkeypatch.setattr(socket, "getaddrinfo", answer(*addresses))
     listeners = listen("localhost", 0, "FCN_HTTP_PORT")
     monkeypatch.undo()
     try:
@@ -69,7 +68,7 @@ def test_every_address_of_a_name(
 
 
 def test_several_addresses_of_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening.socket, "getaddrinfo", answer("127.0.0.1", "127.0.0.2"))
+    monkeypatch.setattr(socket, "getaddrinfo", answer("127.0.0.1", "127.0.0.2"))
     listeners = listen("here", 0, "FCN_HTTP_PORT")
     monkeypatch.undo()
     try:
@@ -92,7 +91,7 @@ def test_all_addresses_are_those_of_both_families(host: str) -> None:
 
 def test_an_address_that_this_machine_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """localhost has ::1 in most machines' files, and IPv6 is off in many of them."""
-    monkeypatch.setattr(listening.socket, "getaddrinfo", answer("2001:db8::1", "127.0.0.1"))
+    monkeypatch.setattr(socket, "getaddrinfo", answer("2001:db8::1", "127.0.0.1"))
     listeners = listen("localhost", 0, "FCN_HTTP_PORT")
     try:
         assert [listener.getsockname()[0] for listener in listeners] == ["127.0.0.1"]
@@ -104,7 +103,7 @@ def test_an_address_that_this_machine_lacks_is_left_out(monkeypatch: pytest.Monk
 def test_none_that_this_machine_has(
     addresses: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening.socket, "getaddrinfo", answer(*addresses))
+    monkeypatch.setattr(socket, "getaddrinfo", answer(*addresses))
     with pytest.raises(StartError, match=r"cannot listen on host 'elsewhere' \(FCN_HOST\)"):
         listen("elsewhere", 0, "FCN_HTTP_PORT")
 
@@ -112,7 +111,7 @@ def test_none_that_this_machine_has(
 def test_a_port_that_is_taken_on_one_address_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.2", 0)) as busy:
         port = busy.getsockname()[1]
-        monkeypatch.setattr(listening.socket, "getaddrinfo", answer("127.0.0.1", "127.0.0.2"))
+        monkeypatch.setattr(socket, "getaddrinfo", answer("127.0.0.1", "127.0.0.2"))
         with pytest.raises(StartError, match=f"here:{port}.*set FCN_HTTP_PORT to another"):
             listen("here", port, "FCN_HTTP_PORT")
         with socket.socket() as trial:  # the address that was free is free again
