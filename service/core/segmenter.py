@@ -30,7 +30,7 @@ from service.core.images.header import Header, read_header
 from service.core.images.prepare import prepare, restore
 from service.core.models.loader import LoadedModel, Loader
 from service.core.models.manager import ModelManager
-from service.core.outputs.registry import Encoder
+from service.core.outputs.registry import Encoder, all_outputs
 from service.core.threads import Pool, settle
 from service.core.types import (
     Clock,
@@ -100,6 +100,7 @@ class Segmenter:
 
     async def start(self) -> None:
         """Loads and warms up every model. Raises: ModelLoadError."""
+        all_outputs()  # or the first request would import their modules
         try:
             await self._manager.start()
         except BaseException:

@@ -11,6 +11,8 @@ from tests.drawing import png
 from tests.serving import write_slow_model
 
 INFLIGHT = "fcn_inflight_requests"
+PATIENT = {"max_wait_ms": 120_000, "deadline_ms": 120_000}
+"""For a server that is to take on all it has room for, however slow the machine is by now."""
 
 
 @pytest.fixture(scope="session")

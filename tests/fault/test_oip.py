@@ -21,7 +21,7 @@ from service.api.stubs import inference_pb2 as pb
 from service.api.stubs import inference_pb2_grpc as pb_grpc
 from tests.contract.oip import Request
 from tests.drawing import UInt8Array
-from tests.fault.conftest import INFLIGHT
+from tests.fault.conftest import INFLIGHT, PATIENT
 from tests.serving import Server, running, write_slow_model
 from tests.tiny_models import write_model
 from tests.waiting import until
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository: Path = tmp_path_factory.mktemp("models")
     write_slow_model(repository, turns_at_least=150_000)
     write_model(repository)
-    with running(repository, admin_key=KEY, instances=1, alone_threads=1) as server:
+    with running(repository, admin_key=KEY, instances=1, alone_threads=1, **PATIENT) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
-from tests.fault.conftest import INFLIGHT, lasting
+from tests.fault.conftest import INFLIGHT, PATIENT, lasting
 from tests.serving import Server, running
 
 WINDOW = 3
@@ -25,7 +25,7 @@ CANCELLED = 'fcn_rejected_total{reason="cancelled"}'
 @pytest.fixture(scope="module")
 def server(slow_repository: Path) -> Iterator[Server]:
     with running(
-        slow_repository, stream_window=WINDOW, max_inflight=4, grpc_compression="gzip"
+        slow_repository, stream_window=WINDOW, max_inflight=4, grpc_compression="gzip", **PATIENT
     ) as server:
         yield server
 
@@ -103,7 +103,7 @@ def test_answers_are_compressed(server: Server) -> None:
 
 
 def test_a_server_that_stops_answers_what_it_read(slow_repository: Path) -> None:
-    with running(slow_repository, stream_window=2) as server:
+    with running(slow_repository, stream_window=2, **PATIENT) as server:
         waiting = server.stub.SegmentStream(held_open(), timeout=60)
         closed = server.stub.SegmentStream(iter([item("c", 100)]), timeout=60)
         server.wait_for(INFLIGHT, 1)
