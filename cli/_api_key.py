@@ -31,9 +31,9 @@ def read_api_key(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UnusableKey(f"{_FLAG} {path} cannot be read: {why}") from error
     if not _KEY.fullmatch(key):
         raise UnusableKey(

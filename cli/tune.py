@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         engines=args.engine,
         progress=_progress,
     )
-    args.out.write_text(settings_text(found, path, args.size))
+    args.out.write_text(settings_text(found, path, args.size), encoding="utf-8")
     if args.json:
         print_json(found, path, args.out)
     else:
@@ -76,7 +76,7 @@ def check_writable(path: Path) -> None:
     """Tries the settings file before minutes go into measuring. Raises: TuneError."""
     try:
         if path.exists():
-            if not path.read_text().startswith(MARK):
+            if not path.read_text(encoding="utf-8-sig").startswith(MARK):
                 raise TuneError(f"{path} was not written by fcn tune: choose another --out")
             with path.open("a"):
                 return
@@ -84,7 +84,7 @@ def check_writable(path: Path) -> None:
             pass
         path.unlink()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise TuneError(f"{path} cannot be written: {reason}: choose another --out") from error
 
 

@@ -7,7 +7,11 @@ import urllib.request
 
 
 def main() -> int:
-    port = os.environ.get("FCN_HTTP_PORT") or "8000"
+    port = os.environ.get("FCN_HTTP_PORT", "")
+    if (
+        not port.isdigit()
+    ):  # not set, or the address of a service called fcn-http: the server's default
+        port = "8000"
     # Whatever proxy the container is to use, its own port is not behind it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -77,11 +77,11 @@ class _Server:
         """Raises: StartError, ModelLoadError."""
         s, segmenter = self._settings, self._segmenter
         # Both ports first: a busy one should be known before minutes go into loading.
-        http_socket = listen(s.host, s.http_port, "FCN_HTTP_PORT")
+        http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
         http = HttpServer(self._transports.rest, drain_s=self._config.drain_s)
-        serving = asyncio.create_task(http.serve(sockets=[http_socket]))
+        serving = asyncio.create_task(http.serve(sockets=http_sockets))
         await self._transports.grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
@@ -92,7 +92,7 @@ class _Server:
             if loading.done():
                 loading.result()
                 await self._transports.grpc.set_serving(True)
-                self._announce(http_socket.getsockname()[1], grpc_port)
+                self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
                 serving.result()
@@ -116,7 +116,8 @@ class _Server:
         """Returns the port gRPC listens on. Raises: StartError."""
         host, port = self._settings.host, self._settings.grpc_port
         # Tried with a plain socket first: gRPC would log lines of its own about a busy port.
-        listen(host, port, "FCN_GRPC_PORT").close()
+        for tried in listen(host, port, "FCN_GRPC_PORT"):
+            tried.close()
         try:
             return self._transports.grpc.bind(joined(host, port))
         except OSError as error:

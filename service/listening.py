@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import socket
 from collections.abc import Generator
@@ -14,6 +15,8 @@ import uvicorn
 # must not be the one that closes it last.
 KEEP_ALIVE_S: Final = 65
 BACKLOG: Final = 2048
+_EVERYWHERE: Final = ("0.0.0.0", "::")
+_NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class StartError(Exception):
@@ -46,27 +49,62 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int, setting: str) -> socket.socket:
-    """Makes a listening socket. setting: says the port. Raises: StartError."""
+def listen(host: str, port: int, setting: str) -> list[socket.socket]:
+    """Makes listening sockets, all on one port: one for each address that `host` has here,
+    and for 0.0.0.0 or :: one for every address of both families. gRPC does the same.
+
+    setting: says the port. Raises: StartError.
+    """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
         raise StartError(f"cannot listen on host {host!r} (FCN_HOST): {error}") from error
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    everywhere = any(address[0] in _EVERYWHERE for _, address in addresses)
+    if everywhere:
+        addresses = [(socket.AF_INET6, ("::", port)), (socket.AF_INET, ("0.0.0.0", port))]
+    listeners: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, (address, _, *scope) in addresses:
+        try:
+            listener = _listener(family, (address, port, *scope), both_families=everywhere)
+        except OSError as error:
+            if error.errno in _NOT_HERE:  # localhost is often ::1, too, where there is no IPv6
+                absent = error
+                continue
+            for listener in listeners:
+                listener.close()
+            raise _refused(host, port, error, setting) from error
+        listeners.append(listener)
+        port = listener.getsockname()[1]
+        if everywhere:
+            break
+    if not listeners:
+        raise StartError(f"cannot listen on host {host!r} (FCN_HOST): {absent}")
+    return listeners
+
+
+def _listener(family: int, address: tuple[Any, ...], *, both_families: bool) -> socket.socket:
+    """Raises: OSError."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both_families)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+        listener.setblocking(False)
+    except BaseException:
         listener.close()
-        raise StartError(
-            f"cannot listen on {joined(host, port)}: {error.strerror}: stop what uses the port, "
-            f"or set {setting} to another"
-        ) from error
-    listener.setblocking(False)
+        raise
     return listener
+
+
+def _refused(host: str, port: int, error: OSError, setting: str) -> StartError:
+    return StartError(
+        f"cannot listen on {joined(host, port)}: {error.strerror}: stop what uses the port, "
+        f"or set {setting} to another"
+    )
 
 
 def joined(host: str, port: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -17,10 +18,17 @@ from typing import Any, Final, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.config import ApiConfig, ProviderOptions, SegmenterConfig
+from service.service_links import without_links
 
+_log = logging.getLogger("fcn.settings")
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
@@ -47,6 +55,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_ignore_empty=True,
+        env_file_encoding="utf-8-sig",  # editors on Windows begin a file with a mark
         use_attribute_docstrings=True,
         extra="forbid",
         frozen=True,
@@ -58,8 +67,8 @@ class Settings(BaseSettings):
     """File of settings, a line `FCN_NAME=value` each, as `fcn tune` writes it. The environment and
     flags win over it."""
     host: str = "127.0.0.1"
-    """Address both ports listen on. The default is reachable from this machine only; the container
-    image sets 0.0.0.0."""
+    """Address both ports listen on; of a name, every address it has. The default is reachable from
+    this machine only; the container image sets 0.0.0.0, which is every address, as `::` is."""
     http_port: int = Field(8000, ge=0, le=65535)
     """Port of REST, metrics and probes; 0 picks a free one."""
     grpc_port: int = Field(8001, ge=0, le=65535)
@@ -168,6 +177,20 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """Shape of the log lines on stderr."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        for source in (env_settings, dotenv_settings):
+            if isinstance(source, EnvSettingsSource):
+                source.env_vars = without_links(source.env_vars)
+        return init_settings, env_settings, dotenv_settings
+
     @field_validator("engine", mode="before")
     @classmethod
     def _no_engine_by_measurement(cls, engine: object) -> object:
@@ -225,9 +248,9 @@ class Settings(BaseSettings):
         if self.admin_key_file is None:
             return None if self.admin_key is None else self.admin_key.get_secret_value()
         try:
-            return self.admin_key_file.read_text().strip()
+            return self.admin_key_file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ValueError(
                 f"FCN_ADMIN_KEY_FILE {str(self.admin_key_file)!r} cannot be read: {reason}"
             ) from error
@@ -297,8 +320,12 @@ def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
     Raises: SettingsError, in one line.
     """
     flags = flags or {}
-    if unknown := unknown_names(os.environ):
+    ours = without_links(os.environ)
+    if unknown := unknown_names(ours):
         raise SettingsError("; ".join(unknown))
+    for name in os.environ.keys() - ours.keys():
+        if name.upper().removeprefix(PREFIX).lower() in Settings.model_fields:
+            _log.warning("%s is the address of another service here, and sets nothing", name)
     file = flags.get("settings_file") or os.environ.get(environment_name("settings_file"))
     if file:
         _check_file(Path(str(file)))
@@ -311,10 +338,10 @@ def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
 def _check_file(path: Path) -> None:
     """Raises: SettingsError unless `path` can be read and holds settings, and nothing else."""
     try:
-        names = dotenv_values(path)
+        names = without_links(dotenv_values(path, encoding="utf-8-sig"))
         path.read_bytes()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise SettingsError(
             f"the settings file {path} cannot be read: {reason}: write one with fcn tune, or unset "
             "FCN_SETTINGS_FILE"

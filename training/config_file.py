@@ -97,7 +97,7 @@ def override(raw: Raw, text: str) -> None:
 
 def _read(path: Path, heirs: tuple[Path, ...]) -> Raw:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         by = f", which {heirs[-1]} extends" if heirs else ""
         raise ConfigError(f"cannot read the recipe {path}{by}: {error.strerror}") from error

@@ -200,8 +200,8 @@ def _splits(
 
 def _read_scores(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise PublishError(f"cannot read the scores {path}: {error}") from error
     if not isinstance(raw, dict):
         raise PublishError(f"{path} is not what `fcn evaluate --json` prints")

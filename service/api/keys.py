@@ -174,7 +174,7 @@ class Keys:
         try:
             text = self._path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise KeyFileError(f"{SETTING} {str(self._path)!r} cannot be read: {reason}") from error
         try:
             return parse(text, self._admin_key)

@@ -54,7 +54,7 @@ def load_info(path: Path) -> DatasetInfo:
     Raises: DatasetError naming what is missing or wrong.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DatasetError(f"cannot read the class list {path}: {error}") from error
     if not isinstance(raw, dict):

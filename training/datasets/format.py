@@ -118,7 +118,7 @@ def read_ids(path: Path) -> list[str]:
     learned from and scored twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DatasetError(f"cannot read the list {path}: {reason}") from error

@@ -28,7 +28,7 @@ def _labels_folder(root: Path) -> Path:
 def _names(path: Path) -> dict[int, str]:
     """Read names by number, without spaces. Raises: DatasetError naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DatasetError(f"cannot read the names {path}: {reason}") from error

@@ -106,7 +106,7 @@ def read_aliases(repository: Path) -> dict[str, Alias]:
 
 def _read(path: Path) -> _Table:
     try:
-        return _Table(path, tomllib.loads(path.read_text("utf-8")))
+        return _Table(path, tomllib.loads(path.read_text("utf-8-sig")))
     except FileNotFoundError:
         return _Table(path)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_told_by_its_line_and_without_the_key(text: str, says: 
     ("content", "says"),
     [
         (None, "cannot be read: No such file"),
-        (b"\xff\xfe\x00", "cannot be read: it is not text"),
+        (b"\xff\xfe\x00", "cannot be read: it is not UTF-8 text"),
         (b"# nobody yet\n", "has no key: write a line NAME KEY"),
         (b"alice short\n", "the key on line 1 has 5 characters"),
     ],

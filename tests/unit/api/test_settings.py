@@ -91,7 +91,7 @@ def test_a_settings_file_is_below_environment_and_flags(
     ("content", "words"),
     [
         (None, "cannot be read: No such file.*fcn tune"),
-        (b"\xff\xfe\x00", "cannot be read: it is not text"),
+        (b"\xff\xfe\x00", "cannot be read: it is not UTF-8 text"),
         (b"FCN_INSTANCE=2\n", "FCN_INSTANCE is not a setting; the closest is FCN_INSTANCES"),
         (b"PATH=/bin\n", "PATH is not a setting"),
         (b"FCN_SETTINGS_FILE=other.env\n", "names no other"),

@@ -230,7 +230,7 @@ def test_the_command_writes_a_file_that_serves(
         (["--out", "/nonexistent/tuned.env"], "/nonexistent/tuned.env cannot be written"),
         (["--out", "{folder}"], "cannot be written: Is a directory"),
         (["--out", "{folder}/mine.txt"], "was not written by fcn tune"),
-        (["--out", "{folder}/image"], "cannot be written: it is not text"),
+        (["--out", "{folder}/image"], "cannot be written: it is not UTF-8 text"),
     ],
 )
 def test_mistakes_are_told_before_measuring(
