@@ -1,4 +1,4 @@
-"""The rule for words of CONTRIBUTING.md: a docstring begins with a sentence, and files are short."""
+"""The rule for words of CONTRIBUTING.md: docstrings begin with a sentence; and files are short."""
 
 from __future__ import annotations
 
