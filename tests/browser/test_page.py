@@ -355,13 +355,14 @@ def test_there_are_no_empty_panels_while_the_first_answer_is_waited_for(desk: Vi
     ],
 )
 def test_the_background_is_left_alone(
-    page: Page, hidden: list[int], drawn: list[int], asked: list[str] | None
+    desk: Page, hidden: list[int], drawn: list[int], asked: list[str] | None
 ) -> None:
     """As in the server's overlays, unless nothing else is shown."""
-    found = page.evaluate(
+    found = desk.evaluate(
         """async (hidden) => {
           const { Classes } = await import("/web/js/classes.js");
-          const infos = ["background", "cat", "dog"].map((name, id) => ({ id, name, color: [id, 0, 0] }));
+          const info = (name, id) => ({ id, name, color: [id, 0, 0] });
+          const infos = ["background", "cat", "dog"].map(info);
           const classes = Object.assign(new Classes(infos), { hidden: new Set(hidden) });
           classes.count(new Uint8Array([0, 0, 0, 1, 1, 2]));
           const palette = classes.palette();
