@@ -23,7 +23,7 @@ import numpy.typing as npt
 METADATA_KEY = "fcn_contract"
 FORMAT_VERSION = 2
 """The newest format understood: 2 added `input.sizes`. A file has the lowest that says what it
-says, so that a server of before reads every file but a ragged one, and says why it does not."""
+says, so that servers of earlier versions read every file of today."""
 PLAIN_FORMAT_VERSION = 1
 MAX_CLASSES = 255
 """Class ids are 0..254 in a uint8 label map; 255 is void."""
@@ -198,20 +198,11 @@ class Contract:
             del fields["input"]["sizes"]  # unknown to readers of format 1
         return json.dumps(fields, sort_keys=True)
 
-    def feeds(
-        self, batch: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
-        """The graph's inputs by name. batch: uint8 RGB [N,H,W,3].
-
-        sizes: height and width of each image in it; None, the only choice without `input.sizes`:
-        they fill it.
-        """
+    def feeds(self, batch: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """The graph's inputs by name. batch: uint8 RGB [N,H,W,3]."""
         feeds: dict[str, npt.NDArray[Any]] = {self.input.name: batch}
         if self.input.sizes is not None:
-            whole = [batch.shape[1:3]] * len(batch)
-            feeds[self.input.sizes] = np.asarray(sizes or whole, np.int64).reshape(-1, 2)
-        elif sizes is not None:
-            raise ValueError(f"{self.model_name} takes batches of one size only")
+            feeds[self.input.sizes] = np.array([batch.shape[1:3]] * len(batch), np.int64)
         return feeds
 
     @classmethod

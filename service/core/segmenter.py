@@ -354,8 +354,7 @@ class _Job:
 
     @property
     def pixels(self) -> int:
-        height, width = self.size
-        return height * width
+        return self.size[0] * self.size[1]
 
     def restore(self, answer: npt.NDArray[S]) -> npt.NDArray[S]:
         """Cuts what the model gave for the tensor to the upload's size."""
@@ -380,13 +379,10 @@ class _Job:
         if self.encoder.needs_logits:
             postprocess = self.encoder.reduce
         elif self.encoder.is_quick and self.model.provider == "cpu":
-            # Packing a label map takes a tenth of a millisecond, and on a CPU no device waits
-            # meanwhile: the thread that ran the network does it, for giving it to another costs
-            # more. Not a method, which would make a cycle that holds the model until the collector
-            # comes.
+            # Packing takes a tenth of a millisecond, and on a CPU no device waits meanwhile; giving
+            # it to another thread costs more. A method would make a cycle that holds the model.
             postprocess = partial(_encode_at_once, self.encoder, self.rgb)
-        wants_logits = self.encoder.needs_logits
-        self.model.queue.put(request, tensor, postprocess, wants_logits=wants_logits)
+        self.model.queue.put(request, tensor, postprocess, wants_logits=self.encoder.needs_logits)
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):

@@ -25,7 +25,7 @@ SHORT = (
     "schedule.batch_size=4", "schedule.epochs=6", "schedule.ema_decay=0.9",
     "optimizer.backbone_lr=1e-2", "optimizer.head_lr=1e-2", "threads=1",
 )  # fmt: skip
-"""What the test adds to the page's training command: a narrow network, small crops, few
+"""The test adds this to the page's training command: a narrow network, small crops, few
 iterations."""
 
 pytestmark = pytest.mark.timeout(300)  # exporting takes most of a minute on a busy machine

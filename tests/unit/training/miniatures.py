@@ -39,7 +39,7 @@ def save_image(path: Path) -> None:
 
 
 def save_palette_png(path: Path, labels: npt.NDArray[Any]) -> None:
-    """As VOC's: mode P, the value of a pixel is its class."""
+    """Save as VOC does: mode P, the value of a pixel is its class."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(np.random.default_rng(0).bytes(768))

@@ -24,7 +24,8 @@ _HEADER = (
 
 
 def folders(root: Path, splits: dict[str, Sequence[str]]) -> dict[str, miniatures.Labels]:
-    """As nyud.tar.gz, with `data/depth` and `data/hha`; depth is 1000 mm and up by the pixel."""
+    """Write what nyud.tar.gz holds, with `data/depth` and `data/hha`; depth is 1000 mm and up by
+    the pixel."""
     written = miniatures.nyudv2(root, splits)
     height, width = miniatures.HEIGHT, miniatures.WIDTH
     for name in written:
@@ -42,7 +43,8 @@ def save(path: Path, array: npt.NDArray[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """As MATLAB shows it: uint8 [480,640,3], float32 [480,640] in metres, uint16 [480,640]."""
+    """Hold a scene as MATLAB shows it: uint8 [480,640,3], float32 [480,640] in metres, uint16
+    [480,640]."""
 
     image: npt.NDArray[np.uint8]
     depth: npt.NDArray[np.float32]

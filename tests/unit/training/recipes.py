@@ -18,7 +18,7 @@ NARROW: dict[str, Any] = {"backbone": "mobilenet_v1", "width": 0.125, "fc6_chann
 
 
 def raw_recipe(root: Path) -> dict[str, Any]:
-    """As read from YAML: 3 iterations an epoch, 2 epochs; everything random is on."""
+    """Give it as read from YAML: 3 iterations an epoch, 2 epochs; everything random is on."""
     return {
         "name": "streets",
         "network": {**NARROW, "dropout": 0.5},

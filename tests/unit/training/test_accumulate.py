@@ -109,7 +109,8 @@ BACKBONES: dict[str, tuple[Callable[[], Backbone], AnyVariant]] = {
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_same_gradients_from_less_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """What is kept for the gradient: the tensors that autograd saves, and the parts' inputs."""
+    """Count what is kept for the gradient: the tensors that autograd saves, and the parts'
+    inputs."""
     inputs: list[Tensor] = []
 
     def noting(function: Any, x: Tensor, **options: Any) -> Any:

@@ -286,7 +286,7 @@ def test_own_class_list_instead(root: Path) -> None:
 
 
 def test_camvid_has_its_11_classes(root: Path) -> None:
-    """In the order of the SegNet labels, which the shipped model's ids follow."""
+    """They are in the order of the SegNet labels, which the shipped model's ids follow."""
     info = open_dataset("camvid", root, "train").info
     assert " ".join(entry.name for entry in info.classes) == (
         "sky building pole road pavement tree sign_symbol fence car pedestrian bicyclist"

@@ -24,7 +24,7 @@ from training.train import train
 
 ROOT = Path(__file__).resolve().parents[3]
 WITHOUT_RATE = slice(0, 5)
-"""Of log.csv's columns, those before images_per_s."""
+"""The columns of log.csv before images_per_s."""
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, streets: Path) -> Path:
-    """What two_processes.py leaves behind."""
+    """The folder that two_processes.py leaves behind."""
     folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
     done = torchrun(str(script), str(folder), str(streets))

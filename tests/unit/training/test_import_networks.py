@@ -380,29 +380,3 @@ def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
     caffe_file(file, blobs)
     error = failure(capsys, "vgg16", file, "--head", "32s")
     assert "conv3_2hha: missing, want 8x8x3x3" in error
-
-
-@pytest.mark.parametrize("head", ["32s", "16s", "8s"])
-def test_two_heads(head: str, tmp_path: Path, capsys: Capture) -> None:
-    """siftflow-fcn*: 33 semantic classes and 3 geometric ones."""
-    inputs, last, kernel = HEADS[head]
-    blobs = vgg_blobs()
-    for name, classes in (("sem", 33), ("geo", 3)):
-        named = {f"{score}_{name}": channels for score, channels in inputs.items()}
-        blobs = scores(blobs, classes, named, f"{last}_{name}", kernel)
-    file = caffe_file(tmp_path / "a.caffemodel", blobs)
-    assert command("vgg16", file, tmp_path / "a.pt", "--head", head) == 0
-    assert "unknown" not in capsys.readouterr().out
-    checkpoint = load_checkpoint(tmp_path / "a.pt")
-    assert checkpoint.dataset.head_sizes == {"sem": 33, "geo": 3}
-    assert checkpoint.network.preprocessing == "siftflow"
-    network = checkpoint.build_network()
-    state = network.state_dict()
-    for score in inputs:
-        for name in ("sem", "geo"):
-            got = state[f"{score}_{name}.weight"].numpy()
-            assert np.array_equal(got, blobs[f"{score}_{name}"][0])
-    with torch.inference_mode():
-        assert network(torch.rand(1, 3, 20, 30)).shape == (1, 36, 20, 30)
-    other = "8s" if head != "8s" else "16s"
-    assert f"holds an FCN-{head}" in failure(capsys, "vgg16", file, "--head", other)

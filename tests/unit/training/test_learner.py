@@ -1,4 +1,4 @@
-"""What a step asks of a device: one number at its end, and nothing before that."""
+"""A step asks a device for one number at its end, and for nothing before that."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_step_waits_once(make_config: MakeConfig, loss: dict[str, Any], taught
 
 
 def test_a_wait_is_noticed() -> None:
-    """By the means of the test above."""
+    """The means of the test above notice each kind."""
     values = torch.arange(4.0)
     with Waits() as waits:
         float(values.sum())

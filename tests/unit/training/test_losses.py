@@ -165,7 +165,7 @@ def test_every_cell_is_kept_as_often_as_asked() -> None:
 def loss_of(
     logits: Tensor, target: Tensor, weights: Tensor | None, **config: float | str
 ) -> Tensor:
-    """What training minimises where a step is this batch alone."""
+    """Compute what training minimises where a step is this batch alone."""
     fields = LossConfig.model_validate(config)
     return batch_loss(logits, target, fields, weights, labelled_weight([target], weights))
 

@@ -81,7 +81,7 @@ def test_damaged_files(tmp_path: Path, damage: str) -> None:
 
 
 def test_hdf5_is_named(tmp_path: Path) -> None:
-    """What MATLAB's -v7.3 writes begins so; the supported data sets hold none."""
+    """MATLAB's -v7.3 writes such a beginning; the supported data sets hold none."""
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2024"
     (tmp_path / "a.mat").write_bytes(header.ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(64))
     with pytest.raises(DatasetError, match=r"a\.mat is a MATLAB v7\.3 file"):
@@ -91,7 +91,7 @@ def test_hdf5_is_named(tmp_path: Path) -> None:
 def test_without_scipy_the_missing_module_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which `fcn` turns into the extra that brings it; it must not read as a damaged file."""
+    """`fcn` turns its name into the extra that brings it; it must not read as a damaged file."""
     miniatures.save_mat(tmp_path / "a.mat", S=MATRIX)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError):

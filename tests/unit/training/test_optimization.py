@@ -56,7 +56,7 @@ def test_rates_and_decay_by_kind_of_parameter() -> None:
 
 
 def test_biases_at_twice_the_rate_and_without_decay() -> None:
-    """Of convolutions; a norm's bias is another thing."""
+    """This is for convolutions; a norm's bias is another thing."""
     net = build(SKIPPING, 4)
     config = CONFIG.model_copy(update={"bias_lr_factor": 2.0})
     optimizer = make_optimizer(net, config)
@@ -144,7 +144,7 @@ def test_average_follows_its_formula() -> None:
 
 
 def _start_share() -> float:
-    """What is left of the start value 1 of `weight`; `running_mean` starts from 0."""
+    """Compute what is left of the start value 1 of `weight`; `running_mean` starts from 0."""
     share = 1.0
     for iteration in range(1, 13):
         share *= min(0.5, (1 + iteration) / (10 + iteration))

@@ -145,7 +145,8 @@ def test_first_steps(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_of_every_recipe(name: str) -> None:
-    """What the paper has in common; the name is the file's, so that runs/<name> is its own."""
+    """Every recipe has what the paper has in common; the name is the file's, so that runs/<name> is
+    its own."""
     config = load_config(PAPER / f"{name}.yaml")
     assert config.name == name
     assert config.network.padding == "pad100"
@@ -189,7 +190,7 @@ def test_of_every_recipe(name: str) -> None:
 def test_numbers_of_the_paper(
     name: str, reduction: str, batch_size: int, momentum: float, lr: float, length: int | None
 ) -> None:
-    """As they arrive through everything that a recipe extends."""
+    """They arrive through everything that a recipe extends."""
     config = load_config(PAPER / f"{name}.yaml")
     schedule, optimizer = config.schedule, config.optimizer
     assert config.loss.reduction == reduction

@@ -1,4 +1,4 @@
-"""What a run leaves behind, read back with TensorBoard's own reader."""
+"""A run's log is read back with TensorBoard's own reader."""
 
 from __future__ import annotations
 

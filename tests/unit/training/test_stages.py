@@ -143,7 +143,7 @@ def test_upsampling_that_begins_to_learn_starts_bilinear(
 def test_other_classes_leave_the_scores_new(
     tmp_path: Path, parent: Path, stage: Stage, streets: Path, capsys: Any
 ) -> None:
-    """As many, but not the same: the scores of a house say nothing about a barn."""
+    """There are as many, but not the same: the scores of a house say nothing about a barn."""
     classes = tmp_path / "classes.yaml"
     classes.write_text((streets / "classes.yaml").read_text().replace("house", "barn"))
     config = stage(parent)

@@ -28,7 +28,7 @@ TOTAL = 6
 
 
 def log(run_dir: Path) -> list[dict[str, str]]:
-    """Without the one column that is not the same every time."""
+    """Read the log without the one column that is not the same every time."""
     with (run_dir / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

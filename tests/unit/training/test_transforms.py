@@ -172,7 +172,8 @@ def test_a_whole_image_scaled(seed: int) -> None:
 
 
 def test_jitter_shifts_image_and_target_alike() -> None:
-    """By up to 3 pixels each way; what comes in is grey and void, what goes out is lost."""
+    """They move by up to 3 pixels each way; what comes in is grey and void, what goes out is
+    lost."""
     sample, seen = scene(), set()
     for seed in range(300):
         image, target = apply(sample, seed, **AS_IT_IS, jitter_px=3)

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in two processes under torchrun: `two_processes.py FOLDER DATA`.
+"""Runs for test_distributed.py, in two processes under torchrun: `two_processes.py FOLDER DATA`.
 
 Each scenario is one that a single process runs too; results are checkpoints and JSON in FOLDER.
 """
@@ -75,7 +75,7 @@ def run(folder: Path, data: Path, world: World) -> None:
 
 
 def run_together(folder: Path, data: Path, world: World) -> None:
-    """What only several processes can show."""
+    """Do what only several processes can show."""
     normed = config(data, NORMED)
     train(normed, folder / "straight", world=world)
     train(normed, folder / "parts", stop_after=4, world=world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -13,54 +14,42 @@ import pytest
 import torch
 from torch import nn
 
-from model.build import NetworkSpec, build
-from model.contract import METADATA_KEY, ClassInfo, Contract, InputSpec, OutputSpec, TrainingData
+from model.build import NetworkSpec
+from model.contract import METADATA_KEY, Contract, InputSpec
 from model.export import export as export_module
-from model.export.export import ServedNetwork, export, for_inference
+from model.export.adopt.receptive_field import halo_of
+from model.export.export import SPEC_KEY, ServedNetwork, export, for_inference
+from model.export.fp32_model import load_fp32
+from model.export.onnx_file import random_images, session
 from model.export.parity import ExportError, check_parity
+from model.export.quantize import Quantizer
 from model.fcn import FCN, Variant, label_map
 from model.upsample import Lowering
+from tests import exports
+from tests.exports import CLASSES, SMALL
 
-CLASSES = 5
 
-
-def make_network(variant: Variant = "8s", skip_channels: int = 4) -> FCN:
-    """A MobileNetV1 FCN with random scores and norms that have seen something."""
-    torch.manual_seed(0)
-    spec = NetworkSpec("mobilenet_v1", variant, fc6_channels=8, skip_channels=skip_channels)
-    network = build(spec, CLASSES)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            module.running_mean = torch.randn(module.num_features) * 0.1
-            module.running_var = torch.rand(module.num_features) + 0.5
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    return network.eval()
+def make_network(variant: Variant = "8s") -> FCN:
+    return exports.randomised(dataclasses.replace(SMALL, variant=variant))
 
 
 def make_contract(logits: bool = True, classes: int = CLASSES, smallest: int = 1) -> Contract:
-    return Contract(
-        model_name="drawn",
-        architecture="fcn8s-mobilenet_v1",
-        classes=tuple(ClassInfo(i, f"class{i}", (i, i, i)) for i in range(classes)),
-        training_data=TrainingData("drawn", "CC0-1.0"),
-        input=InputSpec(min_side_px=smallest),
-        outputs=OutputSpec(logits="logits" if logits else None),
-    )
+    contract = exports.contract_of(SMALL, logits=logits, classes=classes)
+    return dataclasses.replace(contract, input=InputSpec(min_side_px=smallest))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, Path]:
-    network = make_network()
-    path = tmp_path_factory.mktemp("models") / "1" / "model.onnx"
-    _, report = export(network, make_contract(), path)
+@pytest.fixture
+def exported() -> tuple[FCN, Path]:
+    made = exports.exported()
+    return made.network, made.path
+
+
+def test_the_report_of_a_file_that_passes() -> None:
+    report = exports.exported().report
     assert report.label_agreement >= 0.999
     assert report.largest_logit_difference is not None
     assert report.largest_logit_difference < 1e-4
     assert (1, 1, 1) in report.sizes
-    return network, path
 
 
 def test_one_file_with_the_contract_inside(exported: tuple[FCN, Path]) -> None:
@@ -69,9 +58,9 @@ def test_one_file_with_the_contract_inside(exported: tuple[FCN, Path]) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     inside = Contract.from_json(metadata[METADATA_KEY])
-    assert inside.input.context_px is not None  # read off the graph
-    unread = dataclasses.replace(inside.input, context_px=None)
-    assert dataclasses.replace(inside, input=unread) == make_contract()
+    assert inside.input.context_px is not None  # found by the exporter
+    assert inside == exports.exported().contract
+    assert json.loads(metadata[SPEC_KEY]) == dataclasses.asdict(SMALL)
 
 
 def test_types_and_dynamic_axes(exported: tuple[FCN, Path]) -> None:
@@ -127,30 +116,28 @@ def test_labels_are_ordered_after_arg_max(exported: tuple[FCN, Path]) -> None:
 
 
 @pytest.mark.parametrize("lowering", get_args(Lowering))
-@pytest.mark.parametrize("logits", [False, True])
-def test_every_lowering_is_the_same_network(lowering: Lowering, logits: bool) -> None:
-    network = make_network(skip_channels=0)
-    image = torch.randint(0, 256, (2, 70, 101, 3), dtype=torch.uint8)
-    served = ServedNetwork(for_inference(network, lowering), logits).eval()
+def test_every_lowering_is_the_same_network(lowering: Lowering) -> None:
+    made = exports.exported(lowering=lowering)
+    assert made.report.label_agreement == 1.0
+    assert made.report.largest_logit_difference is not None
+    assert made.report.largest_logit_difference < 1e-4
+
+
+@pytest.mark.parametrize("lowering", get_args(Lowering))
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_labels_and_logits_of_every_variant_and_lowering(
+    variant: Variant, lowering: Lowering
+) -> None:
+    """In torch, where no file is written."""
+    network = make_network(variant)
+    images = torch.randint(0, 256, (2, 45, 61, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        wanted = network(image.permute(0, 3, 1, 2).float())
-        answer = served(image)
-    labels, *scores = answer if logits else (answer,)
-    assert labels.dtype == torch.uint8 and len(scores) == logits
-    assert (labels == label_map(wanted)).float().mean() >= 0.9999
-    for found in scores:
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("lowering", "logits"), [("phases", False), ("interpolate", True), ("conv_transpose", True)]
-)
-def test_every_lowering_can_be_exported(tmp_path: Path, lowering: Lowering, logits: bool) -> None:
-    """The first with logits is `exported`."""
-    network = make_network(skip_channels=0)
-    _, report = export(network, make_contract(logits=logits), tmp_path / "m.onnx", lowering)
-    assert report.label_agreement == 1.0
-    assert (report.largest_logit_difference or 0) < 1e-4
+        wanted = network(images.permute(0, 3, 1, 2).float())
+        served = ServedNetwork(for_inference(network, lowering), logits=True)
+        labels, logits = served(images)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4 * scale)
+    assert (labels == label_map(wanted)).float().mean() > 0.999
 
 
 def test_the_file_says_nothing_of_the_machine(exported: tuple[FCN, Path]) -> None:
@@ -159,14 +146,46 @@ def test_the_file_says_nothing_of_the_machine(exported: tuple[FCN, Path]) -> Non
     assert b"stack_trace" not in content
 
 
-@pytest.mark.parametrize("variant", ["32s", "16s"])
-def test_other_variants_without_logits(tmp_path: Path, variant: Variant) -> None:
-    path = tmp_path / "model.onnx"
-    _, report = export(make_network(variant, skip_channels=0), make_contract(logits=False), path)
-    assert report.label_agreement >= 0.999
-    assert report.largest_logit_difference is None
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def test_a_file_without_logits() -> None:
+    made = exports.exported(dataclasses.replace(SMALL, variant="16s"), logits=False)
+    assert made.report.label_agreement >= 0.999
+    assert made.report.largest_logit_difference is None
+    session = onnxruntime.InferenceSession(made.path, providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["label_map"]
+
+
+def test_a_layer_in_winograds_form_becomes_8_bit() -> None:
+    """Its sums and products are 8-bit, and counted as the one layer they are."""
+    spec = NetworkSpec("vgg16", "32s", fc6_channels=16, width=1 / 16)
+    made = exports.exported(spec, logits=False, winograd=("backbone.fc6",))
+    model = load_fp32(made.path)
+    assert len(model.layers["backbone.fc6"]) == 32
+    assert len(model.layers) == 15
+    images = [random_images(np.random.default_rng(n), 1, 64, 80)[0] for n in range(3)]
+    quantized = Quantizer(model, images).quantize(list(model.layers))
+    held = {tensor.name: tensor.data_type for tensor in quantized.graph.initializer}
+    dequantized = {
+        node.output[0]: node.input[0]
+        for node in quantized.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    parts = set(model.layers["backbone.fc6"])
+    convolutions = [node for node in quantized.graph.node if node.name in parts]
+    assert len(convolutions) == 32
+    assert all(held[dequantized[n.input[1]]] == onnx.TensorProto.INT8 for n in convolutions)
+    feeds = made.contract.feeds(images[0][None])
+    exact, eight = (
+        session(proto, optimized=False).run(["label_map"], feeds)[0]
+        for proto in (model.proto, quantized)
+    )
+    assert (exact == eight).mean() > 0.8
+
+
+def test_the_halo_is_that_of_the_graph() -> None:
+    """Found from the layers of the network, and by the walk through a graph of any origin."""
+    for made in (exports.exported(), exports.exported(lowering="conv_transpose")):
+        halo = halo_of(onnx.load(made.path), made.contract)
+        assert -(-halo.halo_px // 32) * 32 == made.contract.input.context_px
 
 
 def test_parity_sizes_respect_the_smallest_side(exported: tuple[FCN, Path]) -> None:

@@ -14,7 +14,7 @@ from model.backbones.base import Backbone
 from model.backbones.caffe import Padding
 from model.backbones.googlenet import GoogLeNet
 from model.backbones.vgg16 import VGG16
-from model.export.export import export, for_inference
+from model.export.export import ServedNetwork, export, for_inference
 from model.fcn import FCN
 from tests.unit.model.export.test_export import make_contract
 
@@ -57,13 +57,8 @@ def test_the_file_does_what_the_network_does(
         if node.op_type == "ConvTranspose"
     ]
     assert got == kernels
-    images = torch.randint(0, 256, (2, 3, 70, 101)).float()
+    images = torch.randint(0, 256, (1, 45, 61, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        wanted = network(images)
-        by_phases = for_inference(network)(images)
-    torch.testing.assert_close(by_phases, wanted, rtol=1e-4, atol=1e-4)
-    if name == "googlenet":  # has odd kernels of three sizes
-        _, report = export(network, make_contract(), path)
-        assert report.label_agreement >= 0.999
-        assert report.largest_logit_difference is not None
-        assert report.largest_logit_difference < 1e-4
+        wanted = network(images.permute(0, 3, 1, 2).float())
+        _, logits = ServedNetwork(for_inference(network), logits=True)(images)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

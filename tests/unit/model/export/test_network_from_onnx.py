@@ -9,42 +9,19 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
 
-from model.build import NetworkSpec, build
-from model.contract import METADATA_KEY, ClassInfo, Contract, TrainingData
-from model.export.export import export
+from model.build import NetworkSpec
+from model.contract import METADATA_KEY, Contract
 from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 from model.fcn import FCN
-from tests import tiny_models
-
-MOBILE = NetworkSpec("mobilenet_v1", width=0.125, fc6_channels=8, skip_channels=4)
-
-
-def contract(spec: NetworkSpec) -> Contract:
-    return Contract(
-        model_name="small",
-        architecture=spec.architecture,
-        classes=tuple(ClassInfo(i, f"class{i}", (i, i, i)) for i in range(3)),
-        training_data=TrainingData("none", "CC0-1.0"),
-    )
+from tests import exports, tiny_models
+from tests.exports import SMALL
 
 
-def randomised(spec: NetworkSpec) -> FCN:
-    torch.manual_seed(0)
-    network = build(spec, 3)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, Path]:
-    path = tmp_path_factory.mktemp("small") / "model.onnx"
-    network = randomised(MOBILE)
-    export(network, contract(MOBILE), path)
-    return network, path
+@pytest.fixture
+def exported() -> tuple[FCN, Path]:
+    made = exports.exported()
+    return made.network, made.path
 
 
 def renamed(path: Path, target: Path, architecture: str) -> Path:
@@ -75,25 +52,24 @@ def test_the_logits_are_those_of_the_network(exported: tuple[FCN, Path]) -> None
         torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
 
 
-def test_a_vgg16_with_its_preprocessing(tmp_path: Path) -> None:
+def test_a_vgg16_with_its_preprocessing() -> None:
     spec = NetworkSpec(
         "vgg16", "32s", batch_norm=True, preprocessing="torchvision", fc6_channels=8, width=1 / 32
     )
-    network = randomised(spec)
-    export(network, contract(spec), tmp_path / "model.onnx")
-    found, _ = network_from_onnx(tmp_path / "model.onnx")
+    made = exports.exported(spec, logits=False)
+    found, _ = network_from_onnx(made.path)
     assert found.spec == spec
     images = torch.rand(1, 3, 33, 40) * 255
     with torch.inference_mode():
-        torch.testing.assert_close(found(images), network(images), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found(images), made.network(images), rtol=1e-3, atol=1e-3)
 
 
 def test_a_file_of_before_networks_were_described(
     exported: tuple[FCN, Path], tmp_path: Path
 ) -> None:
     """As the shipped model's: its name and its weights tell the same."""
-    found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", MOBILE.architecture))
-    assert found.spec == MOBILE
+    found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", SMALL.architecture))
+    assert found.spec == SMALL
 
 
 def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What masked pictures still show, on one row: background, object, void, another object."""
+"""Masked images still show this, on one row: background, object, void, another object."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def images(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def conv_pool(convs: int = 1) -> nn.Sequential:
-    """As VGG: convolutions, a pooling, twice, then a wider convolution. Stride 4."""
+    """Build a chain as VGG's: convolutions, a pooling, twice, then a wider convolution. Stride
+    4."""
     return nn.Sequential(
         nn.Conv2d(2, 3, 3),
         nn.ReLU(),

@@ -19,7 +19,7 @@ Reply = tuple[int, bytes, dict[str, str]]
 
 
 def model(name: str, *, default: bool = True, classes: list[str] | None = None) -> dict[str, Any]:
-    """As GET /v1/models lists it: version 1 is old and has other classes."""
+    """List a model as GET /v1/models does: version 1 is old and has other classes."""
     names = classes or [info.name for info in CLASSES]
     return {
         "name": name,

@@ -46,7 +46,7 @@ def test_a_class_that_occurs_nowhere_is_left_out() -> None:
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
-    """As `score.py` of the FCN authors counts it; its accuracy has no meaning."""
+    """The count is that of the authors' `score.py`; its accuracy has no meaning."""
     scores = confusion([[4, 1], [0, 0]]).scores()
     assert scores.class_iu == pytest.approx([4 / 5, 0])
     assert scores.mean_iu == pytest.approx(2 / 5)
