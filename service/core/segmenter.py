@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,6 @@ from service.core.types import (
 )
 from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
 
-S = TypeVar("S", bound=np.generic)
 _log = logging.getLogger(__name__)
 
 
@@ -358,7 +357,7 @@ class _Job:
     def pixels(self) -> int:
         return self.size[0] * self.size[1]
 
-    def restore(self, answer: npt.NDArray[S]) -> npt.NDArray[S]:
+    def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts what the model gave for the tensor to the upload's size."""
         return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
 
