@@ -35,7 +35,7 @@ must be the same one."""
 
 
 _TRACES = ("log.csv", "tensorboard", "config.json")
-"""What a run leaves in its folder before its first checkpoint."""
+"""A run leaves these in its folder before its first checkpoint."""
 
 
 def check_new(run_dir: Path) -> None:
