@@ -72,8 +72,8 @@ def create_app(
 
 
 def segment_first(app: FastAPI, segment: SegmentEndpoint, calls: Calls) -> ASGIApp:
-    """Takes `POST /segment` past the layers and the router of FastAPI, which would cost 0.2 ms of
-    the event loop an image, a fifth of what it does (bench/LOG.md).
+    """Takes `POST /segment` past FastAPI's layers and router: they took a tenth of the event loop's
+    time for an image (bench/LOG.md, "the rebuilt server").
 
     The endpoint has the middleware of all other requests around it.
     """
