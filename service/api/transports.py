@@ -11,8 +11,8 @@ from service.api.call import Calls
 from service.api.grpc import segmentation
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
-from service.api.http.routes import create_app, segment_first
-from service.api.http.segment import SegmentEndpoint
+from service.api.http.routes import create_app
+from service.api.http.segment import SegmentEndpoint, segment_first
 from service.api.keys import Keys
 from service.api.oip import grpc as oip_grpc
 from service.api.oip.grpc import OipGrpc

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.call import Calls, Outcome
 from service.api.http import openapi
@@ -69,21 +68,6 @@ def create_app(
     route("/", rest.index, methods=["GET"], include_in_schema=False)
     add_pages(app)
     return app
-
-
-def segment_first(app: FastAPI, segment: SegmentEndpoint, calls: Calls) -> ASGIApp:
-    """Takes `POST /segment` past FastAPI's layers and router: they took a tenth of the event loop's
-    time for an image (bench/LOG.md, "the rebuilt server").
-
-    The endpoint has the middleware of all other requests around it.
-    """
-    endpoint = RequestMiddleware(segment, calls)
-
-    async def rest(scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
-        await (endpoint if wanted else app)(scope, receive, send)
-
-    return rest
 
 
 class _Rest:
