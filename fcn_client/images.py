@@ -102,15 +102,21 @@ def read_answer(output: str, media_type: str, body: bytes) -> Any:
 
 
 def overlay(
-    rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, alpha: float
+    rgb: UInt8Array,
+    label_map: UInt8Array,
+    palette: UInt8Array,
+    alpha: float,
+    background: int | None = None,
 ) -> UInt8Array:
-    """Blends (1 - alpha) * rgb + alpha * colour, alpha to the nearest 1/255, void untouched: the
-    server's overlay to the pixel, without asking it for a second inference.
+    """Blends (1 - alpha) * rgb + alpha * colour, alpha to the nearest 1/255, void and background
+    untouched: the server's overlay to the pixel, without asking it for a second inference.
 
-    rgb: uint8 [H,W,3]. label_map: uint8 [H,W]. palette: uint8 RGB [256,3].
+    rgb: uint8 [H,W,3]. label_map: uint8 [H,W]. palette: uint8 RGB [256,3]. background: see
+    `fcn_client.types.background_of`.
     """
     labels = Image.fromarray(label_map)
-    opacity = labels.point([0 if n == VOID else round(alpha * 255) for n in range(256)])
+    untouched = (VOID, background)
+    opacity = labels.point([0 if n in untouched else round(alpha * 255) for n in range(256)])
     labels.putpalette(palette.tobytes())
     mixed = Image.fromarray(rgb)
     mixed.paste(labels.convert("RGB"), (0, 0), opacity)
