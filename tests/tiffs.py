@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, CMYK, YCBCR, _, LAB = range(9)
-COMPRESSED = {
+COMPRESSED: dict[int, Callable[[Any], Any]] = {
     1: bytes,
     5: imagecodecs.lzw_encode,
     8: zlib.compress,
@@ -151,5 +151,5 @@ def _part(part: Samples, layout: Layout) -> bytes:
         shifts = np.arange(layout.bits - 1, -1, -1)
         bits = (part.reshape(rows, -1, 1) >> shifts & 1).astype(np.uint8)
         raw = np.packbits(bits.reshape(rows, -1), axis=1).tobytes()
-    raw = COMPRESSED[layout.compression](raw)
+    raw = bytes(COMPRESSED[layout.compression](raw))
     return raw.translate(_REVERSED) if layout.fill == 2 else raw

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageSequence, TiffImagePlugin
 
 from fcn_client.errors import InvalidInput
-from fcn_client.images import upright_rgb
+from fcn_client.images import is_frame, upright_rgb
 from fcn_client.types import UInt8Array
 
 VIDEO: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -57,7 +57,7 @@ def _pillow(path: Path) -> Iterator[UInt8Array]:
     try:
         with Image.open(path) as image:
             for frame in ImageSequence.Iterator(image):
-                if _is_frame(frame):
+                if is_frame(frame):
                     yield upright_rgb(frame)
     except Exception as error:  # as above
         raise InvalidInput(f"{path} cannot be read as an image with frames") from error
@@ -66,19 +66,7 @@ def _pillow(path: Path) -> Iterator[UInt8Array]:
 def _count(image: Image.Image) -> int:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(getattr(image, "n_frames", 1))
-    return sum(1 for frame in ImageSequence.Iterator(image) if _is_frame(frame))
-
-
-def _is_frame(frame: Image.Image) -> bool:
-    """Tells a page from a copy or a mask of another, as the server does.
-
-    Source: TIFF 6.0, NewSubfileType and the SubfileType before it; PhotometricInterpretation 4.
-    """
-    tags = getattr(frame, "tag_v2", None)
-    if tags is None:
-        return True
-    kind = tags.get(254, 1 if tags.get(255) == 2 else 0)
-    return not kind & 0b1101 and tags.get(262) != 4
+    return sum(1 for frame in ImageSequence.Iterator(image) if is_frame(frame))
 
 
 def _decoded(path: Path) -> Iterator[UInt8Array]:

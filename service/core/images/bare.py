@@ -1,7 +1,7 @@
 """Takes the metadata out of a file that Pillow could not read, in case they were the reason.
 
-Text, colour profile, EXIF and XMP that are damaged, or larger than Pillow allows, do not decide about the
-pixels. An orientation survives if its EXIF is well-formed.
+Text, colour profile, EXIF and XMP that are damaged, or larger than Pillow allows, do not decide
+about the pixels. An orientation survives if its EXIF is well-formed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from service.core.images.header import exif_orientation
 
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+# By these, of these lengths, an animation is told.
+_PNG_ANIMATION: Final = {b"acTL": 8, b"fcTL": 26}
 _EXIF: Final = b"Exif\x00\x00"
 _SCAN, _COMMENT, _APP0, _APP1, _APP14, _APP15 = 0xDA, 0xFE, 0xE0, 0xE1, 0xEE, 0xEF
 # JFIF and Adobe say which colours the three or four components are; the least that they take.
@@ -41,8 +43,7 @@ def _png(body: bytes) -> tuple[bytes, bytes]:
     while at < len(body):
         length, kind = struct.unpack_from(">I4s", body, at)
         chunk = body[at : at + 12 + length]
-        # An animation is told by its acTL.
-        if kind in _PNG_KEPT or (kind == b"acTL" and length == 8):
+        if kind in _PNG_KEPT or _PNG_ANIMATION.get(kind) == length:
             kept.append(chunk)
         elif kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:]):
             exif = chunk[8:-4]
@@ -77,7 +78,7 @@ def _jpeg(body: bytes) -> tuple[bytes, bytes]:
 
 
 def _webp(body: bytes) -> tuple[bytes, bytes]:
-    """Makes a file of the pixels alone: the transparency of a lossy one goes, as it would anyway."""
+    """Makes a file of the pixels alone; a lossy one loses its transparency, as it would anyway."""
     pixels, exif, at = b"", b"", 12
     while at + 8 <= len(body):
         kind, length = struct.unpack_from("<4sI", body, at)

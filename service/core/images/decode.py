@@ -53,8 +53,8 @@ _TURNED: Final[Mapping[int, Image.Transpose]] = MappingProxyType(
 # the caller's limit at the same moment, before any pixel is read.
 Image.MAX_IMAGE_PIXELS = None
 
-# Pillow's own unpacking of uncompressed TIFFs scrambles some (16 bits in separate planes, YCbCr with
-# fewer samples of colour); libtiff, which unpacks the compressed ones, has them right.
+# Pillow's own unpacking of uncompressed TIFFs scrambles some (16 bits in separate planes, YCbCr
+# with fewer samples of colour); libtiff, which unpacks the compressed ones, has them right.
 TiffImagePlugin.READ_LIBTIFF = True
 
 # The other plugins; left to itself Pillow imports them in the first request, which takes 15 ms.

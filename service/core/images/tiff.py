@@ -18,11 +18,23 @@ CONVERT: Final = "save it as 8-bit RGB, interleaved, with LZW, Deflate or no com
 
 # Source: TIFF 6.0, sections 8 to 23, and libtiff's tiff.h for the private ones.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_IFDS = 254, 255, 330
-_WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 258, 259, 262, 277
-_ORIENTATION, _PLANAR, _PREDICTOR, _COLOR_MAP = 274, 284, 317, 320
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 259, 262, 277
+_FILL_ORDER, _ORIENTATION, _PLANAR, _PREDICTOR, _COLOR_MAP = 266, 274, 284, 317, 320
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 338, 339, 530
 _PIXEL_TAGS: Final = frozenset(
-    {_WIDTH, 257, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, 273, _SAMPLES, 278, 279, _PLANAR}
+    {
+        _WIDTH,
+        _HEIGHT,
+        _BITS,
+        _COMPRESSION,
+        _PHOTOMETRIC,
+        _FILL_ORDER,
+        273,
+        _SAMPLES,
+        278,
+        279,
+        _PLANAR,
+    }
     | {292, 293, _PREDICTOR, _COLOR_MAP, 322, 323, 324, 325, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
     | {347, 529, _SUBSAMPLING, 531, 532}
 )
@@ -89,7 +101,7 @@ def read_tiff(body: bytes) -> Tiff:
     """
     try:
         return _Directory.chosen(body).judged()
-    except (struct.error, IndexError, ZeroDivisionError) as error:
+    except (struct.error, IndexError, ValueError, ZeroDivisionError) as error:
         raise InvalidImage(
             "the TIFF file is truncated or damaged: check that it opens in a viewer and send it "
             "whole"
@@ -176,11 +188,18 @@ class _Directory:
             predictor == 1 or (predictor == 2 and bits in (8, 16) and compression in _PREDICTED),
             f"predictor {predictor} is not read here",
         )
+        must(
+            self._number(_FILL_ORDER, 1) == 1
+            or (bits <= 8 and extra == 0 and photometric <= _PALETTE),
+            "fill order 2 is read with up to 8 bits of grey, RGB or a palette",
+        )
         for tag, good in _ONLY.items():
             must(self._numbers(tag, good) == good, f"tag {tag} gives its samples another meaning")
         if _ASSOCIATED in self._numbers(_EXTRA_SAMPLES, (0,)):
-            good = planar == 1 and photometric in (_BLACK_IS_ZERO, _RGB)
-            must(good, "colour times alpha is read interleaved, as RGB or grey whose zero is black")
+            whole = planar == 1 and photometric in (_BLACK_IS_ZERO, _RGB)
+            must(
+                whole, "colour times alpha is read interleaved, as RGB or grey whose zero is black"
+            )
         if photometric == _YCBCR:
             must(extra == 0 and planar == 1, "YCbCr is read with three interleaved samples")
             for tag, good in _ONLY_OF_YCBCR.items():
@@ -188,7 +207,9 @@ class _Directory:
         if photometric == _PALETTE:
             highest = max(self._numbers(_COLOR_MAP, (0,)))
             must(highest == 0 or highest > 255, "its colour map has 8 bits instead of 16")
-        orientation = self._number(_ORIENTATION, 1)
+        self._check_places(photometric, bits, samples, compression, planar)
+        kind, length, _ = self._of.get(_ORIENTATION, (0, 0, b""))
+        orientation = self._number(_ORIENTATION, 1) if (kind, length) == (3, 1) else 1
         return Tiff(
             body=self._alone(extra),
             orientation=orientation if 1 <= orientation <= 8 else 1,
@@ -197,12 +218,37 @@ class _Directory:
             summary=summary,
         )
 
-    def _numbers(self, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_places(
+        self, photometric: int, bits: int, samples: int, compression: int, planar: int
+    ) -> None:
+        """Refuses a file that is cut off, where libtiff reads on or fills up and says nothing."""
+        tiled = 324 in self._of
+        offsets = self._numbers(324 if tiled else 273, (), len(self._body))
+        lengths = self._numbers(325 if tiled else 279, (), len(self._body))
+        places = [(at, at + length) for at, length in zip(offsets, lengths, strict=True)]
+        good = bool(places) and max(places, key=lambda place: place[1])[1] <= len(self._body)
+        if compression == _JPEG:
+            good = good and all(self._body.rfind(b"\xff\xd9", *place) > 0 for place in places)
+        if compression == 1 and not tiled:
+            height, width = self._number(_HEIGHT, 0), self._number(_WIDTH, 0)
+            if photometric == _YCBCR:
+                across, down = (*self._numbers(_SUBSAMPLING, (2, 2)), 0)[:2]
+                least = -(-height // down) * -(-width // across) * (across * down + 2)
+            else:
+                planes = samples if planar == 2 else 1
+                least = height * planes * -(-width * bits * (samples // planes) // 8)
+            good = good and sum(lengths) >= least
+        if not good:
+            raise struct.error
+
+    def _numbers(
+        self, tag: int, default: tuple[int, ...], most: int = _MAX_VALUES
+    ) -> tuple[int, ...]:
         """Returns a tag's whole numbers; of a rational both parts."""
         if tag not in self._of:
             return default
         kind, length, value = self._of[tag]
-        if kind not in _CODES or not 1 <= length <= _MAX_VALUES:
+        if kind not in _CODES or not 1 <= length <= most:
             raise struct.error
         code = f"{self._order}{length * len(_CODES[kind])}{_CODES[kind][0]}"
         if struct.calcsize(code) <= len(value):
@@ -226,9 +272,10 @@ class _Directory:
     def _alone(self, extra: int) -> bytes:
         """Writes a directory of the tags that matter behind the file, and makes it the only one.
 
-        Offsets are from the file's start, so that what the tags point to stays where it is. Two tags
-        are put otherwise: of grey, zero is black, as Pillow inverts some depths and not others; and
-        as alpha is dropped, samples that the colours were not multiplied by have no meaning.
+        Offsets are from the file's start, so that what the tags point to stays where it is. Two
+        tags are put otherwise: of grey, zero is black, as Pillow inverts some depths and not
+        others; and as alpha is dropped, samples that the colours were not multiplied by have no
+        meaning.
         """
         place, room = ("Q", 8) if self._big else ("I", 4)
         count, entry = ("Q", "HHQ8s") if self._big else ("H", "HHI4s")
