@@ -8,8 +8,8 @@ from functools import partial
 from model.contract import InputSpec
 from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import BatchQueue
+from service.core.batching.threads import Pool
 from service.core.images.tiles import Mosaic
-from service.core.threads import Pool
 from service.core.types import Priority, UInt8Array
 
 

@@ -20,7 +20,7 @@ from service.core.engines.cores import Plan, multiplies_int8, plan
 from service.core.engines.cuda import INSTANCES, GpuOptions
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.openvino import OpenVinoNetwork
-from service.core.images.prepare import prepare
+from service.core.images.decode import prepare
 from service.core.types import Network
 from service.errors import ImageTooLarge, ModelLoadError
 

@@ -130,22 +130,26 @@ class CpuInstance(Instance):
     ) -> None:
         self._session = session
         self._contract = contract
+        self._image = contract.input.name
+        self._one_input = contract.input.sizes is None
         self.full_device = full_device
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
-        (label_maps,) = self._session.run(
-            [self._contract.outputs.label_map], self._contract.feeds(batch)
-        )
+        names = [self._contract.outputs.label_map]
+        (label_maps,) = self._session.run(names, self._feeds(batch))
         return np.asarray(label_maps, np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
         outputs = self._contract.outputs
-        label_maps, logits = self._session.run(
-            [outputs.label_map, outputs.logits], self._contract.feeds(batch)
-        )
+        names = [outputs.label_map, outputs.logits]
+        label_maps, logits = self._session.run(names, self._feeds(batch))
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
+
+    def _feeds(self, batch: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        # Files of earlier versions alone have a second input.
+        return {self._image: batch} if self._one_input else self._contract.feeds(batch)
 
 
 def _open(

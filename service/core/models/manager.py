@@ -18,14 +18,14 @@ from typing import Any
 
 from service.changes import SettledChanges, poll
 from service.core.engines.memory import trim_heap
-from service.core.models.loader import LoadedModel, Loader, source_of
+from service.core.models.loader import Loader, source_of
 from service.core.models.model_settings import (
     ALIASES_FILE,
     ModelSettings,
     read_aliases,
     read_settings,
 )
-from service.core.models.registry import ModelRegistry
+from service.core.models.registry import LoadedModel, ModelRegistry
 from service.core.models.repository import Listing, ModelFile, ModelFolder, find, look, require
 from service.core.types import IndexEntry, ModelState, ModelStatus
 from service.errors import ModelLoadError, UnknownModel, quoted

@@ -1,12 +1,21 @@
-"""Tells which loaded model and version a request means; nobody else resolves names."""
+"""Holds the models that serve, and tells which of them a request means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
-from service.core.models.loader import LoadedModel
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import Contract
+from service.core.batching.queue import BatchQueue
 from service.core.models.model_settings import Alias
-from service.core.types import ModelState, ModelStatus, VersionStatus
+from service.core.types import ModelState, ModelStatus, Network, VersionStatus
 from service.errors import (
     InvalidParameter,
     ModelNotReady,
@@ -14,6 +23,73 @@ from service.errors import (
     UnknownVersion,
     quoted,
 )
+
+
+@dataclass(eq=False, slots=True)
+class LoadedModel:
+    """Holds one version of a model. Whoever uses it does so in its `with` block.
+
+    It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
+    palette: see `Contract.palette`.
+    """
+
+    name: str
+    version: str
+    network: Network
+    queue: BatchQueue
+    source: object = None
+    threads: Sequence[threading.Thread] = ()
+    palette: npt.NDArray[np.uint8] = field(init=False)
+    _users: int = 0
+    _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.palette = self.contract.palette()
+
+    @property
+    def contract(self) -> Contract:
+        return self.network.contract
+
+    @property
+    def provider(self) -> str:
+        return self.network.provider
+
+    @property
+    def state(self) -> ModelState:
+        return ModelState.READY if self.queue.alive else ModelState.FAILED
+
+    @property
+    def shared_instances(self) -> int:
+        """Counts those that share the device."""
+        return sum(not instance.full_device for instance in self.network.instances)
+
+    def close(self) -> None:
+        """Fails what it still has with ShuttingDown."""
+        self.queue.close()
+
+    def join(self) -> None:
+        """Waits, after `close`, for the end of the device threads."""
+        for thread in self.threads:
+            thread.join()
+
+    async def until_unused(self) -> None:
+        if self._users:
+            await self._unused.wait()
+
+    def __enter__(self) -> Self:
+        self._users += 1
+        self._unused.clear()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
 
 class ModelRegistry:

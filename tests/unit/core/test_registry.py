@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from model.contract import Contract
-from service.core.models.loader import LoadedModel
 from service.core.models.model_settings import Alias
-from service.core.models.registry import ModelRegistry
+from service.core.models.registry import LoadedModel, ModelRegistry
 from service.core.types import Instance, ModelState
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
 from tests.tiny_models import contract
