@@ -18,7 +18,7 @@ from fcn_client.sync.window import in_window
 _DISKS: Final = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 )
-"""What no other item would fare better with."""
+"""These stop the job: no other item would fare better."""
 
 
 @dataclass(slots=True)
