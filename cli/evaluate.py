@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.mask)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
+    if report.warning:
+        print(f"fcn: warning: {report.warning}", file=sys.stderr)
     if not evaluation.complete:
         unscored = len(data) - evaluation.images
         print(f"fcn: {unscored} of {len(data)} images were not scored", file=sys.stderr)

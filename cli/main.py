@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import io
 import os
 import pkgutil
 import sys
@@ -108,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ONNX Runtime 1.29 and newer reports model and machine facts to its makers unless this is set
     # before it is imported. A self-hosted service calls nobody; ORT_DISABLE_TELEMETRY=0 undoes it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text of this encoding
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     names = command_names()
     # One command's module is enough to run it; help and mistakes want them all.
