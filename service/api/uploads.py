@@ -8,15 +8,15 @@ held.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
-
-from starlette.types import Receive
 
 from service.errors import Cancelled, ImageTooLarge, Overloaded, UploadTooSlow
 
 T = TypeVar("T")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+"""ASGI's, which gRPC's modules may not import."""
 Received = Callable[[int], None]
 """Told how many bytes more have come; raises Overloaded."""
 
