@@ -24,9 +24,8 @@ from model.contract import ClassInfo, Contract, TrainingData
 from service.core.engines.memory import keep_freed_memory
 from service.core.outputs.color import color_png
 from service.core.outputs.confidence import confidence
-from service.core.outputs.label_map import label_map_png
 from service.core.outputs.overlay import overlay_png
-from service.core.outputs.png import gray_png
+from service.core.outputs.png import gray_png, label_map_png
 from service.core.outputs.polygons import polygons_json
 from service.core.outputs.probabilities import npy, probabilities
 from service.core.outputs.rle import rle_json

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import io
 import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import cli
 
@@ -41,6 +42,19 @@ _EXTRA_OF = {
 _OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "service", "training"})
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses words that it does not know itself, with the usage of its own command.
+
+    Left alone, argparse has the parser above do that, with a usage in which they are not.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 class Command(Protocol):
     """Every command's module offers these."""
 
@@ -61,7 +75,7 @@ def command_names() -> tuple[str, ...]:
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that knows these commands; their modules are imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fcn",
         description="Train fully convolutional networks for semantic segmentation and serve them.",
     )
@@ -95,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ONNX Runtime 1.29 and newer reports model and machine facts to its makers unless this is set
     # before it is imported. A self-hosted service calls nobody; ORT_DISABLE_TELEMETRY=0 undoes it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text of this encoding
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     names = command_names()
     # One command's module is enough to run it; help and mistakes want them all.

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from model.contract import Contract
     from service.core.engines.cores import available_cores
     from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-    from service.core.images.prepare import accepted_sizes
+    from service.core.engines.warm_up import accepted_sizes
     from service.tuning import tune
 
     if not 0 < args.seconds <= 60:

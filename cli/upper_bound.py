@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from training.analysis.upper_bound import UpperBoundReport, upper_bounds
     from training.datasets import open_dataset
 
-    data = open_dataset(args.dataset, args.data_root, args.split, args.classes)
+    data = open_dataset(args.dataset, args.data_root, args.split, args.classes, labels_only=True)
     confusions = upper_bounds(data, args.factors, args.method)
     report = UpperBoundReport(data, args.method, args.absent, confusions)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())

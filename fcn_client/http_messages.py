@@ -37,6 +37,13 @@ def no_streams(url: str) -> InvalidInput:
     )
 
 
+def no_proxy(error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"the proxy that the environment names cannot be used: {error}: change http_proxy, "
+        "https_proxy or all_proxy, or name the server in no_proxy"
+    )
+
+
 def segment_request(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     query: list[tuple[str, str | int | float | bool | None]] = [("output", call.output)]
     query += [("classes", name) for name in call.classes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,18 @@ def is_grpc(url: str) -> bool:
             f"{url!r} is no server's address: use http://host:8000 or grpc://host:8001"
         )
     return parts.scheme in GRPC_SCHEMES
+
+
+def is_this_machine(url: str) -> bool:
+    """Tells whether the address is this machine's own, to which no proxy leads, whatever
+    `http_proxy` says."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_loopback or ip.is_unspecified
 
 
 def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:

@@ -132,6 +132,15 @@ class Model:
         return next(v for v in self.versions if v.version == self.default_version)
 
 
+def background_of(classes: Sequence[ClassInfo]) -> int | None:
+    """Finds the class that an overlay leaves alone, as the server does: the one called background,
+    else class 0 where it is black."""
+    for info in classes:
+        if info.name.strip("_ ").lower() == "background":
+            return info.id
+    return 0 if classes and classes[0].color == (0, 0, 0) else None
+
+
 def classes_of(contract: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
     """Reads the classes. Raises: KeyError, TypeError, ValueError where it is no contract."""
     return tuple(

@@ -171,6 +171,15 @@ class Contract:
         """See `palette_of`."""
         return palette_of(self.classes)
 
+    @property
+    def background(self) -> int | None:
+        """The class that is none of the things looked for, which an overlay leaves alone: the one
+        called background, else class 0 where it is black."""
+        for info in self.classes:
+            if info.name.strip("_ ").lower() == "background":
+                return info.id
+        return 0 if self.classes[0].color == (0, 0, 0) else None
+
     def class_id(self, name_or_id: str) -> int:
         """The id of a class given by name or by number. Raises KeyError if there is none."""
         for info in self.classes:

@@ -120,6 +120,14 @@ class DeadlineExceeded(ServiceError):
     kind = "deadline-exceeded"
     title = "Deadline exceeded"
 
+    def __init__(
+        self,
+        message: str = (
+            "the deadline passed before the answer was ready: allow more time or send less"
+        ),
+    ) -> None:
+        super().__init__(message)
+
 
 class Cancelled(ServiceError):
     kind = "cancelled"

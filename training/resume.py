@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Checkpoint, CheckpointError
+from tqdm import tqdm
+
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import DatasetInfo
 
@@ -29,6 +32,49 @@ FREE = frozenset(
 """Fields that change nothing in what the remaining iterations compute (up to the rounding of sums
 that run on another number of threads, or compiled). Of a file only the place is free: the teacher
 must be the same one."""
+
+
+_TRACES = ("log.csv", "tensorboard", "config.json")
+"""A run leaves these in its folder before its first checkpoint."""
+
+
+def check_new(run_dir: Path) -> None:
+    """Refuse to begin a run where there are checkpoints of another; say so of lesser traces.
+
+    Raises: ConfigError with what is there and what to do.
+    """
+    last, best = run_dir / "last.pt", run_dir / "best.pt"
+    if last.exists():
+        raise ConfigError(
+            f"{last} exists: continue it with --resume or choose another --run. It holds "
+            f"{_described(last)}"
+        )
+    if best.exists():
+        raise ConfigError(
+            f"{best} exists, of an earlier run without a last.pt to go on from: choose another "
+            "--run, or move it away"
+        )
+    if traces := [name for name in _TRACES if (run_dir / name).exists()]:
+        warn(
+            f"{run_dir} has {', '.join(traces)} of an earlier run that saved no checkpoint: the "
+            "log begins anew, and TensorBoard will show both"
+        )
+
+
+def warn(text: str) -> None:
+    """Tell the user what may be wrong, and go on."""
+    tqdm.write(f"fcn: warning: {text}", file=sys.stderr)
+
+
+def _described(last: Path) -> str:
+    try:
+        checkpoint = load_checkpoint(last)
+    except CheckpointError:
+        return "no checkpoint that can be read"
+    return (
+        f"run {checkpoint.config.get('name')!r} at iteration {checkpoint.iteration}, best val mean "
+        f"IU {checkpoint.best_mean_iu:.4f}"
+    )
 
 
 def check_resumable(

@@ -19,7 +19,8 @@ from training.advice import advice
 from training.analysis.masking import mask_images
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainConfig
-from training.datasets import DatasetError, open_dataset
+from training.datasets import DatasetError, SegmentationDataset, open_dataset
+from training.datasets.coverage import Coverage
 from training.distributed import SINGLE, World
 from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
@@ -27,7 +28,7 @@ from training.initialise import check_fits, initialise
 from training.learner import Learner
 from training.loader import EpochPlan, Step, step_loader
 from training.losses import inverse_log_weights
-from training.resume import check_resumable
+from training.resume import check_new, check_resumable, warn
 from training.run_log import RunLog
 from training.teacher import load_teacher
 from training.validation import validate
@@ -73,8 +74,8 @@ class Trainer:
             raise ConfigError("data.root is not set: say where the data set lies, data.root=DIR")
         self.config, self.run_dir, self.world = config, run_dir, world
         last = run_dir / "last.pt"
-        if last.exists() and not resume:
-            raise ConfigError(f"{last} exists: continue it with --resume or choose another --run")
+        if not resume and world.is_main:
+            check_new(run_dir)
         if config.threads:
             torch.set_num_threads(config.threads)
         # Every process its own: dropout must differ, as the images do. The main one's weights are
@@ -88,6 +89,8 @@ class Trainer:
             for split in (data.train_split, data.val_split)
         )
         check_fits(config, self.train_data.info)
+        if world.is_main and not resume:
+            _look_for_classes(self.train_data, self.val_data)
         self.network = build(config.network, self.train_data.info.head_sizes)
         schedule = config.schedule
         self.plan = EpochPlan(len(self.train_data), schedule.batch_size, schedule.accumulate)
@@ -256,6 +259,16 @@ class Trainer:
         self.epoch_losses = list(checkpoint.epoch_losses)
         self.best_mean_iu = checkpoint.best_mean_iu
         self.val_scores = checkpoint.val_scores
+
+
+def _look_for_classes(*splits: SegmentationDataset) -> None:
+    """Warn of classes that no label of a split holds.
+
+    Raises: DatasetError if a split has no labelled pixel, from which nothing can be learned.
+    """
+    for data in splits:
+        if text := Coverage.of(data, progress=True).warning:
+            warn(text)
 
 
 def _check_divisible(plan: EpochPlan, world: World) -> None:

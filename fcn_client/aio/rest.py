@@ -8,6 +8,7 @@ from typing import NoReturn
 import httpx
 
 from fcn_client import http_messages as messages
+from fcn_client.request import is_this_machine
 from fcn_client.types import Call, Model, RawReply
 
 
@@ -15,8 +16,16 @@ class AsyncRestTransport:
     """Sends the calls of one client over HTTP."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        """Raises: InvalidInput where the environment names a proxy that cannot be used."""
         limits = messages.LIMITS
-        self._client = httpx.AsyncClient(base_url=url, headers=dict(headers), limits=limits)
+        # A transport of one's own is what httpx takes past the environment's proxies.
+        direct = httpx.AsyncHTTPTransport(limits=limits) if is_this_machine(url) else None
+        try:
+            self._client = httpx.AsyncClient(
+                base_url=url, headers=dict(headers), limits=limits, transport=direct
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise messages.no_proxy(error) from error
         self._url = url
 
     async def segment(self, call: Call) -> RawReply:

@@ -19,6 +19,7 @@ from fcn_client.grpc_messages import (
     request_of,
     target_of,
 )
+from fcn_client.request import is_this_machine
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from fcn_client.types import Call, Model, RawReply
@@ -43,10 +44,11 @@ class AsyncGrpcTransport:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         target, secure = target_of(url)
+        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_this_machine(url) else 1))
         self._channel = (
-            aio.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
             if secure
-            else aio.insecure_channel(target, options=_OPTIONS)
+            else aio.insecure_channel(target, options=options)
         )
         self._headers = metadata_of(headers)
         self._stub = pb_grpc.SegmentationStub(self._channel)

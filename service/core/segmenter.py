@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,18 @@ import numpy.typing as npt
 from service.config import SegmenterConfig
 from service.core.batching.admission import Admission, Permit
 from service.core.batching.policy import InferenceResult, Postprocess
+from service.core.batching.queue import settle
+from service.core.batching.threads import Pool
 from service.core.batching.tiles import run_in_tiles
 from service.core.engines.choice import network_opener
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
-from service.core.images.decode import check_pixels, decode
+from service.core.images.decode import check_pixels, decode, prepare
 from service.core.images.header import Header, read_header
-from service.core.images.prepare import prepare, restore
-from service.core.models.loader import LoadedModel, Loader
+from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
+from service.core.models.registry import LoadedModel
 from service.core.outputs.registry import Encoder, all_outputs
-from service.core.threads import Pool, settle
 from service.core.types import (
     Clock,
     IndexEntry,
@@ -48,7 +49,6 @@ from service.core.types import (
 )
 from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
 
-S = TypeVar("S", bound=np.generic)
 _log = logging.getLogger(__name__)
 
 
@@ -185,13 +185,14 @@ class Segmenter:
         model.queue.check(deadline, options.priority)
 
     def check_any(self, deadline_s: float | None) -> None:
-        """Does as `check`, while it is not known yet which model is wanted. Raises: Overloaded."""
-        deadline = None if deadline_s is None else self._clock() + deadline_s
+        """Does as `check`, while it is not known yet which model is wanted: of several any may be
+        free. Raises: Overloaded."""
         queues = [model.queue for model in self._registry.models() if model.queue.alive]
         if queues:
             self._admission.check(queues[0])
-            if all(queue.is_overloaded(deadline, Priority.HIGH) for queue in queues):
-                queues[0].check(deadline, Priority.HIGH)
+        if len(queues) == 1:
+            deadline = None if deadline_s is None else self._clock() + deadline_s
+            queues[0].check(deadline, Priority.HIGH)
 
     async def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
         """Labels an image and encodes the reply. Cancelling the task drops the work.
@@ -356,9 +357,9 @@ class _Job:
     def pixels(self) -> int:
         return self.size[0] * self.size[1]
 
-    def restore(self, answer: npt.NDArray[S]) -> npt.NDArray[S]:
+    def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts what the model gave for the tensor to the upload's size."""
-        return restore(answer, *self.size)
+        return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
 
     def decode_and_put(self) -> None:
         """Puts the image into the queue, on a thread of the pool.
@@ -395,5 +396,5 @@ class _Job:
 
 
 def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
-    label_map = restore(label_map, rgb.shape[0], rgb.shape[1])
-    return encoder.encode(rgb, label_map, None, Timings())
+    height, width = rgb.shape[:2]
+    return encoder.encode(rgb, label_map[:height, :width], None, Timings())

@@ -343,3 +343,31 @@ def test_there_are_no_empty_panels_while_the_first_answer_is_waited_for(desk: Vi
     give(page, png(PICTURE))
     segmented(page)
     assert page.locator(".answered:visible").count() == 3
+
+
+@pytest.mark.parametrize(
+    ("hidden", "drawn", "asked"),
+    [
+        ([], [1, 2], None),
+        ([1], [2], ["dog"]),
+        ([1, 2], [0], ["background"]),
+        ([0], [1, 2], ["cat", "dog"]),
+    ],
+)
+def test_the_background_is_left_alone(
+    desk: Visit, hidden: list[int], drawn: list[int], asked: list[str] | None
+) -> None:
+    """As in the server's overlays, unless nothing else is shown."""
+    found = desk.page.evaluate(
+        """async (hidden) => {
+          const { Classes } = await import("/web/js/classes.js");
+          const info = (name, id) => ({ id, name, color: [id, 0, 0] });
+          const infos = ["background", "cat", "dog"].map(info);
+          const classes = Object.assign(new Classes(infos), { hidden: new Set(hidden) });
+          classes.count(new Uint8Array([0, 0, 0, 1, 1, 2]));
+          const palette = classes.palette();
+          return [[0, 1, 2].filter((id) => palette[id] !== 0), classes.drawn];
+        }""",
+        hidden,
+    )
+    assert found == [drawn, asked]

@@ -62,14 +62,21 @@ def class_info(form: Format, root: Path, classes: Path | None = None) -> Dataset
 
 
 def open_dataset(
-    name: str, root: Path, split: str, classes: Path | None = None
+    name: str,
+    root: Path,
+    split: str,
+    classes: Path | None = None,
+    *,
+    labels_only: bool = False,
 ) -> SegmentationDataset:
-    """Open one split. `classes` overrides the data set's own class list.
+    """Open one split. `classes` overrides the data set's own class list; `labels_only` says that no
+    image will be read.
 
     Raises: DatasetError for an unknown name, a missing folder or file, or a bad class list.
     """
     form = find_format(name)
-    return open_split(name, form, root, split, class_info(form, root, classes))
+    info = class_info(form, root, classes)
+    return open_split(name, form, root, split, info, labels_only=labels_only)
 
 
 def guess_dataset(root: Path, classes: Path | None = None) -> str:

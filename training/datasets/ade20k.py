@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import VOID
+from training.datasets.base import VOID, DatasetInfo
+from training.datasets.files import pair_by_name
 from training.datasets.format import Format, LabelReader, Pair, first_folder
 from training.datasets.labels import LabelTable, PngLabels
 
@@ -17,12 +18,11 @@ _TABLE = LabelTable({0: VOID, **{raw: raw - 1 for raw in range(1, _CLASSES + 1)}
 
 def _pairs(root: Path, split: str) -> list[Pair]:
     part = _PARTS.get(split, split)
-    images = first_folder(root, f"ADEChallengeData2016/images/{part}", f"images/{part}")
-    labels = images.parents[1] / "annotations" / part
-    return [(image, labels / f"{image.stem}.png") for image in sorted(images.glob("*.jpg"))]
+    labels = first_folder(root, f"ADEChallengeData2016/annotations/{part}", f"annotations/{part}")
+    return pair_by_name(labels.parents[1] / "images" / part, labels, {".jpg"})
 
 
-def _reader(_root: Path) -> LabelReader:
+def _reader(_root: Path, _info: DatasetInfo) -> LabelReader:
     return PngLabels(_TABLE)
 
 

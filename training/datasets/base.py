@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from model.contract import ClassInfo, TrainingData
 from model.modality import RGB, Modality
+from service.core.images.decode import decode
+from service.core.images.header import read_header
+from training.datasets.palette import contradiction
 
 VOID = 255
 """Label of pixels that count neither in the loss nor in a metric."""
@@ -21,7 +25,8 @@ VOID = 255
 UInt8Array = npt.NDArray[np.uint8]
 
 
-_MODES_16_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_LABEL_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B"})
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 """Factor by which Pillow multiplies the values of 2- and 4-bit greyscale PNGs with. Tools that save
@@ -30,6 +35,11 @@ as small as they can write label maps of few classes so."""
 
 class DatasetError(ValueError):
     """A data set is missing or not as its format says; the message names the file."""
+
+    def __init__(self, message: str, kind: str = "layout") -> None:
+        """`kind`: of problem, as `fcn data check` counts them."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class Sample(NamedTuple):
@@ -95,15 +105,19 @@ class SegmentationDataset:
     def __getitem__(self, index: int) -> Sample:
         """Read both files of a pair. Raises DatasetError if one is unreadable, the two sizes differ
         or a label is no class id."""
-        image_path, label_path = self.pairs[index]
-        image = self.image(index)
-        target = self.target(index)
+        image, target = self.image(index), self.target(index)
+        self.check_sizes(index, image, target)
+        return Sample(image, target)
+
+    def check_sizes(self, index: int, image: npt.NDArray[Any], target: UInt8Array) -> None:
+        """Refuse an image and a target of different sizes. Raises: DatasetError."""
         if image.shape[:2] != target.shape[:2]:
+            image_path, label_path = self.pairs[index]
             raise DatasetError(
                 f"{image_path} is {image.shape[0]}x{image.shape[1]} but its label {label_path} "
-                f"is {target.shape[0]}x{target.shape[1]}: they must be the same size"
+                f"is {target.shape[0]}x{target.shape[1]}: they must be the same size",
+                "size",
             )
-        return Sample(image, target)
 
     def image(self, index: int) -> npt.NDArray[Any]:
         """Read an image as `Sample` has it. Raises DatasetError."""
@@ -143,38 +157,69 @@ def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
     if wrong.any():
         value = int(target[wrong][0])
         raise DatasetError(
-            f"{path} holds the label {value}: want 0..{num_classes - 1}, or {VOID} for void"
+            f"{path} holds the label {value}: want 0..{num_classes - 1}, or {VOID} for void",
+            "class",
         )
 
 
-def read_label_png(path: Path) -> UInt8Array:
-    """Read a greyscale or palette PNG of up to 8 bits, uint8 [H,W]. Raises DatasetError."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("1", "L", "P"):
-                raise DatasetError(
-                    f"{path} is a {image.mode} image: labels must be 8-bit greyscale or "
-                    "palette, one class id per pixel"
-                )
-            step = _GREY_STEPS.get(str(image.tile[0].args), 1)
-            return np.array(image, dtype=np.uint8) // np.uint8(step)
-    except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
-        raise DatasetError(f"cannot read the label {path}: {error}") from error
+def read_label_png(path: Path, classes: Sequence[ClassInfo] = ()) -> UInt8Array:
+    """Read a greyscale or palette PNG of class ids, uint8 [H,W].
 
-
-def read_image(path: Path) -> UInt8Array:
-    """Decode RGB uint8 [H,W,3], upright, as the server decodes an upload: EXIF orientation applied,
-    an alpha channel dropped, the high 8 of 16 bits kept.
-
+    `classes`: those that the ids are of, by whose colours a palette's numbers are checked.
     Raises: DatasetError.
     """
     try:
         with Image.open(path) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-            if image.mode in _MODES_16_BIT:
-                grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-                return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
-        raise DatasetError(f"cannot read the image {path}: {error}") from error
+            mode, lossy = image.mode, image.format in _LOSSY
+            step = _GREY_STEPS.get(str(image.tile[0].args), 1)
+            values = np.array(image)
+            palette = image.getpalette()
+    except Exception as error:
+        raise unreadable("label", path, error) from error
+    if mode not in _LABEL_MODES:
+        raise DatasetError(
+            f"{path} is a {mode} image: labels must be 8-bit greyscale or palette, one class id "
+            "per pixel",
+            "label",
+        )
+    if lossy:
+        raise DatasetError(
+            f"{path} is no PNG: JPEG and WebP change the class ids. Make it anew as a PNG", "label"
+        )
+    if values.max(initial=0) > VOID:
+        raise DatasetError(
+            f"{path} holds the label {values.max()} in 16 bits: want class ids up to {VOID - 1}, "
+            f"or {VOID} for void",
+            "class",
+        )
+    labels = values.astype(np.uint8) // np.uint8(step)
+    if mode == "P":
+        wrong = contradiction(labels, palette or (), classes, VOID)
+        if wrong is not None:
+            raise DatasetError(
+                f"{path} is a palette PNG: {wrong}. A program that saves images smaller may have "
+                "renumbered it: save it as greyscale with the class ids, see 'Labels' in "
+                "docs/training.md",
+                "label",
+            )
+    return labels
+
+
+def read_image(path: Path) -> UInt8Array:
+    """Decode RGB uint8 [H,W,3], upright, by the server's own function: a network learns from the
+    pixels that it will be asked about.
+
+    Raises: DatasetError, for what the server refuses too.
+    """
+    try:
+        body = path.read_bytes()
+        header = read_header(body, max_bytes=sys.maxsize)
+        return decode(body, header, max_pixels=sys.maxsize).copy()
+    except Exception as error:
+        raise unreadable("image", path, error) from error
+
+
+def unreadable(kind: str, path: Path, error: Exception) -> DatasetError:
+    """Make one error of all that decoders raise on damaged or hostile bytes, which is anything."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DatasetError(f"cannot read the {kind} {path}: {reason}", kind)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -16,32 +16,100 @@ from training.datasets import (
     SegmentationDataset,
     class_info,
     find_format,
-    open_dataset,
 )
-from training.datasets.format import missing_files
+from training.datasets.coverage import Coverage
+from training.datasets.files import locate
+from training.datasets.format import open_pairs
+
+T = TypeVar("T")
+
+_SHOWN = 5
+
+_KINDS = {
+    "layout": "not as the format says",
+    "missing": "files are missing",
+    "image": "images cannot be read",
+    "depth": "depth images cannot be read",
+    "label": "labels cannot be read",
+    "class": "labels hold what is no class id",
+    "size": "images and labels differ in size",
+    "empty": "no pixel is labelled",
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SplitReport:
     """Says what was found of one split."""
 
     name: str
-    images: int
-    """Listed or found, whether or not all of their files are there."""
     expected: int | None
     """Number of images in the complete data set; None: any number."""
-    missing_files: int
-    read: int
+    images: int = 0
+    """Listed or found, whether or not all of their files are there."""
+    missing_files: int = 0
+    read: int = 0
     """Samples that were read in full: one, or all of them on request."""
-    problem: str
-    """Why it cannot be used; empty if it can."""
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    """Why it cannot be used: every problem in words, by kind."""
+    warnings: list[str] = field(default_factory=list)
+    coverage: Coverage | None = None
+    """The pixels of each class, if every label was read."""
 
     @property
     def usable(self) -> bool:
-        return not self.problem
+        return not self.problems
+
+    @property
+    def problem(self) -> str:
+        """The first problem; empty if there is none."""
+        if not self.problems:
+            return ""
+        kind, found = next(iter(self.problems.items()))
+        if kind == "missing":
+            return f"{len(found)} files are missing, the first is {found[0]}"
+        return found[0]
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Do `work`; a DatasetError becomes a problem of this split, and None the result."""
+        try:
+            return work()
+        except DatasetError as error:
+            self.problems.setdefault(error.kind, []).append(str(error))
+            return None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "usable": self.usable}
+        counted = self.coverage
+        return {
+            "name": self.name,
+            "images": self.images,
+            "expected": self.expected,
+            "missing_files": self.missing_files,
+            "read": self.read,
+            "problem": self.problem,
+            "problems": [
+                {"kind": kind, "count": len(found), "first": found[:_SHOWN]}
+                for kind, found in self.problems.items()
+            ],
+            "warnings": self.warnings,
+            "class_shares": counted.shares if counted else None,
+            "void_share": counted.void if counted else None,
+            "usable": self.usable,
+        }
+
+    def lines(self) -> list[str]:
+        """Format the state, each kind of problem with the first few, and the warnings."""
+        counted = f"{self.images} images"
+        if self.expected not in (None, self.images):
+            counted += f" of {self.expected}"
+        state = f"usable, {self.read} read" if self.usable else "not usable"
+        lines = [f"{state}; {counted}"]
+        for kind, found in self.problems.items():
+            if kind != "layout":
+                lines.append(f"{len(found)}: {_KINDS.get(kind, kind)}")
+            lines += [f"  {text}" for text in found[:_SHOWN]]
+            if len(found) > _SHOWN:
+                lines.append(f"  and {len(found) - _SHOWN} more")
+        return lines + [f"warning: {text}" for text in self.warnings]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +145,16 @@ class DataReport:
         }
 
     def table(self) -> str:
-        """Format a line a split, a line a problem, then origin and verdict."""
+        """Format the splits with their problems, the classes' shares, then origin and verdict."""
         width = max(len(split.name) for split in self.splits)
         lines = [f"{self.info.data.name}, {len(self.info.classes)} classes, in {self.root}", ""]
         for split in self.splits:
-            counted = f"{split.images} images"
-            if split.expected not in (None, split.images):
-                counted += f" of {split.expected}"
-            state = f"usable, {split.read} read" if split.usable else "not usable"
-            lines.append(f"  {split.name:<{width}}  {state}; {counted}")
-            if split.problem:
-                lines.append(f"  {'':<{width}}  {split.problem}")
-        lines += [
+            first, *more = split.lines()
+            lines.append(f"  {split.name:<{width}}  {first}")
+            lines += [f"  {'':<{width}}  {line}" for line in more]
+        return "\n".join([
+            *lines,
+            *self._shares(),
             "",
             f"wants    {self.layout}",
             f"from     {self.where} (nothing is downloaded for you)",
@@ -96,8 +162,27 @@ class DataReport:
             f"source   {self.info.data.source or 'not stated'}",
             "",
             "usable" if self.usable else "not usable",
+        ])  # fmt: skip
+
+    def _shares(self) -> list[str]:
+        """Format a row a class and a column a split, of those whose labels were all read."""
+        counted = [split.coverage for split in self.splits if split.coverage is not None]
+        if not counted:
+            return ["", "the classes' shares of the pixels: with --read-all"]
+        shares = [coverage.shares for coverage in counted]
+        rows = [("of labelled pixels [%]", [coverage.split for coverage in counted])]
+        for name in shares[0]:
+            rows.append((name, [f"{100 * of[name]:.2f}" if of[name] else "none" for of in shares]))
+        rows.append(("void, of all pixels", [f"{100 * coverage.void:.2f}" for coverage in counted]))
+        width = max(len(name) for name, _cells in rows)
+        wide = max(len(cell) for _name, cells in rows for cell in cells)
+        return [
+            "",
+            *(
+                f"{name:<{width}}" + "".join(f"  {cell:>{wide}}" for cell in cells)
+                for name, cells in rows
+            ),
         ]
-        return "\n".join(lines)
 
 
 def check(
@@ -118,38 +203,55 @@ def check(
         raise DatasetError(f"{root} is no folder: {name} wants {form.layout}, from {form.where}")
     info = class_info(form, root, classes)
     reports = tuple(
-        _check_split(name, form, root, split, classes, read_all, progress)
-        for split in splits or form.splits
+        _check_split(form, root, split, info, read_all, progress) for split in splits or form.splits
     )
     return DataReport(name, root, info, form.layout, form.where, reports, bool(splits))
 
 
 def _check_split(
-    name: str,
-    form: Format,
-    root: Path,
-    split: str,
-    classes: Path | None,
-    read_all: bool,
-    progress: bool,
+    form: Format, root: Path, split: str, info: DatasetInfo, read_all: bool, progress: bool
 ) -> SplitReport:
-    expected = form.splits.get(split)
-    images = missing = read = 0
-    try:
-        pairs = form.pairs(root, split)
-        images, absent = len(pairs), missing_files(pairs)
-        missing = len(absent)
-        if absent:
-            raise DatasetError(f"{missing} files are missing, the first is {absent[0]}")
-        if not pairs:
-            raise DatasetError("it is empty")
-        data = open_dataset(name, root, split, classes)
-        for index in _indices(data, read_all, progress):
-            data[index]  # reads both files, compares sizes and values
-            read += 1
-    except DatasetError as error:
-        return SplitReport(split, images, expected, missing, read, str(error))
-    return SplitReport(split, images, expected, missing, read, "")
+    """Find every problem of a split: what is missing keeps none of the rest from being read."""
+    report = SplitReport(split, form.splits.get(split))
+    found = report.attempt(lambda: locate(form.pairs(root, split)))
+    if found is None:
+        return report
+    pairs, missing = found
+    report.images, report.missing_files = len(pairs), len(missing)
+    if not pairs:
+        report.problems["layout"] = ["it is empty"]
+    if missing:
+        report.problems["missing"] = [str(path) for path in missing]
+    gone = set(missing)
+    pairs = [pair for pair in pairs if gone.isdisjoint(pair)]
+    data = report.attempt(lambda: open_pairs(form, root, split, info, pairs)) if pairs else None
+    if data is None:
+        return report
+    coverage = Coverage(data)
+    for index in _indices(data, read_all, progress):
+        _read(report, data, index, coverage)
+    if read_all and coverage.labels:
+        report.coverage = coverage
+        if not coverage.labelled:
+            report.problems["empty"] = [coverage.nothing]
+        elif coverage.warning:
+            report.warnings.append(coverage.warning)
+        if coverage.labelled and coverage.empty:
+            report.warnings.append(f"{coverage.empty} labels are void throughout")
+    return report
+
+
+def _read(report: SplitReport, data: SegmentationDataset, index: int, coverage: Coverage) -> None:
+    """Read both files of a sample, and compare their sizes and the label's values."""
+    image = report.attempt(lambda: data.image(index))
+    target = report.attempt(lambda: data.target(index))
+    if target is not None:
+        coverage.add(target)
+    if image is None or target is None:
+        return
+    before = len(report.problems.get("size", ()))
+    report.attempt(lambda: data.check_sizes(index, image, target))
+    report.read += len(report.problems.get("size", ())) == before
 
 
 def _indices(data: SegmentationDataset, read_all: bool, progress: bool) -> Iterable[int]:

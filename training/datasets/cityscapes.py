@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import VOID, DatasetError
+from training.datasets.base import VOID, DatasetError, DatasetInfo
+from training.datasets.files import pair_by_name
 from training.datasets.format import Format, LabelReader, Pair, first_folder
 from training.datasets.labels import LabelTable, PngLabels
 
@@ -14,8 +15,8 @@ _SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 Source: mcordts/cityscapesScripts, cityscapesscripts/helpers/labels.py."""
 _LABEL_IDS = 34
 
-_IMAGE = "_leftImg8bit.png"
-_LABEL = "_gtFine_labelIds.png"
+_IMAGE = "_leftImg8bit"
+_LABEL = "_gtFine_labelIds"
 
 _TABLE = LabelTable(
     {raw: _SCORED.index(raw) if raw in _SCORED else VOID for raw in range(_LABEL_IDS)}
@@ -25,15 +26,16 @@ _TABLE = LabelTable(
 def _pairs(root: Path, split: str) -> list[Pair]:
     if split == "test":
         raise DatasetError("the labels of Cityscapes' test split are not public")
-    images = first_folder(root, f"leftImg8bit/{split}")
-    labels = root / "gtFine" / split
+    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+    cities = first_folder(root, f"leftImg8bit/{split}", f"gtFine/{split}").iterdir()
     return [
-        (image, labels / image.parent.name / (image.name.removesuffix(_IMAGE) + _LABEL))
-        for image in sorted(images.glob(f"*/*{_IMAGE}"))
+        pair
+        for city in sorted(city.name for city in cities if city.is_dir())
+        for pair in pair_by_name(images / city, labels / city, {".png"}, (_IMAGE, _LABEL))
     ]
 
 
-def _reader(_root: Path) -> LabelReader:
+def _reader(_root: Path, _info: DatasetInfo) -> LabelReader:
     return PngLabels(_TABLE)
 
 

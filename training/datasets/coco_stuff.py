@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import VOID
+from training.datasets.base import VOID, DatasetInfo
+from training.datasets.files import pair_by_name
 from training.datasets.format import Format, LabelReader, Pair, first_folder
 from training.datasets.labels import LabelTable, PngLabels
 
@@ -22,14 +23,14 @@ _TABLE = LabelTable({VOID: VOID, **{raw: index for index, raw in enumerate(_USED
 
 def _pairs(root: Path, split: str) -> list[Pair]:
     part = f"{split}2017"
-    images = first_folder(root, f"images/{part}", part)
     labels = first_folder(
         root, f"annotations/{part}", f"stuffthingmaps_trainval2017/{part}", f"stuffthingmaps/{part}"
     )
-    return [(image, labels / f"{image.stem}.png") for image in sorted(images.glob("*.jpg"))]
+    images = root / part if (root / part).is_dir() else root / "images" / part
+    return pair_by_name(images, labels, {".jpg"})
 
 
-def _reader(_root: Path) -> LabelReader:
+def _reader(_root: Path, _info: DatasetInfo) -> LabelReader:
     return PngLabels(_TABLE)
 
 

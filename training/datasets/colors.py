@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from model.contract import ClassInfo
-from training.datasets.base import VOID, DatasetError, UInt8Array
+from training.datasets.base import VOID, DatasetError, UInt8Array, unreadable
 
 _BLACK = 0
 _UNKNOWN = -1
@@ -32,21 +32,26 @@ class ColorLabels:
         where it is."""
         try:
             with Image.open(path) as image:
-                if image.mode not in ("RGB", "RGBA"):
-                    return self._otherwise(path)
-                rgb = np.array(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
-            raise DatasetError(f"cannot read the label {path}: {error}") from error
+                coloured = image.mode in ("RGB", "RGBA")
+                rgb = np.array(image.convert("RGB")) if coloured else None
+        except Exception as error:
+            raise unreadable("label", path, error) from error
+        if rgb is None:
+            return self._otherwise(path)
         ids = {_BLACK: VOID} | self._ids(path)
         packed = (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
         found, inverse = np.unique(packed, return_inverse=True)
         table = np.array([ids.get(int(color), _UNKNOWN) for color in found])
         if (table == _UNKNOWN).any():
+            grey = (rgb == rgb[..., :1]).all()
+            hint = ". It is grey throughout: if its values are class ids, save it as greyscale"
+            hint = hint if grey else ""
             row, column = np.argwhere(np.isin(packed, found[table == _UNKNOWN]))[0]
             raise DatasetError(
                 f"{path} has the colour {tuple(rgb[row, column].tolist())} at row {row}, column "
                 f"{column}, which no class of the class list has: give it to a class, or make it "
-                "black for void"
+                f"black for void{hint}",
+                "label",
             )
         return table.astype(np.uint8)[inverse].reshape(packed.shape)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.datasets.base import DatasetError
+from training.datasets.base import DatasetError, unreadable
 
 LogDepth = npt.NDArray[np.float32]
 """float32 [H,W,1], natural logarithm of millimetres."""
@@ -20,8 +20,8 @@ def read_log_depth(path: Path) -> LogDepth:
     try:
         with Image.open(path) as image:
             depth_mm = np.asarray(image)
-    except (OSError, SyntaxError) as error:  # Pillow's words for a damaged file
-        raise DatasetError(f"cannot read the depth {path}: {error}") from error
+    except Exception as error:
+        raise unreadable("depth", path, error) from error
     if depth_mm.ndim != 2 or depth_mm.dtype.itemsize < 2:
         raise DatasetError(f"{path} is no depth: want a 16-bit greyscale PNG of millimetres")
     return log_depth(depth_mm, str(path))

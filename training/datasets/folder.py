@@ -1,7 +1,7 @@
 """Reads any folder of images and masks, and CamVid, which is one.
 
-Layout: `<root>/<split>/images/<stem>.<suffix>`, `<root>/<split>/labels/<stem>.png`; the
-suffix of an image is one of `_IMAGE_SUFFIXES`, in upper or lower case.
+Layout: `<root>/<split>/images/<stem>.<ending>`, `<root>/<split>/labels/<stem>.png`; an image's
+ending is one of `IMAGE_ENDINGS`. What counts as the same name, `training.datasets.files` says.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from model.contract import MAX_CLASSES, ClassInfo, TrainingData
 from training.datasets.base import DatasetError, DatasetInfo
+from training.datasets.files import IMAGE_ENDINGS, locate, pair_by_name
 from training.datasets.format import Format
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 _Byte = Annotated[int, Field(ge=0, le=255, strict=True)]
 
@@ -77,25 +76,20 @@ def load_info(path: Path) -> DatasetInfo:
 
 
 def folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """Pair images and their labels. Raises: DatasetError if a folder, an image or a label is
-    missing."""
+    """Pair images and their labels, under the names that they have on disk.
+
+    Raises: DatasetError if a folder is missing, or both hold nothing.
+    """
     images, labels = root / split / "images", root / split / "labels"
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise DatasetError(
-                f"{folder} is missing: want {root}/<split>/images and {root}/<split>/labels"
-            )
-    pairs: dict[Path, Path] = {}
-    for image in sorted(p for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
-        label = labels / f"{image.stem}.png"
-        if label in pairs:
-            raise DatasetError(f"{pairs[label]} and {image} share one label: rename one of them")
-        if not label.is_file():
-            raise DatasetError(f"{image} has no label: {label} is missing")
-        pairs[label] = image
+    lacking = [folder for folder in (images, labels) if not folder.is_dir()]
+    if labels in lacking:
+        raise DatasetError(
+            f"{lacking[0]} is missing: want {root}/<split>/images and {root}/<split>/labels"
+        )
+    pairs = pair_by_name(images, labels)
     if not pairs:
-        raise DatasetError(f"{images} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))})")
-    return [(image, label) for label, image in pairs.items()]
+        raise DatasetError(f"{images} holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return locate(pairs)[0]
 
 
 _LAYOUT = "<split>/images and <split>/labels"

@@ -3,8 +3,11 @@ is read."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from model.modality import RGB, Modality
@@ -16,9 +19,8 @@ from training.datasets.base import (
     read_label_png,
 )
 from training.datasets.colors import ColorLabels
-
-Pair = tuple[Path, Path]
-"""Image file and label file of one sample; neither need exist."""
+from training.datasets.files import Pair as Pair
+from training.datasets.files import locate
 
 LabelReader = Callable[[Path], UInt8Array]
 """Label file to uint8 [H,W], class ids and VOID. Raises DatasetError."""
@@ -27,8 +29,12 @@ Opener = Callable[[Path, str, DatasetInfo, list[Pair]], SegmentationDataset]
 """(root, split, info, pairs) to the data set. Raises DatasetError."""
 
 
-def _png_labels(_root: Path) -> LabelReader:
-    return read_label_png
+_VOC_FLAG = re.compile(r" (-1| [01])$")
+"""How lines of VOC's lists of one class end: `%s %2d`, with -1, 0 or 1."""
+
+
+def _png_labels(_root: Path, info: DatasetInfo) -> LabelReader:
+    return partial(read_label_png, classes=info.classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,8 @@ class Format:
     """Class list beside this module, or one by head; None: `classes.yaml` of root."""
     colors: bool = False
     """True if a label may also be an RGB image in the class list's colours."""
-    reader: Callable[[Path], LabelReader] = _png_labels
-    """Makes the reader of its labels for (root); what it needs of root is read once, here."""
+    reader: Callable[[Path, DatasetInfo], LabelReader] = _png_labels
+    """Makes the reader of its labels for (root, info); what it needs of root is read once, here."""
     modality: Modality = RGB
     open: Opener | None = None
     """Opens data sets whose images or labels no one file of a pair holds."""
@@ -69,35 +75,50 @@ class FormatDataset(SegmentationDataset):
 
 
 def open_split(
-    name: str, form: Format, root: Path, split: str, info: DatasetInfo
+    name: str, form: Format, root: Path, split: str, info: DatasetInfo, *, labels_only: bool = False
 ) -> SegmentationDataset:
-    """Open one split. Raises: DatasetError if any of its files is missing, with where to get it."""
+    """Open one split. `labels_only`: for who reads no image, of which then none need be there.
+
+    Raises: DatasetError if any of its files is missing, with where to get it.
+    """
     try:
-        pairs = form.pairs(root, split)
+        pairs, missing = locate(form.pairs(root, split))
         if not pairs:
             raise DatasetError(f"split {split!r} of {root} is empty")
-        missing = missing_files(pairs)
+        images = {image for image, _label in pairs}
+        if labels_only:
+            missing = [path for path in missing if path not in images]
         if missing:
-            raise DatasetError(
-                f"{len(missing)} of {2 * len(pairs)} files of split {split!r} are missing, "
-                f"the first is {missing[0]}"
-            )
-        if form.open is not None:
-            return form.open(root, split, info, pairs)
-        reader = form.reader(root)
+            raise DatasetError(_missing(split, pairs, missing, images), "missing")
+        return open_pairs(form, root, split, info, pairs)
     except DatasetError as error:
         raise DatasetError(
             f"{error}. Of {name}, {root} must hold {form.layout}; splits: "
-            f"{', '.join(form.splits)}; from {form.where}"
+            f"{', '.join(form.splits)}; from {form.where}",
+            error.kind,
         ) from error
+
+
+def open_pairs(
+    form: Format, root: Path, split: str, info: DatasetInfo, pairs: list[Pair]
+) -> SegmentationDataset:
+    """Open those samples of a split whose files were found. Raises: DatasetError."""
+    if form.open is not None:
+        return form.open(root, split, info, pairs)
+    reader = form.reader(root, info)
     if form.colors:
         reader = ColorLabels(info.classes, otherwise=reader)
     return FormatDataset(info, pairs, split, reader)
 
 
-def missing_files(pairs: Sequence[Pair]) -> list[Path]:
-    """List the files that are named but not there, in order."""
-    return [path for pair in pairs for path in pair if not path.is_file()]
+def _missing(split: str, pairs: Sequence[Pair], missing: list[Path], images: set[Path]) -> str:
+    if images <= set(missing):
+        return f"{pairs[0][0].parent} holds no image of split {split!r}, {missing[0]} for one"
+    count = f"{len(missing)} of {2 * len(pairs)} files of split {split!r} are missing"
+    wanted = next((image for image, label in pairs if label == missing[0]), None)
+    if wanted is None:
+        return f"{count}, the first is {missing[0]}"
+    return f"{count}: {wanted} has no label: {missing[0]} is missing"
 
 
 def first_folder(root: Path, *places: str) -> Path:
@@ -111,21 +132,29 @@ def first_folder(root: Path, *places: str) -> Path:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Read image names from a list file, one a line; what follows a space (VOC's flags) is passed
-    over.
+    """Read image names from a list file, one a line, without VOC's flags and blanks around.
 
     Raises: DatasetError if it is missing, not text, or names an image twice, which would be
     learned from and scored twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = _text(path.read_bytes())
+    except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DatasetError(f"cannot read the list {path}: {reason}") from error
-    names = [line.split()[0] for line in lines if line.strip()]
+    # Not splitlines(), which would part names at characters that no list means as a line's end.
+    lines = (_VOC_FLAG.sub("", line.rstrip()).strip() for line in re.split("[\r\n]+", text))
+    names = [name for name in lines if name]
     seen: set[str] = set()
     for name in names:
-        if name in seen:
+        composed = unicodedata.normalize("NFC", name)
+        if composed in seen:
             raise DatasetError(f"{path} names {name} twice")
-        seen.add(name)
+        seen.add(composed)
     return names
+
+
+def _text(body: bytes) -> str:
+    """Decode UTF-8, or UTF-16 that says so, as PowerShell's `>` writes it. Raises: UnicodeError."""
+    utf16 = body.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return body.decode("utf-16" if utf16 else "utf-8-sig")

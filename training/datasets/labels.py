@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import DatasetError, UInt8Array, read_label_png
+from training.datasets.base import DatasetError, UInt8Array, read_label_png, unreadable
 
 _UNKNOWN = -1
 
@@ -34,7 +34,9 @@ class LabelTable:
         unknown = found == _UNKNOWN
         if unknown.any():
             value = int(raw[unknown][0])
-            raise DatasetError(f"{path} holds the label {value}, which its format does not have")
+            raise DatasetError(
+                f"{path} holds the label {value}, which its format does not have", "class"
+            )
         return found.astype(np.uint8)
 
 
@@ -94,8 +96,7 @@ def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
     except DatasetError:
         raise
     except Exception as error:  # SciPy names no set of errors for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"cannot read the label {path}: {reason}") from error
+        raise unreadable("label", path, error) from error
     for depth, key in enumerate(keys):
         if not isinstance(value, dict) or key not in value:
             raise DatasetError(f"{path} holds no {'.'.join(keys[: depth + 1])}")

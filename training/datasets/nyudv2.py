@@ -31,7 +31,7 @@ from training.datasets.base import (
     read_image,
 )
 from training.datasets.depth import joined, read_log_depth
-from training.datasets.format import Format, Pair, first_folder, read_ids
+from training.datasets.format import Format, Pair, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 from training.datasets.nyudv2_mat import LABELED, LabeledMat, hha_path, mat_pairs
 
@@ -75,7 +75,7 @@ def _pairs(first: str) -> Callable[[Path, str], list[Pair]]:
     def pairs(root: Path, split: str) -> list[Pair]:
         if _is_mat(root):
             return mat_pairs(root, split)
-        images = first_folder(root, f"data/{first}")
+        images = root / "data" / first
         if split == "trainval" and not (root / "trainval.txt").is_file():
             names = [*read_ids(root / "train.txt"), *read_ids(root / "val.txt")]
         else:

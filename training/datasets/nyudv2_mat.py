@@ -113,6 +113,8 @@ class LabeledMat(SegmentationDataset):
                         f"{path} has {array.shape[0]} images, but a split names number {number}"
                     )
                 found = np.moveaxis(array[number - 1], -1, -2)
-        except (OSError, KeyError, AttributeError) as error:  # h5py's words for a damaged file
+        except DatasetError:
+            raise
+        except Exception as error:  # h5py names no set of errors for a damaged file
             raise DatasetError(f"cannot read {name} of {path}: {error}") from error
         return np.ascontiguousarray(found[(..., *_INNER)])

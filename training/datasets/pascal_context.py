@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.base import DatasetError
+from training.datasets.base import DatasetError, DatasetInfo
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 from training.datasets.voc import voc_folder
@@ -64,7 +64,7 @@ def _pairs(root: Path, split: str) -> list[Pair]:
     return [(voc / "JPEGImages" / f"{name}.jpg", labels / f"{name}.mat") for name in names]
 
 
-def _reader(root: Path) -> LabelReader:
+def _reader(root: Path, _info: DatasetInfo) -> LabelReader:
     return MatLabels(_table(_labels_folder(root)), "LabelMap")
 
 

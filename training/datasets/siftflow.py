@@ -22,7 +22,7 @@ from training.datasets.base import (
     UInt8Array,
     check_labels,
 )
-from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
+from training.datasets.format import Format, LabelReader, Pair, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
 SEMANTIC, GEOMETRIC = "sem", "geo"
@@ -46,7 +46,7 @@ _READERS = {SEMANTIC: _read_s(33, 0), GEOMETRIC: _read_s(3, -1, 0)}
 
 
 def _pairs(root: Path, split: str, labels: str) -> list[Pair]:
-    images = first_folder(root, f"Images/{_SCENES}")
+    images = root / "Images" / _SCENES
     folder = root / labels / _SCENES
     names = read_ids(root / f"{split}.txt")
     return [(images / f"{name}.jpg", folder / f"{name}.mat") for name in names]
@@ -95,11 +95,11 @@ def _open_both(
     return _Both(info, pairs, split)
 
 
-def _semantic_reader(_root: Path) -> LabelReader:
+def _semantic_reader(_root: Path, _info: DatasetInfo) -> LabelReader:
     return _READERS[SEMANTIC]
 
 
-def _geometric_reader(_root: Path) -> LabelReader:
+def _geometric_reader(_root: Path, _info: DatasetInfo) -> LabelReader:
     return _READERS[GEOMETRIC]
 
 

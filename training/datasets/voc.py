@@ -12,9 +12,12 @@ Source: shelhamer/fcn.berkeleyvision.org, data/pascal/README.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from training.datasets.base import VOID, DatasetError, UInt8Array, read_label_png
+from model.contract import ClassInfo
+from training.datasets.base import VOID, DatasetError, DatasetInfo, UInt8Array, read_label_png
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
@@ -114,13 +117,15 @@ _SBD_LABELS = MatLabels(
 )
 
 
-def _read_either(path: Path) -> UInt8Array:
+def _sbd_reader(_root: Path, info: DatasetInfo) -> LabelReader:
+    return partial(_read_either, classes=info.classes)
+
+
+def _read_either(path: Path, classes: Sequence[ClassInfo]) -> UInt8Array:
     """Read SBD's matrices and VOC's images: some splits mix them."""
-    return _SBD_LABELS(path) if path.suffix == ".mat" else read_label_png(path)
-
-
-def _sbd_reader(_root: Path) -> LabelReader:
-    return _read_either
+    if path.suffix.lower() == ".mat":
+        return _SBD_LABELS(path)
+    return read_label_png(path, classes)
 
 
 VOC2011 = Format(

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from training.datasets import DatasetInfo, SegmentationDataset
 from training.datasets.base import UInt8Array
+from training.datasets.coverage import few
 from training.distributed import SINGLE, World
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import Predictor
@@ -82,17 +83,13 @@ def check_classes(names: tuple[str, ...], source: str, info: DatasetInfo) -> Non
         return
     data = f"the data set {info.data.name!r}"
     if len(names) != len(wanted):
-        counts = f"{source} has {len(names)} classes ({_few(names)}), {data} {len(wanted)}"
-        raise EvaluationError(f"{counts} ({_few(wanted)}): give the class list it was trained on")
+        counts = f"{source} has {len(names)} classes ({few(names, 4)}), {data} {len(wanted)}"
+        raise EvaluationError(f"{counts} ({few(wanted, 4)}): give the class list it was trained on")
     index = next(i for i, pair in enumerate(zip(names, wanted, strict=True)) if len(set(pair)) > 1)
     raise EvaluationError(
         f"class {index} is {names[index]!r} for {source} but {wanted[index]!r} for {data}: give "
         "the class list it was trained on"
     )
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def count_image(

@@ -9,6 +9,7 @@ import numpy as np
 
 from training.analysis.masking import Mask, background_class, foreground_mean_iu
 from training.datasets import SegmentationDataset
+from training.datasets.coverage import few
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import Absent, Confusion, ScoreError
 
@@ -46,6 +47,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
             "mask": self.mask,
+            "unlabelled_classes": self.unlabelled,
             **self.confusion.to_dict(self.data.info.class_names, self.absent),
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
         }
@@ -53,6 +55,31 @@ class Report:
     @property
     def confusion(self) -> Confusion:
         return self.evaluation.confusion
+
+    @property
+    def unlabelled(self) -> list[str]:
+        """The classes without a labelled pixel, whose scores say nothing; of several heads
+        `head/name`."""
+        names = [
+            f"{head}/{name}" if len(self.data.info.heads) > 1 else name
+            for head, listed in self.data.info.class_names.items()
+            for name in listed
+        ]
+        labelled = self.confusion.counts.sum(axis=1)
+        return [name for name, pixels in zip(names, labelled, strict=True) if not pixels]
+
+    @property
+    def warning(self) -> str:
+        """Says which classes were not tested; empty if all were."""
+        names = self.unlabelled
+        if not names:
+            return ""
+        total = sum(self.data.info.head_sizes.values())
+        return (
+            f"no pixel of split {self.data.split!r} is labelled {few(names)} ({len(names)} of "
+            f"{total} classes): the scores say nothing of them, and the means count them as "
+            f"--absent {self.absent} says"
+        )
 
     @property
     def _objects(self) -> float | None:

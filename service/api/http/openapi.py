@@ -161,7 +161,7 @@ SEGMENT: Final[dict[str, Any]] = {
         ),
         _query(
             "alpha",
-            "Opacity of the classes in an overlay.",
+            "Opacity of the classes in an overlay, which leaves background alone unless named.",
             {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
         ),
         _query(

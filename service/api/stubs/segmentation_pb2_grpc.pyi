@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 bd5bfca12eda15c231be837d81c71a17.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 9b0e78ada36bb6fb402ddca7c77b1216.
 from typing import Any
 
 class SegmentationStub:

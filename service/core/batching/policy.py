@@ -1,4 +1,4 @@
-"""Decides which images run next: the order of one queue, without threads or a clock.
+"""Decides which images run next and predicts how long: one queue, without threads or a clock.
 
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next
@@ -13,9 +13,18 @@ import asyncio
 import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from service.core.types import Float32Array, Priority, UInt8Array
+
+AGE_CAP_S: Final = 0.1
+"""About two inferences of an ordinary image."""
+
+# What a run costs besides its pixels, as so many pixels: without it a few tiny images would make
+# every large one look hours away.
+RUN_OVERHEAD_PX: Final = 16_384
+# What a run counts after ten more: follows a change of load within some ten runs.
+_MEMORY: Final = 0.8
 
 _Group = tuple[Hashable, Priority]
 
@@ -49,15 +58,14 @@ class InferenceResult:
 class InferenceRequest:
     """Follows one image through the queue: it is made before the decode and answered once.
 
-    deadline: a moment of the queue's clock, or None. reserved_pixels: held for it until its image
-    is there; None once that room is given up. image: uint8 RGB [H,W,3]. kind: only images of one
-    kind can share a batch. All from `image` on is known once that is there.
+    deadline: a moment of the queue's clock, or None. pixels: those of the image's header, until the
+    image is there. image: uint8 RGB [H,W,3]. kind: only images of one kind can share a batch. All
+    else from `image` on is known once that is there.
     """
 
     priority: Priority
     deadline: float | None
     future: asyncio.Future[InferenceResult]
-    reserved_pixels: int | None = None
     image: UInt8Array = field(init=False)
     postprocess: Postprocess | None = field(init=False, default=None)
     wants_logits: bool = field(init=False, default=False)
@@ -74,6 +82,42 @@ class InferenceRequest:
         self.enqueued_s = now
         self.pixels = image.shape[0] * image.shape[1]
         self.kind = image.shape, wants_logits
+
+
+class LatencyModel:
+    """Predicts the seconds of a run from its pixels: a mean in which old runs fade."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._pixels = 0.0
+
+    @property
+    def is_seeded(self) -> bool:
+        return self._pixels > 0
+
+    def update(self, pixels: int, images: int, seconds: float) -> None:
+        """Learns from a run of `images` with `pixels` in all."""
+        self._seconds = self._seconds * _MEMORY + max(0.0, seconds)
+        self._pixels = self._pixels * _MEMORY + pixels + images * RUN_OVERHEAD_PX
+
+    def seconds(self, pixels: float, images: int = 1) -> float:
+        """Predicts what one instance needs for so much; 0 before the first run."""
+        if not self._pixels:
+            return 0.0
+        return (pixels + images * RUN_OVERHEAD_PX) * self._seconds / self._pixels
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Lists what one instance runs at once, since `started_s`. latency: how such runs go."""
+
+    requests: list[InferenceRequest]
+    started_s: float
+    latency: LatencyModel
+    pixels: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pixels = sum(request.pixels for request in self.requests)
 
 
 class BatchPolicy:

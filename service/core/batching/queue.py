@@ -23,22 +23,21 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from service.core.batching.latency_model import LatencyModel
 from service.core.batching.policy import (
+    AGE_CAP_S,
+    Batch,
     BatchPolicy,
     InferenceRequest,
     InferenceResult,
+    LatencyModel,
     Postprocess,
 )
-from service.core.threads import LATE, result_by, settle, settle_now
 from service.core.types import Clock, Observer, Priority, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
 
-AGE_CAP_S: Final = 0.1
-"""About two inferences of an ordinary image: see `service.core.batching.policy`."""
+T = TypeVar("T")
 
 DEADLINE_SHARE: Final = 0.75
 """Wait and run may take this share of the time to a deadline: the rest is for decoding,
@@ -47,14 +46,42 @@ encoding, and a prediction that was too good: work that comes too late is lost f
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False, slots=True)
-class Batch:
-    """Lists what one instance runs at once, since `started_s`."""
+def settle(future: asyncio.Future[Any], outcome: object) -> None:
+    """Answers whoever awaits `future`, from any thread; who has left misses nothing.
 
-    requests: list[InferenceRequest]
-    pixels: int
-    started_s: float
-    full_device: bool
+    outcome: the result, or the exception to raise.
+    """
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        future.get_loop().call_soon_threadsafe(settle_now, future, outcome)
+
+
+def settle_now(future: asyncio.Future[Any], outcome: object) -> None:
+    """Does what `settle` does, on the event loop."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Clock) -> T:
+    """Waits for a future, which is done afterwards, whatever happens.
+
+    deadline: a moment of `clock`, or None. Raises: DeadlineExceeded, and what the future raises.
+    """
+    if deadline is None:
+        return await future
+    left_s = deadline - clock()
+    if left_s <= 0:
+        future.cancel()
+        raise DeadlineExceeded()
+    # The error is made only when it comes to that.
+    timer = future.get_loop().call_later(left_s, lambda: settle_now(future, DeadlineExceeded()))
+    try:
+        return await future
+    finally:
+        timer.cancel()
 
 
 class BatchQueue:
@@ -92,12 +119,11 @@ class BatchQueue:
         self._max_wait_s = max_wait_s
         self._observer = observer
         self._clock = clock
-        self._policy: BatchPolicy = BatchPolicy(
+        self._policy = BatchPolicy(
             max_batch=max_batch, max_batch_pixels=max_batch_pixels, age_cap_s=age_cap_s
         )
         self._retries: deque[InferenceRequest] = deque()  # of batches that failed
-        self._reserved = dict.fromkeys(Priority, 0)
-        self._reserved_pixels = dict.fromkeys(Priority, 0)
+        self._reserved: set[InferenceRequest] = set()
         self._running: set[Batch] = set()
         self._latency = LatencyModel()
         self._full_device_latency = LatencyModel()
@@ -108,7 +134,7 @@ class BatchQueue:
 
     def seed(self, pixels: int, seconds: float) -> None:
         """Tells what one image took in the warm-up."""
-        self._latency.seed(pixels, seconds)
+        self._latency.update(pixels, 1, seconds)
 
     @property
     def alive(self) -> bool:
@@ -123,13 +149,6 @@ class BatchQueue:
         with self._lock:
             self._check(0, deadline, priority)
 
-    def is_overloaded(
-        self, deadline: float | None = None, priority: Priority = Priority.NORMAL
-    ) -> bool:
-        """Tells whether `check` would raise Overloaded."""
-        with self._lock:
-            return self._is_full() or self._is_too_late(0, deadline, priority)
-
     def reserve(
         self, pixels: int, deadline: float | None = None, priority: Priority = Priority.NORMAL
     ) -> InferenceRequest:
@@ -143,9 +162,8 @@ class BatchQueue:
         request = self.request(deadline, priority)
         with self._lock:
             self._check(pixels, deadline, priority)
-            self._reserved[priority] += 1
-            self._reserved_pixels[priority] += pixels
-            request.reserved_pixels = pixels
+            request.pixels = pixels
+            self._reserved.add(request)
         return request
 
     def request(
@@ -157,7 +175,7 @@ class BatchQueue:
     def release(self, request: InferenceRequest) -> None:
         """Gives up what is still reserved; may be called again."""
         with self._lock:
-            self._release(request)
+            self._reserved.discard(request)
 
     def put(
         self,
@@ -173,14 +191,14 @@ class BatchQueue:
         """
         try:
             with self._lock:
-                self._release(request)
+                self._reserved.discard(request)
                 now = self._clock()
                 if request.future.done():
                     return
                 if self._error is not None:
                     settle(request.future, type(self._error)())
                 elif request.deadline is not None and now >= request.deadline:
-                    settle(request.future, DeadlineExceeded(LATE))  # its timer is late
+                    settle(request.future, DeadlineExceeded())  # its timer is late
                 else:
                     request.set_image(image, now, postprocess, wants_logits)
                     self._policy.add(request)
@@ -214,17 +232,11 @@ class BatchQueue:
                 awaited.wait()
         return None
 
-    def try_next_batch(self, *, full_device: bool = False) -> Batch | None:
-        """Returns what an instance can run now, if there is anything."""
-        with self._lock:
-            return None if self._error is not None else self._take(full_device)
-
     def finish(self, batch: Batch, results: Sequence[InferenceResult], device_s: float) -> None:
         """Answers a batch's requests. device_s: how long it kept its instance busy."""
         with self._lock:
             self._running.discard(batch)
-            latency = self._full_device_latency if batch.full_device else self._latency
-            latency.update(batch.pixels, len(batch.requests), device_s)
+            batch.latency.update(batch.pixels, len(batch.requests), device_s)
         loop = batch.requests[0].future.get_loop()
         with contextlib.suppress(RuntimeError):  # it was closed meanwhile
             loop.call_soon_threadsafe(self._deliver, batch.requests, results)
@@ -243,11 +255,6 @@ class BatchQueue:
             if self._error is None and not alone:
                 self._retries.extend(batch.requests)
                 self._wake()
-
-    def wait_s(self, priority: Priority = Priority.NORMAL) -> float:
-        """Predicts the wait for the device of an image that would come now; 0 when it is idle."""
-        with self._lock:
-            return self._wait_s(priority)
 
     def retry_after_s(self) -> float:
         """Predicts how long the work at hand should take, in whole seconds from 1 to 60."""
@@ -296,13 +303,13 @@ class BatchQueue:
     def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
         if self._error is not None:
             raise type(self._error)()
-        reason = "queue_full" if self._is_full() else "too_late"
-        if reason == "queue_full" or self._is_too_late(pixels, deadline, priority):
-            self._observer.rejected(reason)
-            raise Overloaded(self._retry_after_s())
-
-    def _is_full(self) -> bool:
-        return self._waiting() >= self._max_queue + self._instances - len(self._running)
+        if self._waiting() >= self._max_queue + self._instances - len(self._running):
+            self._observer.rejected("queue_full")
+        elif self._is_too_late(pixels, deadline, priority):
+            self._observer.rejected("too_late")
+        else:
+            return
+        raise Overloaded(self._retry_after_s())
 
     def _is_too_late(self, pixels: int, deadline: float | None, priority: Priority) -> bool:
         wait_s = self._wait_s(priority)
@@ -313,7 +320,7 @@ class BatchQueue:
         return deadline is not None and needs_s > DEADLINE_SHARE * (deadline - self._clock())
 
     def _waiting(self) -> int:
-        return len(self._policy) + len(self._retries) + sum(self._reserved.values())
+        return len(self._policy) + len(self._retries) + len(self._reserved)
 
     def _wait_s(self, priority: Priority) -> float:
         if self._waiting() + len(self._running) < self._instances:
@@ -321,25 +328,16 @@ class BatchQueue:
         now = self._clock()
         work_s = 0.0
         for batch in self._running:
-            latency = self._full_device_latency if batch.full_device else self._latency
-            takes_s = latency.seconds(batch.pixels, len(batch.requests))
+            takes_s = batch.latency.seconds(batch.pixels, len(batch.requests))
             work_s += max(0.0, takes_s - (now - batch.started_s))
-        pixels, ahead = self._policy.pixels(priority), len(self._policy)
-        for p in Priority:
-            if p <= priority:
-                pixels += self._reserved_pixels[p]
-                ahead += self._reserved[p]
+        reserved = [r.pixels for r in self._reserved if r.priority <= priority]
+        pixels = self._policy.pixels(priority) + sum(reserved)
+        ahead = len(self._policy) + len(reserved)
         latency = self._latency if self._latency.is_seeded else self._full_device_latency
         return (work_s + latency.seconds(pixels, ahead)) / self._instances
 
     def _retry_after_s(self) -> float:
         return float(min(60, max(1, math.ceil(self._wait_s(Priority.LOW)))))
-
-    def _release(self, request: InferenceRequest) -> None:
-        if request.reserved_pixels is not None:
-            self._reserved[request.priority] -= 1
-            self._reserved_pixels[request.priority] -= request.reserved_pixels
-            request.reserved_pixels = None
 
     def _is_lone(self) -> bool:
         """Tells whether one image waits and nothing else is, or is about to be, on the device."""
@@ -348,7 +346,7 @@ class BatchQueue:
             and len(self._policy) == 1
             and not self._running
             and not self._retries
-            and not any(self._reserved.values())
+            and not self._reserved
         )
 
     def _take(self, full_device: bool) -> Batch | None:
@@ -357,8 +355,8 @@ class BatchQueue:
         for_it = self._is_lone() if full_device else len(self._running) < self._instances
         batch, depth = None, len(self._policy)
         if for_it and (requests := self._next_requests()):
-            pixels = sum(request.pixels for request in requests)
-            batch = Batch(requests, pixels, self._clock(), full_device)
+            latency = self._full_device_latency if full_device else self._latency
+            batch = Batch(requests, self._clock(), latency)
             self._running.add(batch)
         if len(self._policy) != depth:
             self._observe_depth()
@@ -388,7 +386,7 @@ class BatchQueue:
             left = []
             for request in requests:
                 if request.deadline is not None and now >= request.deadline:
-                    settle(request.future, DeadlineExceeded(LATE))  # its timer is late
+                    settle(request.future, DeadlineExceeded())  # its timer is late
                 elif not request.future.done():
                     left.append(request)
             if left:

@@ -15,20 +15,16 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
+from service.config import SegmenterConfig
 from service.core.engines.cuda import (
     CPU,
     EXECUTION_PROVIDERS,
-    GpuOptions,
-    NoGpu,
     built_for,
     open_instances,
 )
 from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import Instance
+from service.core.types import Float32Array, Instance, UInt8Array
 from service.errors import ModelLoadError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 _BRIEF_SPINNING: Final = (1, 31)
 """Version tried. Those without the option would spin for many milliseconds, and not say so."""
@@ -56,12 +52,13 @@ class OnnxRuntimeNetwork:
         threads: int,
         instances: int = 1,
         alone_threads: int = 0,
-        gpu: GpuOptions | None = None,
+        gpu: SegmenterConfig | None = None,
     ) -> None:
         """Loads the file and holds it to its contract.
 
         provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the
-        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: of GPUs.
+        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: what says how
+        to use GPUs.
 
         Raises: ModelLoadError in one line that names the file and what is wrong with it.
         """
@@ -80,7 +77,7 @@ class OnnxRuntimeNetwork:
         self.provider = "cpu"
         self.instances: list[Instance] = []
         if on_gpu:
-            if self._open_on_gpus(provider, gpu or GpuOptions()):
+            if self._open_on_gpus(provider, gpu or SegmenterConfig()):
                 return
             session = _open(path, threads)
         sessions = [session]
@@ -102,15 +99,15 @@ class OnnxRuntimeNetwork:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
 
-    def _open_on_gpus(self, provider: str, options: GpuOptions) -> bool:
+    def _open_on_gpus(self, provider: str, config: SegmenterConfig) -> bool:
         """Returns False when "auto" is to make do with the CPU.
 
         Raises: ModelLoadError when a GPU is asked for and cannot be had.
         """
         wanted = "cuda" if provider == "auto" else provider
         try:
-            self.instances += open_instances(self.path, self.contract, wanted, options)
-        except NoGpu as error:
+            self.instances += open_instances(self.path, self.contract, wanted, config)
+        except ModelLoadError as error:
             if provider != "auto":
                 raise ModelLoadError(
                     f"{self.path} does not run on {wanted} here: {error}: mend that, or set "
@@ -130,22 +127,26 @@ class CpuInstance(Instance):
     ) -> None:
         self._session = session
         self._contract = contract
+        self._image = contract.input.name
+        self._one_input = contract.input.sizes is None
         self.full_device = full_device
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
-        (label_maps,) = self._session.run(
-            [self._contract.outputs.label_map], self._contract.feeds(batch)
-        )
+        names = [self._contract.outputs.label_map]
+        (label_maps,) = self._session.run(names, self._feeds(batch))
         return np.asarray(label_maps, np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
         outputs = self._contract.outputs
-        label_maps, logits = self._session.run(
-            [outputs.label_map, outputs.logits], self._contract.feeds(batch)
-        )
+        names = [outputs.label_map, outputs.logits]
+        label_maps, logits = self._session.run(names, self._feeds(batch))
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
+
+    def _feeds(self, batch: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        # Files of earlier versions alone have a second input.
+        return {self._image: batch} if self._one_input else self._contract.feeds(batch)
 
 
 def _open(

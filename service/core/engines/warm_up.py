@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from model.contract import InputSpec
+from service.core.images.decode import padded_side
 from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
@@ -40,6 +42,23 @@ def warm_up_batches(
         for instance in network.instances:
             _try(network, instance, shape)
     return []
+
+
+def ordinary_size(spec: InputSpec, side_px: int = 256) -> tuple[int, int] | None:
+    """Finds the (height, width) of a square the model takes, `side_px` if it can; None if none."""
+    side = padded_side(side_px, spec)
+    if spec.max_side_px is not None and side > spec.max_side_px:
+        side = spec.max_side_px - spec.max_side_px % spec.multiple_of_px
+        if side < max(1, spec.min_side_px):
+            return None
+    return side, side
+
+
+def accepted_sizes(sizes: Sequence[tuple[int, int]], spec: InputSpec) -> list[tuple[int, int]]:
+    """Sizes the tensors for images of (height, width), without those the model does not take."""
+    padded = [(padded_side(height, spec), padded_side(width, spec)) for height, width in sizes]
+    limit = spec.max_side_px
+    return list(dict.fromkeys(size for size in padded if limit is None or max(size) <= limit))
 
 
 def batch_shapes(

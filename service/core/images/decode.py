@@ -1,4 +1,4 @@
-"""Decodes an image file's bytes to upright 8-bit RGB.
+"""Decodes an image file's bytes to upright 8-bit RGB, and pads that to what a model takes.
 
 Images are taken as training and evaluation take them (Pillow's `convert("RGB")`): an alpha
 channel is dropped, not blended, since the colours beneath are the photo and a blend would invent
@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
+from model.contract import InputSpec
 from service.core.images.header import Header
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
@@ -56,6 +57,34 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
             f"the image is {height}x{width} (height x width), {width * height} pixels, and this "
             f"server takes {max_pixels}: scale it down"
         )
+
+
+def prepare(rgb: UInt8Array, spec: InputSpec) -> UInt8Array:
+    """Pads bottom and right with zeros up to the model's smallest side and multiple.
+
+    rgb: uint8 [H,W,3]. Pixels are never resampled: the answer is cut to their size again. The
+    tensor is C-contiguous.
+
+    Raises: ImageTooLarge when a side is above the model's, before or after padding.
+    """
+    height, width = rgb.shape[:2]
+    padded = (padded_side(height, spec), padded_side(width, spec))
+    if spec.max_side_px is not None and max(padded) > spec.max_side_px:
+        limit = spec.max_side_px - spec.max_side_px % spec.multiple_of_px
+        raise ImageTooLarge(
+            f"the image is {height}x{width} (height x width) and this model takes sides up to "
+            f"{limit} px: scale it down"
+        )
+    if padded == (height, width):
+        return np.ascontiguousarray(rgb)
+    tensor = np.zeros((*padded, 3), np.uint8)
+    tensor[:height, :width] = rgb
+    return tensor
+
+
+def padded_side(px: int, spec: InputSpec) -> int:
+    """Returns the least side that holds `px` and is one of the model's multiples."""
+    return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px
 
 
 def _by_libjpeg(body: bytes, header: Header) -> UInt8Array | None:

@@ -2,101 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final
 
 from model.contract import Contract
 from service.config import SegmenterConfig
-from service.core.batching.device_threads import serve
 from service.core.batching.queue import BatchQueue
+from service.core.batching.threads import DEVICE_NICE, serve
 from service.core.engines.cuda import MAX_BATCH
-from service.core.engines.warm_up import batch_shapes, warm_up_batches
-from service.core.images.prepare import accepted_sizes, ordinary_size
+from service.core.engines.warm_up import (
+    accepted_sizes,
+    batch_shapes,
+    ordinary_size,
+    warm_up_batches,
+)
 from service.core.models.model_settings import ModelSettings
+from service.core.models.registry import LoadedModel
 from service.core.models.repository import ModelFile, check_present
-from service.core.threads import DEVICE_NICE
-from service.core.types import Clock, ModelState, Network, Observer
+from service.core.types import Clock, Network, Observer
 from service.errors import ModelLoadError
 
 BATCHES_S: Final = 60.0
 """Longest time for the batches of one version: readiness must not wait for rare ones."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class LoadedModel:
-    """Holds one version of a model. Whoever uses it does so in its `with` block.
-
-    It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
-    palette: see `Contract.palette`.
-    """
-
-    name: str
-    version: str
-    network: Network
-    queue: BatchQueue
-    source: object = None
-    threads: Sequence[threading.Thread] = ()
-    palette: npt.NDArray[np.uint8] = field(init=False)
-    _users: int = 0
-    _unused: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.palette = self.contract.palette()
-
-    @property
-    def contract(self) -> Contract:
-        return self.network.contract
-
-    @property
-    def provider(self) -> str:
-        return self.network.provider
-
-    @property
-    def state(self) -> ModelState:
-        return ModelState.READY if self.queue.alive else ModelState.FAILED
-
-    @property
-    def shared_instances(self) -> int:
-        """Counts those that share the device."""
-        return sum(not instance.full_device for instance in self.network.instances)
-
-    def close(self) -> None:
-        """Fails what it still has with ShuttingDown."""
-        self.queue.close()
-
-    def join(self) -> None:
-        """Waits, after `close`, for the end of the device threads."""
-        for thread in self.threads:
-            thread.join()
-
-    async def until_unused(self) -> None:
-        if self._users:
-            await self._unused.wait()
-
-    def __enter__(self) -> Self:
-        self._users += 1
-        self._unused.clear()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._users -= 1
-        if not self._users:
-            self._unused.set()
 
 
 class Loader:

@@ -1,12 +1,21 @@
-"""Tells which loaded model and version a request means; nobody else resolves names."""
+"""Holds the models that serve, and tells which of them a request means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
-from service.core.models.loader import LoadedModel
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import Contract
+from service.core.batching.queue import BatchQueue
 from service.core.models.model_settings import Alias
-from service.core.types import ModelState, ModelStatus, VersionStatus
+from service.core.types import ModelState, ModelStatus, Network, VersionStatus
 from service.errors import (
     InvalidParameter,
     ModelNotReady,
@@ -14,6 +23,73 @@ from service.errors import (
     UnknownVersion,
     quoted,
 )
+
+
+@dataclass(eq=False, slots=True)
+class LoadedModel:
+    """Holds one version of a model. Whoever uses it does so in its `with` block.
+
+    It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
+    palette: see `Contract.palette`.
+    """
+
+    name: str
+    version: str
+    network: Network
+    queue: BatchQueue
+    source: object = None
+    threads: Sequence[threading.Thread] = ()
+    palette: npt.NDArray[np.uint8] = field(init=False)
+    _users: int = 0
+    _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.palette = self.contract.palette()
+
+    @property
+    def contract(self) -> Contract:
+        return self.network.contract
+
+    @property
+    def provider(self) -> str:
+        return self.network.provider
+
+    @property
+    def state(self) -> ModelState:
+        return ModelState.READY if self.queue.alive else ModelState.FAILED
+
+    @property
+    def shared_instances(self) -> int:
+        """Counts those that share the device."""
+        return sum(not instance.full_device for instance in self.network.instances)
+
+    def close(self) -> None:
+        """Fails what it still has with ShuttingDown."""
+        self.queue.close()
+
+    def join(self) -> None:
+        """Waits, after `close`, for the end of the device threads."""
+        for thread in self.threads:
+            thread.join()
+
+    async def until_unused(self) -> None:
+        if self._users:
+            await self._unused.wait()
+
+    def __enter__(self) -> Self:
+        self._users += 1
+        self._unused.clear()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
 
 class ModelRegistry:
@@ -31,7 +107,7 @@ class ModelRegistry:
     def __contains__(self, name: str) -> bool:
         """Tells whether a request may name it: a model or an alias of one."""
         return name in self._models or (
-            name in self._aliases and self._aliases[name].model in self._models
+            name in self._aliases and self._aliases[name][0] in self._models
         )
 
     def names(self) -> list[str]:
@@ -79,10 +155,9 @@ class ModelRegistry:
     def dangling_aliases(self) -> dict[str, Alias]:
         """Returns the aliases of what is not there."""
         return {
-            alias: target
-            for alias, target in self._aliases.items()
-            if target.model not in self._models
-            or target.version not in (None, *self._models[target.model])
+            alias: (model, version)
+            for alias, (model, version) in self._aliases.items()
+            if version not in (None, *self._models.get(model, {})) or model not in self._models
         }
 
     def find(self, name: str | None, version: str | None) -> LoadedModel:
@@ -111,7 +186,7 @@ class ModelRegistry:
         """Returns the name of an alias's model, any other name as it is."""
         if name in self._models or name not in self._aliases:
             return name
-        return self._aliases[name].model
+        return self._aliases[name][0]
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request means, for a time series; "" for made-up names, which must
@@ -166,9 +241,9 @@ class ModelRegistry:
                 for m in self._models[name].values()
             ),
             tuple(
-                (alias, target.version)
-                for alias, target in sorted(self._aliases.items())
-                if target.model == name and alias not in self._models
+                (alias, version)
+                for alias, (model, version) in sorted(self._aliases.items())
+                if model == name and alias not in self._models
             ),
         )
 
@@ -176,13 +251,13 @@ class ModelRegistry:
         """Replaces an alias by what it means. Raises: UnknownVersion if that is another."""
         if name in self._models or name not in self._aliases:
             return name, version
-        alias = self._aliases[name]
-        if version is not None and alias.version not in (None, version):
+        model, pinned = self._aliases[name]
+        if version is not None and pinned not in (None, version):
             raise UnknownVersion(
-                f"{name} means version {alias.version} of model {alias.model}: leave the version "
-                f"out, or ask model {alias.model} for {quoted(version)}"
+                f"{name} means version {pinned} of model {model}: leave the version out, or ask "
+                f"model {model} for {quoted(version)}"
             )
-        return alias.model, alias.version or version
+        return model, pinned or version
 
     def _default(self, name: str) -> str:
         versions = self._models[name]

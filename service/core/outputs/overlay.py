@@ -26,20 +26,35 @@ def overlay_png(
     alpha: float,
     *,
     outlines: bool = False,
+    background: int | None = None,
 ) -> bytes:
     """Packs an RGB PNG: (1 - alpha) * upload + alpha * colour, alpha to the nearest 1/255.
 
-    rgb: uint8 [H,W,3]. alpha: 0 (the upload) .. 1 (the colours). Void is untouched. outlines: of
-    each class, the pixels beside another class or void are its colour, whatever alpha is.
+    rgb: uint8 [H,W,3]. alpha: 0 (the upload) .. 1 (the colours). Void is untouched, and so is the
+    class `background`. outlines: of each other class, the pixels beside another one or void are its
+    colour, whatever alpha is.
     """
+    drawn = np.ones(256, bool)
+    drawn[VOID] = False
+    if background is not None:
+        drawn[background] = False
+    rows = _blended(rgb, label_map, palette, round(alpha * 255), drawn, outlines)
     height, width = label_map.shape
-    return rgb_png((height, width), _blended(rgb, label_map, palette, round(alpha * 255), outlines))
+    return rgb_png((height, width), rows)
 
 
 def _blended(
-    rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array, opacity: int, outlines: bool
+    rgb: UInt8Array,
+    label_map: UInt8Array,
+    palette: UInt8Array,
+    opacity: int,
+    is_drawn: npt.NDArray[np.bool_],
+    outlines: bool,
 ) -> Iterator[UInt8Array]:
-    """Yields some rows of the overlay at a time, uint8 [h,W,3]. opacity: 0..255."""
+    """Yields some rows of the overlay at a time, uint8 [h,W,3].
+
+    opacity: 0..255. is_drawn: whether each of the 256 ids is.
+    """
     # Pillow blends with four bytes a pixel and in one pass: a fifth of numpy's time.
     height, width = label_map.shape
     lines = border(label_map).view(np.uint8) if outlines else None
@@ -48,7 +63,7 @@ def _blended(
     for top in range(0, height, step):
         rows = slice(top, top + step)
         labels = np.ascontiguousarray(label_map[rows])
-        drawn = (labels != VOID).view(np.uint8)
+        drawn = is_drawn.view(np.uint8)[labels]
         mask = drawn * np.uint8(opacity)
         if lines is not None:
             mask |= drawn * lines[rows] * np.uint8(255)
@@ -74,7 +89,13 @@ def border(label_map: UInt8Array) -> npt.NDArray[np.bool_]:
 def _encode(answer: Segmentation) -> bytes:
     options = answer.options
     return overlay_png(
-        answer.image, answer.label_map, answer.palette, options.alpha, outlines=options.outlines
+        answer.image,
+        answer.label_map,
+        answer.palette,
+        options.alpha,
+        outlines=options.outlines,
+        # Where classes are chosen, only a background that was named is left: it is asked for.
+        background=None if options.classes else answer.contract.background,
     )
 
 

@@ -52,11 +52,26 @@ export class Classes {
     return this.present.filter(({ id }) => !this.hidden.has(id)).map(({ name }) => name);
   }
 
-  /** Uint32Array(256) of RGBA as a canvas holds it in memory; 0, transparent, where hidden. */
+  /** The class that is none of the things looked for, as the server's contract has it. */
+  get background() {
+    const named = ({ name }) => name.replace(/^[_ ]+|[_ ]+$/g, "").toLowerCase() === "background";
+    const isBlack = ({ id, color }) => id === 0 && color.every((value) => value === 0);
+    return this.infos.find(named) ?? this.infos.find(isBlack);
+  }
+
+  /** The names to ask an overlay for: of several, background is not drawn over the picture. */
+  get drawn() {
+    const kept = this.kept;
+    return kept?.length > 1 ? kept.filter((name) => name !== this.background?.name) : kept;
+  }
+
+  /** Uint32Array(256) of RGBA as a canvas holds it in memory; 0, transparent, where not drawn. */
   palette() {
     const bytes = new Uint8ClampedArray(256 * 4);
-    for (const { id, color } of this.infos) {
-      if (!this.hidden.has(id)) bytes.set([...color, 255], 4 * id);
+    const { background, drawn } = this;
+    for (const { id, color, name } of this.infos) {
+      const isLeft = id === background?.id && !drawn?.includes(name);
+      if (!this.hidden.has(id) && !isLeft) bytes.set([...color, 255], 4 * id);
     }
     return new Uint32Array(bytes.buffer);
   }

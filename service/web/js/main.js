@@ -45,7 +45,8 @@ function hideProblem() {
 
 function requestFor(output) {
   const alpha = $("opacity").value / 100;
-  return { version: models.chosen, output, alpha, classes: classes.kept };
+  const kept = output === "overlay" ? classes.drawn : classes.kept;
+  return { version: models.chosen, output, alpha, classes: kept };
 }
 
 /** For what was done last, as it would be done now. */

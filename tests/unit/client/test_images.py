@@ -14,6 +14,8 @@ from fcn_client import DecodeError, FcnClient, InvalidInput
 from fcn_client.grpc_messages import target_of
 from fcn_client.images import file_bytes, overlay, read_answer, read_rgb
 from fcn_client.request import call_of, is_grpc, total_s
+from fcn_client.types import ClassInfo, background_of
+from model import contract
 from service.core.images.decode import decode
 from service.core.images.header import read_header
 from service.core.outputs.overlay import overlay_png
@@ -59,6 +61,13 @@ def test_arrays_are_sent_without_loss() -> None:
         np.testing.assert_array_equal(read_png(file_bytes(rgb)), rgb)
 
 
+class Damaged(Image.Image):
+    """As one whose file is broken inside: Pillow's plugins then raise anything."""
+
+    def load(self) -> None:
+        raise SyntaxError("broken PNG file")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -68,6 +77,8 @@ def test_arrays_are_sent_without_loss() -> None:
         (b"", "has no bytes"),
         (Path("/no/such/file"), "/no/such/file cannot be read: No such file"),
         (Path("/dev/null"), "is empty"),
+        ("a\0.png", "cannot be read: embedded null byte"),
+        (Damaged(), "Pillow image cannot be read"),
         (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
         (3, "a int is no image"),
     ],
@@ -78,13 +89,35 @@ def test_what_is_no_image(wrong: Any, message: str) -> None:
         file_bytes(wrong)
 
 
+@pytest.mark.parametrize("background", [None, 7])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_overlay_is_the_servers(alpha: float) -> None:
+def test_overlay_is_the_servers(alpha: float, background: int | None) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 256, RGB.shape[:2]).astype(np.uint8)
     palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
-    expected = read_png(overlay_png(RGB, labels, palette, alpha))
-    np.testing.assert_array_equal(overlay(RGB, labels, palette, alpha), expected)
+    expected = read_png(overlay_png(RGB, labels, palette, alpha, background=background))
+    np.testing.assert_array_equal(overlay(RGB, labels, palette, alpha, background), expected)
+
+
+@pytest.mark.parametrize(
+    ("classes", "background"),
+    [
+        ([("background", (9, 9, 9)), ("cat", (0, 0, 0))], 0),
+        ([("cat", (1, 0, 0)), ("_Background_", (9, 9, 9))], 1),
+        ([("other", (0, 0, 0)), ("cat", (9, 9, 9))], 0),
+        ([("other", (0, 0, 0)), ("Background", (9, 9, 9))], 1),
+        ([("cat", (1, 0, 0)), ("road", (0, 0, 0))], None),
+        ([("backgrounds", (1, 0, 0))], None),
+    ],
+)
+def test_the_background_is_the_servers(
+    classes: list[tuple[str, tuple[int, int, int]]], background: int | None
+) -> None:
+    infos = [(number, name, color) for number, (name, color) in enumerate(classes)]
+    assert background_of([ClassInfo(*info) for info in infos]) == background
+    theirs = tuple(contract.ClassInfo(*info) for info in infos)
+    data = contract.TrainingData("none", "CC0-1.0")
+    assert contract.Contract("tiny", "none", theirs, data).background == background
 
 
 def test_answers() -> None:

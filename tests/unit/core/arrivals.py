@@ -150,8 +150,7 @@ def counters(queue: BatchQueue) -> tuple[int, ...]:
     return (
         len(queue._policy),
         *(queue._policy.pixels(p) for p in Priority),
-        *queue._reserved.values(),
-        *queue._reserved_pixels.values(),
+        len(queue._reserved),
         len(queue._retries),
         len(queue._running),
     )

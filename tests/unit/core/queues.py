@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from service.core.batching.device_threads import serve
 from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import BatchQueue
+from service.core.batching.threads import serve
 from service.core.types import Instance, Observer, Priority, UInt8Array
 from tests.unit.core.fakes import Device, Recorder, settle
 

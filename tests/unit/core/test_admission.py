@@ -66,8 +66,9 @@ async def test_a_permit_holds_room_in_the_queue_until_its_end() -> None:
         assert recorder.reasons == ["queue_full"]
         assert held.held == (2, 2, 20), "what the queue refused holds nothing here"
     with held.admit(queue, 1, 10) as permit:
-        assert permit.request.reserved_pixels == 10
-    assert permit.request.reserved_pixels is None
+        assert permit.request.pixels == 10
+        assert permit.request in queue._reserved
+    assert permit.request not in queue._reserved
 
 
 async def test_a_header_that_lied_is_corrected() -> None:

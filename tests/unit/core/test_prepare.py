@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import InputSpec
-from service.core.images.prepare import accepted_sizes, ordinary_size, prepare, restore
+from service.core.engines.warm_up import accepted_sizes, ordinary_size
+from service.core.images.decode import prepare
 from service.errors import ImageTooLarge
 from tests.drawing import street
 
@@ -12,7 +13,7 @@ sides = st.integers(1, 70)
 
 
 @given(height=sides, width=sides, smallest=sides, multiple=st.integers(1, 33))
-def test_padding_reaches_an_accepted_size_and_restore_undoes_it(
+def test_padding_reaches_an_accepted_size(
     height: int, width: int, smallest: int, multiple: int
 ) -> None:
     rgb = street(height, width) if height > 3 else np.full((height, width, 3), 7, np.uint8)
@@ -25,9 +26,6 @@ def test_padding_reaches_an_accepted_size_and_restore_undoes_it(
     assert (prepared[:height, :width] == rgb).all()
     assert not prepared[height:].any()
     assert not prepared[:, width:].any()
-    label_map = prepared[:, :, 0]
-    assert (restore(label_map, height, width) == rgb[:, :, 0]).all()
-    assert np.shares_memory(restore(label_map, height, width), label_map)
 
 
 def test_a_size_that_fits_is_not_copied() -> None:

@@ -234,14 +234,13 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
             await submit(queue, image_of(1))  # the pace is known from here
             tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(3)]
             await asyncio.sleep(0)
-            assert queue.wait_s() == pytest.approx(3 * RUN_S)
+            assert queue._wait_s(Priority.NORMAL) == pytest.approx(3 * RUN_S)
             with pytest.raises(Overloaded):
                 queue.reserve(6, loop.time() + 5.2 * RUN_S)
             taken = queue.reserve(6, loop.time() + 5.5 * RUN_S)
             assert recorder.reasons == ["too_late"]
             with reserved(queue):
-                assert queue.wait_s() == pytest.approx(5 * RUN_S)
-                assert queue.is_overloaded()
+                assert queue._wait_s(Priority.NORMAL) == pytest.approx(5 * RUN_S)
                 with pytest.raises(Overloaded):
                     queue.check()
                 queue.check(None, Priority.HIGH)  # of all these only what runs is ahead of it

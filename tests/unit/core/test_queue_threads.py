@@ -13,8 +13,7 @@ import weakref
 import numpy as np
 import pytest
 
-from service.core import threads
-from service.core.batching import device_threads
+from service.core.batching import threads
 from service.core.batching.policy import InferenceResult
 from service.core.batching.queue import BatchQueue
 from service.core.types import Float32Array, UInt8Array
@@ -30,7 +29,7 @@ from tests.unit.core.queues import (
 
 
 def held(queue: BatchQueue) -> int:
-    return sum(queue._reserved.values())
+    return len(queue._reserved)
 
 
 def total(label_map: UInt8Array, logits: Float32Array | None) -> Float32Array:
@@ -279,7 +278,7 @@ async def test_a_thread_that_waits_keeps_no_image() -> None:
 
 async def test_threads_end_with_their_queue() -> None:
     queue = new_queue()
-    (thread,) = device_threads.serve([Device()], queue, name="m", nice=0, clock=time.monotonic)
+    (thread,) = threads.serve([Device()], queue, name="m", nice=0, clock=time.monotonic)
     assert thread.name == "infer-m-0"
     queue.close()
     await asyncio.to_thread(thread.join, WAIT_S)
@@ -298,10 +297,10 @@ async def test_a_system_without_threads_to_give_is_told_to_the_loader(
         started.append(real(*args, **options))  # type: ignore[arg-type]
         return started[0]
 
-    monkeypatch.setattr(device_threads, "start_thread", start)
+    monkeypatch.setattr(threads, "start_thread", start)
     queue = new_queue(instances=2)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        device_threads.serve([Device(), Device()], queue, name="m", nice=0, clock=time.monotonic)
+        threads.serve([Device(), Device()], queue, name="m", nice=0, clock=time.monotonic)
     assert not queue.alive
     await asyncio.to_thread(started[0].join, WAIT_S)
     assert not started[0].is_alive()
@@ -310,7 +309,7 @@ async def test_a_system_without_threads_to_give_is_told_to_the_loader(
 def test_the_interpreter_ends_after_the_run_at_hand_though_nobody_closed_the_queue() -> None:
     program = """
 import asyncio, threading, time
-from service.core.batching.device_threads import serve
+from service.core.batching.threads import serve
 from tests.unit.core.fakes import Function
 from tests.unit.core.queues import image_of, new_queue
 begun = threading.Event()

@@ -13,9 +13,8 @@ from PIL import Image
 from service.core.outputs import overlay
 from service.core.outputs.classes import class_table, select, selected_ids
 from service.core.outputs.color import color_png
-from service.core.outputs.label_map import label_map_png
 from service.core.outputs.overlay import overlay_png
-from service.core.outputs.png import gray_png
+from service.core.outputs.png import gray_png, label_map_png
 from service.core.outputs.registry import all_outputs, output_named
 from service.core.outputs.summary import summary_json
 from service.core.types import SegmentOptions, Timings

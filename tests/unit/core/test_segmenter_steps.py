@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model.contract import InputSpec
-from service.core.outputs import confidence, label_map
+from service.core.outputs import confidence, png
 from service.core.types import UInt8Array
 from service.errors import DeadlineExceeded, ImageTooLarge, InferenceFailed
 from tests import drawing, tiny_models
@@ -53,7 +53,7 @@ async def test_infer_is_the_networks_run_and_render_all_that_is_made_of_its_answ
     write_model(tmp_path)
     clock = Ticking()
     network = FakeNetwork(Slow(clock), contract=tiny_models.contract(logits=True))
-    for module, name in ((label_map, "label_map_png"), (confidence, "confidence")):
+    for module, name in ((png, "label_map_png"), (confidence, "confidence")):
         real = getattr(module, name)
 
         def slow(*args: Any, real: Any = real) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from service.core.batching.device_threads import run as run_batch
 from service.core.batching.queue import BatchQueue
+from service.core.batching.threads import run as run_batch
 from service.core.types import Float32Array, Instance, UInt8Array
 from tests.unit.core.fakes import POISON
 
@@ -113,7 +113,8 @@ class VirtualQueue(BatchQueue):
                 self._serve_next(names[-1])
 
     def _serve_next(self, name: str) -> None:
-        batch = self.try_next_batch(full_device=name == "full")
+        with self._lock:
+            batch = None if self._error else self._take(name == "full")
         if batch is None:
             self.idle.append(name)
             return

@@ -88,7 +88,7 @@ async def asking(transport: str, segmenter: Segmenter, telemetry: Telemetry) -> 
 
 
 @pytest.mark.parametrize(
-    ("transport", "at_most"), [("rest", 23), ("grpc", 22), ("oip", 26)], ids=lambda v: str(v)
+    ("transport", "at_most"), [("rest", 17), ("grpc", 18), ("oip", 22)], ids=lambda v: str(v)
 )
 async def test_modules_on_the_way_of_one_image(
     tmp_path: Path, transport: str, at_most: int

@@ -148,6 +148,7 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
         "not_asked": 0,
         "absent": "nan",
         "mask": "all",
+        "unlabelled_classes": [],
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
         "mean_iu": 1.0,

@@ -55,6 +55,10 @@ def test_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "missing_files": 0,
         "read": 1,
         "problem": "",
+        "problems": [],
+        "warnings": [],
+        "class_shares": None,
+        "void_share": None,
         "usable": True,
     }
     assert not val["usable"]

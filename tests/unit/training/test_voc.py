@@ -112,7 +112,7 @@ def test_what_follows_a_name_in_a_list_is_passed_over(tmp_path: Path) -> None:
     [
         (b"a\nb\na\n", r"train\.txt names a twice"),
         (b"", "split 'train' of .* is empty"),
-        (b"\xff\xfe", r"cannot read the list .*train\.txt: not UTF-8 text"),
+        (b"\xff\xfea", r"cannot read the list .*train\.txt: not UTF-8 text"),
         (b"a\nz\n", r"2 of 4 files of split 'train' are missing, the first is .*z\.jpg"),
     ],
 )
