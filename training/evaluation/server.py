@@ -17,7 +17,6 @@ from fcn_client import (
     FcnClient,
     FcnConnectionError,
     FcnError,
-    FcnTimeoutError,
     NotAllowed,
     NotAuthenticated,
 )
@@ -35,10 +34,6 @@ from training.evaluation.evaluate import (
 )
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor
-
-_ATTEMPTS = 2
-"""Attempts for an image that is not answered in time: the next attempt may meet a less busy moment.
-What else can be retried the client does."""
 
 
 class ServerPredictor:
@@ -60,7 +55,7 @@ class ServerPredictor:
         """
         client = FcnClient(url, timeout_s=deadline_s, api_key=api_key)
         try:
-            self._labeller = RemoteLabeller(client, model)
+            self._labeller = RemoteLabeller(client, model, deadline_s=deadline_s)
         except NotAuthenticated as error:
             raise EvaluationError(
                 f"{url} answers {error}: give a file with a valid key as --api-key-file"
@@ -71,17 +66,12 @@ class ServerPredictor:
     def __call__(self, path: Path, /) -> UInt8Array:
         """Ask for one image. Raises: ImageFailed, ServerLost."""
         body = path.read_bytes()
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                answer = self._labeller(body)
-                break
-            except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
-                raise ServerLost(str(error)) from error
-            except FcnTimeoutError as error:
-                if attempt == _ATTEMPTS:
-                    raise ImageFailed(f"{error} (asked {attempt} times; see --deadline)") from error
-            except FcnError as error:
-                raise ImageFailed(str(error)) from error
+        try:
+            answer = self._labeller(body)
+        except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
+            raise ServerLost(str(error)) from error
+        except FcnError as error:
+            raise ImageFailed(str(error)) from error
         with Image.open(io.BytesIO(answer)) as label_map:  # the client has looked at it
             return np.array(label_map)
 

@@ -101,6 +101,25 @@ def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: fcn" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["predict", "a.png", "--out", "b", "--no-such-flag"], "usage: fcn predict "),
+        (["predict", "a.png", "--out", "b", "more"], "usage: fcn predict "),
+        (["data", "check", "camvid", "a", "--no-such-flag"], "usage: fcn data check "),
+        (["--no-such-flag", "models"], "usage: fcn "),
+    ],
+)
+def test_the_usage_is_that_of_the_command_that_is_wrong(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(usage) and "unrecognized arguments: " in err
+
+
 def test_run_decides_the_exit_code(add_command: AddCommand) -> None:
     add_command("return args.count + 3")
     assert main(["demo-command", "--count", "4"]) == 7
@@ -185,6 +204,22 @@ def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
     environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
     assert list(home.rglob("*")) == []
+
+
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "demo_command.py").write_text(
+        "HELP = ''\n"
+        "def configure(parser): pass\n"
+        "def run(args):\n"
+        "    print('caf\\udce9.png')\n"
+        "    return 0\n"
+    )
+    script = (
+        f"import sys, cli; cli.__path__.append({str(tmp_path)!r})\n"
+        "from cli.main import main; sys.exit(main(['demo-command']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"caf\\udce9.png\n")
 
 
 def test_a_reader_who_left_is_no_error(tmp_path: Path) -> None:
