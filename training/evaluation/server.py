@@ -20,6 +20,7 @@ from fcn_client import (
     FcnTimeoutError,
     NotAllowed,
     NotAuthenticated,
+    ServerError,
 )
 from fcn_client.predict import RemoteLabeller
 from fcn_client.sync.window import in_window
@@ -37,8 +38,15 @@ from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor
 
 _ATTEMPTS = 2
-"""Attempts for an image that is not answered in time: the next attempt may meet a less busy moment.
-What else can be retried the client does."""
+"""Attempts for an image that is not answered in time, or that a server or a proxy before it failed
+on: the next attempt may meet a better moment. What else can be retried the client does."""
+
+
+def _may_pass(error: FcnError) -> bool:
+    """Tell whether the same image may be answered a moment later."""
+    return isinstance(error, FcnTimeoutError) or (
+        isinstance(error, ServerError) and error.status >= 500
+    )
 
 
 class ServerPredictor:
@@ -77,11 +85,12 @@ class ServerPredictor:
                 break
             except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
                 raise ServerLost(str(error)) from error
-            except FcnTimeoutError as error:
-                if attempt == _ATTEMPTS:
-                    raise ImageFailed(f"{error} (asked {attempt} times; see --deadline)") from error
             except FcnError as error:
-                raise ImageFailed(str(error)) from error
+                if not _may_pass(error):
+                    raise ImageFailed(str(error)) from error
+                if attempt == _ATTEMPTS:
+                    late = "; see --deadline" if isinstance(error, FcnTimeoutError) else ""
+                    raise ImageFailed(f"{error} (asked {attempt} times{late})") from error
         with Image.open(io.BytesIO(answer)) as label_map:  # the client has looked at it
             return np.array(label_map)
 
