@@ -14,3 +14,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: want a whole number, 1 or more")
     return value
+
+
+def seconds(text: str) -> float:
+    """A time that a request may take. Raises: ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 3600:  # what the server takes as a deadline
+        raise argparse.ArgumentTypeError(f"{text}: want seconds, up to 3600")
+    return value

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
-from cli._arguments import positive
+from cli._arguments import positive, seconds
 
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
 
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_api_key_file(parser, "SOURCE")
     parser.add_argument(
         "--deadline",
-        type=_seconds,
+        type=seconds,
         default=120.0,
         metavar="SECONDS",
         help="for a server's answer to one image, which is asked for once more after that; then "
@@ -127,11 +127,4 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: want more than 0 seconds")
     return value

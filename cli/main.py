@@ -18,7 +18,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import cli
 
@@ -42,6 +42,19 @@ _EXTRA_OF = {
 _OUR_PACKAGES = frozenset({"cli", "fcn_client", "model", "service", "training"})
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses words that it does not know itself, with the usage of its own command.
+
+    Left alone, argparse has the parser above do that, with a usage in which they are not.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 class Command(Protocol):
     """Every command's module offers these."""
 
@@ -62,7 +75,7 @@ def command_names() -> tuple[str, ...]:
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that knows these commands; their modules are imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fcn",
         description="Train fully convolutional networks for semantic segmentation and serve them.",
     )

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
-from cli._arguments import positive
+from cli._arguments import positive, seconds
 
 HELP = "segment an image, a folder or a video, with a server or in this process"
 _SHOWN_FAILURES = 20
+_DEADLINE_S = 120.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +74,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="images worked on at a time (default: 4)",
     )
     parser.add_argument(
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        help="for a server's answer to one image, which is asked for once more after that; then "
+        f"the image has failed, and the others go on (default: {_DEADLINE_S:g})",
+    )
+    parser.add_argument(
         "--afresh", action="store_true", help="do everything again, complete or not"
     )
     parser.add_argument(
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from fcn_client.errors import InvalidInput
     from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
+    from fcn_client.predict.inputs import printable
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(IMAGE_FOLDERS):
@@ -104,13 +113,15 @@ def run(args: argparse.Namespace) -> int:
     found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
-    if args.api_key_file and not args.url:
-        raise InvalidInput("--api-key-file is for a server: give its --url, too")
+    if not args.url and (args.api_key_file or args.deadline):
+        flag = "--api-key-file" if args.api_key_file else "--deadline"
+        raise InvalidInput(f"{flag} is for a server: give its --url, too")
     if args.url:
         from fcn_client import FcnClient
 
-        client = FcnClient(args.url, api_key=read_api_key(args.api_key_file))
-        labeller = RemoteLabeller(client, args.model, args.model_version, keep)
+        deadline_s = args.deadline or _DEADLINE_S
+        client = FcnClient(args.url, timeout_s=deadline_s, api_key=read_api_key(args.api_key_file))
+        labeller = RemoteLabeller(client, args.model, args.model_version, keep, deadline_s)
     else:
         from cli._local import LocalLabeller
         from service.settings import load_settings
@@ -133,13 +144,16 @@ def run(args: argparse.Namespace) -> int:
         )
         if annotations:
             annotate(folder, annotations, args.image_url or LOCAL_FILES)
+            summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
     if args.json:
         report = {
-            "out": str(args.out),
+            "out": printable(str(args.out)),
             "model": labeller.name,
             "version": labeller.version,
             "done": summary.done,
             "skipped": summary.skipped,
+            "replaced": summary.replaced,
+            "kept": summary.kept,
             "ignored": found.ignored,
             "failed": [
                 {"source": source, "frame": frame, "error": error}
@@ -153,8 +167,13 @@ def run(args: argparse.Namespace) -> int:
             print(
                 f"fcn: {name}{'' if frame is None else f' frame {frame}'}: {why}", file=sys.stderr
             )
+        if (more := len(summary.failures) - _SHOWN_FAILURES) > 0:
+            print(f"fcn: and {more} more, which --json lists, too", file=sys.stderr)
+        replaced = f" ({summary.replaced} in place of others)" if summary.replaced else ""
+        kept = f"; {summary.kept} of other runs are there, too" if summary.kept else ""
         print(
-            f"{args.out}: {summary.done} done, {summary.skipped} complete before, "
-            f"{len(summary.failures)} failed, by {labeller.name} version {labeller.version}"
+            f"{printable(str(args.out))}: {summary.done} done{replaced}, {summary.skipped} "
+            f"complete before, {len(summary.failures)} failed, by {labeller.name} version "
+            f"{labeller.version}{kept}"
         )
     return 1 if summary.failures else 0

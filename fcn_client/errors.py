@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 TYPE_PREFIX: Final = "urn:fcn:problem:"
-RETRYABLE_STATUS: Final = frozenset({429, 503})
+RETRYABLE_STATUS: Final = frozenset({429, 502, 503})  # 502: a proxy whose server restarts
 
 
 class FcnError(Exception):

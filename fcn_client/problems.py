@@ -8,6 +8,7 @@ from typing import Any, Final
 from fcn_client.errors import (
     KINDS,
     TYPE_PREFIX,
+    DeadlineExceeded,
     FcnConnectionError,
     FcnError,
     FcnTimeoutError,
@@ -17,8 +18,8 @@ from fcn_client.errors import (
     ServerError,
 )
 
-# A proxy's refusal has no kind; these two are told from their status alone.
-_ERROR_OF_STATUS: Final = {401: NotAuthenticated, 403: NotAllowed}
+# A proxy's refusal has no kind; these are told from their status alone.
+_ERROR_OF_STATUS: Final = {401: NotAuthenticated, 403: NotAllowed, 504: DeadlineExceeded}
 _KIND_OF_TITLE: Final = {error.title: kind for kind, error in KINDS.items()}
 # What gRPC's codes are over HTTP, for errors that did not come from our server's code.
 _STATUS_OF_CODE: Final = {

@@ -293,6 +293,11 @@ def parse_provider_options(text: str) -> ProviderOptions:
     }
 
 
+def removed_names() -> tuple[str, ...]:
+    """Names the settings of earlier versions."""
+    return tuple(_IN_PLACE_OF)
+
+
 def environment_name(field: str) -> str:
     """`http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()

@@ -71,7 +71,9 @@ def _decoded(path: Path) -> Iterator[UInt8Array]:
                 raise InvalidInput(f"{path} has no images in it")
             for frame in container.decode(video=0):
                 yield turned(frame)
-    except (av.FFmpegError, OSError) as error:
+    except InvalidInput:
+        raise
+    except Exception as error:  # FFmpeg's, and what PyAV makes of streams that are no images
         raise InvalidInput(f"{path} cannot be read as a video: {error}") from error
 
 

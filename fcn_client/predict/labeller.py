@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
-from fcn_client.errors import FcnError, InvalidInput
+from fcn_client.errors import FcnConnectionError, FcnError, FcnTimeoutError, InvalidInput
 from fcn_client.sync.client import FcnClient
 from fcn_client.types import ClassInfo, Model, ModelVersion
+
+ATTEMPTS: Final = 2
 
 
 class Labeller(Protocol):
@@ -38,10 +40,13 @@ class RemoteLabeller:
         model: str | None = None,
         version: str | None = None,
         keep: Sequence[str] = (),
+        deadline_s: float | None = None,
     ) -> None:
         """client: closed with this, also when this fails. keep: classes by name or id; all when
-        empty. Raises: FcnError."""
+        empty. deadline_s: for each image, with what the client retries; the server's if None.
+        Raises: FcnError."""
         self._client = client
+        self._deadline_ms = None if deadline_s is None else 1000 * deadline_s
         self._keep = tuple(keep)
         try:
             chosen = _model(client.models(), model, client.url)
@@ -56,13 +61,37 @@ class RemoteLabeller:
         self.identity = f"{self.name} {self.version} {found.precision}"
 
     def __call__(self, image: bytes, /) -> bytes:
+        """Asks again for an image that was not answered in time: the next attempt may meet a less
+        busy moment. What else can be retried the client does."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._asked(image)
+            except FcnTimeoutError as error:
+                if attempt == ATTEMPTS:
+                    raise FcnError(f"{error} (asked {attempt} times; see --deadline)") from error
+            except FcnConnectionError as error:
+                if self._is_gone():
+                    raise
+                raise FcnError(f"{error}, and for this image alone") from error
+        raise AssertionError("an attempt returns or raises")
+
+    def _asked(self, image: bytes) -> bytes:
         return self._client.segment(
             image,
             model=self.name,
             version=self.version,
             classes=self._keep,
             priority="low",  # whoever waits for one image goes before a folder of them
+            deadline_ms=self._deadline_ms,
         ).body
+
+    def _is_gone(self) -> bool:
+        """Tells a server that is gone from one that, or whose proxy, breaks off over one image."""
+        try:
+            self._client.models()
+        except FcnError:
+            return True
+        return False
 
     def close(self) -> None:
         self._client.close()

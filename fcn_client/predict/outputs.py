@@ -16,6 +16,7 @@ import io
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,9 +28,9 @@ from PIL import Image
 
 from fcn_client.errors import DecodeError, InvalidInput
 from fcn_client.images import VOID, encode, overlay, read_rgb
-from fcn_client.predict.inputs import Item
+from fcn_client.predict.inputs import Item, printable, unwritable
 from fcn_client.predict.labeller import Labeller
-from fcn_client.types import UInt8Array
+from fcn_client.types import UInt8Array, background_of
 
 IMAGE_FOLDERS: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
 JOURNAL: Final = "predict.jsonl"
@@ -93,6 +94,25 @@ class Folder:
                     f"{labeller.identity}: give another --out, or --afresh to do all of it again"
                 )
         self._journal = journal.open("a", encoding="utf-8")
+        self._folds = _folds(root)
+        self._claims: dict[str, Item] = {}
+        self.unreadable: dict[tuple[str, int | None], str] = {}
+
+    def claim(self, item: Item) -> str:
+        """Takes the names of the item's outputs for it. Returns whose they are already, or nothing:
+        `film.mp4` has frames `film/000000`, as a folder `film` may, and on some file systems names
+        that differ in case or in how accents are written are one."""
+        name = item.name
+        if not name:
+            return ""
+        if self._folds:
+            name = unicodedata.normalize("NFC", name).casefold()
+        first = self._claims.setdefault(name, item)
+        return "" if first == item else first.source
+
+    def unclaimed(self) -> int:
+        """Counts the images of earlier runs that no item of this one is."""
+        return len(self._records.keys() - {item.name for item in self._claims.values()})
 
     def holds(self, item: Item) -> bool:
         """Tells whether the item is complete: same file and settings, and its images are there."""
@@ -102,7 +122,7 @@ class Folder:
             and (record.source, record.frame, record.stamp) == (item.source, item.frame, item.stamp)
             and record.settings == self._settings
             and set(self._write) <= set(record.written)
-            and all(self._path(kind, item.name).is_file() for kind in self._write)
+            and all(os.path.isfile(self._path(kind, item.name)) for kind in self._write)
         )
 
     def write(self, item: Item, source: bytes, label_map_png: bytes) -> Record:
@@ -123,7 +143,7 @@ class Folder:
             elif kind == "color":
                 body = encode(palette[label_map])
             else:
-                body = encode(overlay(read_rgb(source), label_map, palette, self._alpha))
+                body = encode(self._overlay(read_rgb(source), label_map, palette))
             _replace(self._path(kind, item.name), body)
         pixels = np.bincount(label_map.ravel(), minlength=256)
         shares = {c.name: int(pixels[c.id]) / label_map.size for c in self.classes}
@@ -141,11 +161,25 @@ class Folder:
             shares,
         )
 
-    def note(self, record: Record) -> None:
-        """Notes that the item is complete, from one thread."""
+    def _overlay(self, rgb: UInt8Array, label_map: UInt8Array, palette: UInt8Array) -> UInt8Array:
+        """Raises: DecodeError."""
+        if rgb.shape[:2] != label_map.shape:
+            raise DecodeError(
+                f"the label map is {list(label_map.shape)}, and the image {list(rgb.shape[:2])} "
+                "where it is read here: leave overlay out of --write"
+            )
+        # Where classes are chosen, only a background that was named is left: it is asked for.
+        background = None if self._settings["keep"] else background_of(self.classes)
+        return overlay(rgb, label_map, palette, self._alpha, background)
+
+    def note(self, record: Record) -> bool:
+        """Notes, from one thread, that the item is complete. Tells whether its outputs took the
+        place of those of another file, or of another content of it."""
+        before = self._records.get(record.name)
         self._records[record.name] = record
         self._journal.write(json.dumps(asdict(record)) + "\n")
         self._journal.flush()
+        return before is not None and (before.source, before.stamp) != (record.source, record.stamp)
 
     def close(self) -> None:
         """Writes the CSV: a row for each item done with these settings, now or before."""
@@ -163,15 +197,19 @@ class Folder:
     def label_maps(self) -> Iterator[tuple[Record, UInt8Array]]:
         """Yields those that the CSV has a row for, in its order, read from their files.
 
-        Raises: InvalidInput.
+        `unreadable` gets those that cannot be, and why.
         """
         for record in self._done():
             path = self._path("label_map", record.name)
             try:
                 with Image.open(path, formats=("PNG",)) as image:
                     label_map = np.array(image)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise InvalidInput(f"{path} cannot be read: run again with --afresh") from error
+            except FileNotFoundError:  # somebody does not want it any more
+                continue
+            except (OSError, SyntaxError, ValueError):
+                why = f"{path} cannot be read: run again with --afresh"
+                self.unreadable[record.source, record.frame] = printable(why)
+                continue
             yield record, label_map
 
     def _done(self) -> list[Record]:
@@ -196,11 +234,20 @@ def _read(journal: Path) -> dict[str, Record]:
             record = Record(**raw)
         except (KeyError, TypeError, ValueError):
             continue
+        if unwritable(record.source):  # which earlier versions wrote, and could not make a table of
+            continue
         records[record.name] = record
     if text and not text.endswith("\n"):
         with journal.open("a", encoding="utf-8") as file:
             file.write("\n")  # else the next line would be lost with this one
     return records
+
+
+def _folds(folder: Path) -> bool:
+    """Tells whether names that differ in case are one in this folder, as on macOS and Windows."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".case-", suffix=".part") as file:
+        path = Path(file.name)
+        return path.with_name(path.name.swapcase()).exists()
 
 
 def _replace(path: Path, body: bytes) -> None:

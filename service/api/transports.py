@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service.api.call import Calls
 from service.api.grpc import segmentation
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.routes import create_app
+from service.api.http.segment import SegmentEndpoint, segment_first
 from service.api.keys import Keys
 from service.api.oip import grpc as oip_grpc
 from service.api.oip.grpc import OipGrpc
@@ -29,7 +30,7 @@ from service.telemetry import Telemetry
 class Transports:
     """Holds an ASGI application, a gRPC server, and what lets its streams end in order."""
 
-    rest: FastAPI
+    rest: ASGIApp
     grpc: GrpcServer
     close_streams: Callable[[], None]
 
@@ -59,15 +60,21 @@ def build(
     inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
     operations = Operations(segmenter, statistics, admin_key=admin_key, ready=ready)
 
-    rest = create_app(segmenter, calls, telemetry, config, uploads=uploads, ready=ready)
+    segment = SegmentEndpoint(
+        segmenter,
+        uploads,
+        max_image_bytes=config.max_image_bytes,
+        deadline_s=config.deadline_s,
+    )
+    app = create_app(segmenter, calls, telemetry, config, segment=segment, ready=ready)
     oip_rest = OipRest(
         segmenter, config, uploads=uploads, inference=inference, operations=operations
     )
-    oip_rest.add_to(rest)
+    oip_rest.add_to(app)
 
     grpc = GrpcServer(config)
     ours = Segmentation(segmenter, calls, config, uploads)
     grpc.add(segmentation.SERVICE, ours.handler())
     oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
     grpc.add(oip_grpc.SERVICE, oip.handler())
-    return Transports(rest, grpc, ours.close_streams)
+    return Transports(segment_first(app, segment, calls), grpc, ours.close_streams)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from service.config import SegmenterConfig
 from service.core.engines import cuda
-from service.core.engines.cuda import GpuOptions, NoGpu
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.errors import ModelLoadError
 from tests.drawing import street
 from tests.serving import ROOT
 from tests.unit.core.pretend_gpu import pretend
@@ -36,7 +37,7 @@ def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("this build of ONNX Runtime has no CUDA")
     try:
         cuda.count_gpus(cuda._cuda_major())
-    except NoGpu as error:
+    except ModelLoadError as error:
         pytest.skip(str(error))
 
 
@@ -52,7 +53,7 @@ def images(shape: tuple[int, int, int], seed: int) -> UInt8Array:
 @pytest.mark.usefixtures("_gpu")
 def test_labels_are_those_of_the_cpu() -> None:
     cpu = OnnxRuntimeNetwork(MODEL, provider="cpu", threads=1)
-    exact = GpuOptions(instances=2, provider_options={"cuda": {"use_tf32": "0"}})
+    exact = SegmenterConfig(instances=2, provider_options={"cuda": {"use_tf32": "0"}})
     gpu = OnnxRuntimeNetwork(MODEL, provider="cuda", threads=1, gpu=exact)
     assert gpu.provider == "cuda"
 

@@ -17,10 +17,8 @@ from fcn_client import (
     FcnClient,
     FcnConnectionError,
     FcnError,
-    FcnTimeoutError,
     NotAllowed,
     NotAuthenticated,
-    ServerError,
 )
 from fcn_client.predict import RemoteLabeller
 from fcn_client.sync.window import in_window
@@ -36,17 +34,6 @@ from training.evaluation.evaluate import (
 )
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import FilePredictor
-
-_ATTEMPTS = 2
-"""Attempts for an image that is not answered in time, or that a server or a proxy before it failed
-on: the next attempt may meet a better moment. What else can be retried the client does."""
-
-
-def _may_pass(error: FcnError) -> bool:
-    """Tell whether the same image may be answered a moment later."""
-    return isinstance(error, FcnTimeoutError) or (
-        isinstance(error, ServerError) and error.status >= 500
-    )
 
 
 class ServerPredictor:
@@ -68,7 +55,7 @@ class ServerPredictor:
         """
         client = FcnClient(url, timeout_s=deadline_s, api_key=api_key)
         try:
-            self._labeller = RemoteLabeller(client, model)
+            self._labeller = RemoteLabeller(client, model, deadline_s=deadline_s)
         except NotAuthenticated as error:
             raise EvaluationError(
                 f"{url} answers {error}: give a file with a valid key as --api-key-file"
@@ -79,18 +66,12 @@ class ServerPredictor:
     def __call__(self, path: Path, /) -> UInt8Array:
         """Ask for one image. Raises: ImageFailed, ServerLost."""
         body = path.read_bytes()
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                answer = self._labeller(body)
-                break
-            except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
-                raise ServerLost(str(error)) from error
-            except FcnError as error:
-                if not _may_pass(error):
-                    raise ImageFailed(str(error)) from error
-                if attempt == _ATTEMPTS:
-                    late = "; see --deadline" if isinstance(error, FcnTimeoutError) else ""
-                    raise ImageFailed(f"{error} (asked {attempt} times{late})") from error
+        try:
+            answer = self._labeller(body)
+        except (FcnConnectionError, NotAuthenticated, NotAllowed) as error:
+            raise ServerLost(str(error)) from error
+        except FcnError as error:
+            raise ImageFailed(str(error)) from error
         with Image.open(io.BytesIO(answer)) as label_map:  # the client has looked at it
             return np.array(label_map)
 

@@ -20,7 +20,6 @@ from service.api.http.problem import error_response
 from service.api.http.segment import PATH, SegmentEndpoint
 from service.api.models import model_json, models_json
 from service.api.status import Status
-from service.api.uploads import Uploads
 from service.config import ApiConfig
 from service.core.outputs.registry import all_outputs
 from service.core.segmenter import Segmenter
@@ -34,7 +33,7 @@ def create_app(
     telemetry: Telemetry,
     config: ApiConfig,
     *,
-    uploads: Uploads,
+    segment: SegmentEndpoint,
     ready: Callable[[], bool],
 ) -> FastAPI:
     """`ready` says whether new requests are wanted: models loaded and not draining."""
@@ -57,14 +56,8 @@ def create_app(
         return openapi.with_keys(document, is_open if has_keys else None)
 
     app.openapi = complete  # type: ignore[method-assign]
-    segment = SegmentEndpoint(
-        segmenter,
-        uploads,
-        max_image_bytes=config.max_image_bytes,
-        deadline_s=config.deadline_s,
-    )
-    # First: it is what nearly all requests ask for.
-    app.router.routes.insert(0, Route(PATH, segment, methods=["POST"]))
+    # Says 405 to other methods; a POST goes past FastAPI, see `segment_first`.
+    app.router.routes.append(Route(PATH, segment, methods=["POST"]))
     rest = _Rest(segmenter, telemetry, config, ready)
     route = app.add_api_route
     route("/v1/models", rest.list_models, methods=["GET"], **openapi.LIST_MODELS)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from model.contract import InputSpec
 from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import BatchQueue
 from service.core.batching.threads import Pool
-from service.core.images.tiles import Mosaic
+from service.core.images.tiles import Tile, tiles
 from service.core.types import Priority, UInt8Array
 
 
@@ -32,19 +37,24 @@ async def run_in_tiles(
 
     Raises: ImageTooLarge, and the first error of any tile, which ends the others.
     """
-    mosaic = Mosaic(tensor, spec, max_pixels)
-    remaining = iter(mosaic.tiles)
+    height, width = tensor.shape[:2]
+    remaining = iter(tiles(height, width, spec, max_pixels))
     results: list[InferenceResult] = []
+    wholes: list[npt.NDArray[Any]] = []  # the label map and, if there is one, what was made of it
 
     async def work() -> None:
         for tile in remaining:
-            cut = await pool.run(partial(mosaic.cut, tile), deadline)
+            cut = await pool.run(partial(tile.cut, tensor), deadline)
             # Without room of its own: the image was admitted with all its pixels.
             request = queue.request(deadline, priority)
             queue.put(request, cut, postprocess, wants_logits=postprocess is not None)
             result = await queue.result(request)
-            place = mosaic.placing(tile, result.label_map, result.postprocessed)
-            await pool.run(place, deadline)
+            parts = [result.label_map]
+            if result.postprocessed is not None:
+                parts.append(result.postprocessed)
+            if not wholes:
+                wholes.extend(np.empty((*p.shape[:-2], height, width), p.dtype) for p in parts)
+            await pool.run(partial(_put, tile, parts, wholes), deadline)
             results.append(result)
 
     try:
@@ -54,10 +64,15 @@ async def run_in_tiles(
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return InferenceResult(
-        mosaic.label_map,
+        wholes[0],
         queue_s=sum(result.queue_s for result in results),
         infer_s=sum(result.infer_s for result in results),
         batch_size=1,
-        postprocessed=mosaic.scores,
+        postprocessed=wholes[1] if len(wholes) > 1 else None,
         postprocess_s=sum(result.postprocess_s for result in results),
     )
+
+
+def _put(tile: Tile, parts: Sequence[npt.NDArray[Any]], wholes: Sequence[npt.NDArray[Any]]) -> None:
+    for part, whole in zip(parts, wholes, strict=True):
+        tile.put(part, whole)

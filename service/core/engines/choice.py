@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from service.config import SegmenterConfig
 from service.core.engines.cores import Plan, multiplies_int8, plan
-from service.core.engines.cuda import INSTANCES, GpuOptions
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.openvino import OpenVinoNetwork
 from service.core.images.decode import prepare
-from service.core.types import Network
+from service.core.types import Network, UInt8Array
 from service.errors import ImageTooLarge, ModelLoadError
-
-UInt8Array = npt.NDArray[np.uint8]
 
 ENGINES: Final = ("onnxruntime", "openvino")
 PRECISIONS: Final = ("auto", "fp32", "fp16", "int8")
@@ -55,12 +51,7 @@ def network_opener(config: SegmenterConfig, cores: int) -> Callable[[Path], Netw
             threads=config.intra_op_threads,
             alone_threads=config.alone_threads,
         ),
-        gpu=GpuOptions(
-            devices=config.devices,
-            instances=config.instances or INSTANCES,
-            memory_limit_bytes=config.gpu_mem_limit_bytes,
-            provider_options=config.provider_options,
-        ),
+        gpu=config,
     )
 
 
@@ -71,7 +62,7 @@ def open_network(
     engine: str,
     plan: Plan,
     precision: str = "auto",
-    gpu: GpuOptions | None = None,
+    gpu: SegmenterConfig | None = None,
 ) -> Network:
     """Opens the file of the wanted precision in the wanted engine.
 
@@ -100,7 +91,7 @@ def open_network(
 
 
 def _open_session(
-    path: Path, provider: str, precision: str, plan: Plan, gpu: GpuOptions | None
+    path: Path, provider: str, precision: str, plan: Plan, gpu: SegmenterConfig | None
 ) -> OnnxRuntimeNetwork:
     """Opens the file of that precision in ONNX Runtime."""
     if precision not in PRECISIONS:

@@ -14,7 +14,6 @@ import logging
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +21,10 @@ import numpy as np
 import onnxruntime as ort
 
 from model.contract import Contract
-from service.config import ProviderOptions
+from service.config import SegmenterConfig
 from service.core.engines.warm_up import Shape, first_line
 from service.core.types import Float32Array, Instance, UInt8Array
+from service.errors import ModelLoadError
 
 CPU: Final = "CPUExecutionProvider"
 EXECUTION_PROVIDERS: Final = {
@@ -58,49 +58,35 @@ Providers = list[tuple[str, dict[str, str]]]
 _log = logging.getLogger(__name__)
 
 
-class NoGpu(Exception):
-    """Says, as the end of a sentence, why a network cannot run on GPUs."""
-
-
-@dataclass(frozen=True, slots=True)
-class GpuOptions:
-    """How networks run on GPUs.
-
-    devices: indexes among those this process sees (`CUDA_VISIBLE_DEVICES`), which may be slices of
-    one (MIG); empty for all. instances: sessions of a model on each. memory_limit_bytes: of each
-    GPU, for all sessions of one model; None for no limit. provider_options: over the service's own.
-    """
-
-    devices: tuple[int, ...] = ()
-    instances: int = INSTANCES
-    memory_limit_bytes: int | None = None
-    provider_options: ProviderOptions = field(default_factory=dict)
-
-
 def built_for(provider: str) -> bool:
     """Tells whether this build of ONNX Runtime has "cuda" or "tensorrt"; it may still not start."""
     return EXECUTION_PROVIDERS[provider] in ort.get_available_providers()
 
 
 def open_instances(
-    path: Path, contract: Contract, provider: str, options: GpuOptions
+    path: Path, contract: Contract, provider: str, config: SegmenterConfig
 ) -> list[CudaInstance]:
-    """Opens `options.instances` sessions on each GPU, neighbours in the list on different ones.
+    """Opens `config.instances` sessions on each GPU, neighbours in the list on different ones.
 
-    provider: "cuda" or "tensorrt". Raises: NoGpu when it does not start, or would run elsewhere.
+    provider: "cuda" or "tensorrt". config: its devices are indexes among those this process sees
+    (`CUDA_VISIBLE_DEVICES`), which may be slices of one (MIG).
+
+    Raises: ModelLoadError with the end of a sentence, why it does not start or would run elsewhere.
     """
     if not built_for(provider):
-        raise NoGpu("this build of ONNX Runtime lacks it (install the gpu extra in place of cpu)")
-    devices = choose_devices(count_gpus(_cuda_major()), options.devices)
+        raise ModelLoadError(
+            "this build of ONNX Runtime lacks it (install the gpu extra in place of cpu)"
+        )
+    devices = choose_devices(count_gpus(_cuda_major()), config.devices)
     _preload(provider)
     instances = []
-    for _ in range(options.instances):
+    for _ in range(config.instances or INSTANCES):
         for device in devices:
-            wanted = provider_options(path, contract, provider, device, options)
+            wanted = provider_options(path, contract, provider, device, config)
             try:
                 session = _open(path, wanted)
             except Exception as error:  # its exceptions share no base class below Exception
-                raise NoGpu(_missing_library(provider) or first_line(error)) from error
+                raise ModelLoadError(_missing_library(provider) or first_line(error)) from error
             instances.append(CudaInstance(session, contract, device))
     _log.info("%s runs on GPU %s", path, ", ".join(map(str, devices)))
     return instances
@@ -117,24 +103,25 @@ class CudaInstance(Instance):
         self._session = session
         self._contract = contract
         self._device = device
-        self._buffers: OrderedDict[Shape, _Buffers] = OrderedDict()
+        # By shape: uint8 [N,H,W,3] and [N,H,W] on the device, and their binding.
+        self._buffers: OrderedDict[Shape, tuple[Any, Any, Any]] = OrderedDict()
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
-        buffers = self._buffers_of(batch.shape)
+        images, label_maps, binding = self._buffers_of(batch.shape)
         # Waits until the device has the pixels: the session's stream would not know to.
-        buffers.images.update_inplace(np.ascontiguousarray(batch))
+        images.update_inplace(np.ascontiguousarray(batch))
         # Bound each time: should the graph want its images elsewhere, ONNX Runtime copies them when
         # they are bound, and would not see them change. Where it takes them as they are, it costs
         # nothing.
         image = self._contract.input.name
-        buffers.binding.bind_ortvalue_input(image, buffers.images)
+        binding.bind_ortvalue_input(image, images)
         for name, value in self._contract.feeds(batch).items():
             if name != image:
-                buffers.binding.bind_cpu_input(name, value)
-        self._session.run_with_iobinding(buffers.binding)
-        buffers.binding.synchronize_outputs()
-        return np.array(buffers.label_maps.numpy(), np.uint8)
+                binding.bind_cpu_input(name, value)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return np.array(label_maps.numpy(), np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Keeps no buffers: logits take a hundred times the memory, and are asked for seldom."""
@@ -142,7 +129,7 @@ class CudaInstance(Instance):
         label_maps, logits = self._session.run(names, self._contract.feeds(batch))
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
-    def _buffers_of(self, shape: tuple[int, ...]) -> _Buffers:
+    def _buffers_of(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
         """Returns those of the batches of this shape before, or new ones."""
         key: Shape = (shape[0], shape[1], shape[2])
         if key not in self._buffers:
@@ -154,21 +141,12 @@ class CudaInstance(Instance):
             label_maps = self._allocate([*key])
             binding = self._session.io_binding()
             binding.bind_ortvalue_output(self._contract.outputs.label_map, label_maps)
-            self._buffers[key] = _Buffers(self._allocate([*key, 3]), label_maps, binding)
+            self._buffers[key] = (self._allocate([*key, 3]), label_maps, binding)
         self._buffers.move_to_end(key)
         return self._buffers[key]
 
     def _allocate(self, shape: list[int]) -> Any:
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, DEVICE, self._device)
-
-
-@dataclass(eq=False, slots=True)
-class _Buffers:
-    """Memory on the device for batches of one shape: uint8 [N,H,W,3] in, uint8 [N,H,W] out."""
-
-    images: Any
-    label_maps: Any
-    binding: Any
 
 
 def _n_bytes(shape: Shape) -> int:
@@ -180,17 +158,17 @@ def count_gpus(cuda_major: int | None, load: Callable[[str], Any] = ctypes.CDLL)
 
     cuda_major: the CUDA version that the driver must know; None for any.
 
-    Raises: NoGpu.
+    Raises: ModelLoadError.
     """
     try:
         driver = load(_DRIVER)
     except OSError as error:
-        raise NoGpu(f"there is no NVIDIA driver ({_DRIVER} cannot be loaded)") from error
+        raise ModelLoadError(f"there is no NVIDIA driver ({_DRIVER} cannot be loaded)") from error
     version, count = ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))  # 1000 * major + 10 * minor
     if cuda_major is not None and version.value // 1000 < cuda_major:
         known = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        raise NoGpu(
+        raise ModelLoadError(
             f"the NVIDIA driver knows CUDA {known} at most and this build of ONNX Runtime needs "
             f"CUDA {cuda_major}"
         )
@@ -198,29 +176,29 @@ def count_gpus(cuda_major: int | None, load: Callable[[str], Any] = ctypes.CDLL)
         name = ctypes.c_char_p()  # such as CUDA_ERROR_NO_DEVICE
         driver.cuGetErrorName(status, ctypes.byref(name))
         called = name.value.decode() if name.value else f"error {status}"
-        raise NoGpu(f"the NVIDIA driver fails with {called}")
+        raise ModelLoadError(f"the NVIDIA driver fails with {called}")
     if not count.value:
-        raise NoGpu("the NVIDIA driver shows no GPU to this process")
+        raise ModelLoadError("the NVIDIA driver shows no GPU to this process")
     return count.value
 
 
 def choose_devices(visible: int, wanted: Sequence[int]) -> list[int]:
-    """Returns the indexes in `wanted`, or those of all visible GPUs. Raises: NoGpu."""
+    """Returns the indexes in `wanted`, or those of all visible GPUs. Raises: ModelLoadError."""
     if wrong := [index for index in wanted if index >= visible]:
-        raise NoGpu(
+        raise ModelLoadError(
             f"FCN_DEVICES names GPU {wrong[0]} and this process sees {visible}, counted from 0"
         )
     return list(wanted) or list(range(visible))
 
 
 def provider_options(
-    path: Path, contract: Contract, provider: str, device: int, options: GpuOptions
+    path: Path, contract: Contract, provider: str, device: int, config: SegmenterConfig
 ) -> Providers:
     """Lists the providers of a session, the wanted one first, each with its options.
 
-    Raises: NoGpu when TensorRT's engines cannot be kept where the options say.
+    Raises: ModelLoadError when TensorRT's engines cannot be kept where the options say.
     """
-    usual: Providers = [(EXECUTION_PROVIDERS["cuda"], _cuda_options(device, options)), (CPU, {})]
+    usual: Providers = [(EXECUTION_PROVIDERS["cuda"], _cuda_options(device, config)), (CPU, {})]
     if provider == "cuda":
         return usual
     tensorrt = {
@@ -228,14 +206,14 @@ def provider_options(
         # Float32 networks stay as exact as they were trained; rounding them is the exporter's
         # decision, who measures what it costs.
         "trt_fp16_enable": "1" if contract.precision == "fp16" else "0",
-        **options.provider_options.get("tensorrt", {}),
+        **config.provider_options.get("tensorrt", {}),
     }
     if folder := tensorrt.get(_ENGINE_FOLDER):
         tensorrt[_ENGINE_FOLDER] = str(_engine_folder(Path(folder), path))
     return [(EXECUTION_PROVIDERS["tensorrt"], tensorrt), *usual]
 
 
-def _cuda_options(device: int, options: GpuOptions) -> dict[str, str]:
+def _cuda_options(device: int, config: SegmenterConfig) -> dict[str, str]:
     """Source of the keys: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
     cuda = {
         "device_id": str(device),
@@ -249,15 +227,18 @@ def _cuda_options(device: int, options: GpuOptions) -> dict[str, str]:
         # Tensor cores take channels last; otherwise cuDNN turns every tensor around (#22648).
         "prefer_nhwc": "1",
     }
-    if options.memory_limit_bytes is not None:
+    if config.gpu_mem_limit_bytes is not None:
         # A limit is one session's arena. The kernels and cuDNN take some hundred MB beside it.
-        cuda["gpu_mem_limit"] = str(options.memory_limit_bytes // options.instances)
-    return {**cuda, **options.provider_options.get("cuda", {})}
+        cuda["gpu_mem_limit"] = str(config.gpu_mem_limit_bytes // (config.instances or INSTANCES))
+    return {**cuda, **config.provider_options.get("cuda", {})}
 
 
 def _engine_folder(cache: Path, path: Path) -> Path:
     """Makes one for each file: ONNX Runtime finds an engine again by the names in the graph, and
-    would take that of another training of the same network, with its weights. Raises: NoGpu."""
+    would take that of another training of the same network, with its weights.
+
+    Raises: ModelLoadError.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache / f"{digest}-{ort.__version__}"
@@ -267,7 +248,7 @@ def _engine_folder(cache: Path, path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise NoGpu(
+        raise ModelLoadError(
             f"{_ENGINE_FOLDER} {str(cache)!r} in FCN_PROVIDER_OPTIONS cannot be written to: "
             f"{error.strerror}"
         ) from error
@@ -275,7 +256,7 @@ def _engine_folder(cache: Path, path: Path) -> Path:
 
 
 def _open(path: Path, providers: Providers) -> Any:
-    """Raises: NoGpu when it runs elsewhere, or whatever ONNX Runtime raises."""
+    """Raises: ModelLoadError when it runs elsewhere, or whatever ONNX Runtime raises."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # of the CPU, which has nothing but sizes to compute
     options.inter_op_num_threads = 1
@@ -293,7 +274,7 @@ def _open(path: Path, providers: Providers) -> Any:
     )
     wanted, taken = providers[0][0], session.get_providers()[0]
     if taken != wanted:  # with no more than a line in its log
-        raise NoGpu(f"ONNX Runtime takes {taken} instead of {wanted}")
+        raise ModelLoadError(f"ONNX Runtime takes {taken} instead of {wanted}")
     _check_placement(path, session)
     return session
 

@@ -15,20 +15,16 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.contract import Contract, ContractError
+from service.config import SegmenterConfig
 from service.core.engines.cuda import (
     CPU,
     EXECUTION_PROVIDERS,
-    GpuOptions,
-    NoGpu,
     built_for,
     open_instances,
 )
 from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import Instance
+from service.core.types import Float32Array, Instance, UInt8Array
 from service.errors import ModelLoadError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 _BRIEF_SPINNING: Final = (1, 31)
 """Version tried. Those without the option would spin for many milliseconds, and not say so."""
@@ -56,12 +52,13 @@ class OnnxRuntimeNetwork:
         threads: int,
         instances: int = 1,
         alone_threads: int = 0,
-        gpu: GpuOptions | None = None,
+        gpu: SegmenterConfig | None = None,
     ) -> None:
         """Loads the file and holds it to its contract.
 
         provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the
-        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: of GPUs.
+        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: what says how
+        to use GPUs.
 
         Raises: ModelLoadError in one line that names the file and what is wrong with it.
         """
@@ -80,7 +77,7 @@ class OnnxRuntimeNetwork:
         self.provider = "cpu"
         self.instances: list[Instance] = []
         if on_gpu:
-            if self._open_on_gpus(provider, gpu or GpuOptions()):
+            if self._open_on_gpus(provider, gpu or SegmenterConfig()):
                 return
             session = _open(path, threads)
         sessions = [session]
@@ -102,15 +99,15 @@ class OnnxRuntimeNetwork:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
         warm_up(self, sizes)
 
-    def _open_on_gpus(self, provider: str, options: GpuOptions) -> bool:
+    def _open_on_gpus(self, provider: str, config: SegmenterConfig) -> bool:
         """Returns False when "auto" is to make do with the CPU.
 
         Raises: ModelLoadError when a GPU is asked for and cannot be had.
         """
         wanted = "cuda" if provider == "auto" else provider
         try:
-            self.instances += open_instances(self.path, self.contract, wanted, options)
-        except NoGpu as error:
+            self.instances += open_instances(self.path, self.contract, wanted, config)
+        except ModelLoadError as error:
             if provider != "auto":
                 raise ModelLoadError(
                     f"{self.path} does not run on {wanted} here: {error}: mend that, or set "

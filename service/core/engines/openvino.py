@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +21,8 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core.engines.cores import Plan
 from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import Instance
+from service.core.types import Float32Array, Instance, UInt8Array
 from service.errors import ModelLoadError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 MAX_SIZES: Final = 16
 """Compiled sizes that each of the two groups of threads keeps. A new one costs about 0.2 s."""
@@ -60,11 +56,10 @@ class OpenVinoNetwork:
                 "FCN_ENGINE=onnxruntime"
             ) from error
         sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
-        self._shared = _Compiled(core, model, contract, sizes, plan.instances, plan.threads)
-        self.instances = [OpenVinoInstance(self._shared) for _ in range(plan.instances)]
+        opened = partial(OpenVinoInstance, core, model, contract, sizes)
+        self.instances = [opened(plan.instances, plan.threads)] * plan.instances
         if plan.alone_threads > plan.threads:
-            lone = _Compiled(core, model, contract, sizes, 1, plan.alone_threads)
-            self.instances.append(OpenVinoInstance(lone, full_device=True))
+            self.instances.append(opened(1, plan.alone_threads, full_device=True))
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """See `warm_up.warm_up`. Raises: ModelLoadError."""
@@ -72,30 +67,25 @@ class OpenVinoNetwork:
 
 
 class OpenVinoInstance(Instance):
-    """Calls one stream of a compiled network."""
-
-    def __init__(self, compiled: _Compiled, *, full_device: bool = False) -> None:
-        self._compiled = compiled
-        self.full_device = full_device
-
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        """Raises whatever the runtime raises."""
-        return self._compiled.run(batch)
-
-    def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        """Raises whatever the runtime raises."""
-        return self._compiled.run_with_logits(batch)
-
-
-class _Compiled:
-    """Keeps a network for each of the sizes used last, for `streams` callers of `threads` each."""
+    """Keeps a compiled network for each of the sizes used last, for `streams` callers at once."""
 
     def __init__(
-        self, core: Any, model: Any, contract: Contract, sizes: int, streams: int, threads: int
+        self,
+        core: Any,
+        model: Any,
+        contract: Contract,
+        sizes: int,
+        streams: int,
+        threads: int,
+        *,
+        full_device: bool = False,
     ) -> None:
+        """threads: of each caller."""
+        self.full_device = full_device
         self._max_sizes = sizes
         self._model = model
-        self._contract = contract
+        self._image = contract.input.name
+        self._outputs = contract.outputs
         self._compile = partial(
             core.compile_model,
             device_name="CPU",
@@ -108,67 +98,44 @@ class _Compiled:
             },
         )
         self._lock = threading.Lock()
-        self._sizes: OrderedDict[tuple[int, int], _Size] = OrderedDict()
+        # By height and width: the network, and its buffers that no caller uses at the moment.
+        self._sizes: OrderedDict[tuple[int, int], tuple[Any, list[Any]]] = OrderedDict()
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """Labels uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W].
-
-        Image by image: together they take as long on a CPU, and each number of images would be
-        another network to compile.
-        """
-        size = self._size(batch.shape[1], batch.shape[2])
-        return np.concatenate([size.run(batch[i : i + 1]) for i in range(len(batch))])
+        """Raises whatever the runtime raises."""
+        (label_maps,) = self._run(batch, [self._outputs.label_map])
+        return np.asarray(label_maps, np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        """Returns class ids uint8 [N,H,W] and logits float32 [N,C,H,W]."""
-        size = self._size(batch.shape[1], batch.shape[2])
-        label_maps, logits = zip(
-            *(size.run_with_logits(batch[i : i + 1]) for i in range(len(batch))), strict=True
-        )
-        return np.concatenate(label_maps), np.concatenate(logits)
+        """Raises whatever the runtime raises."""
+        label_maps, logits = self._run(batch, [self._outputs.label_map, self._outputs.logits])
+        return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
-    def _size(self, height: int, width: int) -> _Size:
+    def _run(self, batch: UInt8Array, outputs: Sequence[str | None]) -> list[npt.NDArray[Any]]:
+        """Runs image by image: together they take as long on a CPU, and each number of images would
+        be another network to compile."""
+        compiled, idle = self._size(batch.shape[1], batch.shape[2])
+        # Appending to and popping from a list are atomic.
+        request = idle.pop() if idle else compiled.create_infer_request()
+        found = []
+        for n in range(len(batch)):
+            # Copied in and out. With share_inputs the process died of a segmentation fault.
+            request.infer({self._image: batch[n : n + 1]}, share_inputs=False)
+            found.append([np.array(request.get_tensor(name).data) for name in outputs])
+        idle.append(request)
+        return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+    def _size(self, height: int, width: int) -> tuple[Any, list[Any]]:
         with self._lock:
             found = self._sizes.get((height, width))
             if found is None:
                 model = self._model.clone()
-                model.reshape({self._contract.input.name: [1, height, width, 3]})
-                found = _Size(self._compile(model), self._contract)
-                self._sizes[height, width] = found
+                model.reshape({self._image: [1, height, width, 3]})
+                found = self._sizes[height, width] = self._compile(model), []
                 if len(self._sizes) > self._max_sizes:
                     self._sizes.popitem(last=False)
             self._sizes.move_to_end((height, width))
             return found
-
-
-class _Size:
-    """Holds the network for one size, and the buffers that no caller uses at the moment."""
-
-    def __init__(self, compiled: Any, contract: Contract) -> None:
-        self._compiled = compiled
-        self._input = contract.input.name
-        self._outputs = contract.outputs
-        self._idle: list[Any] = []
-
-    def run(self, image: UInt8Array) -> UInt8Array:
-        """Labels uint8 RGB [1,H,W,3] -> uint8 [1,H,W]."""
-        with self._answered(image) as request:
-            return np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
-
-    def run_with_logits(self, image: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        """Returns class ids uint8 [1,H,W] and logits float32 [1,C,H,W]."""
-        with self._answered(image) as request:
-            label_map = np.array(request.get_tensor(self._outputs.label_map).data, np.uint8)
-            return label_map, np.array(request.get_tensor(self._outputs.logits).data, np.float32)
-
-    @contextmanager
-    def _answered(self, image: UInt8Array) -> Iterator[Any]:
-        # Appending to and popping from a list are atomic.
-        request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
-        # Copied in and out. With share_inputs the process died of a segmentation fault.
-        request.infer({self._input: image}, share_inputs=False)
-        yield request
-        self._idle.append(request)
 
 
 def _core() -> Any:

@@ -8,9 +8,9 @@ see `InputSpec.context_px`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,8 @@ from model.contract import InputSpec
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
-S = TypeVar("S", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Reads [start, end) and answers for [first, last), in pixels of the image along one axis."""
-
-    start: int
-    end: int
-    first: int
-    last: int
+Span = tuple[slice, slice]
+"""Pixels along one axis: those that are read, and the part of them that is answered for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,48 +32,12 @@ class Tile:
 
     def cut(self, rgb: UInt8Array) -> UInt8Array:
         """Copies its pixels out of uint8 [H,W,3], C-contiguous uint8 [h,w,3]."""
-        rows, columns = self.rows, self.columns
-        return np.ascontiguousarray(rgb[rows.start : rows.end, columns.start : columns.end])
+        return np.ascontiguousarray(rgb[self.rows[0], self.columns[0]])
 
-    def put(self, labels: npt.NDArray[S], whole: npt.NDArray[S]) -> None:
+    def put(self, part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> None:
         """Writes [...,h,w] of this tile into [...,H,W] where it answers."""
-        rows, columns = self.rows, self.columns
-        whole[..., rows.first : rows.last, columns.first : columns.last] = labels[
-            ...,
-            rows.first - rows.start : rows.last - rows.start,
-            columns.first - columns.start : columns.last - columns.start,
-        ]
-
-
-class Mosaic:
-    """Cuts an image into tiles and puts their answers together."""
-
-    def __init__(self, image: UInt8Array, spec: InputSpec, max_pixels: int) -> None:
-        """Divides image, uint8 [H,W,3]. max_pixels: of one tile. Raises: as `tiles`."""
-        self._image = image
-        height, width = self._size = image.shape[0], image.shape[1]
-        self.tiles = tiles(height, width, spec, max_pixels)
-        self.label_map: UInt8Array = np.empty(self._size, np.uint8)
-        self.scores: npt.NDArray[Any] | None = None
-
-    def cut(self, tile: Tile) -> UInt8Array:
-        """Returns a tile's pixels, C-contiguous uint8 [h,w,3]."""
-        return tile.cut(self._image)
-
-    def placing(
-        self, tile: Tile, label_map: UInt8Array, scores: npt.NDArray[Any] | None
-    ) -> Callable[[], None]:
-        """Returns the work that puts a tile's answer into its place, for any thread to do."""
-        if scores is not None and self.scores is None:
-            self.scores = np.empty((*scores.shape[:-2], *self._size), scores.dtype)
-        whole = self.scores
-
-        def place() -> None:
-            tile.put(label_map, self.label_map)
-            if scores is not None and whole is not None:
-                tile.put(scores, whole)
-
-        return place
+        inside = (_inside(self.rows), _inside(self.columns))
+        whole[..., self.rows[1], self.columns[1]] = part[..., *inside]
 
 
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
@@ -93,8 +48,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
     pixels leave no room beside the context.
     """
     if height * width <= max_pixels:
-        whole = Tile(Span(0, height, 0, height), Span(0, width, 0, width))
-        return [whole]
+        return [Tile(*((slice(0, side), slice(0, side)) for side in (height, width)))]
     if spec.context_px is None:
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width), this server runs {max_pixels} "
@@ -103,11 +57,11 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         )
     best: tuple[int, list[Span], list[Span]] | None = None
     for rows in _divisions(height, spec):
-        tallest = max(span.end - span.start for span in rows)
+        tallest = max(_read_px(rows))
         columns = _fitting(width, spec, max_pixels // tallest)
         if columns is None:
             continue
-        read = sum(r.end - r.start for r in rows) * sum(c.end - c.start for c in columns)
+        read = sum(_read_px(rows)) * sum(_read_px(columns))
         if best is None or read < best[0]:
             best = (read, rows, columns)
     if best is None:
@@ -145,7 +99,19 @@ def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
 def _spans(length: int, size: int, spec: InputSpec) -> list[Span]:
     context = spec.context_px or 0
     return [
-        Span(max(0, first - context), min(length, first + size + context), first, last)
+        (
+            slice(max(0, first - context), min(length, first + size + context)),
+            slice(first, min(length, first + size)),
+        )
         for first in range(0, length, size)
-        if (last := min(length, first + size))
     ]
+
+
+def _read_px(spans: Sequence[Span]) -> list[int]:
+    return [read.stop - read.start for read, _ in spans]
+
+
+def _inside(span: Span) -> slice:
+    """Returns where the answer lies in what was read."""
+    read, answered = span
+    return slice(answered.start - read.start, answered.stop - read.start)

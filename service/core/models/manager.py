@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,11 @@ from service.errors import ModelLoadError, UnknownModel, quoted
 
 Key = tuple[str, str]
 """Name and version."""
+Failure = tuple[str, object]
+"""Why a version does not serve, and its `LoadedModel.source`; None if it is not the model file but
+model.toml that is wrong."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Tells why a version does not serve.
-
-    source: as of `LoadedModel`; None if the failure is not in the model file (but in model.toml).
-    """
-
-    reason: str
-    source: object
 
 
 class ModelManager:
@@ -67,7 +58,7 @@ class ModelManager:
         self._one_change = asyncio.Lock()
         self._changes: SettledChanges[object] = SettledChanges({})
         self._folders: dict[str, ModelFolder] = {}
-        self._failures: dict[Key, _Failure] = {}
+        self._failures: dict[Key, Failure] = {}
         self._loading: Key | None = None
         self._unloaded: set[str] = set()
         self._draining: set[LoadedModel] = set()
@@ -131,13 +122,13 @@ class ModelManager:
                 states[folder.name, file.version] = (ModelState.UNLOADED, "")
         for model in self._draining:
             states[model.name, model.version] = (ModelState.DRAINING, "")
-        for key, failure in self._failures.items():
-            states[key] = (ModelState.FAILED, failure.reason)
+        for key, (reason, _) in self._failures.items():
+            states[key] = (ModelState.FAILED, reason)
         if self._loading is not None:
             states[self._loading] = (ModelState.LOADING, "")
         for model in self.registry.models():
-            found = self._failures.get((model.name, model.version))
-            states[model.name, model.version] = (model.state, found.reason if found else "")
+            reason, _ = self._failures.get((model.name, model.version), ("", None))
+            states[model.name, model.version] = (model.state, reason)
         return [
             IndexEntry(name, version, *states[name, version])
             for name, version in sorted(states, key=lambda key: (key[0], int(key[1])))
@@ -204,7 +195,7 @@ class ModelManager:
         except ModelLoadError as error:
             self._note_settings_failure(folder, error)
             return [error]
-        self._forget_failures(name, lambda version, failure: failure.source is None)
+        self._forget_failures(name, lambda version, failure: failure[1] is None)
         chosen: list[str] = []
         errors: list[ModelLoadError] = []
         candidates = settings.candidates(file.version for file in folder.files)
@@ -241,8 +232,8 @@ class ModelManager:
             self._failures.pop(key, None)
             return
         failure = self._failures.get(key)
-        if failure is not None and failure.source == source and not retry_failed:
-            raise ModelLoadError(failure.reason)
+        if failure is not None and failure[1] == source and not retry_failed:
+            raise ModelLoadError(failure[0])
         self._loading = key
         try:
             model = await asyncio.to_thread(self._loader.load, file, settings)
@@ -303,7 +294,7 @@ class ModelManager:
     def _failed(self, key: Key, source: object, error: ModelLoadError) -> ModelLoadError:
         """Notes a failure, to be logged. Paths in the reason are those inside the repository."""
         reason = str(error).replace(f"{self._repository}/", "")
-        self._failures[key] = _Failure(reason, source)
+        self._failures[key] = (reason, source)
         stays = "; its last good file goes on serving" if self.registry.get(*key) else ""
         self._unlogged.append(f"model {key[0]} version {key[1]} failed to load: {error}{stays}")
         return error
@@ -313,10 +304,10 @@ class ModelManager:
         serving = self.registry.versions(folder.name)
         version = serving[-1].version if serving else folder.files[-1].version
         reason = str(error).replace(f"{self._repository}/", "")
-        self._failures[folder.name, version] = _Failure(reason, None)
+        self._failures[folder.name, version] = (reason, None)
         self._unlogged.append(f"model {folder.name} keeps its settings: {error}")
 
-    def _forget_failures(self, name: str, which: Callable[[str, _Failure], bool]) -> None:
+    def _forget_failures(self, name: str, which: Callable[[str, Failure], bool]) -> None:
         for key, failure in list(self._failures.items()):
             if key[0] == name and which(key[1], failure):
                 del self._failures[key]
@@ -338,9 +329,10 @@ class ModelManager:
                 f"the default model {self._default_model!r} is not in the repository, which "
                 f"has {names}"
             )
-        for alias, target in self.registry.dangling_aliases().items():
+        for alias, (model, version) in self.registry.dangling_aliases().items():
+            meant = f"{model}/{version}" if version else model
             raise ModelLoadError(
-                f"{self._repository / ALIASES_FILE}: {alias} means {target}, which does not serve: "
+                f"{self._repository / ALIASES_FILE}: {alias} means {meant}, which does not serve: "
                 f"there are {names}"
             )
 

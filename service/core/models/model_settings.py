@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from service.errors import ModelLoadError, quoted
+
+T = TypeVar("T")
 
 SETTINGS_FILE: Final = "model.toml"
 ALIASES_FILE: Final = "aliases.toml"
@@ -48,103 +50,91 @@ class ModelSettings:
         return sorted(self.only or found, key=int, reverse=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """Gives another name to a model, or to one version of it."""
-
-    model: str
-    version: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.model}/{self.version}" if self.version else self.model
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Holds one TOML file; `refuse` makes the error that names it."""
-
-    path: Path
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    def refuse(self, what: str) -> ModelLoadError:
-        return ModelLoadError(f"{self.path}: {what}")
+Alias = tuple[str, str | None]
+"""The model that another name means, and the version it means; None for the default."""
 
 
 def read_settings(folder: Path) -> ModelSettings:
     """Reads those of the model in `folder`, or returns the defaults. Raises: ModelLoadError."""
-    table = _read(folder / SETTINGS_FILE)
-    if unknown := sorted(set(table.values) - set(_KEYS)):
-        raise table.refuse(f"unknown key {quoted(unknown[0])}: there are {', '.join(_KEYS)}")
-    latest, only = _versions(table)
-    default = table.values.get("default_version")
-    if default is not None:
-        default = _version(table, "default_version", default)
-        if only and default not in only:
-            raise table.refuse(f"default_version {default} is not among versions")
-    max_batch = table.values.get("max_batch")
-    if max_batch is not None and not _positive(max_batch):
-        raise table.refuse(f"max_batch is {max_batch!r}: give a whole number from 1 up")
-    return ModelSettings(latest, only, default, max_batch, _sizes(table))
+    return _read(folder / SETTINGS_FILE, _settings)
 
 
 def read_aliases(repository: Path) -> dict[str, Alias]:
     """Reads aliases by name; none when there is no such file. Raises: ModelLoadError."""
-    table = _read(repository / ALIASES_FILE)
-    aliases = {}
-    for name, target in table.values.items():
-        if not NAME.fullmatch(name):
-            raise table.refuse(f"alias {quoted(name)}: {NAME_RULE}")
-        model, _, version = target.partition("/") if isinstance(target, str) else ("", "", "")
-        pinned = f"{model}/{version}" == target
-        if not NAME.fullmatch(model) or (pinned and not VERSION.fullmatch(version)):
-            raise table.refuse(
-                f"alias {name} is {quoted(str(target))}: give a text, 'model' or 'model/version'"
-            )
-        aliases[name] = Alias(model, version or None)
-    return aliases
+    return _read(repository / ALIASES_FILE, _aliases)
 
 
-def _read(path: Path) -> _Table:
+def _read(path: Path, make: Callable[[Mapping[str, Any]], T]) -> T:
     try:
-        return _Table(path, tomllib.loads(path.read_text("utf-8-sig")))
+        table = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        return _Table(path)
+        table = {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelLoadError(f"{path} cannot be read as TOML: {reason}") from error
+    try:
+        return make(table)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
 
 
-def _versions(table: _Table) -> tuple[int | None, tuple[str, ...]]:
-    """Reads `latest` and `only` out of the key `versions`."""
-    wanted = table.values.get("versions", "all")
+def _settings(table: Mapping[str, Any]) -> ModelSettings:
+    """Raises: ValueError."""
+    if unknown := sorted(set(table) - set(_KEYS)):
+        raise ValueError(f"unknown key {quoted(unknown[0])}: there are {', '.join(_KEYS)}")
+    latest, only = _versions(table.get("versions", "all"))
+    default = table.get("default_version")
+    if default is not None:
+        default = _version("default_version", default)
+        if only and default not in only:
+            raise ValueError(f"default_version {default} is not among versions")
+    max_batch = table.get("max_batch")
+    if max_batch is not None and not _positive(max_batch):
+        raise ValueError(f"max_batch is {max_batch!r}: give a whole number from 1 up")
+    return ModelSettings(latest, only, default, max_batch, _sizes(table.get("warm_up_sizes", [])))
+
+
+def _aliases(table: Mapping[str, Any]) -> dict[str, Alias]:
+    """Raises: ValueError."""
+    aliases = {}
+    for name, target in table.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"alias {quoted(name)}: {NAME_RULE}")
+        model, _, version = target.partition("/") if isinstance(target, str) else ("", "", "")
+        pinned = f"{model}/{version}" == target
+        if not NAME.fullmatch(model) or (pinned and not VERSION.fullmatch(version)):
+            raise ValueError(
+                f"alias {name} is {quoted(str(target))}: give a text, 'model' or 'model/version'"
+            )
+        aliases[name] = (model, version or None)
+    return aliases
+
+
+def _versions(wanted: object) -> tuple[int | None, tuple[str, ...]]:
+    """Reads `latest` and `only` out of the key `versions`. Raises: ValueError."""
     if wanted == "all":
         return None, ()
     if isinstance(wanted, dict) and set(wanted) == {"latest"} and _positive(wanted["latest"]):
         return wanted["latest"], ()
     if isinstance(wanted, list) and wanted:
-        numbers = {_version(table, "versions", number) for number in wanted}
-        return None, tuple(sorted(numbers, key=int))
-    raise table.refuse(
+        return None, tuple(sorted({_version("versions", number) for number in wanted}, key=int))
+    raise ValueError(
         f'versions is {quoted(str(wanted))}: give "all", {{latest = 2}}, or a list such as [1, 3]'
     )
 
 
-def _version(table: _Table, key: str, number: object) -> str:
+def _version(key: str, number: object) -> str:
     text = str(number)
     if isinstance(number, bool) or not VERSION.fullmatch(text):
-        raise table.refuse(f"{key} has {quoted(text)}: a version is a whole number from 1 up")
+        raise ValueError(f"{key} has {quoted(text)}: a version is a whole number from 1 up")
     return text
 
 
-def _sizes(table: _Table) -> tuple[tuple[int, int], ...]:
-    texts = table.values.get("warm_up_sizes", [])
-    found = [
-        _SIZE.fullmatch(text) if isinstance(text, str) else None
-        for text in (texts if isinstance(texts, list) else [None])
-    ]
+def _sizes(texts: object) -> tuple[tuple[int, int], ...]:
+    found = [_SIZE.fullmatch(str(text)) for text in texts] if isinstance(texts, list) else [None]
     sizes = [(int(match[1]), int(match[2])) for match in found if match is not None]
     if len(sizes) != len(found):
-        raise table.refuse(
+        raise ValueError(
             f'warm_up_sizes is {quoted(str(texts))}: give a list such as ["360x480"], height first'
         )
     return tuple(sizes)

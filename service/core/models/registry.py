@@ -107,7 +107,7 @@ class ModelRegistry:
     def __contains__(self, name: str) -> bool:
         """Tells whether a request may name it: a model or an alias of one."""
         return name in self._models or (
-            name in self._aliases and self._aliases[name].model in self._models
+            name in self._aliases and self._aliases[name][0] in self._models
         )
 
     def names(self) -> list[str]:
@@ -155,10 +155,9 @@ class ModelRegistry:
     def dangling_aliases(self) -> dict[str, Alias]:
         """Returns the aliases of what is not there."""
         return {
-            alias: target
-            for alias, target in self._aliases.items()
-            if target.model not in self._models
-            or target.version not in (None, *self._models[target.model])
+            alias: (model, version)
+            for alias, (model, version) in self._aliases.items()
+            if version not in (None, *self._models.get(model, {})) or model not in self._models
         }
 
     def find(self, name: str | None, version: str | None) -> LoadedModel:
@@ -187,7 +186,7 @@ class ModelRegistry:
         """Returns the name of an alias's model, any other name as it is."""
         if name in self._models or name not in self._aliases:
             return name
-        return self._aliases[name].model
+        return self._aliases[name][0]
 
     def metric_label(self, name: str | None) -> str:
         """Names the model that a request means, for a time series; "" for made-up names, which must
@@ -242,9 +241,9 @@ class ModelRegistry:
                 for m in self._models[name].values()
             ),
             tuple(
-                (alias, target.version)
-                for alias, target in sorted(self._aliases.items())
-                if target.model == name and alias not in self._models
+                (alias, version)
+                for alias, (model, version) in sorted(self._aliases.items())
+                if model == name and alias not in self._models
             ),
         )
 
@@ -252,13 +251,13 @@ class ModelRegistry:
         """Replaces an alias by what it means. Raises: UnknownVersion if that is another."""
         if name in self._models or name not in self._aliases:
             return name, version
-        alias = self._aliases[name]
-        if version is not None and alias.version not in (None, version):
+        model, pinned = self._aliases[name]
+        if version is not None and pinned not in (None, version):
             raise UnknownVersion(
-                f"{name} means version {alias.version} of model {alias.model}: leave the version "
-                f"out, or ask model {alias.model} for {quoted(version)}"
+                f"{name} means version {pinned} of model {model}: leave the version out, or ask "
+                f"model {model} for {quoted(version)}"
             )
-        return alias.model, alias.version or version
+        return model, pinned or version
 
     def _default(self, name: str) -> str:
         versions = self._models[name]

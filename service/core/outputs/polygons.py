@@ -13,7 +13,7 @@ import orjson
 from model.contract import Contract
 from service.core.outputs.classes import VOID, class_table
 from service.core.outputs.registry import GEOJSON, OutputFormat, Segmentation
-from service.core.outputs.rings import Borders, Ring, Rings, rings_of
+from service.core.outputs.rings import Edges, Ring, Rings, rings_of
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
@@ -63,8 +63,7 @@ def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[i
     height, width = label_map.shape
     padded = np.full((height + 2, width), VOID, np.uint8)
     padded[1:-1] = label_map
-    borders = Borders(padded)
-    edges = borders.edges()
+    edges = Edges(padded)
     if len(edges.label) > MAX_EDGES:
         raise ImageTooLarge(
             f"the regions have {len(edges.label)} edges, too many for polygons (up to "
@@ -72,10 +71,10 @@ def polygons(label_map: UInt8Array) -> tuple[dict[int, list[list[Ring]]], list[i
         )
     rings = rings_of(edges, height, width)
     pixels = np.bincount(rings.label, weights=rings.area, minlength=256).astype(int).tolist()
-    return _regions(rings, borders), pixels
+    return _regions(rings), pixels
 
 
-def _regions(rings: Rings, borders: Borders) -> dict[int, list[list[Ring]]]:
+def _regions(rings: Rings) -> dict[int, list[list[Ring]]]:
     """Joins outer rings with their holes."""
     regions: dict[int, list[list[Ring]]] = {}
     outer: dict[int, list[Ring]] = {}
@@ -89,12 +88,12 @@ def _regions(rings: Rings, borders: Borders) -> dict[int, list[list[Ring]]]:
                 pieces.sort(key=_area, reverse=True)
             outer[ring] = pieces
             regions.setdefault(rings.label[ring], []).append(pieces)
-    for ring, parent in _parents(holes, rings, borders).items():
+    for ring, parent in _parents(holes, rings).items():
         outer[parent].extend(rings.simple(ring))
     return regions
 
 
-def _parents(holes: list[int], rings: Rings, borders: Borders) -> dict[int, int]:
+def _parents(holes: list[int], rings: Rings) -> dict[int, int]:
     """Finds the outer ring around each hole."""
     if not holes:
         return {}
@@ -103,9 +102,9 @@ def _parents(holes: list[int], rings: Rings, borders: Borders) -> dict[int, int]
     # is the region's, too: of its outer ring, or of a hole that lies higher.
     highest = rings.highest[holes]
     x = np.minimum(edges.start[highest], edges.end[highest])
-    units = borders.above_in_column(edges.y[highest], x)
+    units = edges.above_in_column(edges.y[highest], x)
     over = np.flatnonzero(~edges.under)
-    places = edges.y[over] * borders.width + edges.start[over]
+    places = edges.y[over] * edges.width + edges.start[over]
     found = rings.ring_of[over[np.searchsorted(places, units, "right") - 1]]
     nearest = dict(zip(holes, found.tolist(), strict=True))
     parents: dict[int, int] = {}

@@ -23,56 +23,27 @@ Ring = npt.NDArray[np.int32]
 """int32 [n+1,2]: x and y of n corners, and the first again."""
 
 
-@dataclass(frozen=True, slots=True)
 class Edges:
-    """Holds directed lines at y, from x `start` to x `end`; `under`: of pixels above it."""
-
-    label: UInt8Array
-    y: Int64Array
-    start: Int64Array
-    end: Int64Array
-    under: npt.NDArray[np.bool_]
-
-
-class Borders:
-    """Marks where a pixel differs from the one above, in units of a pixel and reading order."""
+    """Finds them as directed lines at y, from x `start` to x `end`; `under`: of pixels above it."""
 
     def __init__(self, padded: UInt8Array) -> None:
         """padded: uint8 [1+H+1,W], the first and the last row void."""
         self.width = padded.shape[1]
         flat = padded.ravel()
-        self.at: Int64Array = np.flatnonzero(flat[self.width :] != flat[: -self.width])
-        self.above = flat[self.at]
-        self.below = flat[self.at + self.width]
-
-    def edges(self) -> Edges:
-        left, first, last = self.runs(self.below)
-        left_under, first_under, last_under = self.runs(self.above)
-        y, x = np.divmod(np.concatenate((first, first_under)), self.width)
+        # Where a pixel differs from the one above, in units of a pixel and reading order.
+        self._at: Int64Array = np.flatnonzero(flat[self.width :] != flat[: -self.width])
+        over, first, last = self._runs(flat[self._at + self.width])
+        under, first_under, last_under = self._runs(flat[self._at])
+        self.label: UInt8Array = np.concatenate((over, under))
+        self.y, x = np.divmod(np.concatenate((first, first_under)), self.width)
         x_after = np.concatenate((last, last_under)) % self.width + 1
-        under = np.arange(len(y)) >= len(first)
-        return Edges(
-            np.concatenate((left, left_under)),
-            y,
-            np.where(under, x_after, x),
-            np.where(under, x, x_after),
-            under,
-        )
-
-    def runs(self, side: UInt8Array) -> tuple[UInt8Array, Int64Array, Int64Array]:
-        """Joins neighbouring units of a label on that side: label, first and last unit's place."""
-        if not len(self.at):
-            return side, self.at, self.at
-        breaks = (np.diff(self.at) != 1) | (side[1:] != side[:-1]) | (self.at[1:] % self.width == 0)
-        begins = np.concatenate(([0], np.flatnonzero(breaks) + 1))
-        ends = np.append(begins[1:], len(self.at)) - 1
-        drawn = side[begins] != VOID
-        begins, ends = begins[drawn], ends[drawn]
-        return side[begins], self.at[begins], self.at[ends]
+        self.under: npt.NDArray[np.bool_] = np.arange(len(x)) >= len(first)
+        self.start: Int64Array = np.where(self.under, x_after, x)
+        self.end: Int64Array = np.where(self.under, x, x_after)
 
     def above_in_column(self, y: Int64Array, x: Int64Array) -> Int64Array:
         """Finds the place of the last unit above y in column x. There is one."""
-        rows, columns = np.divmod(self.at, self.width)
+        rows, columns = np.divmod(self._at, self.width)
         wanted = np.zeros(self.width, bool)
         wanted[x] = True
         these = wanted[columns]
@@ -81,6 +52,18 @@ class Borders:
         keys = np.sort(columns * stride + rows)
         found = keys[np.searchsorted(keys, x * stride + y) - 1]
         return np.asarray(found % stride * self.width + found // stride, np.int64)
+
+    def _runs(self, side: UInt8Array) -> tuple[UInt8Array, Int64Array, Int64Array]:
+        """Joins neighbouring units of a label on that side: label, first and last unit's place."""
+        at = self._at
+        if not len(at):
+            return side, at, at
+        breaks = (np.diff(at) != 1) | (side[1:] != side[:-1]) | (at[1:] % self.width == 0)
+        begins = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        ends = np.append(begins[1:], len(at)) - 1
+        drawn = side[begins] != VOID
+        begins, ends = begins[drawn], ends[drawn]
+        return side[begins], at[begins], at[ends]
 
 
 @dataclass(frozen=True, slots=True)

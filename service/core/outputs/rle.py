@@ -26,14 +26,15 @@ def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: 
     with `bbox` ([left, top, width, height]) and `segmentation` (COCO's {"size", "counts"}).
     """
     height, width = label_map.shape
-    runs = _Runs(label_map)
-    classes: list[dict[str, Any]] = class_table(label_map, contract, runs.pixels)
+    labels, starts, ends = _runs(label_map)
+    pixels = np.bincount(labels, weights=ends - starts, minlength=256).astype(int).tolist()
+    classes: list[dict[str, Any]] = class_table(label_map, contract, pixels)
     for row in classes:
-        starts, ends = runs.of(row["id"])
-        row["bbox"] = _box(starts, ends, height)
+        these = slice(*np.searchsorted(labels, (row["id"], row["id"] + 1)))
+        row["bbox"] = _box(starts[these], ends[these], height)
         row["segmentation"] = {
             "size": [height, width],
-            "counts": _compressed(_counts(starts, ends, label_map.size)),
+            "counts": _compressed(_counts(starts[these], ends[these], label_map.size)),
         }
     body = {
         "model": model,
@@ -45,23 +46,17 @@ def rle_json(label_map: UInt8Array, contract: Contract, *, model: str, version: 
     return orjson.dumps(body)
 
 
-class _Runs:
-    """Finds all runs of equal labels down the columns, those of a class together."""
+def _runs(label_map: UInt8Array) -> tuple[UInt8Array, Int64Array, Int64Array]:
+    """Finds all runs of equal labels down the columns, in order of their labels.
 
-    def __init__(self, label_map: UInt8Array) -> None:
-        columns = np.ascontiguousarray(label_map.T).ravel()
-        starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
-        ends = np.append(starts[1:], columns.size)
-        labels = columns[starts]
-        order = np.argsort(labels, kind="stable")
-        self._starts, self._ends = starts[order], ends[order]
-        self.pixels = np.bincount(labels, weights=ends - starts, minlength=256).astype(int).tolist()
-        self._first = np.searchsorted(labels[order], np.arange(257))
-
-    def of(self, class_id: int) -> tuple[Int64Array, Int64Array]:
-        """Returns where they start and end, in pixels from the top left, down the columns."""
-        these = slice(self._first[class_id], self._first[class_id + 1])
-        return self._starts[these], self._ends[these]
+    Their labels, and where they start and end, in pixels from the top left.
+    """
+    columns = np.ascontiguousarray(label_map.T).ravel()
+    starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
+    ends = np.append(starts[1:], columns.size)
+    labels = columns[starts]
+    order = np.argsort(labels, kind="stable")
+    return labels[order], starts[order], ends[order]
 
 
 def _counts(starts: Int64Array, ends: Int64Array, size: int) -> Int64Array:

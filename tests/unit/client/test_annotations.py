@@ -195,9 +195,15 @@ def test_a_label_map_that_is_damaged_is_told(
 ) -> None:
     _, out = predicted(photos, model)
     (out / "label_maps" / "deep" / "b.png").write_bytes(b"?")
-    assert predicted(photos, model, "--annotations", "coco")[0] == 1
-    assert "b.png cannot be read: run again with --afresh" in capsys.readouterr().err
-    assert not (out / "coco.json").exists() and list(out.rglob("*.part")) == []
+    capsys.readouterr()
+    assert predicted(photos, model, "--annotations", "coco,label-studio")[0] == 1
+    failed = json.loads(capsys.readouterr().out)["failed"]
+    assert [failure["source"] for failure in failed if "--afresh" in failure["error"]] == [
+        "deep/b.png"
+    ]
+    images = json.loads((out / "coco.json").read_text())["images"]
+    assert images and "deep/b.png" not in [image["file_name"] for image in images]
+    assert len(json.loads((out / "label-studio.json").read_text())) == len(images)
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,6 @@ def test_a_proxys_refusals_have_the_same_classes() -> None:
         in_stream = from_item(code, "go away", "", retry_after_s=None, request_id="1")
         assert type(over_rest) is type(over_grpc) is type(in_stream) is error
         assert not over_rest.retryable and not over_grpc.retryable
+    late = from_document(504, b"<h1>late", retry_after_s=None, request_id="1")
+    assert isinstance(late, DeadlineExceeded) and isinstance(late, FcnTimeoutError)
+    assert from_document(502, b"<h1>no server", retry_after_s=None, request_id="1").retryable

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from service.core.engines import cuda
-from service.core.engines.cuda import NoGpu
+from service.errors import ModelLoadError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -44,7 +44,7 @@ class Pretended:
     loader says. opened: sessions asked to run on a GPU.
     """
 
-    gpus: int | NoGpu
+    gpus: int | ModelLoadError
     starts: tuple[str, ...]
     on_cpu: frozenset[str] = frozenset()
     fails: Exception | None = None
@@ -100,7 +100,7 @@ class _OnGpu:
 def pretend(
     monkeypatch: pytest.MonkeyPatch,
     *,
-    gpus: int | NoGpu = GPUS,
+    gpus: int | ModelLoadError = GPUS,
     build: tuple[str, ...] = (TENSORRT, CUDA, CPU),
     starts: tuple[str, ...] = (TENSORRT, CUDA),
     **more: Any,
@@ -121,7 +121,7 @@ def pretend(
         return _OnGpu(session, pretended, opened)
 
     def count_gpus(cuda_major: int | None) -> int:
-        if isinstance(pretended.gpus, NoGpu):
+        if isinstance(pretended.gpus, ModelLoadError):
             raise pretended.gpus
         return pretended.gpus
 

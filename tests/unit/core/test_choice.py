@@ -88,7 +88,7 @@ def test_compiled_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch)
     network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
     for side in (8, 9, 8, 10):  # 9 is the one not used for longest
         network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
-    assert list(network._shared._sizes) == [(8, 4), (10, 4)]
+    assert list(network.instances[0]._sizes) == [(8, 4), (10, 4)]
 
 
 @pytest.mark.usefixtures("openvino")
@@ -97,7 +97,7 @@ def test_a_large_model_keeps_fewer_sizes(path: Path, monkeypatch: pytest.MonkeyP
     network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
     for side in (8, 9):
         network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
-    assert list(network._shared._sizes) == [(9, 4)]
+    assert list(network.instances[0]._sizes) == [(9, 4)]
 
 
 @pytest.mark.usefixtures("openvino")

@@ -16,8 +16,9 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
+from service.config import SegmenterConfig
 from service.core.engines import cuda
-from service.core.engines.cuda import GpuOptions, NoGpu, choose_devices
+from service.core.engines.cuda import choose_devices
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.errors import ModelLoadError
 from tests import tiny_models
@@ -30,7 +31,7 @@ COUNT_GPUS = cuda.count_gpus
 
 
 def open_on(path: Path, provider: str, **options: object) -> OnnxRuntimeNetwork:
-    return OnnxRuntimeNetwork(path, provider=provider, threads=1, gpu=GpuOptions(**options))  # type: ignore[arg-type]
+    return OnnxRuntimeNetwork(path, provider=provider, threads=1, gpu=SegmenterConfig(**options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_auto_on_a_build_without_cuda_is_the_cpu_and_silent(
 def test_no_gpu_is_refused_with_the_drivers_reason(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pretended = pretend(monkeypatch, gpus=NoGpu("there is no NVIDIA driver"))
+    pretended = pretend(monkeypatch, gpus=ModelLoadError("there is no NVIDIA driver"))
     says = "on cuda here: there is no NVIDIA driver: mend that, or set FCN_PROVIDER=cpu$"
     with pytest.raises(ModelLoadError, match=says):
         open_on(path, "cuda")
@@ -190,7 +191,7 @@ def missing(name: str) -> Driver:
     ],
 )
 def test_what_is_wrong_with_the_driver_is_said(load: Callable[[str], Driver], says: str) -> None:
-    with pytest.raises(NoGpu, match=says):
+    with pytest.raises(ModelLoadError, match=says):
         COUNT_GPUS(13, load)
 
 
@@ -205,7 +206,9 @@ def test_gpus_are_chosen_by_number() -> None:
     assert choose_devices(2, ()) == [0, 1]
     assert choose_devices(2, (1,)) == [1]
     assert choose_devices(2, (1, 0)) == [1, 0]
-    with pytest.raises(NoGpu, match="FCN_DEVICES names GPU 2 and this process sees 2, counted"):
+    with pytest.raises(
+        ModelLoadError, match="FCN_DEVICES names GPU 2 and this process sees 2, counted"
+    ):
         choose_devices(2, (0, 2))
 
 
@@ -258,7 +261,7 @@ def test_given_options_go_over_the_services_own(
 ) -> None:
     pretended = pretend(monkeypatch, gpus=1)
     given = {"cuda": {"prefer_nhwc": "0", "use_tf32": "0"}, "tensorrt": {"trt_fp16_enable": "1"}}
-    open_on(path, "tensorrt", instances=4, memory_limit_bytes=1 << 32, provider_options=given)
+    open_on(path, "tensorrt", instances=4, gpu_mem_limit_bytes=1 << 32, provider_options=given)
     (tensorrt, told), (cuda_name, cuda_told), (last, _) = pretended.opened[0].providers
     assert (tensorrt, cuda_name, last) == (TENSORRT, CUDA, CPU)
     assert told == {"device_id": "0", "trt_fp16_enable": "1"}

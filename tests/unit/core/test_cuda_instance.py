@@ -12,8 +12,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.config import SegmenterConfig
 from service.core.engines import cuda
-from service.core.engines.cuda import CudaInstance, GpuOptions
+from service.core.engines.cuda import CudaInstance
 from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.types import UInt8Array
 from tests import tiny_models
@@ -31,7 +32,7 @@ def instance_of(
 ) -> CudaInstance:
     pretend(monkeypatch, gpus=1)
     path = tiny_models.write_model(tmp_path, logits=logits)
-    session = OnnxRuntimeNetwork(path, provider="cuda", threads=1, gpu=GpuOptions(instances=1))
+    session = OnnxRuntimeNetwork(path, provider="cuda", threads=1, gpu=SegmenterConfig(instances=1))
     (instance,) = session.instances
     assert isinstance(instance, CudaInstance)
     return instance
@@ -86,9 +87,9 @@ def test_buffers_of_the_shapes_used_last_are_kept(
     for width in (8, 9, 10, 8, 11):  # 9 has to go
         instance.run(batch(1, 8, width))
     assert list(instance._buffers) == [(1, 8, 10), (1, 8, 8), (1, 8, 11)]
-    kept = instance._buffers[1, 8, 8].images.data_ptr()
+    kept = instance._buffers[1, 8, 8][0].data_ptr()
     instance.run(batch(1, 8, 8))
-    assert instance._buffers[1, 8, 8].images.data_ptr() == kept
+    assert instance._buffers[1, 8, 8][0].data_ptr() == kept
 
 
 def test_buffers_on_the_device_are_bounded_in_bytes(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.models.model_settings import Alias, ModelSettings, read_aliases, read_settings
+from service.core.models.model_settings import ModelSettings, read_aliases, read_settings
 from service.errors import ModelLoadError
 
 
@@ -67,8 +67,8 @@ def test_aliases_name_a_model_or_a_version(tmp_path: Path) -> None:
     assert read_aliases(tmp_path) == {}
     (tmp_path / "aliases.toml").write_text('street = "camvid"\nstable = "camvid/2"')
     assert read_aliases(tmp_path) == {
-        "street": Alias("camvid"),
-        "stable": Alias("camvid", "2"),
+        "street": ("camvid", None),
+        "stable": ("camvid", "2"),
     }
 
 

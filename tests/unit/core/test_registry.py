@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from model.contract import Contract
-from service.core.models.model_settings import Alias
 from service.core.models.registry import LoadedModel, ModelRegistry
 from service.core.types import Instance, ModelState
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
@@ -113,9 +112,9 @@ def test_what_was_found_is_looked_for_again_after_every_change() -> None:
     assert found.find("a", None) is newer
     with pytest.raises(UnknownModel):
         found.find("b", None)
-    found.set_aliases({"b": Alias("a", "1")})
+    found.set_aliases({"b": ("a", "1")})
     assert found.find("b", None) is A1
-    found.set_aliases({"b": Alias("a", None)})
+    found.set_aliases({"b": ("a", None)})
     assert found.find("b", None) is newer
     found.remove(newer)
     assert found.find("a", None) is A1 and found.find("b", None) is A1
@@ -136,7 +135,7 @@ def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
 
 def test_made_up_names_make_no_time_series() -> None:
     both = registry(A1, B1)
-    both.set_aliases({"prod": Alias("a", "1"), "gone": Alias("c")})
+    both.set_aliases({"prod": ("a", "1"), "gone": ("c", None)})
     assert both.metric_label("a") == both.metric_label("prod") == "a"
     assert both.metric_label("gone") == both.metric_label("made-up") == ""
     assert both.metric_label(None) == ""  # one of them must be named
@@ -148,14 +147,14 @@ def test_the_default_is_named_by_its_own_name() -> None:
     assert registry(A1).default_name() == "a"
     assert registry(A1, B1).default_name() is None
     aliased = registry(A1, B1, default_model="prod")
-    aliased.set_aliases({"prod": Alias("b")})
+    aliased.set_aliases({"prod": ("b", None)})
     assert aliased.default_name() == "b"
 
 
 def test_a_status_is_of_what_a_request_means_ready_or_not() -> None:
     failed = entry("a", "2", alive=False)
     found = registry(A1, failed, B1)
-    found.set_aliases({"prod": Alias("a", "1")})
+    found.set_aliases({"prod": ("a", "1")})
     model, version = found.status("a", None)
     assert (model.name, version.version, version.state) == ("a", "2", ModelState.FAILED)
     model, version = found.status("prod", None)

@@ -101,6 +101,25 @@ def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: fcn" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["predict", "a.png", "--out", "b", "--no-such-flag"], "usage: fcn predict "),
+        (["predict", "a.png", "--out", "b", "more"], "usage: fcn predict "),
+        (["data", "check", "camvid", "a", "--no-such-flag"], "usage: fcn data check "),
+        (["--no-such-flag", "models"], "usage: fcn "),
+    ],
+)
+def test_the_usage_is_that_of_the_command_that_is_wrong(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(usage) and "unrecognized arguments: " in err
+
+
 def test_run_decides_the_exit_code(add_command: AddCommand) -> None:
     add_command("return args.count + 3")
     assert main(["demo-command", "--count", "4"]) == 7
