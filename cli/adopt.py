@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logits", action="store_true", help="add the logits as a second output")
 
     pixels = parser.add_argument_group(
-        "the picture it takes", "a channel is (value * scale - mean) / std of a value in 0..255"
+        "the image it takes", "a channel is (value * scale - mean) / std of a value in 0..255"
     )
     pixels.add_argument(
         "--preprocessing",
@@ -54,13 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=positive,
         metavar=("HEIGHT", "WIDTH"),
-        help="resize every picture to it (the file's, if it has only one)",
+        help="resize every image to it (the file's, if it has only one)",
     )
     pixels.add_argument(
         "--antialias",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="average where --size makes a picture smaller, as Pillow and torchvision do; OpenCV "
+        help="average where --size makes an image smaller, as Pillow and torchvision do; OpenCV "
         "does not (default: yes)",
     )
     pixels.add_argument(
@@ -73,21 +73,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     answer = parser.add_argument_group("what it answers")
     answer.add_argument("--output", metavar="NAME", help="which output, where there are several")
-    answer.add_argument("--output-kind", choices=("logits", "label_map"), help="(as it looks)")
+    answer.add_argument(
+        "--output-is",
+        choices=("logits", "probabilities", "labels"),
+        help="(as the graph and trial runs show)",
+    )
+    answer.add_argument("--output-kind", help=argparse.SUPPRESS)
     answer.add_argument(
         "--output-layout", choices=_LAYOUTS, help="of scores (where the classes' number fits)"
     )
     answer.add_argument(
         "--align-corners",
         action="store_true",
-        help="scores are resized to the picture with aligned corners (default: half-pixel)",
+        help="scores are resized to the image with aligned corners (default: half-pixel)",
     )
     answer.add_argument(
         "--threshold",
         type=float,
-        help="of a single score, above it a pixel is class 1 (0; 0.5 after a sigmoid)",
+        help="of a single score, above it a pixel is class 1 (0 of logits, 0.5 of probabilities)",
     )
 
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="real images to compare beside random ones (the first 20, 1024 px of each)",
+    )
     parser.add_argument(
         "--min-agreement",
         type=_share,
@@ -101,8 +112,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from model.export.adopt import AdoptOptions, chosen
+    from model.export.adopt import AdoptError, AdoptOptions, chosen
     from training.adopt import adopt_file
+
+    if args.output_kind is not None:
+        raise AdoptError("--output-kind is --output-is now: logits, probabilities or labels")
 
     report = adopt_file(
         args.network,
@@ -115,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             ),
             size=tuple(args.size) if args.size else None,
             multiple_of_px=args.multiple_of,
-            output_kind=args.output_kind,
+            output_is=args.output_is,
             output_layout=args.output_layout,
             threshold=args.threshold,
             align_corners=args.align_corners,
@@ -128,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         architecture=args.architecture,
         min_agreement=args.min_agreement,
         overwrite=args.overwrite,
+        images=args.images,
     )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     return 0

@@ -32,15 +32,16 @@ def file_bytes(image: ImageLike) -> bytes:
     if isinstance(image, str | Path):
         try:
             body = Path(image).read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"{image} cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null in it
+            why = getattr(error, "strerror", None) or error
+            raise InvalidInput(f"{image} cannot be read: {why}") from error
         if not body:
             raise InvalidInput(f"{image} is empty")
         return body
     if isinstance(image, Image.Image):
         try:
             return encode(upright_rgb(image))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # on damaged bytes Pillow's plugins raise anything
             raise InvalidInput(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -96,7 +97,7 @@ def read_answer(output: str, media_type: str, body: bytes) -> Any:
             return json.loads(body)
         if kind.endswith("npy"):
             return np.load(io.BytesIO(body), allow_pickle=False)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DecodeError(f"the answer is no {kind}: {error}") from error
     raise DecodeError(f"the answer is {kind or 'of no type'}, which this client cannot read")
 

@@ -140,7 +140,7 @@ def plain(
 
     end: "Softmax" or "Sigmoid" over the scores. labels: "" for scores, "flat" for int64 [N,H,W],
     "kept" for int32 [N,1,H,W]. auxiliary: a second output. coordinates: where a pixel is counts.
-    mix: pictures of a batch see each other. batch_of_one: a shape inside is of one picture.
+    mix: images of a batch see each other. batch_of_one: a shape inside is of one image.
     """
     kind = TensorProto.FLOAT if dtype == TensorProto.UINT8 else dtype
     graph = Graph(kind)

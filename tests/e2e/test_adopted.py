@@ -55,19 +55,19 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_odd_picture(name: str, folder: Path, server: Server) -> None:
+def test_an_odd_image(name: str, folder: Path, server: Server) -> None:
     """REST and gRPC give its label map, in its size, as the reference pipeline has it."""
     rough = np.random.default_rng(5).integers(0, 256, (14, 10, 3), np.uint8)
-    picture = np.asarray(Image.fromarray(rough).resize((157, 211), Image.Resampling.BICUBIC))
+    image = np.asarray(Image.fromarray(rough).resize((157, 211), Image.Resampling.BICUBIC))
     body = io.BytesIO()
-    Image.fromarray(picture).save(body, "PNG")
+    Image.fromarray(image).save(body, "PNG")
     reply = server.rest.post(f"/segment?model={name}", content=body.getvalue())
     assert reply.status_code == 200, reply.text
     labels = np.asarray(Image.open(io.BytesIO(reply.content)))
     assert labels.shape == (211, 157)
     options = AdoptOptions(PRESETS["imagenet"])
     original = Original(open_network(folder / f"{name}.onnx"))
-    wanted, _ = reference(original, probe(original, options, 5), options, picture[None])
+    wanted, _ = reference(original, probe(original, options, 5), options, image[None])
     assert len(np.unique(wanted)) > 1
     assert (labels == wanted[0]).mean() >= 0.999
     rpc = server.stub.Segment(pb.SegmentRequest(image=body.getvalue(), model=name), timeout=10)

@@ -14,15 +14,23 @@ import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 from model.export.adopt.errors import AdoptError
-from model.export.onnx_file import first_line
+from model.export.onnx_file import attributes, first_line
 
 __all__ = ["AdoptError", "Network", "open_network"]
 
 OLDEST_OPSET: Final = 11
 """The first whose Resize has half-pixel and aligned corners. Older files are converted."""
 _CONVERTED_OPSET: Final = 18
-_FLOATS: Final = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16"}
-_INPUTS: Final = {**_FLOATS, TensorProto.UINT8: "uint8"}
+_IR_VERSION: Final = 8
+"""An older file is raised to it. Until 4, every weight had to be listed as an input, too."""
+_FLOATS: Final = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE))
+INTEGERS: Final[dict[int, str]] = {
+    TensorProto.UINT8: "uint8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+}
+"""Kinds of input that take bytes as they are."""
 _MOST_BYTES: Final = 2**31 - 1
 
 
@@ -32,7 +40,7 @@ class Network:
 
     `input` and `output` are tensor names, `layout` is the input's, "NCHW" or "NHWC".
     `height_px`, `width_px`: the only ones it takes, or None for a free side. `one_at_a_time`: its
-    batch is fixed to one picture.
+    batch is fixed to one image.
     """
 
     path: Path
@@ -50,17 +58,6 @@ class Network:
     def opset(self) -> int:
         return _opset(self.proto)
 
-    @property
-    def ends_in(self) -> str:
-        """The kind of the last node that computes something of the output; "" if none does."""
-        name = self.output
-        for node in reversed(self.proto.graph.node):
-            if name in node.output:
-                if node.op_type not in ("Cast", "Identity"):
-                    return str(node.op_type)
-                name = node.input[0]
-        return ""
-
 
 def open_network(
     path: Path, *, output: str | None = None, layout: str | None = None, opset: int = OLDEST_OPSET
@@ -72,20 +69,22 @@ def open_network(
     proto = _read(path)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    _without_weights_as_inputs(proto)
     proto = _at_opset(proto, max(opset, OLDEST_OPSET), path)
     _constants_as_initializers(proto.graph)
     value = _image_input(proto.graph, path)
-    dims = [d.dim_value if d.HasField("dim_value") else None for d in _dims(value)]
+    # Exporters wrote 0 and -1, too, for what may be anything.
+    dims = [d.dim_value if d.dim_value > 0 else None for d in _dims(value)] or [None] * 4
     layout = layout or _layout(value.name, dims)
     if dims[layout.index("C")] not in (3, None):
         raise AdoptError(
             f"input {value.name!r} has {dims[layout.index('C')]} channels as {layout}: only "
-            "networks of RGB or BGR pictures can be adopted"
+            "networks of RGB or BGR images can be adopted"
         )
     if dims[0] not in (None, 1):
         raise AdoptError(
-            f"input {value.name!r} takes exactly {dims[0]} pictures at once: export the network "
-            "with a dynamic batch, or for one picture"
+            f"input {value.name!r} takes exactly {dims[0]} images at once: export the network "
+            "with a dynamic batch, or for one image"
         )
     return Network(
         path=path,
@@ -131,7 +130,13 @@ def _read(path: Path) -> onnx.ModelProto:
         try:
             onnx.load_external_data_for_model(proto, str(path.parent))
         except Exception as error:
-            raise AdoptError(f"the weights of {path} cannot be read: {error}") from error
+            raise AdoptError(
+                f"the weights of {path} cannot be read, so copy their files anew: "
+                f"{first_line(error)}"
+            ) from error
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.HasField("tensor_type"):  # the checker wants a shape, if only an empty one
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(proto)
     except Exception as error:
@@ -167,6 +172,8 @@ def _at_opset(proto: onnx.ModelProto, oldest: int, path: Path) -> onnx.ModelProt
     instead = ", or say --no-antialias" if version >= OLDEST_OPSET else ""
     try:
         converted = onnx.version_converter.convert_version(proto, _CONVERTED_OPSET)
+        if version < OLDEST_OPSET:
+            _resized_as_before(converted.graph)
         onnx.checker.check_model(converted)
     except Exception as error:
         raise AdoptError(
@@ -174,6 +181,26 @@ def _at_opset(proto: onnx.ModelProto, oldest: int, path: Path) -> onnx.ModelProt
             f"({first_line(error)}): export the network at opset {_CONVERTED_OPSET}{instead}"
         ) from error
     return converted
+
+
+def _resized_as_before(graph: onnx.GraphProto) -> None:
+    """Name the rule that Upsample and the first Resize went by, which the converter forgets."""
+    for node in graph.node:
+        if node.op_type == "Resize":
+            mode = attributes(node).get("mode", b"nearest")
+            rule = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            del node.attribute[:]
+            for name, value in {"mode": mode, **rule}.items():
+                node.attribute.append(helper.make_attribute(name, value))
+
+
+def _without_weights_as_inputs(proto: onnx.ModelProto) -> None:
+    """Leave the image alone as input: weights that are listed beside it need not be given."""
+    held = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in held]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    proto.ir_version = max(proto.ir_version, _IR_VERSION)
 
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:
@@ -196,20 +223,19 @@ def _constants_as_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _image_input(graph: onnx.GraphProto, path: Path) -> onnx.ValueInfoProto:
-    held = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in held]
-    if len(inputs) != 1:
-        named = ", ".join(described(value) for value in inputs) or "none"
+    if len(graph.input) != 1:
+        named = ", ".join(described(value) for value in graph.input) or "none"
         raise AdoptError(
-            f"{path} has {len(inputs)} inputs ({named}): only a network with one, the picture, "
+            f"{path} has {len(graph.input)} inputs ({named}): only a network with one, the image, "
             "can be adopted"
         )
-    (value,) = inputs
+    (value,) = graph.input
     kind = value.type.tensor_type
-    if kind.elem_type not in _INPUTS or len(_dims(value)) != 4:
+    known = kind.elem_type in _FLOATS or kind.elem_type in INTEGERS
+    if not known or len(_dims(value)) not in (0, 4):
         raise AdoptError(
-            f"input {described(value)} is no picture: want float, float16 or uint8 of four "
-            "dimensions, as [N,3,H,W] or [N,H,W,3]"
+            f"input {described(value)} is no image: export the network with one of float, float16, "
+            "double, uint8, int32 or int64 and four dimensions, as [N,3,H,W] or [N,H,W,3]"
         )
     return value
 
@@ -222,7 +248,7 @@ def _layout(name: str, dims: list[int | None]) -> str:
     if not first and None not in (dims[1], dims[3]):
         raise AdoptError(
             f"input {name!r} is [{shown}], without 3 channels: only networks of RGB or BGR "
-            "pictures can be adopted"
+            "images can be adopted"
         )
     raise AdoptError(
         f"input {name!r} is [{shown}], which does not say where its channels are: say "
@@ -233,13 +259,19 @@ def _layout(name: str, dims: list[int | None]) -> str:
 def _output(graph: onnx.GraphProto, wanted: str | None) -> str:
     names = [value.name for value in graph.output]
     if wanted is None and len(names) == 1:
-        return str(names[0])
+        wanted = names[0]
     listed = ", ".join(described(value) for value in graph.output)
     if wanted is None:
         raise AdoptError(f"the network has {len(names)} outputs: say --output with one of {listed}")
     if wanted not in names:
         raise AdoptError(f"there is no output {wanted!r}: the network has {listed}")
-    return wanted
+    (value,) = (value for value in graph.output if value.name == wanted)
+    if not value.type.HasField("tensor_type"):
+        raise AdoptError(
+            f"output {wanted!r} is a {value.type.WhichOneof('value')}, not a tensor: export the "
+            "network with each result as an output of its own"
+        )
+    return str(wanted)
 
 
 def _precision(graph: onnx.GraphProto) -> str:
@@ -262,6 +294,8 @@ def _dims(value: onnx.ValueInfoProto) -> list[Any]:
 def described(value: onnx.ValueInfoProto) -> str:
     """`'out' float[N,21,H,W]`, as far as the file says so."""
     kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return f"{value.name!r} {str(value.type.WhichOneof('value')).removesuffix('_type')}"
     name = TensorProto.DataType.Name(kind.elem_type).lower()
     dims = (
         str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in _dims(value)

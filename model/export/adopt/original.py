@@ -15,7 +15,7 @@ from model.export.onnx_file import first_line, session
 
 
 class Original:
-    """Takes normalised pictures and gives the tensor that the network gives."""
+    """Takes normalised images and gives the tensor that the network gives."""
 
     def __init__(self, network: Network) -> None:
         """Raises: AdoptError if ONNX Runtime does not load it."""
@@ -24,16 +24,17 @@ class Original:
             self._session = session(network.path)
         except Exception as error:  # its exceptions share no base class below Exception
             raise AdoptError(
-                f"{network.path} does not load in ONNX Runtime: {first_line(error)}"
+                f"{network.path} does not load in ONNX Runtime: {first_line(error)}; export "
+                "it with float32 weights and standard operators"
             ) from error
 
     def run(self, values: FloatArray) -> npt.NDArray[Any]:
-        """values: float [N,H,W,3] in the network's channel order; uint8 networks get them rounded.
+        """values: float [N,H,W,3] in the network's channel order; whole ones get them rounded.
 
         Raises whatever the runtime raises.
         """
         dtype = helper.tensor_dtype_to_np_dtype(self.network.dtype)
-        if dtype == np.uint8:
+        if dtype.kind in "iu":
             values = np.rint(values)
         if self.network.layout == "NCHW":
             values = values.transpose(0, 3, 1, 2)

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.export.adopt.options import AdoptOptions
 from model.export.adopt.original import Original
 from model.export.adopt.preprocessing import FloatArray, preprocess
-from model.export.adopt.probe import AdoptOptions, Probed
+from model.export.adopt.probe import Probed
 from model.export.onnx_file import UInt8Array
 
 _TINY = np.float32(1e-30)
@@ -19,38 +20,51 @@ _TINY = np.float32(1e-30)
 def reference(
     original: Original, probed: Probed, options: AdoptOptions, images: UInt8Array
 ) -> tuple[UInt8Array, FloatArray | None]:
-    """uint8 RGB [N,H,W,3] -> labels uint8 [N,H,W] and logits float32 [N,C,H,W], if it has any.
+    """uint8 RGB [N,H,W,3] -> labels uint8 [N,H,W] and probabilities [N,C,H,W], None of labels.
 
-    Picture by picture, so that a network which mixes those of a batch is found out.
+    Image by image, so that a network which mixes those of a batch is found out. Probabilities,
+    rather than the logits that are served: a softmax of these has to give what the network says.
     """
     pairs = [_one(original, probed, options, image) for image in images]
     labels = np.stack([labels for labels, _ in pairs])
-    logits = [logits for _, logits in pairs if logits is not None]
-    return labels, np.stack(logits) if logits else None
+    shares = [shares for _, shares in pairs if shares is not None]
+    return labels, np.stack(shares) if shares else None
 
 
 def _one(
     original: Original, probed: Probed, options: AdoptOptions, image: UInt8Array
 ) -> tuple[UInt8Array, FloatArray | None]:
     height, width = image.shape[:2]
+    output = probed.output
     values = image.astype(np.float32)
     if probed.size:
         values = fit(values, probed.size, options.antialias)
     (raw,) = original.run(preprocess(options.preprocessing, values[None]))
-    if probed.kind == "label_map":
-        plane = raw if probed.axis is None else raw.squeeze(probed.axis - 1)
+    if output.kind == "label_map":
+        plane = raw if output.axis is None else raw.squeeze(output.axis - 1)
         return nearest(plane, (height, width)).astype(np.uint8), None
-    scores = raw.transpose(2, 0, 1) if probed.axis == 3 else raw
+    scores = raw[None] if output.axis is None else np.moveaxis(raw, output.axis - 1, 0)
     scores = bilinear(scores.astype(np.float32), (height, width), options.align_corners)
-    if probed.kind == "scores":
-        logits = np.log(np.maximum(scores, _TINY)) if probed.probabilities else scores
-        return scores.argmax(axis=0).astype(np.uint8), logits
-    threshold = np.float32(probed.threshold)
-    label = (scores[0] > threshold).astype(np.uint8)
-    if not probed.probabilities:
-        return label, np.stack([np.full_like(scores[0], threshold), scores[0]])
-    odds = np.stack([(1 - scores[0]) * threshold, scores[0] * (1 - threshold)])
-    return label, np.log(np.maximum(odds, _TINY))
+    if output.kind == "scores":
+        return (
+            scores.argmax(axis=0).astype(np.uint8),
+            scores if output.meaning == "probabilities" else softmax(scores),
+        )
+    (score,) = scores
+    above = np.float32(output.threshold)
+    if output.meaning == "probabilities":
+        # The odds that the threshold asks for count as even ones.
+        odds = np.stack([(1 - score) * above, score * (1 - above)])
+        shares = odds / np.maximum(odds.sum(axis=0), _TINY)
+    else:
+        shares = softmax(np.stack([np.full_like(score, above), score]))
+    return (score > above).astype(np.uint8), shares
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    """[C,H,W] -> probabilities over its first axis."""
+    powers = np.exp(scores - scores.max(axis=0, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=0, keepdims=True), np.float32)
 
 
 def fit(values: FloatArray, size: tuple[int, int], antialias: bool) -> FloatArray:

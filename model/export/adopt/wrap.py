@@ -10,9 +10,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from model.export.adopt.network import Network
+from model.export.adopt.network import INTEGERS, Network
+from model.export.adopt.options import AdoptOptions
+from model.export.adopt.output import Output
 from model.export.adopt.preprocessing import is_plain
-from model.export.adopt.probe import AdoptOptions, Probed
+from model.export.adopt.probe import Probed
 
 IMAGE, LABEL_MAP, LOGITS = "image", "label_map", "logits"
 _PREFIX = "network/"
@@ -47,7 +49,7 @@ def wrap(
     if single:
         body = helper.make_graph(
             nodes,
-            "one_picture",
+            "one_image_graph",
             [helper.make_tensor_value_info("one_image", TensorProto.UINT8, ["height", "width", 3])],
             [
                 helper.make_tensor_value_info(end, kinds[name], axes[name])
@@ -56,7 +58,7 @@ def wrap(
         )
         nodes = [
             helper.make_node(
-                "Scan", [IMAGE], list(wanted), name="pictures", body=body, num_scan_inputs=1
+                "Scan", [IMAGE], list(wanted), name="images", body=body, num_scan_inputs=1
             )
         ]
     del graph.node[:], graph.input[:], graph.output[:]
@@ -124,8 +126,8 @@ def _add_preprocessing(
     value = builder.add("Transpose", [image], perm=[0, 3, 1, 2])
     if pixels.color_order == "BGR":
         value = builder.add("Gather", [value, builder.constant([2, 1, 0], np.int64)], axis=1)
-    bytes_stay = network.dtype == TensorProto.UINT8
-    if not bytes_stay or probed.size:
+    whole = network.dtype in INTEGERS
+    if not whole or probed.size:
         value = builder.cast(value, TensorProto.FLOAT)
     if probed.size:
         count = builder.part_of_shape(image, [0])
@@ -141,14 +143,14 @@ def _add_preprocessing(
             coordinate_transformation_mode="half_pixel",
             **averaged,
         )
-        if bytes_stay:
-            value = builder.cast(builder.add("Round", [value]), TensorProto.UINT8)
+        if whole:
+            value = builder.add("Round", [value])
     if not is_plain(pixels):
         factor, offset = (np.reshape(part, (1, 3, 1, 1)) for part in pixels.factor_and_offset())
         value = builder.add("Mul", [value, builder.constant(factor, np.float32)])
         value = builder.add("Add", [value, builder.constant(offset, np.float32)])
-    if network.dtype == TensorProto.FLOAT16:
-        value = builder.cast(value, TensorProto.FLOAT16)
+    if network.dtype != TensorProto.FLOAT:
+        value = builder.cast(value, network.dtype)
     if network.layout == "NHWC":
         value = builder.add("Transpose", [value], perm=[0, 2, 3, 1])
     builder.add("Identity", [value], into=into)
@@ -158,10 +160,18 @@ def _add_postprocessing(
     builder: _Nodes, image: str, raw: str, probed: Probed, options: AdoptOptions, *, logits: bool
 ) -> tuple[str, str]:
     """Labels uint8 [N,H,W] and logits float [N,C,H,W], "" where there are none."""
-    if probed.kind == "label_map":
+    output = probed.output
+    if output.kind == "label_map":
         return _labels(builder, image, raw, probed), ""
-    value = builder.add("Transpose", [raw], perm=[0, 3, 1, 2]) if probed.axis == 3 else raw
-    scores = _to_picture(
+    value = raw
+    if output.axis != 1:
+        # Without an axis of channels, one is made.
+        value = (
+            builder.add("Transpose", [raw], perm=[0, 3, 1, 2])
+            if output.axis
+            else builder.unsqueeze(raw, 1)
+        )
+    scores = _to_image_size(
         builder,
         builder.cast(value, TensorProto.FLOAT),
         image,
@@ -169,20 +179,20 @@ def _add_postprocessing(
         mode="linear",
         coordinate_transformation_mode="align_corners" if options.align_corners else "half_pixel",
     )
-    if probed.kind == "scores":
+    if output.kind == "scores":
         index = builder.add("ArgMax", [scores], axis=1, keepdims=0)
         labels = builder.cast(index, TensorProto.UINT8)
     else:
-        above = builder.add("Greater", [scores, builder.constant(probed.threshold, np.float32)])
+        above = builder.add("Greater", [scores, builder.constant(output.threshold, np.float32)])
         labels = builder.squeeze(builder.cast(above, TensorProto.UINT8), 1)
-    return labels, _logits(builder, scores, probed) if logits else ""
+    return labels, _logits(builder, scores, output) if logits else ""
 
 
 def _labels(builder: _Nodes, image: str, raw: str, probed: Probed) -> str:
-    value = raw if probed.axis is None else builder.squeeze(raw, probed.axis)
+    value = raw if probed.output.axis is None else builder.squeeze(raw, probed.output.axis)
     if not probed.full_size:
         value = builder.cast(builder.unsqueeze(value, 1), TensorProto.FLOAT)
-        value = _to_picture(
+        value = _to_image_size(
             builder,
             value,
             image,
@@ -195,8 +205,10 @@ def _labels(builder: _Nodes, image: str, raw: str, probed: Probed) -> str:
     return builder.cast(value, TensorProto.UINT8)
 
 
-def _to_picture(builder: _Nodes, value: str, image: str, probed: Probed, **attributes: Any) -> str:
-    """[N,C,h,w] -> [N,C,H,W] of the picture."""
+def _to_image_size(
+    builder: _Nodes, value: str, image: str, probed: Probed, **attributes: Any
+) -> str:
+    """[N,C,h,w] -> [N,C,H,W] of the image."""
     if probed.full_size:
         return value
     aligned = attributes["coordinate_transformation_mode"] == "align_corners"
@@ -208,11 +220,11 @@ def _to_picture(builder: _Nodes, value: str, image: str, probed: Probed, **attri
     return builder.resize(value, sizes=builder.add("Concat", parts, axis=0), **attributes)
 
 
-def _logits(builder: _Nodes, scores: str, probed: Probed) -> str:
+def _logits(builder: _Nodes, scores: str, output: Output) -> str:
     """Such that their softmax is the network's probabilities, and their arg max the labels."""
-    threshold = np.float32(probed.threshold)
-    if probed.kind == "score":
-        if probed.probabilities:
+    threshold = np.float32(output.threshold)
+    if output.kind == "score":
+        if output.meaning == "probabilities":
             other = builder.add("Sub", [builder.constant(1, np.float32), scores])
             first = builder.add("Mul", [other, builder.constant(threshold, np.float32)])
             second = builder.add("Mul", [scores, builder.constant(1 - threshold, np.float32)])
@@ -221,7 +233,7 @@ def _logits(builder: _Nodes, scores: str, probed: Probed) -> str:
             first = builder.add("Add", [nothing, builder.constant(threshold, np.float32)])
             second = scores
         scores = builder.add("Concat", [first, second], axis=1)
-    if probed.probabilities:
+    if output.meaning == "probabilities":
         scores = builder.add("Max", [scores, builder.constant(_TINY, np.float32)])
         scores = builder.add("Log", [scores])
     return scores

@@ -25,7 +25,7 @@ from service.core.models.model_settings import (
     read_settings,
 )
 from service.core.models.registry import LoadedModel, ModelRegistry
-from service.core.models.repository import Listing, ModelFile, ModelFolder, find, look, require
+from service.core.models.repository import ModelFile, ModelFolder, find, look, require
 from service.core.types import IndexEntry, ModelState, ModelStatus
 from service.errors import ModelLoadError, UnknownModel, quoted
 
@@ -74,11 +74,10 @@ class ModelManager:
     async def start(self) -> None:
         """Serves every model. Raises: ModelLoadError, also when one has no version that loads."""
         async with self._one_change:
-            listing = await asyncio.to_thread(require, self._repository)
-            self._changes = SettledChanges(_stamps(listing))
-            self._folders = listing.folders
+            self._folders, _, stamps = await asyncio.to_thread(require, self._repository)
+            self._changes = SettledChanges(stamps)
             self.registry.set_aliases(await asyncio.to_thread(read_aliases, self._repository))
-            for name, folder in listing.folders.items():
+            for name, folder in self._folders.items():
                 errors = await self._reconcile(folder)
                 if errors and name not in self.registry:
                     raise errors[0]  # which says it all
@@ -142,16 +141,16 @@ class ModelManager:
         """Acts on changes that have been stable for one polling interval."""
         async with self._one_change:
             try:
-                listing = await asyncio.to_thread(look, self._repository)
+                folders, refused, stamps = await asyncio.to_thread(look, self._repository)
             except ModelLoadError as error:
                 self._log_repository_error(str(error))  # and all that serves goes on
                 return
-            self._log_repository_error("; ".join(listing.refused.values()))
-            settled = self._changes.settled(_stamps(listing), keep=listing.refused)
+            self._log_repository_error("; ".join(refused.values()))
+            settled = self._changes.settled(stamps, keep=refused)
             if not settled:
                 return
             for name in sorted(settled - {ALIASES_FILE} - self._unloaded):
-                folder = listing.folders.get(name)
+                folder = folders.get(name)
                 if folder is not None:
                     self._folders[name] = folder
                     await self._reconcile(folder)
@@ -352,9 +351,3 @@ def _free(last: list[LoadedModel]) -> None:
     """Waits for a closed model's threads, and returns its memory to the system."""
     last.pop().join()
     trim_heap()
-
-
-def _stamps(listing: Listing) -> dict[str, object]:
-    """Returns what to watch, by model."""
-    stamps: dict[str, object] = {name: f.stamps for name, f in listing.folders.items()}
-    return {**stamps, ALIASES_FILE: listing.aliases}

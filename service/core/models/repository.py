@@ -63,13 +63,9 @@ class ModelFolder:
         return ModelFile(self.name, version, self.path / version / MODEL_FILE)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Lists what a repository holds. refused: why a folder is none of a model, by its name."""
-
-    folders: dict[str, ModelFolder]
-    refused: dict[str, str]
-    aliases: Stamps
+Listing = tuple[dict[str, ModelFolder], dict[str, str], dict[str, object]]
+"""Folders by name; why others are none of a model; and what tells one state of each of them, and of
+the aliases' file, from another."""
 
 
 def look(root: Path) -> Listing:
@@ -79,30 +75,29 @@ def look(root: Path) -> Listing:
             f"model repository {str(root)!r} is not a folder: set FCN_MODEL_REPOSITORY to one that "
             f"holds <name>/<version>/{MODEL_FILE}"
         )
-    listing = Listing({}, {}, _stamps(root, ALIASES_FILE))
     try:
         paths = sorted(root.iterdir())
     except OSError as error:
         raise ModelLoadError(
             f"model repository {str(root)!r} cannot be read: {error.strerror}"
         ) from error
+    folders: dict[str, ModelFolder] = {}
+    refused: dict[str, str] = {}
     for path in paths:
         try:
             if path.name.startswith(".") or not path.is_dir():
                 continue
             folder = _folder(path)
         except OSError as error:
-            listing.refused[path.name] = (
-                f"model folder {str(path)!r} cannot be read: {error.strerror}"
-            )
+            refused[path.name] = f"model folder {str(path)!r} cannot be read: {error.strerror}"
             continue
-        if not folder.files:
-            continue
-        if NAME.fullmatch(path.name):
-            listing.folders[path.name] = folder
-        else:
-            listing.refused[path.name] = f"model folder {path.name!r}: {NAME_RULE}"
-    return listing
+        if folder.files and NAME.fullmatch(path.name):
+            folders[path.name] = folder
+        elif folder.files:
+            refused[path.name] = f"model folder {path.name!r}: {NAME_RULE}"
+    stamps: dict[str, object] = {name: folder.stamps for name, folder in folders.items()}
+    stamps[ALIASES_FILE] = _stamps(root, ALIASES_FILE)
+    return folders, refused, stamps
 
 
 def require(root: Path) -> Listing:
@@ -111,18 +106,18 @@ def require(root: Path) -> Listing:
     Raises: ModelLoadError when there is nothing to serve, or a folder that is clearly meant to be
     a model is not one: a server that starts without a model it was given is worse.
     """
-    listing = look(root)
-    for reason in listing.refused.values():
+    folders, refused, stamps = look(root)
+    for reason in refused.values():
         raise ModelLoadError(reason)
     for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and path.name not in listing.folders:
+        if path.is_dir() and not path.name.startswith(".") and path.name not in folders:
             _log.warning("%s holds no version folder (1, 2, ...): ignored", path)
-    if not listing.folders:
+    if not folders:
         raise ModelLoadError(
             f"no model in {str(root)!r}: put one at <name>/<version>/{MODEL_FILE}, where version "
             "is a number such as 1"
         )
-    return listing
+    return folders, refused, stamps
 
 
 def scan(root: Path) -> list[ModelFile]:
@@ -130,7 +125,8 @@ def scan(root: Path) -> list[ModelFile]:
 
     Raises: ModelLoadError as `require`, and when a version folder has no model.
     """
-    files = [file for folder in require(root).folders.values() for file in folder.files]
+    folders, _, _ = require(root)
+    files = [file for folder in folders.values() for file in folder.files]
     for file in files:
         check_present(file)
     return files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.core.outputs.png import RGB, UP, png
-from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.outputs.registry import PNG, OutputFormat
 from service.core.types import UInt8Array
 
 
@@ -27,8 +27,4 @@ def color_png(label_map: UInt8Array, palette: UInt8Array) -> bytes:
     return png((height, width), RGB, rows)
 
 
-def _encode(answer: Segmentation) -> bytes:
-    return color_png(answer.label_map, answer.palette)
-
-
-OUTPUT = OutputFormat("color", PNG, _encode)
+OUTPUT = OutputFormat("color", PNG, lambda reply: color_png(reply.label_map, reply.palette))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from service.core.outputs.png import gray_png
-from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.outputs.registry import PNG, OutputFormat
 from service.core.outputs.scores import blocks
-from service.core.types import Float32Array, SegmentOptions, UInt8Array
+from service.core.types import Float32Array, UInt8Array
 
 
 def confidence(
@@ -30,19 +27,9 @@ def confidence(
     return values
 
 
-def _reduce(
-    logits: Float32Array,
-    label_map: UInt8Array,
-    options: SegmentOptions,
-    selected: frozenset[int] | None,
-) -> npt.NDArray[Any]:
-    return confidence(logits, label_map, selected)
-
-
-def _encode(answer: Segmentation) -> bytes:
-    if answer.scores is None:
-        raise ValueError("confidence is made of logits")
-    return gray_png(answer.scores)
-
-
-OUTPUT = OutputFormat("confidence", PNG, _encode, reduce=_reduce)
+OUTPUT = OutputFormat(
+    "confidence",
+    PNG,
+    lambda reply: gray_png(reply.scores),
+    reduce=lambda logits, label_map, _, selected: confidence(logits, label_map, selected),
+)

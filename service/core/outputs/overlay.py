@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.core.outputs.classes import VOID
 from service.core.outputs.png import rgb_png
-from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.outputs.registry import PNG, OutputFormat
 from service.core.types import UInt8Array
 
 _BLOCK_PX: Final = 1 << 16
@@ -86,17 +86,15 @@ def border(label_map: UInt8Array) -> npt.NDArray[np.bool_]:
     return border
 
 
-def _encode(answer: Segmentation) -> bytes:
-    options = answer.options
-    return overlay_png(
-        answer.image,
-        answer.label_map,
-        answer.palette,
-        options.alpha,
-        outlines=options.outlines,
-        # Where classes are chosen, only a background that was named is left: it is asked for.
-        background=None if options.classes else answer.contract.background,
-    )
-
-
-OUTPUT = OutputFormat("overlay", PNG, _encode, options=("alpha", "outlines"))
+OUTPUT = OutputFormat(
+    "overlay",
+    PNG,
+    lambda reply: overlay_png(
+        reply.image,
+        reply.label_map,
+        reply.palette,
+        reply.options.alpha,
+        outlines=reply.options.outlines,
+    ),
+    options=("alpha", "outlines"),
+)

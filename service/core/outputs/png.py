@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from isal import isal_zlib
 
-from service.core.outputs.registry import PNG, OutputFormat, Segmentation
+from service.core.outputs.registry import PNG, OutputFormat
 from service.core.types import UInt8Array
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -89,8 +89,10 @@ def _chunk(name: bytes, *pieces: bytes) -> tuple[bytes, ...]:
     return struct.pack(">I", n_bytes), name, *pieces, struct.pack(">I", check)
 
 
-def _encode(answer: Segmentation) -> bytes:
-    return label_map_png(answer.label_map, answer.palette)
-
-
-OUTPUT = OutputFormat("label_map", PNG, _encode, answers_media_type=True, is_quick=True)
+OUTPUT = OutputFormat(
+    "label_map",
+    PNG,
+    lambda reply: label_map_png(reply.label_map, reply.palette),
+    answers_media_type=True,
+    is_quick=True,
+)

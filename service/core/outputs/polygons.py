@@ -12,7 +12,7 @@ import orjson
 
 from model.contract import Contract
 from service.core.outputs.classes import VOID, class_table
-from service.core.outputs.registry import GEOJSON, OutputFormat, Segmentation
+from service.core.outputs.registry import GEOJSON, OutputFormat
 from service.core.outputs.rings import Edges, Ring, Rings, rings_of
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
@@ -120,10 +120,11 @@ def _area(ring: Ring) -> float:
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
 
 
-def _encode(answer: Segmentation) -> bytes:
-    return polygons_json(
-        answer.label_map, answer.contract, model=answer.model, version=answer.version
-    )
-
-
-OUTPUT = OutputFormat("polygons", GEOJSON, _encode, answers_media_type=True)
+OUTPUT = OutputFormat(
+    "polygons",
+    GEOJSON,
+    lambda reply: polygons_json(
+        reply.label_map, reply.contract, model=reply.model, version=reply.version
+    ),
+    answers_media_type=True,
+)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.core.outputs.registry import NPY, OutputFormat, Segmentation
+from service.core.outputs.registry import NPY, OutputFormat
 from service.core.outputs.scores import ScoreArray, blocks, settle_ties
-from service.core.types import Dtype, Float32Array, SegmentOptions, UInt8Array
+from service.core.types import Dtype, Float32Array, UInt8Array
 from service.errors import ImageTooLarge
 
 MAX_BYTES: Final = 512 * 1024 * 1024
@@ -89,31 +89,16 @@ def _halve(values: Float32Array, halves: npt.NDArray[np.uint16]) -> None:
     signed *= signed >= 1 << 10
 
 
-def _check_size(height: int, width: int, classes: int, options: SegmentOptions) -> None:
-    check_size(height, width, classes, options.dtype)
-
-
-def _reduce(
-    logits: Float32Array,
-    label_map: UInt8Array,
-    options: SegmentOptions,
-    selected: frozenset[int] | None,
-) -> npt.NDArray[Any]:
-    return probabilities(logits, label_map, options.dtype, selected)
-
-
-def _encode(answer: Segmentation) -> bytes:
-    if answer.scores is None:
-        raise ValueError("probabilities are made of logits")
-    return npy(answer.scores)
-
-
 OUTPUT = OutputFormat(
     "probabilities",
     NPY,
-    _encode,
+    lambda reply: npy(reply.scores),
     options=("dtype",),
     answers_media_type=True,
-    reduce=_reduce,
-    check_size=_check_size,
+    reduce=lambda logits, label_map, options, selected: probabilities(
+        logits, label_map, options.dtype, selected
+    ),
+    check_size=lambda height, width, classes, options: check_size(
+        height, width, classes, options.dtype
+    ),
 )

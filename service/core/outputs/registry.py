@@ -40,12 +40,13 @@ class Segmentation:
     """Holds what a reply's body is made of.
 
     image: uint8 RGB [H,W,3], the upload. label_map: uint8 [H,W]; classes that were not selected are
-    void, 255. scores: what the output's `reduce` made. palette: uint8 RGB [256,3].
+    void, 255. scores: the array that the output's `reduce` made, if it has one. palette: uint8 RGB
+    [256,3].
     """
 
     image: UInt8Array
     label_map: UInt8Array
-    scores: npt.NDArray[Any] | None
+    scores: Any
     contract: Contract
     palette: UInt8Array
     model: str

@@ -15,7 +15,7 @@ import orjson
 
 from model.contract import Contract
 from service.core.outputs.classes import class_table
-from service.core.outputs.registry import JSON, OutputFormat, Segmentation
+from service.core.outputs.registry import JSON, OutputFormat
 from service.core.types import UInt8Array
 
 Int64Array = npt.NDArray[np.int64]
@@ -95,8 +95,10 @@ def _box(starts: Int64Array, ends: Int64Array, height: int) -> list[int]:
     return [left, top, right - left + 1, bottom - top + 1]
 
 
-def _encode(answer: Segmentation) -> bytes:
-    return rle_json(answer.label_map, answer.contract, model=answer.model, version=answer.version)
-
-
-OUTPUT = OutputFormat("rle", JSON, _encode)
+OUTPUT = OutputFormat(
+    "rle",
+    JSON,
+    lambda reply: rle_json(
+        reply.label_map, reply.contract, model=reply.model, version=reply.version
+    ),
+)

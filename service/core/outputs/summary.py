@@ -6,7 +6,7 @@ import json
 
 from model.contract import Contract
 from service.core.outputs.classes import class_table
-from service.core.outputs.registry import JSON, OutputFormat, Segmentation
+from service.core.outputs.registry import JSON, OutputFormat
 from service.core.types import Timings, UInt8Array
 
 
@@ -38,14 +38,15 @@ def summary_json(
     return json.dumps(body).encode()
 
 
-def _encode(answer: Segmentation) -> bytes:
-    return summary_json(
-        answer.label_map,
-        answer.contract,
-        model=answer.model,
-        version=answer.version,
-        timings=answer.timings,
-    )
-
-
-OUTPUT = OutputFormat("json", JSON, _encode, answers_media_type=True)
+OUTPUT = OutputFormat(
+    "json",
+    JSON,
+    lambda reply: summary_json(
+        reply.label_map,
+        reply.contract,
+        model=reply.model,
+        version=reply.version,
+        timings=reply.timings,
+    ),
+    answers_media_type=True,
+)

@@ -61,6 +61,13 @@ def test_arrays_are_sent_without_loss() -> None:
         np.testing.assert_array_equal(read_png(file_bytes(rgb)), rgb)
 
 
+class Damaged(Image.Image):
+    """As one whose file is broken inside: Pillow's plugins then raise anything."""
+
+    def load(self) -> None:
+        raise SyntaxError("broken PNG file")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -70,6 +77,8 @@ def test_arrays_are_sent_without_loss() -> None:
         (b"", "has no bytes"),
         (Path("/no/such/file"), "/no/such/file cannot be read: No such file"),
         (Path("/dev/null"), "is empty"),
+        ("a\0.png", "cannot be read: embedded null byte"),
+        (Damaged(), "Pillow image cannot be read"),
         (Image.open(io.BytesIO(png(RGB)[:60])), "Pillow image cannot be read"),
         (3, "a int is no image"),
     ],

@@ -59,6 +59,7 @@ def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (3, 17, 31, 3), np.uint8)
     for instance in network.instances:
         label_maps = instance.run(batch)
+        instance.run(255 - batch)  # which an answer outlives
         assert label_maps.dtype == np.uint8
         assert (label_maps == tiny_models.expected_label_map(batch)).all()
 
@@ -74,30 +75,23 @@ def test_its_instances_run_at_once(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("openvino")
-def test_an_answer_outlives_the_next_run(path: Path) -> None:
-    run = opened(path, "openvino").instances[0].run
-    first, kept = street()[None], street()[None].copy()
-    answer = run(first)
-    run(255 - first)
-    assert (answer == tiny_models.expected_label_map(kept)).all()
-
-
-@pytest.mark.usefixtures("openvino")
-def test_compiled_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runtime, "MAX_SIZES", 2)
-    network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
-    for side in (8, 9, 8, 10):  # 9 is the one not used for longest
-        network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
-    assert list(network.instances[0]._sizes) == [(8, 4), (10, 4)]
-
-
-@pytest.mark.usefixtures("openvino")
-def test_a_large_model_keeps_fewer_sizes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runtime, "MAX_BYTES", path.stat().st_size - 1)
-    network = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1))
-    for side in (8, 9):
-        network.instances[0].run(np.zeros((1, side, 4, 3), np.uint8))
-    assert list(network.instances[0]._sizes) == [(9, 4)]
+@pytest.mark.parametrize(
+    ("limit", "value", "kept"),
+    # 9 is the one not used for longest; of a large model one size always fits.
+    [("MAX_SIZES", 2, [(8, 4), (10, 4)]), ("MAX_BYTES", 1, [(10, 4)])],
+)
+def test_compiled_sizes_are_bounded(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    value: int,
+    kept: list[tuple[int, int]],
+) -> None:
+    monkeypatch.setattr(openvino_runtime, limit, value)
+    instance = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1)).instances[0]
+    for side in (8, 9, 8, 10):
+        instance.run(np.zeros((1, side, 4, 3), np.uint8))
+    assert list(instance._sizes) == kept
 
 
 @pytest.mark.usefixtures("openvino")
@@ -317,14 +311,17 @@ def test_without_an_8_bit_file_auto_serves_the_other(
     assert chosen(path, "auto") == "fp32"
 
 
-def test_int8_without_its_file_says_how_to_make_it(path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="int8.onnx is missing: .*fcn quantize --to int8"):
-        chosen(path, "int8")
-
-
-def test_fp16_without_its_file_says_how_to_make_it(path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="fp16.onnx is missing: .*fcn quantize --to fp16"):
-        chosen(path, "fp16")
+@pytest.mark.parametrize(
+    ("precision", "says"),
+    [
+        ("int8", "int8.onnx is missing: .*fcn quantize --to int8"),
+        ("fp16", "fp16.onnx is missing: .*fcn quantize --to fp16"),
+        ("fp8", "precision 'fp8': choose one of auto, fp32, fp16, int8"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused(path: Path, precision: str, says: str) -> None:
+    with pytest.raises(ModelLoadError, match=says):
+        chosen(path, precision)
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
@@ -350,13 +347,6 @@ def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
     half_beside(path)
     assert chosen(path, "auto", provider) == "fp16"
     assert chosen(path, "fp32", provider) == "fp32"
-
-
-def test_an_unknown_precision_names_the_known(path: Path) -> None:
-    with pytest.raises(
-        ModelLoadError, match="precision 'fp8': choose one of auto, fp32, fp16, int8"
-    ):
-        chosen(path, "fp8")
 
 
 def test_both_engines_give_the_logits(tmp_path: Path) -> None:

@@ -170,18 +170,6 @@ async def test_a_deadline_that_passed_during_the_decode_is_seen_before_its_timer
     assert device.values == []
 
 
-async def test_an_image_that_comes_after_the_end_is_answered() -> None:
-    device = Device()
-    async with serving(device) as queue:
-        request = queue.reserve(20)
-        queue.close()
-        await asyncio.to_thread(queue.put, request, image_of(2))
-        with pytest.raises(ShuttingDown):
-            await queue.result(request)
-        assert held(queue) == 0
-    assert device.values == []
-
-
 async def test_what_had_been_run_when_the_queue_was_closed_is_answered() -> None:
     device = Device()
     async with serving(device) as queue:

@@ -245,17 +245,6 @@ async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
     assert mask["pixels"] == (expected_label_map(RGB) == 1).sum()
 
 
-async def test_many_images_at_once_each_get_their_own(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    images = [street(16 + n % 3, 16, seed=n) for n in range(20)]
-    async with serving(tmp_path) as segmenter:
-        replies = await asyncio.gather(
-            *(segmenter.segment(drawing.png(rgb), OPTIONS) for rgb in images)
-        )
-    for rgb, reply in zip(images, replies, strict=True):
-        assert (read_png(reply.body) == expected_label_map(rgb)).all()
-
-
 # Which model
 
 

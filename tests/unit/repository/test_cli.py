@@ -206,6 +206,22 @@ def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
     assert list(home.rglob("*")) == []
 
 
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "demo_command.py").write_text(
+        "HELP = ''\n"
+        "def configure(parser): pass\n"
+        "def run(args):\n"
+        "    print('caf\\udce9.png')\n"
+        "    return 0\n"
+    )
+    script = (
+        f"import sys, cli; cli.__path__.append({str(tmp_path)!r})\n"
+        "from cli.main import main; sys.exit(main(['demo-command']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"caf\\udce9.png\n")
+
+
 def test_a_reader_who_left_is_no_error(tmp_path: Path) -> None:
     """As in `fcn models --json | head`: no traceback from run() nor from the interpreter's end."""
     (tmp_path / "demo_command.py").write_text(

@@ -99,9 +99,9 @@ def test_forms(form: str, tmp_path: Path) -> None:
     assert report.label_agreement >= 0.999
     if logits:
         # A resized value that is rounded to a byte may fall to either side.
-        tolerance = 2e-3 if form in ("fp16", "bytes, fixed") else 1e-4
-        assert report.largest_logit_difference is not None
-        assert report.largest_logit_difference < tolerance
+        tolerance = 5e-3 if form in ("fp16", "bytes, fixed") else 1e-4
+        assert report.largest_difference is not None
+        assert report.largest_difference < tolerance
     assert {name: getattr(report, name) for name in found} == found
     server = OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1)
     side = 64 if report.size is None else 51
@@ -120,7 +120,7 @@ def test_structures(make: Any, dims: Any, tmp_path: Path) -> None:
 def test_choices_count(tmp_path: Path) -> None:
     """Each of them changes labels: none is silently left out."""
     network = plain(tmp_path / "net.onnx", stride=4)
-    picture = np.random.default_rng(3).integers(0, 256, (1, 60, 84, 3), np.uint8)
+    image = np.random.default_rng(3).integers(0, 256, (1, 60, 84, 3), np.uint8)
     answers = []
     for options in (
         UNIT,
@@ -132,9 +132,7 @@ def test_choices_count(tmp_path: Path) -> None:
         AdoptOptions(PRESETS["unit"], size=(32, 48), antialias=False),
     ):
         report = adopted(tmp_path, network, options=options)
-        answers.append(
-            OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1).run(picture)
-        )
+        answers.append(OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1).run(image))
     assert len({labels.tobytes() for labels in answers}) == len(answers)
 
 
@@ -157,11 +155,11 @@ def test_logits_are_the_probabilities(tmp_path: Path) -> None:
         network = plain(tmp_path / "net.onnx", classes, end=end)
         options = AdoptOptions(PRESETS["unit"], threshold=threshold)
         report = adopted(tmp_path, network, max(2, classes), options, logits=True)
-        picture = np.random.default_rng(3).integers(0, 256, (1, 33, 47, 3), np.uint8)
+        image = np.random.default_rng(3).integers(0, 256, (1, 33, 47, 3), np.uint8)
         file = _session(report.path)
-        labels, logits = file.run(["label_map", "logits"], {"image": picture})
+        labels, logits = file.run(["label_map", "logits"], {"image": image})
         assert (logits.argmax(axis=1) == labels).all()
-        values = (picture.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+        values = (image.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
         (wanted,) = _session(str(network)).run(None, {"image": values})
         given = torch.from_numpy(logits).softmax(1).numpy()
         if threshold != 0.3:
@@ -183,9 +181,9 @@ def test_reference_is_torchs_and_pillows() -> None:
             np.testing.assert_allclose(bilinear(planes, size, aligned), wanted[0], atol=1e-5)
         cells = functional.interpolate(batch, size, mode="nearest-exact")[0, 0].numpy()
         assert (nearest(planes[0], size) == cells).mean() > 0.9  # of two as near either will do
-    picture = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
-    small = fit(picture.astype(np.float32), (11, 20), antialias=True)
-    pillow = np.asarray(Image.fromarray(picture).resize((20, 11), Image.Resampling.BILINEAR))
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    small = fit(image.astype(np.float32), (11, 20), antialias=True)
+    pillow = np.asarray(Image.fromarray(image).resize((20, 11), Image.Resampling.BILINEAR))
     assert np.abs(small - pillow).max() <= 1  # which rounds, twice
 
 
@@ -249,19 +247,19 @@ def test_disagreement_writes_nothing(tmp_path: Path) -> None:
         ({}, {"classes": 7}, r"scores of 4 classes, and the class list has 7"),
         ({"labels": "flat"}, {"classes": 2}, r"classes 0 to 3 and the class list has 2"),
         ({"classes": 1}, {"classes": 3}, r"with one score there are two classes"),
-        ({"dims": (4, 3, 48, 80)}, {}, r"takes exactly 4 pictures at once"),
+        ({"dims": (4, 3, 48, 80)}, {}, r"takes exactly 4 images at once"),
         ({"dims": (1, 1, 48, 80)}, {}, r"\[1,1,48,80\], without 3 channels"),
         ({"dims": ("N", "C", "H", "W")}, {}, r"say --input-layout NCHW or NHWC"),
-        ({"dims": ("N", 3, 48, "W")}, {}, r"pictures of 48xany .*say --size"),
+        ({"dims": ("N", 3, 48, "W")}, {}, r"images of 48xany .*say --size"),
         ({"dims": (1, 3, 48, 80)}, {"size": (64, 64)}, r"of 48x80 .*not 64x64"),
         ({"dims": (1, 3, 48, 80)}, {"multiple_of_px": 8}, r"--multiple-of has no meaning"),
         ({"dtype": UINT8}, {}, r"say --preprocessing none"),
-        ({"dtype": TensorProto.INT64}, {}, r"no picture: want float"),
-        ({"pool": 3}, {}, r"does not run on pictures whose sides are multiples of 128 or less"),
+        ({"dtype": TensorProto.BFLOAT16}, {}, r"no image: export .* with one of float"),
+        ({"pool": 3}, {}, r"does not run on images whose sides are multiples of 128 or less"),
         ({}, {"threshold": 0.5}, r"a threshold is for networks with a single score"),
         ({"classes": 1, "end": "Sigmoid"}, {"threshold": 3.0, "classes": 2}, r"is not one"),
         ({"labels": "flat"}, {"logits": True}, r"there are no logits to give"),
-        ({}, {"output_kind": "label_map"}, r"is no label map"),
+        ({}, {"output_is": "labels"}, r"is no label map"),
     ],
 )
 def test_refused(
@@ -362,9 +360,9 @@ def test_presets_of_the_command() -> None:
 def test_evaluated_at_any_size(tmp_path: Path) -> None:
     """`fcn evaluate` pads as the server does where sides must be multiples."""
     report = adopted(tmp_path, plain(tmp_path / "net.onnx", pool=4))
-    picture = np.random.default_rng(3).integers(0, 256, (33, 47, 3), np.uint8)
-    labels = OnnxPredictor(Path(report.path), threads=1)(picture)
-    padded = np.pad(picture, ((0, 3), (0, 1), (0, 0)))
+    image = np.random.default_rng(3).integers(0, 256, (33, 47, 3), np.uint8)
+    labels = OnnxPredictor(Path(report.path), threads=1)(image)
+    padded = np.pad(image, ((0, 3), (0, 1), (0, 0)))
     wanted = OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1).run(padded[None])
     assert (labels == wanted[0, :33, :47]).all()
 
