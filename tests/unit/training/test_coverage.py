@@ -197,7 +197,7 @@ def test_train_warns(
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_train_refuses_void_alone(tmp_path: Path, split: str) -> None:
-    splits = {"train": [[0, 1]] * 2, "val": [[0, 1]], split: [[VOID]] * 2}
+    splits: Any = {"train": [[0, 1]] * 2, "val": [[0, 1]], split: [[VOID]] * 2}
     root = masks(tmp_path / "data", **splits)
     config = parse_config(changed(raw_recipe(root), {}), "test recipe")
     with pytest.raises(DatasetError, match=f"split '{split}' has no labelled pixel.*Is 255 meant"):
