@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises: SettingsError, ModelLoadError."""
     import json
 
-    from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+    from service.core.engines.onnx_runtime import open_onnx_runtime
     from service.core.models.repository import scan
     from service.settings import load_settings
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for file in scan(repository):
         # Opened as the server would, so that what is listed here will also be served there.
-        contract = OnnxRuntimeNetwork(file.path, provider="cpu", threads=1).contract
+        contract = open_onnx_runtime(file.path, provider="cpu", threads=1).contract
         rows.append((file, contract))
     if args.json:
         models = [
