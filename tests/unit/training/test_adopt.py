@@ -24,11 +24,16 @@ from model.export.adopt.preprocessing import PRESETS, preprocess
 from model.export.adopt.reference import bilinear, fit, nearest
 from model.preprocessing import Preprocessing
 from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.types import Instance
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
 from training.evaluation.onnx_predictor import OnnxPredictor
 
 UNIT = AdoptOptions(PRESETS["unit"])
+
+
+def served(report: AdoptReport) -> Instance:
+    return open_onnx_runtime(Path(report.path), provider="cpu", threads=1).instances[0]
 
 
 def class_list(folder: Path, count: int) -> Path:
@@ -103,9 +108,8 @@ def test_forms(form: str, tmp_path: Path) -> None:
         assert report.largest_difference is not None
         assert report.largest_difference < tolerance
     assert {name: getattr(report, name) for name in found} == found
-    server = open_onnx_runtime(Path(report.path), provider="cpu", threads=1)
     side = 64 if report.size is None else 51
-    labels = server.instances[0].run(np.zeros((3, side, side + 8, 3), np.uint8))
+    labels = served(report).run(np.zeros((3, side, side + 8, 3), np.uint8))
     assert labels.shape == (3, side, side + 8)
 
 
@@ -132,9 +136,7 @@ def test_choices_count(tmp_path: Path) -> None:
         AdoptOptions(PRESETS["unit"], size=(32, 48), antialias=False),
     ):
         report = adopted(tmp_path, network, options=options)
-        answers.append(
-            open_onnx_runtime(Path(report.path), provider="cpu", threads=1).instances[0].run(image)
-        )
+        answers.append(served(report).run(image))
     assert len({labels.tobytes() for labels in answers}) == len(answers)
 
 
@@ -298,7 +300,7 @@ def test_external_weights(tmp_path: Path) -> None:
     report = adopted(tmp_path, path)
     # The file that is served needs no other.
     (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
-    open_onnx_runtime(Path(report.path), provider="cpu", threads=1)
+    served(report)
     with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
         open_network(path)
 
@@ -365,11 +367,7 @@ def test_evaluated_at_any_size(tmp_path: Path) -> None:
     image = np.random.default_rng(3).integers(0, 256, (33, 47, 3), np.uint8)
     labels = OnnxPredictor(Path(report.path), threads=1)(image)
     padded = np.pad(image, ((0, 3), (0, 1), (0, 0)))
-    wanted = (
-        open_onnx_runtime(Path(report.path), provider="cpu", threads=1)
-        .instances[0]
-        .run(padded[None])
-    )
+    wanted = served(report).run(padded[None])
     assert (labels == wanted[0, :33, :47]).all()
 
 
