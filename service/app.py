@@ -9,12 +9,12 @@ import signal
 import sys
 import time
 
-from service.api.keys import KeyFileError, Keys
+from service.api.keys import Keys
 from service.api.transports import build
 from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
-from service.errors import ServiceError
-from service.listening import HttpServer, StartError, joined, listen
+from service.errors import ServiceError, StartError
+from service.listening import HttpServer, joined, listen
 from service.settings import Settings
 from service.telemetry import Telemetry, configure_logging
 
@@ -64,7 +64,7 @@ class _Server:
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )
         self._keys = _read_keys(settings, telemetry)
-        self._transports = build(
+        self._rest, self._grpc = build(
             segmenter,
             telemetry,
             config,
@@ -80,9 +80,9 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._transports.rest, drain_s=self._config.drain_s)
+        http = HttpServer(self._rest, drain_s=self._config.drain_s)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
-        await self._transports.grpc.start()
+        await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
         watching = None if self._keys is None else asyncio.create_task(self._keys.watch())
@@ -91,7 +91,7 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._transports.grpc.set_serving(True)
+                await self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
@@ -119,7 +119,7 @@ class _Server:
         for tried in listen(host, port, "FCN_GRPC_PORT"):
             tried.close()
         try:
-            return self._transports.grpc.bind(joined(host, port))
+            return self._grpc.bind(joined(host, port))
         except OSError as error:
             raise StartError(f"{error}: set FCN_GRPC_PORT to another port") from error
 
@@ -141,16 +141,13 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._transports.grpc.retire()
+        await self._grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
         ends_s = time.monotonic() + config.drain_s
         http.should_exit = True
-        self._transports.close_streams()
-        await asyncio.gather(
-            serving, self._transports.grpc.stop(config.drain_s), return_exceptions=True
-        )
+        await asyncio.gather(serving, self._grpc.stop(config.drain_s), return_exceptions=True)
         on_time = time.monotonic() < ends_s
         on_time &= await segmenter.drain(max(0.0, ends_s - time.monotonic()))
         if not on_time:
@@ -176,11 +173,8 @@ def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
     """Returns None without a file. Raises: StartError."""
     if settings.api_keys_file is None:
         return None
-    try:
-        return Keys(
-            settings.api_keys_file,
-            admin_key=settings.read_admin_key(),
-            rejected=telemetry.rejected,
-        )
-    except KeyFileError as error:
-        raise StartError(str(error)) from error
+    return Keys(
+        settings.api_keys_file,
+        admin_key=settings.read_admin_key(),
+        rejected=telemetry.rejected,
+    )

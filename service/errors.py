@@ -17,6 +17,7 @@
       ShuttingDown            draining: ask another replica
       InferenceFailed         the network failed; the cause is in the log only
       ModelLoadError          at the start: a model file or folder cannot be served
+    StartError                the server cannot start; nobody has asked for anything yet
 
 `str(error)` is one sentence for the caller: what is wrong and what to do about it. HTTP and gRPC
 codes are not here: `service/api/status.py` has the one table.
@@ -165,3 +166,7 @@ class InferenceFailed(ServiceError):
 class ModelLoadError(ServiceError):
     kind = "model-load-error"
     title = "Model cannot be loaded"
+
+
+class StartError(Exception):
+    """Says in one line why the server cannot start, and what to do."""

@@ -11,16 +11,14 @@ from typing import Any, Final
 
 import uvicorn
 
+from service.errors import StartError
+
 # Longer than the idle time of common load balancers (60 s): the side that reuses a connection
 # must not be the one that closes it last.
 KEEP_ALIVE_S: Final = 65
 BACKLOG: Final = 2048
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class StartError(Exception):
-    """Says in one line why the server cannot start, and what to do."""
 
 
 class HttpServer(uvicorn.Server):

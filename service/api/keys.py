@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from service.changes import SettledChanges, Stamp, file_stamp, poll
-from service.errors import NotAuthenticated
+from service.errors import NotAuthenticated, StartError
 
 SETTING: Final = "FCN_API_KEYS_FILE"
 MIN_KEY: Final = 16
@@ -30,10 +30,6 @@ LOOK_S: Final = 1.0
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY: Final = re.compile(r"[!-~]+")
 _log = logging.getLogger("fcn.keys")
-
-
-class KeyFileError(Exception):
-    """Says in one line what is wrong with the file, where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ def offered(authorization: str | None, api_key: str | None) -> list[str]:
 def parse(text: str, admin_key: str | None = None) -> tuple[Caller, ...]:
     """admin_key: no caller may have it, since it opens more.
 
-    Raises: KeyFileError, without the file's name.
+    Raises: StartError, without the file's name.
     """
     callers: list[Caller] = []
     lines: dict[bytes, int] = {}
@@ -63,32 +59,32 @@ def parse(text: str, admin_key: str | None = None) -> tuple[Caller, ...]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) != 2:
-            raise KeyFileError(
+            raise StartError(
                 f"line {number} has {len(words)} words: write NAME KEY, and comments on lines of "
                 "their own"
             )
         name, key = words
         if not _NAME.fullmatch(name):
-            raise KeyFileError(
+            raise StartError(
                 f"line {number} does not begin with a name: use 1 to 64 of A-Z a-z 0-9 . _ -, and "
                 "write the key after it"
             )
         if not _KEY.fullmatch(key):
-            raise KeyFileError(
+            raise StartError(
                 f"the key on line {number} has characters that a header cannot carry: use letters, "
                 "digits and other visible ASCII"
             )
         if len(key) < MIN_KEY:
-            raise KeyFileError(
+            raise StartError(
                 f"the key on line {number} has {len(key)} characters: give it {MIN_KEY} or more"
             )
         if key == admin_key:
-            raise KeyFileError(
+            raise StartError(
                 f"the key on line {number} is the admin key, which opens more: choose another"
             )
         digest = _digest(key)
         if digest in lines:
-            raise KeyFileError(
+            raise StartError(
                 f"lines {lines[digest]} and {number} have the same key: give each its own"
             )
         lines[digest] = number
@@ -104,7 +100,7 @@ class Keys:
     ) -> None:
         """rejected: the observer's, told "unauthenticated".
 
-        Raises: KeyFileError, also when there is no key in the file.
+        Raises: StartError, also when there is no key in the file.
         """
         self._path = path
         self._admin_key = admin_key
@@ -112,7 +108,7 @@ class Keys:
         self._changes = SettledChanges(self._seen())
         self._callers = self._read()
         if not self._callers:
-            raise KeyFileError(
+            raise StartError(
                 f"{SETTING} {str(path)!r} has no key: write a line NAME KEY for each caller, or "
                 f"unset {SETTING} to let everybody in"
             )
@@ -142,7 +138,7 @@ class Keys:
             return
         try:
             callers = self._read()
-        except KeyFileError as error:
+        except StartError as error:
             _log.error("the API keys stay as they are: %s", error)
             return
         before, self._callers = self._callers, callers
@@ -170,16 +166,16 @@ class Keys:
         return {} if stamp is None else {SETTING: stamp}
 
     def _read(self) -> tuple[Caller, ...]:
-        """Raises: KeyFileError."""
+        """Raises: StartError."""
         try:
             text = self._path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise KeyFileError(f"{SETTING} {str(self._path)!r} cannot be read: {reason}") from error
+            raise StartError(f"{SETTING} {str(self._path)!r} cannot be read: {reason}") from error
         try:
             return parse(text, self._admin_key)
-        except KeyFileError as error:
-            raise KeyFileError(f"{SETTING} {str(self._path)!r}: {error}") from None
+        except StartError as error:
+            raise StartError(f"{SETTING} {str(self._path)!r}: {error}") from None
 
 
 def _digest(key: str) -> bytes:

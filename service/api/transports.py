@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
@@ -26,15 +25,6 @@ from service.core.segmenter import Segmenter
 from service.telemetry import Telemetry
 
 
-@dataclass(frozen=True, slots=True)
-class Transports:
-    """Holds an ASGI application, a gRPC server, and what lets its streams end in order."""
-
-    rest: ASGIApp
-    grpc: GrpcServer
-    close_streams: Callable[[], None]
-
-
 def build(
     segmenter: Segmenter,
     telemetry: Telemetry,
@@ -43,7 +33,7 @@ def build(
     keys: Keys | None,
     admin_key: str | None,
     ready: Callable[[], bool],
-) -> Transports:
+) -> tuple[ASGIApp, GrpcServer]:
     """Must be called inside the event loop that runs them.
 
     keys: None lets everybody in. admin_key: opens the model repository; None lets nobody in. ready:
@@ -72,9 +62,9 @@ def build(
     )
     oip_rest.add_to(app)
 
-    grpc = GrpcServer(config)
     ours = Segmentation(segmenter, calls, config, uploads)
+    grpc = GrpcServer(config, close_streams=ours.close_streams)
     grpc.add(segmentation.SERVICE, ours.handler())
     oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
     grpc.add(oip_grpc.SERVICE, oip.handler())
-    return Transports(segment_first(app, segment, calls), grpc, ours.close_streams)
+    return segment_first(app, segment, calls), grpc

@@ -1,15 +1,24 @@
-"""Bounds the bodies being read, of all connections and transports: how many, large and slow."""
+"""Reads bodies, and bounds those being read, of all connections and transports: how many, large
+and slow.
+
+`Content-Length` is not trusted: bytes are counted as they arrive, and what is over a limit is never
+held.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
-from service.errors import Overloaded, UploadTooSlow
+from service.errors import Cancelled, ImageTooLarge, Overloaded, UploadTooSlow
 
 T = TypeVar("T")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+"""ASGI's, which gRPC's modules may not import."""
+Received = Callable[[int], None]
+"""Told how many bytes more have come; raises Overloaded."""
 
 RETRY_UPLOAD_S: Final = 1.0
 """Told when too many bodies are being read: how long they take is up to those who send them."""
@@ -33,70 +42,92 @@ class Uploads:
         self._rejected = rejected
         self._count = 0
         self._bytes = 0
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
 
     @property
     def held(self) -> tuple[int, int]:
         """Bodies being read, and their bytes so far."""
         return self._count, self._bytes
 
-    def begin(self) -> Upload:
-        """Takes the room of one, for a `with` block.
+    @contextmanager
+    def begin(self) -> Iterator[Received]:
+        """Holds the room of one body for a `with` block, and counts what it is told of.
 
         Raises: Overloaded, and nothing has been read.
         """
         if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
             raise self._refused()
         self._count += 1
-        return Upload(self)
+        own_bytes = 0
 
-    def received(self, n_bytes: int) -> None:
-        """Raises: Overloaded."""
-        if self._count > 1 and self._bytes + n_bytes > self._max_bytes:
-            raise self._refused()
-        self._bytes += n_bytes
+        def received(n_bytes: int) -> None:
+            nonlocal own_bytes
+            if self._count > 1 and self._bytes + n_bytes > self._max_bytes:
+                raise self._refused()
+            self._bytes += n_bytes
+            own_bytes += n_bytes
 
-    def end(self, n_bytes: int) -> None:
-        """Gives back the room of one body."""
-        self._count -= 1
-        self._bytes -= n_bytes
+        try:
+            yield received
+        finally:
+            self._count -= 1
+            self._bytes -= own_bytes
+
+    async def in_time(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Raises: UploadTooSlow, and what `reading` raises."""
+        try:
+            async with asyncio.timeout(self._timeout_s) as scope:
+                return await reading
+        except TimeoutError:
+            if not scope.expired():  # `reading` raised it
+                raise
+            raise UploadTooSlow(self._timeout_s) from None
 
     def _refused(self) -> Overloaded:
         self._rejected("uploads")
         return Overloaded(RETRY_UPLOAD_S)
 
 
-class Upload:
-    """Holds the room of one body being read, until the end of its `with` block."""
+async def chunks(receive: Receive, received: Received) -> AsyncIterator[bytes]:
+    """Reads a request's body from ASGI, and counts it.
 
-    __slots__ = ("_bytes", "_uploads")
+    Raises: Cancelled when the caller leaves, Overloaded.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Cancelled()
+        chunk = message.get("body", b"")
+        received(len(chunk))
+        yield chunk
+        more = message.get("more_body", False)
 
-    def __init__(self, uploads: Uploads) -> None:
-        self._uploads = uploads
-        self._bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
+async def read_raw(
+    stream: AsyncIterator[bytes], max_bytes: int, content_length: str | None = None
+) -> bytes:
+    """Reads the whole body. content_length: the header. Raises: ImageTooLarge."""
+    check_announced(content_length, max_bytes, max_bytes)
+    chunks: list[bytes] = []
+    received = 0
+    async for chunk in stream:
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._uploads.end(self._bytes)
 
-    def received(self, n_bytes: int) -> None:
-        """Raises: Overloaded."""
-        self._uploads.received(n_bytes)
-        self._bytes += n_bytes
+def check_announced(content_length: str | None, limit: int, max_bytes: int) -> None:
+    """Refuses before the upload what is announced as larger than `limit`: a claim is no proof of
+    being small enough, but enough for that. max_bytes: of an image. Raises: ImageTooLarge."""
+    if content_length and content_length.isdigit() and int(content_length[:18]) > limit:
+        raise too_large(max_bytes)
 
-    async def in_time(self, reading: Coroutine[Any, Any, T]) -> T:
-        """Raises: UploadTooSlow, and what `reading` raises."""
-        try:
-            async with asyncio.timeout(self._uploads.timeout_s) as scope:
-                return await reading
-        except TimeoutError:
-            if not scope.expired():  # `reading` raised it
-                raise
-            raise UploadTooSlow(self._uploads.timeout_s) from None
+
+def too_large(max_bytes: int) -> ImageTooLarge:
+    """Makes the error of more bytes than that."""
+    return ImageTooLarge(
+        f"the upload is larger than {max_bytes} bytes: send a smaller or more compressed image"
+    )

@@ -94,9 +94,10 @@ class Segmentation:
         self, call: Call, requests: AsyncIterator[pb.SegmentRequest]
     ) -> pb.SegmentResponse:
         self._segmenter.check_any(call.time_left())
-        with self._uploads.begin() as upload:
-            request = await upload.in_time(read_single_message(requests, pb.SegmentRequest))
-            upload.received(len(request.image))
+        with self._uploads.begin() as received:
+            reading = read_single_message(requests, pb.SegmentRequest)
+            request = await self._uploads.in_time(reading)
+            received(len(request.image))
         call.uploaded()
         return await self._answer(call, request, call.seconds_left())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -22,8 +23,10 @@ COMPRESSIONS: Final = {
 class GrpcServer:
     """Runs services: `add`, `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
-    def __init__(self, config: ApiConfig) -> None:
-        """Must be made inside the event loop that runs it."""
+    def __init__(self, config: ApiConfig, *, close_streams: Callable[[], None]) -> None:
+        """Must be made inside the event loop that runs it. close_streams: called at its end, lets
+        streams read no more."""
+        self._close_streams = close_streams
         self._server = aio.server(
             options=[
                 (
@@ -73,4 +76,5 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, and cancels those still running after `grace_s`."""
+        self._close_streams()
         await self._server.stop(grace_s)

@@ -1,7 +1,6 @@
-"""Takes the image out of a request's body, with its limit enforced while the body streams in.
+"""Takes the image out of a request's body by its type: the body itself, or the field of a form.
 
-Neither `Content-Length` nor a part's headers are trusted: bytes are counted as they arrive, and
-what is over the limit is never held.
+A body whose type says that it is an image goes past this: see `service.api.http.segment`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Receive
 
-from service.api.uploads import Upload
+from service.api.uploads import check_announced, read_raw, too_large
 from service.errors import (
-    Cancelled,
-    ImageTooLarge,
     InvalidParameter,
     UnsupportedImageFormat,
     quoted,
@@ -32,28 +28,13 @@ RAW_TYPES: Final = (
     "application/octet-stream",
 )
 _ALIASES: Final = ("image/jpg", "image/x-ms-bmp", "image/x-bmp", "image/x-png", "image/x-tiff")
-_AS_IT_IS: Final = frozenset((*RAW_TYPES, *_ALIASES))
+AS_IT_IS: Final = frozenset((*RAW_TYPES, *_ALIASES))
+"""Types of a body that is an image and nothing else."""
 
 # A single field needs a few hundred bytes around it; the rest is for generous clients.
 MULTIPART_OVERHEAD_BYTES: Final = 16 * 1024
 MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4 * 1024
-
-
-async def chunks(receive: Receive, upload: Upload) -> AsyncIterator[bytes]:
-    """Reads a request's body from ASGI, and counts it.
-
-    Raises: Cancelled when the caller leaves, Overloaded.
-    """
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Cancelled()
-        chunk = message.get("body", b"")
-        upload.received(len(chunk))
-        yield chunk
-        more = message.get("more_body", False)
 
 
 async def read_image(
@@ -69,16 +50,14 @@ async def read_image(
     """
     form = _form(content_type, content_encoding, max_bytes)
     limit = max_bytes if form is None else max_bytes + MULTIPART_OVERHEAD_BYTES
-    # A claim is no proof of being small enough, but enough to be refused before the upload.
-    if content_length and content_length.isdigit() and int(content_length[:18]) > limit:
-        raise _too_large(max_bytes)
+    check_announced(content_length, limit, max_bytes)
     if form is None:
         return await read_raw(stream, max_bytes)
     received = 0
     async for chunk in stream:
         received += len(chunk)
         if received > limit:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         form.feed(chunk)
     return form.image()
 
@@ -93,36 +72,18 @@ def _form(content_type: str | None, content_encoding: str | None, max_bytes: int
             f"Content-Encoding {quoted(content_encoding)} is not read: send the image as it is, "
             "its format compresses already"
         )
-    if content_type in _AS_IT_IS:
+    if content_type in AS_IT_IS:
         return None  # nothing to parse
     kind, options = parse_options_header(content_type)
     media_type = kind.decode("latin-1")
     if media_type == "multipart/form-data":
         return _Form(options.get(b"boundary", b""), max_bytes)
-    if media_type and media_type not in _AS_IT_IS:
+    if media_type and media_type not in AS_IT_IS:
         raise UnsupportedImageFormat(
             f"Content-Type {quoted(media_type)} is not read: send the image as the body with "
             f"its type, such as image/jpeg, or as the multipart/form-data field {FIELD!r}"
         )
     return None
-
-
-def _too_large(max_bytes: int) -> ImageTooLarge:
-    return ImageTooLarge(
-        f"the upload is larger than {max_bytes} bytes: send a smaller or more compressed image"
-    )
-
-
-async def read_raw(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """Reads the whole body. Raises: ImageTooLarge."""
-    chunks: list[bytes] = []
-    received = 0
-    async for chunk in stream:
-        received += len(chunk)
-        if received > max_bytes:
-            raise _too_large(max_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 class _Form:
@@ -206,7 +167,7 @@ class _Form:
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
         if self._size > self._max_bytes:
-            raise _too_large(self._max_bytes)
+            raise too_large(self._max_bytes)
         self._chunks.append(data[start:end])
 
     def _end(self) -> None:

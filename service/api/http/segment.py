@@ -3,14 +3,15 @@ cost more than the rest of the way (bench/LOG.md, "the connection")."""
 
 from __future__ import annotations
 
+from collections.abc import Coroutine, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.call import Call, Calls
-from service.api.http.body import chunks, read_image
+from service.api.http.body import AS_IT_IS, read_image
 from service.api.http.middleware import (
     RequestMiddleware,
     call_of,
@@ -18,7 +19,7 @@ from service.api.http.middleware import (
     unless_disconnected,
 )
 from service.api.http.parameters import segment_options
-from service.api.uploads import Uploads
+from service.api.uploads import Received, Uploads, chunks, read_raw
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
 from service.errors import ServiceError
@@ -48,21 +49,24 @@ class SegmentEndpoint:
         # away should know it before, too.
         options = self._options(call, scope["query_string"], headers.get("accept"))
         self._segmenter.check(options)
-        with self._uploads.begin() as upload:
-            image = await upload.in_time(
-                read_image(
-                    chunks(receive, upload),
-                    headers.get("content-type"),
-                    headers.get("content-encoding"),
-                    headers.get("content-length"),
-                    self._max_image_bytes,
-                )
-            )
+        with self._uploads.begin() as received:
+            image = await self._uploads.in_time(self._read(headers, receive, received))
         call.uploaded()
         reply = await unless_disconnected(self._segmenter.segment(image, options), receive)
         call.answered(reply)
         await send({"type": "http.response.start", "status": 200, "headers": _reply_headers(reply)})
         await send({"type": "http.response.body", "body": reply.body})
+
+    def _read(
+        self, headers: Mapping[str, str], receive: Receive, received: Received
+    ) -> Coroutine[Any, Any, bytes]:
+        """Raises: as `read_image`, Cancelled, Overloaded."""
+        stream, max_bytes = chunks(receive, received), self._max_image_bytes
+        kind, encoding = headers.get("content-type"), headers.get("content-encoding")
+        length = headers.get("content-length")
+        if kind in AS_IT_IS and encoding is None:
+            return read_raw(stream, max_bytes, length)
+        return read_image(stream, kind, encoding, length, max_bytes)
 
     def _options(self, call: Call, query: bytes, accept: str | None) -> SegmentOptions:
         """Raises: InvalidParameter."""

@@ -111,9 +111,11 @@ class OipGrpc:
         self, call: Call, requests: AsyncIterator[pb.ModelInferRequest]
     ) -> pb.ModelInferResponse:
         self._segmenter.check_any(call.time_left())
-        with self._uploads.begin() as upload:
-            request = await upload.in_time(read_single_message(requests, pb.ModelInferRequest))
-            upload.received(request.ByteSize())
+        with self._uploads.begin() as received:
+            request = await self._uploads.in_time(
+                read_single_message(requests, pb.ModelInferRequest)
+            )
+            received(request.ByteSize())
             return await self._answer(call, request)
 
     async def _stream_infer(self, stream: Call, context: Context) -> None:
@@ -134,8 +136,8 @@ class OipGrpc:
         try:
             with call:
                 call.check_key()
-                with self._uploads.begin() as upload:
-                    upload.received(request.ByteSize())
+                with self._uploads.begin() as received:
+                    received(request.ByteSize())
                     answer = await self._answer(call, request)
                 return pb.ModelStreamInferResponse(infer_response=answer)
         except BaseException:

@@ -14,14 +14,13 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.http.body import chunks, read_raw
 from service.api.http.middleware import call_of, unless_disconnected
 from service.api.http.problem import OIP_PREFIX
 from service.api.oip import json_codec
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
 from service.api.oip.tensors import InferRequest, OutputTensor
-from service.api.uploads import Uploads
+from service.api.uploads import Uploads, chunks, read_raw
 from service.config import ApiConfig
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
@@ -96,8 +95,10 @@ class OipRest:
         options = SegmentOptions(name, version, deadline_s=self._deadline_s)
         self._segmenter.check(options)
         self._check_headers(request)
-        with self._uploads.begin() as upload:
-            body = await upload.in_time(read_raw(chunks(request.receive, upload), self._max_bytes))
+        with self._uploads.begin() as received:
+            body = await self._uploads.in_time(
+                read_raw(chunks(request.receive, received), self._max_bytes)
+            )
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
             answer = self._inference.answer(call, name, version, read, _response)
@@ -146,9 +147,9 @@ class OipRest:
         Raises: NotAllowed, NotAuthenticated, InvalidParameter, ImageTooLarge.
         """
         self._operations.check_admin(request.headers.get("authorization"))
-        with self._uploads.begin() as upload:
-            body = await upload.in_time(
-                read_raw(chunks(request.receive, upload), _MAX_ADMIN_BODY_BYTES)
+        with self._uploads.begin() as received:
+            body = await self._uploads.in_time(
+                read_raw(chunks(request.receive, received), _MAX_ADMIN_BODY_BYTES)
             )
         try:
             document = json.loads(body) if body.strip() else {}

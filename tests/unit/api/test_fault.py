@@ -51,10 +51,9 @@ class Parts:
 
     def __init__(self, keys: Any = None) -> None:
         self.telemetry, broken = Telemetry(0.175), cast(Segmenter, Broken())
-        built = build(
+        self.rest, self.grpc = build(
             broken, self.telemetry, ApiConfig(), keys=keys, admin_key=None, ready=lambda: True
         )
-        self.rest, self.grpc = built.rest, built.grpc
 
     def counted(self, code: str, method: str, transport: str) -> bool:
         labels = f'code="{code}",method="{method}",model="tiny",transport="{transport}"'

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from service.api import keys as module
-from service.api.keys import KeyFileError, Keys, offered, parse
-from service.errors import NotAuthenticated
+from service.api.keys import Keys, offered, parse
+from service.errors import NotAuthenticated, StartError
 
 ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
 TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
@@ -68,7 +68,7 @@ def test_names_and_keys() -> None:
     ],
 )
 def test_what_is_wrong_is_told_by_its_line_and_without_the_key(text: str, says: str) -> None:
-    with pytest.raises(KeyFileError, match=says) as caught:
+    with pytest.raises(StartError, match=says) as caught:
         parse(text, admin_key="the-admin-key-itself")
     for word in text.split():
         assert len(word) < 10 or word not in str(caught.value)
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_used_is_named(
     path = tmp_path / "keys"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(KeyFileError, match=f"FCN_API_KEYS_FILE '{path}'.*{says}") as caught:
+    with pytest.raises(StartError, match=f"FCN_API_KEYS_FILE '{path}'.*{says}") as caught:
         Keys(path, admin_key=None, rejected=lambda reason: None)
     assert "\n" not in str(caught.value)
 

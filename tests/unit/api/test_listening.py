@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.listening import StartError, listen
+from service.errors import StartError
+from service.listening import listen
 from tests.conftest import need
 
 Answer = list[tuple[int, int, int, str, tuple[Any, ...]]]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive
 
-from service.api.http.body import chunks, read_image, read_raw
-from service.api.uploads import Uploads
+from service.api.uploads import Uploads, chunks, read_raw
 from service.errors import Cancelled, Overloaded, UploadTooSlow
 
 
@@ -37,7 +36,7 @@ async def test_one_upload_too_many_is_refused_unread() -> None:
     limit = uploads(told)
     with limit.begin(), limit.begin():
         with pytest.raises(Overloaded) as caught:
-            limit.begin()
+            limit.begin().__enter__()
         assert caught.value.retry_after_s >= 1
         assert told == ["uploads"]
     with limit.begin():
@@ -49,14 +48,14 @@ async def test_bytes_are_counted_while_they_arrive() -> None:
     told: list[str] = []
     limit = uploads(told, max_count=9)
     with limit.begin() as first, limit.begin() as second:
-        first.received(90)
+        first(90)
         with pytest.raises(Overloaded):
             async for _ in chunks(received(b"x" * 5, b"x" * 6), second):
                 pass
         assert limit.held == (2, 95)
-        first.received(5)
+        first(5)
         with pytest.raises(Overloaded):
-            limit.begin()
+            limit.begin().__enter__()
     assert limit.held == (0, 0)
     assert told == ["uploads", "uploads"]
 
@@ -84,8 +83,7 @@ async def test_a_slow_upload_is_given_up() -> None:
         pytest.raises(UploadTooSlow, match=r"not complete after 0.03 s: send a smaller"),
         limit.begin() as upload,
     ):
-        reading = read_image(chunks(trickle, upload), "image/png", None, None, 10**6)
-        await upload.in_time(reading)
+        await limit.in_time(read_raw(chunks(trickle, upload), 10**6))
     assert limit.held == (0, 0)
 
 
@@ -93,5 +91,5 @@ async def test_a_timeout_of_the_readers_own_is_not_ours() -> None:
     async def broken() -> bytes:
         raise TimeoutError("of the reader's own")
 
-    with uploads().begin() as upload, pytest.raises(TimeoutError, match="of the reader's own"):
-        await upload.in_time(broken())
+    with pytest.raises(TimeoutError, match="of the reader's own"):
+        await uploads().in_time(broken())
