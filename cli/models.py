@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+    from service.core.engines.onnx_runtime import open_onnx_runtime
     from service.core.models.repository import scan
     from service.errors import ModelLoadError
     from service.settings import load_settings
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     for file in scan(repository):
         # Opened as the server would, so that what is listed here will also be served there.
         try:
-            contract = OnnxRuntimeNetwork(file.path, provider="cpu", threads=1).contract
+            contract = open_onnx_runtime(file.path, provider="cpu", threads=1).contract
         except ModelLoadError as error:
             refused.append((file, str(error)))
         else:
