@@ -122,6 +122,8 @@ def deep(kind: str) -> np.ndarray[Any, Any]:
         (np.dstack([RGB, GREY]), Layout(5), {332: (3, [2])}, "tag 332"),
         (np.dstack([RGB, GREY]), Layout(5), {336: (3, [255, 0])}, "tag 336"),
         (GREY, Layout(PALETTE), {320: (3, [200] * 768)}, "8 bits instead of 16"),
+        (GREY, Layout(PALETTE), {320: (3, [9999] * 48)}, "has not 768 numbers"),
+        (GREY, Layout(PALETTE), {}, "has not 768 numbers"),
         (RGB, Layout(YCBCR, planar=2), {}, "three interleaved samples"),
         (RGB, Layout(YCBCR), {532: (5, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}, "532"),
         (RGB, Layout(YCBCR), {529: (5, [2126, 10000, 7152, 10000, 722, 10000])}, "tag 529"),
