@@ -23,6 +23,7 @@ _CHANNELS = 4
 """One HTTP/2 connection would be a queue of its own."""
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection each
+    ("grpc.enable_http_proxy", 0),  # the server is measured, without a proxy
     ("grpc.max_receive_message_length", -1),
 ]
 

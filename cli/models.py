@@ -21,17 +21,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises: SettingsError, ModelLoadError."""
     import json
+    import sys
 
-    from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+    from service.core.engines.onnx_runtime import open_onnx_runtime
     from service.core.models.repository import scan
+    from service.errors import ModelLoadError
     from service.settings import load_settings
 
     repository = args.repository or load_settings().model_repository
-    rows = []
+    rows, refused = [], []
     for file in scan(repository):
         # Opened as the server would, so that what is listed here will also be served there.
-        contract = OnnxRuntimeNetwork(file.path, provider="cpu", threads=1).contract
-        rows.append((file, contract))
+        try:
+            contract = open_onnx_runtime(file.path, provider="cpu", threads=1).contract
+        except ModelLoadError as error:
+            refused.append((file, str(error)))
+        else:
+            rows.append((file, contract))
+    for _, why in refused:
+        print(f"fcn: {' '.join(why.split())}", file=sys.stderr)
     if args.json:
         models = [
             {
@@ -43,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
             }
             for file, contract in rows
         ]
-        print(json.dumps({"models": models}))
-        return 0
+        failed = [{"name": f.name, "version": f.version, "error": why} for f, why in refused]
+        print(json.dumps({"models": models, "failed": failed}))
+        return 1 if refused else 0
     for file, contract in rows:
         data = contract.training_data
         scores = ", ".join(f"{name} {value:g}" for name, value in contract.scores.items())
@@ -54,4 +63,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"  data     {data.name} ({data.licence})")
         print(f"  scores   {scores or 'none measured'}")
         print(f"  file     {file.path}, {file.path.stat().st_size / 1e6:.1f} MB")
-    return 0
+    return 1 if refused else 0

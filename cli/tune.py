@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises: TuneError, SettingsError, ModelLoadError."""
     from model.contract import Contract
     from service.core.engines.cores import available_cores
-    from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+    from service.core.engines.onnx_runtime import open_onnx_runtime
     from service.core.engines.warm_up import accepted_sizes
     from service.tuning import tune
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.model or _model_of_repository()
     wanted = _size(args.size)
     check_writable(args.out)
-    contract: Contract = OnnxRuntimeNetwork(path, provider="cpu", threads=1).contract
+    contract: Contract = open_onnx_runtime(path, provider="cpu", threads=1).contract
     sizes = accepted_sizes([wanted], contract.input)
     if not sizes:
         raise TuneError(f"{path} takes no images of {args.size}: choose another --size")

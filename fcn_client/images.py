@@ -64,16 +64,39 @@ def read_rgb(body: bytes) -> UInt8Array:
     """Decodes a file to uint8 RGB [H,W,3], upright, as the server sees it. Raises: InvalidInput."""
     try:
         with Image.open(io.BytesIO(body)) as image:
+            while not is_frame(image):
+                image.seek(image.tell() + 1)
             return upright_rgb(image)
     except Exception as error:  # on damaged bytes Pillow's plugins raise anything
         raise InvalidInput("the file cannot be read as an image") from error
 
 
+def is_frame(page: Image.Image) -> bool:
+    """Tells a page from a copy or a mask of another one of its TIFF, as the server does.
+
+    Source: TIFF 6.0, NewSubfileType and the SubfileType before it; PhotometricInterpretation 4.
+    """
+    tags = getattr(page, "tag_v2", {})
+    kind = tags.get(254, 1 if tags.get(255) == 2 else 0)
+    alone = page.tell() == 0 and getattr(page, "n_frames", 1) == 1
+    return alone or (not kind & 0b1101 and tags.get(262) != 4)
+
+
 def upright_rgb(image: Image.Image) -> UInt8Array:
     """Returns uint8 RGB [H,W,3]: EXIF orientation applied, alpha dropped, of 16 bits the high 8."""
-    upright = ImageOps.exif_transpose(image)
+    tags = getattr(image, "tag_v2", {})
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, MemoryError):  # the pixels
+        raise
+    except Exception:  # the metadata, which decide nothing
+        upright = image
     if upright.mode in _MODES_16_BIT:
-        grey = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        highest = 4095 if tags.get(258) == (12,) else 65535
+        deep = np.asarray(upright).astype(np.uint32)
+        grey = ((deep * 255 + highest // 2) // highest).astype(np.uint8)
+        if tags.get(262) == 0:  # white is zero, and Pillow inverts 8 bits only
+            grey = 255 - grey
         return np.repeat(grey[:, :, None], 3, axis=2)
     with warnings.catch_warnings():
         # Pillow's advice on a palette's transparency, which is dropped here.

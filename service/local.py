@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.segmenter import Segmenter
 from service.core.types import ModelStatus, SegmentOptions, SegmentReply, UInt8Array, VersionStatus
 from service.errors import ModelLoadError
@@ -82,7 +82,7 @@ class LocalSegmenter:
         """Makes a repository with this file alone, under the name its contract has."""
         if not file.is_file():
             raise ModelLoadError(f"{file} does not exist: give a model file or a model repository")
-        name = OnnxRuntimeNetwork(file, provider="cpu", threads=1).contract.model_name
+        name = open_onnx_runtime(file, provider="cpu", threads=1).contract.model_name
         version = file.parent.name if file.parent.name.isdigit() else "1"
         folder = Path(self._scratch.name) / name / version
         folder.mkdir(parents=True)

@@ -1,7 +1,9 @@
 """Reads the frames of a moving image, as uint8 RGB [H,W,3].
 
 Pillow reads animated GIF, WebP, PNG and TIFF of several pages; what only a video decoder reads
-needs PyAV (the `video` extra).
+needs PyAV (the `video` extra). A TIFF's pages that are a reduced copy or a mask of another, as
+GeoTIFF's overviews, are no frames; a TIFF with no more than one other is an image, which the server
+reads.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, TiffImagePlugin
 
 from fcn_client.errors import InvalidInput
-from fcn_client.images import upright_rgb
+from fcn_client.images import is_frame, upright_rgb
 from fcn_client.types import UInt8Array
 
 VIDEO: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -30,7 +32,7 @@ def is_moving(path: Path) -> bool:
         return False
     try:
         with Image.open(path) as image:
-            return int(getattr(image, "n_frames", 1)) > 1
+            return _count(image) > 1
     except Exception:  # on damaged bytes Pillow's plugins raise anything; the server says what
         return False
 
@@ -41,7 +43,7 @@ def count(path: Path) -> int | None:
         return None
     try:
         with Image.open(path) as image:
-            return int(getattr(image, "n_frames", 1))
+            return _count(image)
     except Exception:  # as above; `frames` reports it
         return None
 
@@ -55,9 +57,16 @@ def _pillow(path: Path) -> Iterator[UInt8Array]:
     try:
         with Image.open(path) as image:
             for frame in ImageSequence.Iterator(image):
-                yield upright_rgb(frame)
+                if is_frame(frame):
+                    yield upright_rgb(frame)
     except Exception as error:  # as above
         raise InvalidInput(f"{path} cannot be read as an image with frames") from error
+
+
+def _count(image: Image.Image) -> int:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(getattr(image, "n_frames", 1))
+    return sum(1 for frame in ImageSequence.Iterator(image) if is_frame(frame))
 
 
 def _decoded(path: Path) -> Iterator[UInt8Array]:

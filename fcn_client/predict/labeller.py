@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from fcn_client.errors import FcnConnectionError, FcnError, FcnTimeoutError, InvalidInput
+from fcn_client.errors import (
+    FcnConnectionError,
+    FcnError,
+    FcnTimeoutError,
+    InvalidInput,
+    ServerError,
+)
 from fcn_client.sync.client import FcnClient
 from fcn_client.types import ClassInfo, Model, ModelVersion
 
 ATTEMPTS: Final = 2
+_NO_ANSWER: Final = frozenset({502, 503, 504})
+"""How proxies say that the server behind them gave none."""
 
 
 class Labeller(Protocol):
@@ -61,12 +69,15 @@ class RemoteLabeller:
         self.identity = f"{self.name} {self.version} {found.precision}"
 
     def __call__(self, image: bytes, /) -> bytes:
-        """Asks again for an image that was not answered in time: the next attempt may meet a less
-        busy moment. What else can be retried the client does."""
+        """Asks again for an image that was not answered in time, or for which a proxy got no
+        answer: the next attempt may meet a less busy moment. What else can be retried the client
+        does."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._asked(image)
-            except FcnTimeoutError as error:
+            except (FcnTimeoutError, ServerError) as error:
+                if isinstance(error, ServerError) and error.status not in _NO_ANSWER:
+                    raise
                 if attempt == ATTEMPTS:
                     raise FcnError(f"{error} (asked {attempt} times; see --deadline)") from error
             except FcnConnectionError as error:

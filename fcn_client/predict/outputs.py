@@ -24,13 +24,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from fcn_client.errors import DecodeError, InvalidInput
 from fcn_client.images import VOID, encode, overlay, read_rgb
 from fcn_client.predict.inputs import Item, printable, unwritable
 from fcn_client.predict.labeller import Labeller
 from fcn_client.types import UInt8Array, background_of
+
+# So that overlays show what the server reads: text of any length beside the pixels, and TIFFs that
+# Pillow unpacks wrongly without libtiff.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 1 << 26, 1 << 28
+TiffImagePlugin.READ_LIBTIFF = True
 
 IMAGE_FOLDERS: Final = {"label_map": "label_maps", "overlay": "overlays", "color": "colors"}
 JOURNAL: Final = "predict.jsonl"

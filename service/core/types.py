@@ -1,4 +1,4 @@
-"""Defines what goes in and out of the segmenter, and its two seams: the network, the observer."""
+"""Defines what goes in and out of the segmenter, and what runs and watches it."""
 
 from __future__ import annotations
 
@@ -183,27 +183,19 @@ class IndexEntry:
     reason: str = ""
 
 
-class Network(Protocol):
-    """Names what is needed of a loaded model's file; `OnnxRuntimeNetwork` is one."""
+@dataclass(eq=False)
+class Network:
+    """Holds what a model's file became: at least one instance that shares the device, and at most
+    one that takes all of it.
 
-    @property
-    def path(self) -> Path:
-        """Names the file that runs, which may be one beside the version's `model.onnx`."""
-        ...
+    path: the file that runs, which may be one beside the version's `model.onnx`. provider: "cpu",
+    "cuda" or "tensorrt".
+    """
 
-    @property
-    def contract(self) -> Contract: ...
-
-    @property
-    def provider(self) -> str: ...
-
-    @property
-    def instances(self) -> Sequence[Instance]:
-        """Lists every way to run it: at least one instance that shares the device, and at most one
-        that takes all of it."""
-        ...
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None: ...
+    path: Path
+    contract: Contract
+    provider: str
+    instances: Sequence[Instance]
 
 
 class Observer:

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from tests.drawing import street
 from tests.serving import ROOT
 from tests.unit.core.fakes import Function
@@ -17,7 +17,7 @@ SIZES = ((96, 128), (75, 101), (33, 40))
 
 
 async def test_mates_and_instances_change_nothing() -> None:
-    sessions = [OnnxRuntimeNetwork(MODEL, provider="cpu", threads=threads) for threads in (1, 1, 2)]
+    sessions = [open_onnx_runtime(MODEL, provider="cpu", threads=threads) for threads in (1, 1, 2)]
     instances = [
         *(session.instances[0] for session in sessions[:2]),
         Function(sessions[2].instances[0].run, full_device=True),
@@ -28,5 +28,5 @@ async def test_mates_and_instances_change_nothing() -> None:
         answers += await asyncio.gather(*(submit(queue, p) for p in pictures[1:]))
     assert {answer.batch_size for answer in answers} >= {1, 4}
     for picture, answer in zip(pictures, answers, strict=True):
-        (alone,) = sessions[0].run(picture[None])
+        (alone,) = sessions[0].instances[0].run(picture[None])
         np.testing.assert_array_equal(answer.label_map, alone)

@@ -13,7 +13,7 @@ import pytest
 
 from service.config import SegmenterConfig
 from service.core.engines import cuda
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.errors import ModelLoadError
 from tests.drawing import street
 from tests.serving import ROOT
@@ -52,9 +52,9 @@ def images(shape: tuple[int, int, int], seed: int) -> UInt8Array:
 
 @pytest.mark.usefixtures("_gpu")
 def test_labels_are_those_of_the_cpu() -> None:
-    cpu = OnnxRuntimeNetwork(MODEL, provider="cpu", threads=1)
+    cpu = open_onnx_runtime(MODEL, provider="cpu", threads=1)
     exact = SegmenterConfig(instances=2, provider_options={"cuda": {"use_tf32": "0"}})
-    gpu = OnnxRuntimeNetwork(MODEL, provider="cuda", threads=1, gpu=exact)
+    gpu = open_onnx_runtime(MODEL, provider="cuda", threads=1, gpu=exact)
     assert gpu.provider == "cuda"
 
     def work(number: int) -> list[tuple[UInt8Array, UInt8Array]]:
@@ -71,4 +71,4 @@ def test_labels_are_those_of_the_cpu() -> None:
     for of_one in answers[:2]:
         for batch, label_maps in of_one:
             assert label_maps.shape == batch.shape[:3]
-            assert (label_maps == cpu.run(batch)).mean() >= MIN_AGREEMENT
+            assert (label_maps == cpu.instances[0].run(batch)).mean() >= MIN_AGREEMENT

@@ -171,7 +171,7 @@ def read_label_png(path: Path, classes: Sequence[ClassInfo] = ()) -> UInt8Array:
     try:
         with Image.open(path) as image:
             mode, lossy = image.mode, image.format in _LOSSY
-            step = _GREY_STEPS.get(str(image.tile[0].args), 1)
+            step = _GREY_STEPS.get(str(image.tile[0].args), 1) if image.tile else 1
             values = np.array(image)
             palette = image.getpalette()
     except Exception as error:

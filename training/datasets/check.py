@@ -106,7 +106,7 @@ class SplitReport:
         for kind, found in self.problems.items():
             if kind != "layout":
                 lines.append(f"{len(found)}: {_KINDS.get(kind, kind)}")
-            lines += [f"  {text}" for text in found[:_SHOWN]]
+            lines += ["  " + text.replace("\n", "\\n") for text in found[:_SHOWN]]
             if len(found) > _SHOWN:
                 lines.append(f"  and {len(found) - _SHOWN} more")
         return lines + [f"warning: {text}" for text in self.warnings]

@@ -102,6 +102,11 @@ class Coverage:
     def warning(self) -> str:
         """Says which classes have no pixel, and asks what may be meant; empty if all have some."""
         absent = self.absent
+        if not absent and len(self.shares) == 1:
+            return (
+                f"every labelled pixel of split {self.split!r} is {next(iter(self.shares))}, the "
+                "only class: there is nothing to tell it from, unless the class list names the rest"
+            )
         if not absent:
             return ""
         of = f"{len(absent)} of {len(self.shares)} classes"

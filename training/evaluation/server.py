@@ -22,7 +22,7 @@ from fcn_client import (
 )
 from fcn_client.predict import RemoteLabeller
 from fcn_client.sync.window import in_window
-from training.datasets import SegmentationDataset
+from training.datasets import DatasetError, SegmentationDataset
 from training.datasets.base import UInt8Array
 from training.evaluation.evaluate import (
     Evaluation,
@@ -90,18 +90,18 @@ def evaluate_files(
     """Count as `evaluate` does, for a predictor that decodes the image files itself.
 
     `in_flight`: how many files are asked for at a time; `predict` is called from that many
-    threads. An image that fails is reported and not scored, and after ServerLost the rest is not
-    asked for: an hour of answers is worth more than none.
-    Raises: DatasetError, EvaluationError, also if no image was scored.
+    threads. An image that fails, or its label, is reported and not scored, and after ServerLost
+    the rest is not asked for: an hour of answers is worth more than none.
+    Raises: EvaluationError, also if no image was scored.
     """
     confusion = Confusion(data.info.head_sizes)
     failures: list[Failure] = []
     scored = 0
 
-    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | ImageFailed | ServerLost:
+    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | Exception:
         try:
             return data.target(index), predict(data.pairs[index][0])
-        except (ImageFailed, ServerLost) as error:
+        except (ImageFailed, ServerLost, DatasetError, OSError) as error:
             return error
 
     answers = in_window(work, range(len(data)), in_flight, ordered=True)
@@ -112,7 +112,7 @@ def evaluate_files(
         for index, answer in enumerate(answers):
             image = data.pairs[index][0]
             bar.update()
-            if isinstance(answer, EvaluationError):
+            if isinstance(answer, Exception):
                 failures.append(Failure(image, str(answer)))
                 if isinstance(answer, ServerLost):
                     break

@@ -16,8 +16,8 @@ import numpy as np
 
 from service.config import SegmenterConfig
 from service.core.engines.cores import Plan, multiplies_int8, plan
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-from service.core.engines.openvino import OpenVinoNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.engines.openvino import open_openvino
 from service.core.images.decode import prepare
 from service.core.types import Network, UInt8Array
 from service.errors import ImageTooLarge, ModelLoadError
@@ -67,7 +67,7 @@ def open_network(
     """Opens the file of the wanted precision in the wanted engine.
 
     engine: one of `ENGINES`; on a GPU there is ONNX Runtime only. provider, gpu: see
-    `OnnxRuntimeNetwork`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
+    `open_onnx_runtime`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
     "fp16" those beside it, and "auto" takes fp16 where it exists and the network runs on a GPU,
     int8 on a CPU made for it.
 
@@ -84,7 +84,7 @@ def open_network(
             "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, or "
             "FCN_ENGINE=onnxruntime"
         )
-    candidate = OpenVinoNetwork(session.path, session.contract, plan)
+    candidate = open_openvino(session.path, session.contract, plan)
     agreement = check_agreement(candidate, session)
     _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", session.path, 100 * agreement)
     return candidate
@@ -92,14 +92,14 @@ def open_network(
 
 def _open_session(
     path: Path, provider: str, precision: str, plan: Plan, gpu: SegmenterConfig | None
-) -> OnnxRuntimeNetwork:
+) -> Network:
     """Opens the file of that precision in ONNX Runtime."""
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     int8, fp16 = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
 
-    def opened(file: Path, provider: str = provider) -> OnnxRuntimeNetwork:
-        return OnnxRuntimeNetwork(
+    def opened(file: Path, provider: str = provider) -> Network:
+        return open_onnx_runtime(
             file,
             provider=provider,
             threads=plan.threads,

@@ -6,7 +6,6 @@ Session options follow what users of the runtime reported, by issue number of mi
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +21,8 @@ from service.core.engines.cuda import (
     built_for,
     open_instances,
 )
-from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import Float32Array, Instance, UInt8Array
+from service.core.engines.warm_up import first_line
+from service.core.types import Float32Array, Instance, Network, UInt8Array
 from service.errors import ModelLoadError
 
 _BRIEF_SPINNING: Final = (1, 31)
@@ -38,85 +37,68 @@ two sessions do (bench/LOG.md). Callers of a session of several threads would sh
 _log = logging.getLogger(__name__)
 
 
-class OnnxRuntimeNetwork:
-    """Holds a network that is ready to run; see `Network`.
+def open_onnx_runtime(
+    path: Path,
+    *,
+    provider: str = "auto",
+    threads: int,
+    instances: int = 1,
+    alone_threads: int = 0,
+    gpu: SegmenterConfig | None = None,
+) -> Network:
+    """Loads a file and holds it to its contract.
 
-    path: the file. provider: where it runs, "cpu", "cuda" or "tensorrt".
+    provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the CPU.
+    threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: what says how to use GPUs.
+
+    Raises: ModelLoadError in one line that names the file and what is wrong with it.
     """
+    if provider not in PROVIDERS:
+        raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
+    on_gpu = provider != "cpu" and (provider != "auto" or built_for("cuda"))
+    # On a GPU it only reads the contract, by which the options of the others are chosen.
+    session = _open(path, threads, optimise=not on_gpu)
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+        contract = Contract.from_metadata(metadata, str(path))
+    except ContractError as error:
+        raise ModelLoadError(str(error)) from error
+    _check_signature(session, contract, path)
+    if on_gpu:
+        network = _open_on_gpus(path, contract, provider, gpu or SegmenterConfig())
+        if network is not None:
+            return network
+        session = _open(path, threads)
+    sessions = [session]
+    if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
+        sessions += [_open(path, threads) for _ in range(instances - 1)]
+    else:
+        # A session of one thread has none of its own: it runs on its callers', at once.
+        sessions *= instances
+    opened = [CpuInstance(session, contract) for session in sessions]
+    if alone_threads > threads:
+        lone = _open(path, alone_threads, spin=True)
+        opened.append(CpuInstance(lone, contract, full_device=True))
+    return Network(path, contract, "cpu", opened)
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        provider: str = "auto",
-        threads: int,
-        instances: int = 1,
-        alone_threads: int = 0,
-        gpu: SegmenterConfig | None = None,
-    ) -> None:
-        """Loads the file and holds it to its contract.
 
-        provider: one of `PROVIDERS`; "auto" is CUDA where this build and machine have it, else the
-        CPU. threads, instances, alone_threads: of the CPU, see `cores.Plan`. gpu: what says how
-        to use GPUs.
+def _open_on_gpus(
+    path: Path, contract: Contract, provider: str, config: SegmenterConfig
+) -> Network | None:
+    """Returns None when "auto" is to make do with the CPU.
 
-        Raises: ModelLoadError in one line that names the file and what is wrong with it.
-        """
-        if provider not in PROVIDERS:
-            raise ModelLoadError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
-        on_gpu = provider != "cpu" and (provider != "auto" or built_for("cuda"))
-        # On a GPU it only reads the contract, by which the options of the others are chosen.
-        session = _open(path, threads, optimise=not on_gpu)
-        try:
-            metadata = session.get_modelmeta().custom_metadata_map
-            self.contract = Contract.from_metadata(metadata, str(path))
-        except ContractError as error:
-            raise ModelLoadError(str(error)) from error
-        _check_signature(session, self.contract, path)
-        self.path = path
-        self.provider = "cpu"
-        self.instances: list[Instance] = []
-        if on_gpu:
-            if self._open_on_gpus(provider, gpu or SegmenterConfig()):
-                return
-            session = _open(path, threads)
-        sessions = [session]
-        if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
-            sessions += [_open(path, threads) for _ in range(instances - 1)]
-        else:
-            # A session of one thread has none of its own: it runs on its callers', at once.
-            sessions *= instances
-        self.instances += [CpuInstance(session, self.contract) for session in sessions]
-        if alone_threads > threads:
-            lone = _open(path, alone_threads, spin=True)
-            self.instances.append(CpuInstance(lone, self.contract, full_device=True))
-
-    def run(self, batch: UInt8Array) -> UInt8Array:
-        """Runs the first instance: uint8 RGB [N,H,W,3] -> class ids uint8 [N,H,W]."""
-        return self.instances[0].run(batch)
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """See `warm_up.warm_up`. Raises: ModelLoadError."""
-        warm_up(self, sizes)
-
-    def _open_on_gpus(self, provider: str, config: SegmenterConfig) -> bool:
-        """Returns False when "auto" is to make do with the CPU.
-
-        Raises: ModelLoadError when a GPU is asked for and cannot be had.
-        """
-        wanted = "cuda" if provider == "auto" else provider
-        try:
-            self.instances += open_instances(self.path, self.contract, wanted, config)
-        except ModelLoadError as error:
-            if provider != "auto":
-                raise ModelLoadError(
-                    f"{self.path} does not run on {wanted} here: {error}: mend that, or set "
-                    "FCN_PROVIDER=cpu"
-                ) from error
-            _log.warning("%s runs on the CPU, not on a GPU: %s", self.path, error)
-            return False
-        self.provider = wanted
-        return True
+    Raises: ModelLoadError when a GPU is asked for and cannot be had.
+    """
+    wanted = "cuda" if provider == "auto" else provider
+    try:
+        return Network(path, contract, wanted, open_instances(path, contract, wanted, config))
+    except ModelLoadError as error:
+        if provider != "auto":
+            raise ModelLoadError(
+                f"{path} does not run on {wanted} here: {error}: mend that, or set FCN_PROVIDER=cpu"
+            ) from error
+        _log.warning("%s runs on the CPU, not on a GPU: %s", path, error)
+        return None
 
 
 class CpuInstance(Instance):

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from model.contract import Contract
 from service.core.engines.cores import Plan
-from service.core.engines.warm_up import first_line, warm_up
-from service.core.types import Float32Array, Instance, UInt8Array
+from service.core.engines.warm_up import first_line
+from service.core.types import Float32Array, Instance, Network, UInt8Array
 from service.errors import ModelLoadError
 
 MAX_SIZES: Final = 16
@@ -30,40 +30,29 @@ MAX_BYTES: Final = 512 * 1024 * 1024
 """Bytes of weights in them, in each group: every size has a copy of them. One always fits."""
 
 
-class OpenVinoNetwork:
-    """Holds a network that is ready to run; see `Network`."""
+def open_openvino(path: Path, contract: Contract, plan: Plan) -> Network:
+    """Opens a file. contract: of this file, which ONNX Runtime has held to it.
 
-    provider = "cpu"
-
-    def __init__(self, path: Path, contract: Contract, plan: Plan) -> None:
-        """contract: of this file, which ONNX Runtime has held to it.
-
-        Raises: ModelLoadError when OpenVINO is not installed or cannot read the file.
-        """
-        self.path = path
-        self.contract = contract
-        if contract.input.sizes is not None:
-            raise ModelLoadError(
-                f"{path} wants the sizes of its images, which OpenVINO does not give: set "
-                "FCN_ENGINE=onnxruntime, or serve the file it was made of"
-            )
-        core = _core()
-        try:
-            model = core.read_model(str(path))
-        except Exception as error:
-            raise ModelLoadError(
-                f"{path} cannot be loaded by OpenVINO: {first_line(error)}: set "
-                "FCN_ENGINE=onnxruntime"
-            ) from error
-        sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
-        opened = partial(OpenVinoInstance, core, model, contract, sizes)
-        self.instances = [opened(plan.instances, plan.threads)] * plan.instances
-        if plan.alone_threads > plan.threads:
-            self.instances.append(opened(1, plan.alone_threads, full_device=True))
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """See `warm_up.warm_up`. Raises: ModelLoadError."""
-        warm_up(self, sizes)
+    Raises: ModelLoadError when OpenVINO is not installed or cannot read the file.
+    """
+    if contract.input.sizes is not None:
+        raise ModelLoadError(
+            f"{path} wants the sizes of its images, which OpenVINO does not give: set "
+            "FCN_ENGINE=onnxruntime, or serve the file it was made of"
+        )
+    core = _core()
+    try:
+        model = core.read_model(str(path))
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path} cannot be loaded by OpenVINO: {first_line(error)}: set FCN_ENGINE=onnxruntime"
+        ) from error
+    sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
+    opened = partial(OpenVinoInstance, core, model, contract, sizes)
+    instances = [opened(plan.instances, plan.threads)] * plan.instances
+    if plan.alone_threads > plan.threads:
+        instances.append(opened(1, plan.alone_threads, full_device=True))
+    return Network(path, contract, "cpu", instances)
 
 
 class OpenVinoInstance(Instance):

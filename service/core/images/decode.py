@@ -3,7 +3,7 @@
 Images are taken as training and evaluation take them (Pillow's `convert("RGB")`): an alpha
 channel is dropped, not blended, since the colours beneath are the photo and a blend would invent
 others; embedded colour profiles are ignored; of 16 bits the high 8 count. A JPEG with more
-images inside (MPO, as phones write) is its first one.
+images inside (MPO, as phones write) is its first one. docs/images.md says it for every kind.
 
 Pillow decodes, except plain JPEGs, of which libjpeg alone makes the same pixels sooner.
 """
@@ -11,14 +11,24 @@ Pillow decodes, except plain JPEGs, of which libjpeg alone makes the same pixels
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+from PIL import (
+    ExifTags,
+    Image,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from model.contract import InputSpec
+from service.core.images.bare import bare
 from service.core.images.header import Header
+from service.core.images.tiff import CONVERT, Tiff, read_tiff
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 
@@ -27,10 +37,25 @@ _MODES_8_BIT: Final = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 )
 _MODES_16_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_TURNED: Final[Mapping[int, Image.Transpose]] = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
 
 # Pillow's own limit is a constant of its choosing and only warns up to twice that; `decode` checks
 # the caller's limit at the same moment, before any pixel is read.
 Image.MAX_IMAGE_PIXELS = None
+
+# Pillow's own unpacking of uncompressed TIFFs scrambles some (16 bits in separate planes, YCbCr
+# with fewer samples of colour); libtiff, which unpacks the compressed ones, has them right.
+TiffImagePlugin.READ_LIBTIFF = True
 
 # The other plugins; left to itself Pillow imports them in the first request, which takes 15 ms.
 Image.preinit()
@@ -43,6 +68,8 @@ def decode(body: bytes, header: Header, *, max_pixels: int) -> UInt8Array:
     CPU-bound; call it on a worker thread. Raises: InvalidImage, UnsupportedImageFormat,
     ImageTooLarge.
     """
+    if header.format == "JPEG":
+        check_whole(body, header)
     if header.plain and header.height * header.width <= max_pixels:
         rgb = _by_libjpeg(body, header)
         if rgb is not None:
@@ -56,6 +83,18 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width), {width * height} pixels, and this "
             f"server takes {max_pixels}: scale it down"
+        )
+
+
+def check_whole(body: bytes, header: Header) -> None:
+    """Refuses a JPEG without its end marker. Raises: InvalidImage.
+
+    What is there may be all of it or half: libjpeg fills up with grey, and tells nobody if zeros
+    follow, as behind a download that broke off.
+    """
+    if body.rfind(b"\xff\xd9", header.scan) < 0:
+        raise InvalidImage(
+            "the JPEG file is truncated or damaged: its end marker is missing; send it whole"
         )
 
 
@@ -110,10 +149,16 @@ def _by_libjpeg(body: bytes, header: Header) -> UInt8Array | None:
 
 def _by_pillow(body: bytes, name: str, max_pixels: int) -> UInt8Array:
     try:
-        with Image.open(io.BytesIO(body), formats=(name,)) as image:
-            _check_header(image, name, max_pixels)
-            image.load()
-            return _to_rgb(_upright(image), name)
+        tiff = read_tiff(body) if name == "TIFF" else None
+        try:
+            return _opened(body if tiff is None else tiff.body, name, max_pixels, tiff)
+        except (InvalidImage, UnsupportedImageFormat, ImageTooLarge, MemoryError):
+            raise
+        except Exception:
+            rest = bare(body, name)
+            if rest is None:
+                raise
+            return _opened(rest[0], name, max_pixels, None, rest[1])
     except (InvalidImage, UnsupportedImageFormat, ImageTooLarge):
         raise
     except MemoryError as error:
@@ -122,9 +167,40 @@ def _by_pillow(body: bytes, name: str, max_pixels: int) -> UInt8Array:
         # On damaged bytes Pillow's plugins raise anything: OSError, SyntaxError, struct.error,
         # zlib.error, IndexError, ... Its text may quote the file, so it stays out of ours.
         raise InvalidImage(
-            f"the {name} file is truncated or damaged: check that it opens in a viewer and send "
-            "it whole"
+            f"the {name} file is truncated or damaged, or of a rare kind: check that it opens in a "
+            "viewer and send it whole, or save it anew as an 8-bit RGB PNG or JPEG"
         ) from error
+
+
+def _opened(
+    body: bytes, name: str, max_pixels: int, tiff: Tiff | None, orientation: int | None = None
+) -> UInt8Array:
+    """Raises what Pillow raises, besides."""
+    try:
+        image = Image.open(io.BytesIO(body), formats=(name,))
+    except UnidentifiedImageError as error:
+        if tiff is None:
+            raise
+        raise UnsupportedImageFormat(f"the TIFF file is {tiff.summary}: {CONVERT}") from error
+    with image:
+        _check_header(image, name, max_pixels)
+        if name == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+            raise UnsupportedImageFormat(
+                "the JPEG file is CMYK without Adobe's marker, so that nobody knows whether its "
+                "zero is all ink or none: save it as RGB"
+            )
+        image.load()
+        if tiff is not None:
+            orientation = tiff.orientation
+        elif orientation is None:
+            orientation = _orientation(image)
+        turn = _TURNED.get(orientation)
+        upright = image if turn is None else image.transpose(turn)
+        rgb = _to_rgb(upright, name, 16 if tiff is None else tiff.bits)
+        if tiff is not None and tiff.inverted:
+            rgb = 255 - rgb
+        rgb.flags.writeable = False
+        return rgb
 
 
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -133,28 +209,29 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise InvalidImage(f"the {name} file says it is {height}x{width}: it has no pixels")
     check_pixels(height, width, max_pixels)
-    # A JPEG's further images (MPO) are previews and depth maps; elsewhere which one is meant is
-    # anyone's guess.
-    frames = getattr(image, "n_frames", 1)
-    if name != "JPEG" and frames > 1:
+    # A JPEG's further images (MPO) are previews and depth maps, and of a TIFF the one page is
+    # chosen; elsewhere which one is meant is anyone's guess.
+    frames = 1 if name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
+    if frames > 1:
         raise UnsupportedImageFormat(
             f"the {name} file holds {frames} images: send each in a request of its own"
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turns and mirrors it as EXIF orientation 1..8 asks; damaged EXIF counts as upright."""
+def _orientation(image: Image.Image) -> int:
+    """Reads EXIF's, or that of XMP where EXIF has none; damaged metadata count as upright."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as in `decode`; but an image is not lost for its metadata
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return 1
+    return found if isinstance(found, int) else 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> UInt8Array:
+def _to_rgb(image: Image.Image, name: str, bits: int) -> UInt8Array:
     if image.mode in _MODES_16_BIT:
-        grey16 = np.asarray(image).astype(np.uint32)
-        grey = ((grey16 + 128) // 257).astype(np.uint8)  # 65535 -> 255, to the nearest
+        highest = (1 << bits) - 1
+        deep = np.asarray(image).astype(np.uint32)
+        grey = ((deep * 255 + highest // 2) // highest).astype(np.uint8)  # to the nearest
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode not in _MODES_8_BIT:
         raise UnsupportedImageFormat(
@@ -164,6 +241,8 @@ def _to_rgb(image: Image.Image, name: str) -> UInt8Array:
     if image.mode != "RGB":
         # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
         image.info.pop("transparency", None)
+        if image.mode == "La":  # grey times alpha, which Pillow makes RGB of in two steps
+            image = image.convert("LA")
         image = image.convert("RGB")
     # Pillow packs its four bytes a pixel into three, a copy of its own that nobody else holds.
     return np.asarray(image)

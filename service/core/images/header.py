@@ -47,6 +47,7 @@ _MAX_ENTRIES: Final = 256
 # Source: ITU-T T.81, table B.1. Start of frame, any coding; C4, C8 and CC are other segments.
 _ANY_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive, Huffman
+_JPEG_LS_FRAME: Final = 0xF7  # ITU-T T.87
 _SCAN: Final = 0xDA
 _TABLES: Final = frozenset({0xC4, 0xDB, 0xDD, 0xFE})  # DHT, DQT, DRI, and comments
 _APP0, _APP1, _APP2, _APP13, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xEF
@@ -77,6 +78,7 @@ class Header:
     format: as Pillow names it. height, width: as stored, before any EXIF orientation; 0 where the
     header does not say them soon enough. orientation: EXIF's tag, 0 where there is none; None where
     only Pillow can tell, and of all but JPEGs. plain: whether it is a JPEG for libjpeg alone.
+    scan: where a JPEG's pixels begin, 0 where that was not found.
     """
 
     format: str
@@ -84,6 +86,7 @@ class Header:
     width: int = 0
     orientation: int | None = None
     plain: bool = False
+    scan: int = 0
 
 
 def read_header(body: bytes, *, max_bytes: int) -> Header:
@@ -189,7 +192,7 @@ def _webp_size(body: bytes) -> tuple[int, int]:
 
 
 def _jpeg(body: bytes) -> Header:
-    """Walks the segments up to the pixels, and in a file that is not plain up to its size.
+    """Walks the segments up to the pixels.
 
     Plain is what nearly every file is: Huffman-coded, 8 bits, grey or three components, upright,
     segment after segment without a gap.
@@ -199,7 +202,7 @@ def _jpeg(body: bytes) -> Header:
     block: bytes | None = None
     xmp_turns = False
     for _ in range(_MAX_SEGMENTS):
-        if at + 4 > len(body) or body[at] != 0xFF or (height and not plain):
+        if at + 4 > len(body) or body[at] != 0xFF:
             break
         marker = body[at + 1]
         if marker == 0xFF:  # a fill byte
@@ -211,8 +214,10 @@ def _jpeg(body: bytes) -> Header:
             orientation = 0 if block is None else exif_orientation(block)
             # Pillow looks at XMP only where EXIF has no orientation.
             upright = orientation == 1 or (orientation == 0 and not xmp_turns)
-            return Header("JPEG", height, width, orientation, plain and upright and height > 0)
-        if marker in _ANY_FRAME:
+            plain = plain and upright and height > 0
+            return Header("JPEG", height, width, orientation, plain, at)
+        if marker in _ANY_FRAME or marker == _JPEG_LS_FRAME:
+            _check_frame(body[start:end], marker)
             plain = plain and not height and _is_plain_frame(body, marker, start, end)
             if not height and start + 5 <= len(body):
                 height, width = struct.unpack_from(">HH", body, start + 1)
@@ -228,6 +233,21 @@ def _jpeg(body: bytes) -> Header:
             plain = False
         at = end
     return Header("JPEG", height, width)
+
+
+def _check_frame(frame: bytes, marker: int) -> None:
+    """Refuses what whole files have that Pillow does not read."""
+    if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
+        return  # damaged
+    kind = "lossless (JPEG-LS)" if marker == _JPEG_LS_FRAME else ""
+    if frame[0] in (12, 16):
+        kind = f"of {frame[0]} bits a channel"
+    elif frame[5] == 2:
+        kind = "of two channels"
+    if kind:
+        raise UnsupportedImageFormat(
+            f"the JPEG file is {kind}, which is not read: save it as an 8-bit RGB JPEG or PNG"
+        )
 
 
 def _is_plain_frame(body: bytes, marker: int, start: int, end: int) -> bool:

@@ -16,6 +16,7 @@ from service.core.engines.warm_up import (
     accepted_sizes,
     batch_shapes,
     ordinary_size,
+    warm_up,
     warm_up_batches,
 )
 from service.core.models.model_settings import ModelSettings
@@ -93,11 +94,11 @@ class Loader:
         """Has it answer before anybody waits; returns the seconds that an image of `size` takes."""
         wanted = (*self._config.warm_up_sizes, *settings.warm_up_sizes)
         sizes = [*accepted_sizes(wanted, network.contract.input), size]
-        network.warm_up(sizes)
+        warm_up(network, sizes)
         if network.provider != "cpu":
             self._warm_up_batches(file, network, sizes, self._max_batch(network, settings))
         began = self._clock()
-        network.warm_up([size])
+        warm_up(network, [size])
         return (self._clock() - began) / len(network.instances)
 
     def _max_batch(self, network: Network, settings: ModelSettings) -> int:

@@ -95,6 +95,8 @@ OUTPUT = OutputFormat(
         reply.palette,
         reply.options.alpha,
         outlines=reply.options.outlines,
+        # Where classes are chosen, only a background that was named is left: it is asked for.
+        background=None if reply.options.classes else reply.contract.background,
     ),
     options=("alpha", "outlines"),
 )

@@ -59,3 +59,20 @@ def test_what_could_not_be_served_is_an_error(
     error = capsys.readouterr().err
     assert str(path) in error and "contract" in error
     assert len(error.splitlines()) == 1
+
+
+def test_one_that_cannot_be_served_hides_no_other(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = repository / "broken" / "2" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no model")
+    assert main(["models", str(repository)]) == 1
+    captured = capsys.readouterr()
+    assert "plain version 1" in captured.out and "scored version 3" in captured.out
+    assert captured.err.startswith("fcn: ") and str(broken) in captured.err
+    assert main(["models", "--json", str(repository)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [m["name"] for m in report["models"]] == ["plain", "scored"]
+    ((failed),) = report["failed"]
+    assert (failed["name"], failed["version"]) == ("broken", "2") and failed["error"]

@@ -13,6 +13,8 @@ from service.core.types import Float32Array, Instance, Observer, UInt8Array
 
 POISON = 13
 """A batch with an image whose first value is this makes the device fail."""
+WARM_UP_SIZE = (256, 256)
+"""Of these a device says nothing: the loader warms it up with one."""
 WAIT_S = 60.0
 """When a test that hangs gives up; no passing test waits for it."""
 
@@ -54,6 +56,8 @@ class Device(Instance):
         self._entered = threading.Semaphore(0)
 
     def run(self, batch: UInt8Array) -> UInt8Array:
+        if batch.shape[1:3] == WARM_UP_SIZE:
+            return batch[..., 0]
         self.batches.append(batch.copy())
         self.threads.add(threading.get_ident())
         self._entered.release()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from model.contract import Contract
 from service.config import SegmenterConfig
 from service.core.segmenter import Segmenter
-from service.core.types import Instance, SegmentOptions, SegmentReply
+from service.core.types import Network, SegmentOptions, SegmentReply
 from tests import drawing, tiny_models
 from tests.drawing import street
 from tests.tiny_models import write_model
@@ -46,21 +45,14 @@ async def serving(repository: Path, **options: Any) -> AsyncIterator[Segmenter]:
         await segmenter.aclose()
 
 
-@dataclass
-class FakeNetwork:
+class FakeNetwork(Network):
     """A network on a device that a test holds; the label map is the red channel."""
 
-    device: Device = field(default_factory=Device)
-    contract: Contract = field(default_factory=tiny_models.contract)
-    provider: str = "cpu"
-    path: Path = Path("model.onnx")
-
-    @property
-    def instances(self) -> Sequence[Instance]:
-        return (self.device,)
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        pass
+    def __init__(self, device: Device | None = None, contract: Contract | None = None) -> None:
+        self.device = device or Device()
+        super().__init__(
+            Path("model.onnx"), contract or tiny_models.contract(), "cpu", (self.device,)
+        )
 
 
 @asynccontextmanager

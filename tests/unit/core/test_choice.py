@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +21,9 @@ from service.core.engines import choice as engine
 from service.core.engines import openvino as openvino_runtime
 from service.core.engines.choice import check_agreement, open_network, samples
 from service.core.engines.cores import Plan
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
-from service.core.engines.openvino import OpenVinoNetwork
-from service.core.types import Instance, Network, UInt8Array
+from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.engines.openvino import OpenVinoInstance, open_openvino
+from service.core.types import Network, UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -53,7 +52,7 @@ def opened(path: Path, name: str, provider: str = "cpu") -> Network:
 @pytest.mark.usefixtures("openvino")
 def test_openvino_answers_as_onnx_runtime_does(path: Path) -> None:
     network = opened(path, "openvino")
-    assert isinstance(network, OpenVinoNetwork)
+    assert all(isinstance(one, OpenVinoInstance) for one in network.instances)
     assert network.contract == tiny_models.contract()
     assert [instance.full_device for instance in network.instances][-1]
     batch = np.random.default_rng(0).integers(0, 256, (3, 17, 31, 3), np.uint8)
@@ -88,7 +87,8 @@ def test_compiled_sizes_are_bounded(
     kept: list[tuple[int, int]],
 ) -> None:
     monkeypatch.setattr(openvino_runtime, limit, value)
-    instance = OpenVinoNetwork(path, tiny_models.contract(), Plan(1, 1, 1)).instances[0]
+    instance = open_openvino(path, tiny_models.contract(), Plan(1, 1, 1)).instances[0]
+    assert isinstance(instance, OpenVinoInstance)
     for side in (8, 9, 8, 10):
         instance.run(np.zeros((1, side, 4, 3), np.uint8))
     assert list(instance._sizes) == kept
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
     with pytest.raises(ModelLoadError, match="cannot be loaded by OpenVINO: .*ENGINE=onnx"):
-        OpenVinoNetwork(path, tiny_models.contract(), PLAN)
+        open_openvino(path, tiny_models.contract(), PLAN)
 
 
 @pytest.mark.usefixtures("openvino")
@@ -108,47 +108,33 @@ def test_a_network_that_wants_sizes_is_refused(tmp_path: Path) -> None:
         opened(write_with_sizes(tmp_path), "openvino")
 
 
-class Wrong:
+def wrong(share: float, *, alone: bool) -> Network:
     """A network that errs on the first rows of every image, in one of its ways to run."""
 
-    path = Path("model.onnx")
-    provider = "cpu"
-    contract = tiny_models.contract()
-
-    def __init__(self, share: float, *, alone: bool) -> None:
-        self._share = share
-        self._alone = alone
-
-    @property
-    def instances(self) -> Sequence[Instance]:
-        if not self._alone:
-            return [Function(self._err)]
-        return [Function(tiny_models.expected_label_map), Function(self._err, full_device=True)]
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def _err(self, batch: UInt8Array) -> UInt8Array:
+    def err(batch: UInt8Array) -> UInt8Array:
         label_maps = tiny_models.expected_label_map(batch)
-        rows = round(self._share * batch.shape[1])
+        rows = round(share * batch.shape[1])
         label_maps[:, :rows] = (label_maps[:, :rows] + 1) % 3
         return label_maps
+
+    right = [Function(tiny_models.expected_label_map)] if alone else []
+    instances = [*right, Function(err, full_device=alone)]
+    return Network(Path("model.onnx"), tiny_models.contract(), "cpu", instances)
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_disagreeing_engine_is_refused(path: Path, alone: bool) -> None:
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
-    assert check_agreement(Wrong(0.0, alone=alone), session) == 1.0
+    session = open_onnx_runtime(path, provider="cpu", threads=1)
+    assert check_agreement(wrong(0.0, alone=alone), session) == 1.0
     with pytest.raises(ModelLoadError, match=r"gives 8[0-9.]+% .*must 99.9%: set FCN_ENGINE=onnx"):
-        check_agreement(Wrong(0.16, alone=alone), session)
+        check_agreement(wrong(0.16, alone=alone), session)
 
 
 def test_another_shape_is_no_agreement(path: Path) -> None:
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
-    wrong = Wrong(0.0, alone=False)
-    wrong._err = lambda batch: batch[:, 1:, :, 0]  # type: ignore[method-assign]
+    session = open_onnx_runtime(path, provider="cpu", threads=1)
+    short = Function(lambda batch: batch[:, 1:, :, 0])
     with pytest.raises(ModelLoadError, match=r"gives 0.0%"):
-        check_agreement(wrong, session)
+        check_agreement(Network(path, tiny_models.contract(), "cpu", [short]), session)
 
 
 @pytest.mark.parametrize(("share", "accepted"), [(0.02, True), (0.05, False)])
@@ -159,16 +145,16 @@ def test_quantised_networks_may_round_differently(
 
     contract = dataclasses.replace(tiny_models.contract(), precision="int8")
     path = tiny_models.write_model(tmp_path, model_contract=contract)
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+    session = open_onnx_runtime(path, provider="cpu", threads=1)
     if accepted:
-        assert 0.97 <= check_agreement(Wrong(share, alone=False), session) < 0.999
+        assert 0.97 <= check_agreement(wrong(share, alone=False), session) < 0.999
         return
     with pytest.raises(ModelLoadError, match="must 97.0%"):
-        check_agreement(Wrong(share, alone=False), session)
+        check_agreement(wrong(share, alone=False), session)
 
 
 def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
-    session = OnnxRuntimeNetwork(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
+    session = open_onnx_runtime(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
     images = samples(session)
     assert [p.shape[1:3] for p in images] == list(engine.SAMPLE_SIZES)
     assert {*np.unique(tiny_models.expected_label_map(images[0]))} == {0, 1, 2}
@@ -177,14 +163,14 @@ def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: 
     small = tiny_models.write_model(
         tmp_path / "small", model_contract=tiny_models.contract(input_spec=spec)
     )
-    sizes = [p.shape[1:3] for p in samples(OnnxRuntimeNetwork(small, provider="cpu", threads=1))]
+    sizes = [p.shape[1:3] for p in samples(open_onnx_runtime(small, provider="cpu", threads=1))]
     assert sizes == [(97, 131)]
     spec = InputSpec(stride=1, max_side_px=64)
     none = tiny_models.write_model(
         tmp_path / "none", model_contract=tiny_models.contract(input_spec=spec)
     )
     with pytest.raises(ModelLoadError, match="takes none of the sizes 97x131"):
-        samples(OnnxRuntimeNetwork(none, provider="cpu", threads=1))
+        samples(open_onnx_runtime(none, provider="cpu", threads=1))
 
 
 @pytest.mark.usefixtures("openvino")
@@ -211,12 +197,9 @@ def test_an_unknown_engine_is_refused(path: Path) -> None:
 
 
 def test_on_cuda_there_is_only_onnx_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda(OnnxRuntimeNetwork):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            self.provider = "cuda"
-
-    monkeypatch.setattr(engine, "OnnxRuntimeNetwork", OnCuda)
-    assert isinstance(opened(path, "onnxruntime", "auto"), OnCuda)
+    on_cuda = Network(path, tiny_models.contract(), "cuda", [])
+    monkeypatch.setattr(engine, "open_onnx_runtime", lambda path, **options: on_cuda)
+    assert opened(path, "onnxruntime", "auto") is on_cuda
     with pytest.raises(ModelLoadError, match="OpenVINO runs on the CPU .*FCN_PROVIDER=cpu"):
         opened(path, "openvino", "auto")
 
@@ -235,7 +218,8 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
         "from service.core.engines.choice import open_network\n"
         "network = open_network(Path(sys.argv[1]), provider='cpu', engine='openvino',\n"
         "                       plan=Plan(1, 1, 1))\n"
-        "network.warm_up([(8, 8)])\n"
+        "import numpy\n"
+        "network.instances[0].run(numpy.zeros((1, 8, 8, 3), numpy.uint8))\n"
         "print(json.dumps([n for n, m in sys.modules.items() if m and n.startswith("
         "'openvino_telemetry')]))"
     )
@@ -335,12 +319,11 @@ def test_on_a_cpu_fp16_is_served_only_on_request(path: Path, provider: str) -> N
 def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    class OnGpu(OnnxRuntimeNetwork):
-        def __init__(self, path: Path, **options: Any) -> None:
-            super().__init__(path, **{**options, "provider": "cpu"})
-            self.provider = "cuda"
+    def on_gpu(path: Path, **options: Any) -> Network:
+        opened = open_onnx_runtime(path, **{**options, "provider": "cpu"})
+        return dataclasses.replace(opened, provider="cuda")
 
-    monkeypatch.setattr(engine, "OnnxRuntimeNetwork", OnGpu)
+    monkeypatch.setattr(engine, "open_onnx_runtime", on_gpu)
     monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
     beside(path)
     assert chosen(path, "auto", provider) == "fp32"  # an 8-bit file is for CPUs
@@ -353,8 +336,8 @@ def test_both_engines_give_the_logits(tmp_path: Path) -> None:
     need(find_spec("openvino") is not None, "OpenVINO: pip install 'fcn-serve[openvino]'")
     path = tiny_models.write_model(tmp_path, logits=True)
     plan = Plan(instances=2, threads=1, alone_threads=0)
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2)
-    other = OpenVinoNetwork(path, session.contract, plan)
+    session = open_onnx_runtime(path, provider="cpu", threads=1, instances=2)
+    other = open_openvino(path, session.contract, plan)
     batch = np.stack([street(9, 13, seed=n) for n in range(2)])
     for network in (session, other):
         assert len(network.instances) == 2

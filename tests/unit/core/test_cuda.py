@@ -19,7 +19,8 @@ import pytest
 from service.config import SegmenterConfig
 from service.core.engines import cuda
 from service.core.engines.cuda import choose_devices
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.types import Network
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
@@ -30,8 +31,8 @@ MISSING_LIBRARY = cuda._missing_library
 COUNT_GPUS = cuda.count_gpus
 
 
-def open_on(path: Path, provider: str, **options: object) -> OnnxRuntimeNetwork:
-    return OnnxRuntimeNetwork(path, provider=provider, threads=1, gpu=SegmenterConfig(**options))  # type: ignore[arg-type]
+def open_on(path: Path, provider: str, **options: object) -> Network:
+    return open_onnx_runtime(path, provider=provider, threads=1, gpu=SegmenterConfig(**options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_auto_that_falls_back_says_so(
     assert len(pretended.opened) == 1
     assert "runs on the CPU, not on a GPU: ONNX Runtime takes CPUExecutionProvider" in caplog.text
     rgb = street()[None]
-    assert (session.run(rgb) == tiny_models.expected_label_map(rgb)).all()
+    assert (session.instances[0].run(rgb) == tiny_models.expected_label_map(rgb)).all()
 
 
 def test_what_opening_raises_is_the_reason(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from service.config import SegmenterConfig
 from service.core.engines import cuda
 from service.core.engines.cuda import CudaInstance
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.types import UInt8Array
 from tests import tiny_models
 from tests.drawing import street
@@ -32,7 +32,7 @@ def instance_of(
 ) -> CudaInstance:
     pretend(monkeypatch, gpus=1)
     path = tiny_models.write_model(tmp_path, logits=logits)
-    session = OnnxRuntimeNetwork(path, provider="cuda", threads=1, gpu=SegmenterConfig(instances=1))
+    session = open_onnx_runtime(path, provider="cuda", threads=1, gpu=SegmenterConfig(instances=1))
     (instance,) = session.instances
     assert isinstance(instance, CudaInstance)
     return instance
@@ -73,10 +73,10 @@ def test_a_network_that_wants_sizes_is_told_those_of_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, gpus=1)
-    network = OnnxRuntimeNetwork(write_with_sizes(tmp_path), provider="cuda", threads=1)
+    network = open_onnx_runtime(write_with_sizes(tmp_path), provider="cuda", threads=1)
     for seed in range(2):
         pixels = batch(2, 9, 13, seed=seed)
-        assert (network.run(pixels) == tiny_models.expected_label_map(pixels)).all()
+        assert (network.instances[0].run(pixels) == tiny_models.expected_label_map(pixels)).all()
 
 
 def test_buffers_of_the_shapes_used_last_are_kept(

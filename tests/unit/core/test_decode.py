@@ -204,7 +204,7 @@ def test_16_bit_rgb_png_keeps_the_high_byte() -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bit_tiff_is_refused(dtype: type) -> None:
     body = encode(Image.fromarray(GREY.astype(dtype)), "TIFF")
-    with pytest.raises(UnsupportedImageFormat, match="send 8 or 16 bits per channel"):
+    with pytest.raises(UnsupportedImageFormat, match="grey, 32-bit .*; save it as 8-bit RGB"):
         read(body)
 
 
@@ -301,7 +301,7 @@ def test_the_callers_limit_counts_and_not_pillows(monkeypatch: pytest.MonkeyPatc
     image = Image.new("1", (20_000, 10_000))
     body = encode(image, "PNG")
     monkeypatch.setattr(
-        "service.core.images.decode._to_rgb", lambda image, name: np.zeros((1, 1, 3))
+        "service.core.images.decode._to_rgb", lambda image, name, bits: np.zeros((1, 1, 3))
     )
     read(body, max_pixels=200_000_000)
     with pytest.raises(ImageTooLarge):

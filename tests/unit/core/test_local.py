@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.core.engines import choice
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.warm_up import warm_up
+from service.core.models import loader
+from service.core.types import Network
 from service.local import LocalSegmenter
 from service.settings import load_settings
 from tests import tiny_models
@@ -41,13 +43,12 @@ def test_the_precision_is_that_of_the_settings(
 
 def test_the_settings_sizes_are_warmed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
-    warm_up = OnnxRuntimeNetwork.warm_up
 
-    def watched(self: OnnxRuntimeNetwork, wanted: list[tuple[int, int]]) -> None:
+    def watched(network: Network, wanted: list[tuple[int, int]]) -> None:
         sizes.extend(wanted)
-        warm_up(self, wanted)
+        warm_up(network, wanted)
 
-    monkeypatch.setattr(OnnxRuntimeNetwork, "warm_up", watched)
+    monkeypatch.setattr(loader, "warm_up", watched)
     tiny_models.write_model(tmp_path)
     settings = load_settings({**CPU, "warm_up_sizes": "24x32"})
     LocalSegmenter(tmp_path, settings).close()

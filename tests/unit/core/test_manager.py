@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.core.engines.memory import trim_heap
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.types import Network
 from service.errors import ModelLoadError, ShuttingDown, UnknownModel, UnknownVersion
 from tests.drawing import read_png
@@ -101,7 +101,7 @@ async def test_the_memory_of_the_version_before_is_freed(
     monkeypatch.setattr("service.core.models.manager.trim_heap", returned)
 
     def opened(path: Path) -> Network:
-        network = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+        network = open_onnx_runtime(path, provider="cpu", threads=1)
         networks.append(weakref.ref(network))
         return network
 
@@ -128,7 +128,7 @@ async def test_what_has_not_changed_is_not_loaded_again(tmp_path: Path) -> None:
 
     def opened(path: Path) -> Network:
         loads.append(path.parent.name)
-        return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+        return open_onnx_runtime(path, provider="cpu", threads=1)
 
     async with serving(tmp_path, open_network=opened) as segmenter:
         await segmenter.load("tiny")
@@ -209,7 +209,7 @@ async def test_a_fault_of_the_runtime_is_a_failed_version(
     def opened(path: Path) -> Network:
         if path.parent.name == "2":
             raise MemoryError
-        return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+        return open_onnx_runtime(path, provider="cpu", threads=1)
 
     write_model(tmp_path, version=1)
     write_model(tmp_path, version=2)

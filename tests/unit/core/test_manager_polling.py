@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.segmenter import Segmenter
 from service.core.types import ModelStatus, Network
 from tests.tiny_models import contract, write_model
@@ -75,7 +75,7 @@ async def test_a_file_that_is_still_being_copied_waits(tmp_path: Path) -> None:
 
     def opened(path: Path) -> Network:
         loads.append(path.parent.name)
-        return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+        return open_onnx_runtime(path, provider="cpu", threads=1)
 
     async with looked_at(tmp_path, open_network=opened) as segmenter:
         write_broken(tmp_path, 2)
@@ -96,7 +96,7 @@ async def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
 
     def opened(path: Path) -> Network:
         loads.append(path.parent.name)
-        return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+        return open_onnx_runtime(path, provider="cpu", threads=1)
 
     async with looked_at(tmp_path, open_network=opened) as segmenter:
         assert loads == ["2", "1"]

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from model.contract import METADATA_KEY, InputSpec
 from service.core.engines import onnx_runtime as runtime
-from service.core.engines.onnx_runtime import CpuInstance, OnnxRuntimeNetwork
-from service.core.types import UInt8Array
+from service.core.engines.onnx_runtime import CpuInstance, open_onnx_runtime
+from service.core.engines.warm_up import warm_up
+from service.core.types import Network, UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.drawing import street
@@ -27,8 +28,8 @@ WITH_SIZES = replace(
 )
 
 
-def open_cpu(path: Path) -> OnnxRuntimeNetwork:
-    return OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+def open_cpu(path: Path) -> Network:
+    return open_onnx_runtime(path, provider="cpu", threads=1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 24, 32), (3, 17, 31)])
@@ -37,7 +38,7 @@ def test_a_batch_of_any_size_gets_its_label_maps(
 ) -> None:
     session = open_cpu(tiny_models.write_model(tmp_path))
     batch = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    label_maps = session.run(batch)
+    label_maps = session.instances[0].run(batch)
     assert label_maps.dtype == np.uint8
     assert (label_maps == tiny_models.expected_label_map(batch)).all()
 
@@ -111,7 +112,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(
 def test_warm_up_refuses_a_network_that_answers_in_another_size(tmp_path: Path) -> None:
     path = tiny_models.write_file(tiny_models.build(metadata=GOOD, shrink=True), tmp_path)
     with pytest.raises(ModelLoadError, match=r"shape \[1, 7, 8\], not \[1, 8, 8\]"):
-        open_cpu(path).warm_up([(8, 8)])
+        warm_up(open_cpu(path), [(8, 8)])
 
 
 def test_warm_up_refuses_a_network_that_fails(
@@ -123,7 +124,7 @@ def test_warm_up_refuses_a_network_that_fails(
     monkeypatch.setattr(CpuInstance, "run", fail)
     session = open_cpu(tiny_models.write_model(tmp_path))
     with pytest.raises(ModelLoadError, match="fails on a black 8x9 image: no memory$"):
-        session.warm_up([(8, 9)])
+        warm_up(session, [(8, 9)])
 
 
 def test_an_input_of_fixed_size_is_still_an_image(tmp_path: Path) -> None:
@@ -131,14 +132,16 @@ def test_an_input_of_fixed_size_is_still_an_image(tmp_path: Path) -> None:
     dims = model.graph.input[0].type.tensor_type.shape.dim
     dims[1].dim_value, dims[2].dim_value = 24, 32
     path = tiny_models.write_file(model, tmp_path)
-    assert open_cpu(path).run(street(24, 32)[None]).shape == (1, 24, 32)
+    assert open_cpu(path).instances[0].run(street(24, 32)[None]).shape == (1, 24, 32)
 
 
 def test_a_contract_may_name_its_own_tensors(tmp_path: Path) -> None:
     contract = tiny_models.contract(input_spec=InputSpec(name="pixels"))
     model = tiny_models.build(metadata={METADATA_KEY: contract.to_json()}, input_name="pixels")
     session = open_cpu(tiny_models.write_file(model, tmp_path))
-    assert (session.run(street()[None])[0] == tiny_models.expected_label_map(street())).all()
+    assert (
+        session.instances[0].run(street()[None])[0] == tiny_models.expected_label_map(street())
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_instances_run_at_once_and_answer_alike(
 
     monkeypatch.setattr(ort, "InferenceSession", open_session)
     path = tiny_models.write_model(tmp_path)
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=threads, instances=3)
+    session = open_onnx_runtime(path, provider="cpu", threads=threads, instances=3)
     assert opened == [threads] * sessions
     assert not any(instance.full_device for instance in session.instances)
     images = [street(24 + i, 32)[None] for i in range(3)]
@@ -175,11 +178,11 @@ def test_instances_run_at_once_and_answer_alike(
 
 def test_a_lone_image_gets_threads_of_its_own(tmp_path: Path) -> None:
     path = tiny_models.write_model(tmp_path)
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    session = open_onnx_runtime(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     assert [instance.full_device for instance in session.instances] == [False, False, True]
     rgb = street()[None]
     assert (session.instances[2].run(rgb) == tiny_models.expected_label_map(rgb)).all()
-    assert len(OnnxRuntimeNetwork(path, provider="cpu", threads=2, alone_threads=2).instances) == 1
+    assert len(open_onnx_runtime(path, provider="cpu", threads=2, alone_threads=2).instances) == 1
 
 
 def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +196,8 @@ def test_warm_up_tries_every_way_to_run(tmp_path: Path, monkeypatch: pytest.Monk
         return real(self, batch)
 
     monkeypatch.setattr(CpuInstance, "run", watched)
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
-    session.warm_up([(8, 8)])
+    session = open_onnx_runtime(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    warm_up(session, [(8, 8)])
     assert len(used) == 3
     assert len({id(opened) for opened in used}) == 3
 
@@ -208,7 +211,7 @@ def resident_mb_over_many_sizes(path: Path) -> tuple[float, float]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    run = open_cpu(path).run
+    run = open_cpu(path).instances[0].run
     for height, width in sizes[:200]:
         run(np.zeros((1, height, width, 3), np.uint8))
     before = resident_mb()
@@ -238,7 +241,7 @@ def test_only_a_lone_image_spins_and_only_briefly(
     monkeypatch.setattr(ort, "InferenceSession", open_session)
     monkeypatch.setattr(ort, "__version__", version)
     path = tiny_models.write_model(tmp_path)
-    OnnxRuntimeNetwork(path, provider="cpu", threads=1, instances=2, alone_threads=2)
+    open_onnx_runtime(path, provider="cpu", threads=1, instances=2, alone_threads=2)
     entry = "session.intra_op.allow_spinning"
     assert [o.get_session_config_entry(entry) for o in opened] == ["0", "0", spins]
     if spins == "1":
@@ -255,5 +258,5 @@ def write_with_sizes(folder: Path) -> Path:
 
 def test_a_network_that_wants_sizes_is_told_those_of_the_batch(tmp_path: Path) -> None:
     batch = np.stack([street(9, 13, seed=n) for n in range(2)])
-    label_maps = open_cpu(write_with_sizes(tmp_path)).run(batch)
+    label_maps = open_cpu(write_with_sizes(tmp_path)).instances[0].run(batch)
     assert (label_maps == tiny_models.expected_label_map(batch)).all()

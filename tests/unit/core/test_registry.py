@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.contract import Contract
 from service.core.models.registry import LoadedModel, ModelRegistry
-from service.core.types import Instance, ModelState
+from service.core.types import ModelState, Network
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
 from tests.tiny_models import contract
 
 
-@dataclass
-class Net:
-    provider: str = "cpu"
-    path: Path = Path("model.onnx")
-    contract: Contract = contract()
-    instances: Sequence[Instance] = ()
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        pass
+def network(provider: str = "cpu") -> Network:
+    return Network(Path("model.onnx"), contract(), provider, ())
 
 
 @dataclass
@@ -34,7 +25,7 @@ class Queue:
 
 def entry(name: str, version: str, *, alive: bool = True, provider: str = "cpu") -> LoadedModel:
     queue: Any = Queue(alive)
-    return LoadedModel(name, version, Net(provider), queue)
+    return LoadedModel(name, version, network(provider), queue)
 
 
 def registry(*models: LoadedModel, default_model: str | None = None) -> ModelRegistry:
@@ -125,7 +116,7 @@ def test_what_was_found_is_looked_for_again_after_every_change() -> None:
 
 def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
     queue: Any = Queue()
-    model = LoadedModel("a", "1", Net(), queue)
+    model = LoadedModel("a", "1", network(), queue)
     found = registry(model)
     assert found.find("a", "1") is model
     queue.alive = False

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 
 from service.config import SegmenterConfig
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
 from service.core.engines.warm_up import batch_shapes, warm_up, warm_up_batches
 from service.core.models import loader
 from service.core.models.loader import Loader
 from service.core.models.model_settings import ModelSettings
 from service.core.models.repository import ModelFile
 from service.core.segmenter import Segmenter
-from service.core.types import Float32Array, Instance, Observer, SegmentOptions, UInt8Array
+from service.core.types import Float32Array, Instance, Network, Observer, SegmentOptions, UInt8Array
 from service.errors import ModelLoadError
 from tests import drawing, tiny_models
 from tests.unit.core.pretend_gpu import GPUS, pretend
@@ -39,16 +37,8 @@ class Run(Instance):
         raise NotImplementedError
 
 
-class Net:
-    path = Path("model.onnx")
-    provider = "cuda"
-    contract = tiny_models.contract()
-
-    def __init__(self, *runs: Run) -> None:
-        self.instances = runs
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        warm_up(self, sizes)
+def on_gpu(*runs: Run) -> Network:
+    return Network(Path("model.onnx"), tiny_models.contract(), "cuda", runs)
 
 
 def test_batches_are_of_every_number_and_size_full_ones_first() -> None:
@@ -67,8 +57,8 @@ def test_batches_that_never_come_are_left_out() -> None:
 
 def test_every_instance_prepares_every_shape() -> None:
     runs = Run(), Run()
-    warm_up(Net(*runs), [(8, 9)])
-    left = warm_up_batches(Net(*runs), [(3, 8, 9), (2, 8, 9)], 60, lambda: 0.0)
+    warm_up(on_gpu(*runs), [(8, 9)])
+    left = warm_up_batches(on_gpu(*runs), [(3, 8, 9), (2, 8, 9)], 60, lambda: 0.0)
     assert left == []
     for run in runs:
         assert run.calls == [(n, 8, 9) for n in (1, 3, 2)]
@@ -77,7 +67,7 @@ def test_every_instance_prepares_every_shape() -> None:
 def test_batches_stop_when_the_time_is_over() -> None:
     run = Run()
     shapes = [(n, 8, 8) for n in range(9, 1, -1)]
-    left = warm_up_batches(Net(run), shapes, 3.5, lambda: float(len(run.calls)))
+    left = warm_up_batches(on_gpu(run), shapes, 3.5, lambda: float(len(run.calls)))
     assert run.calls == shapes[:4]
     assert left == shapes[4:]
 
@@ -85,10 +75,10 @@ def test_batches_stop_when_the_time_is_over() -> None:
 def test_a_batch_that_is_answered_in_another_shape_is_refused() -> None:
     says = r"answers a batch of 2 8x8 images with shape \[1, 8, 8\], not \[2, 8, 8\]"
     with pytest.raises(ModelLoadError, match=says):
-        warm_up_batches(Net(Run(shrinks=True)), [(2, 8, 8)], 60, lambda: 0.0)
+        warm_up_batches(on_gpu(Run(shrinks=True)), [(2, 8, 8)], 60, lambda: 0.0)
 
 
-def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None) -> None:
+def load(path: Path, net: Network, max_batch: int | None = None) -> None:
     made = Loader(
         SegmenterConfig(max_batch=max_batch, warm_up_sizes=((8, 8),)),
         open_network=lambda file: net,
@@ -100,7 +90,7 @@ def load(path: Path, net: Net | OnnxRuntimeNetwork, max_batch: int | None = None
 
 def test_a_gpu_is_warmed_up_with_the_batches_it_will_get(tmp_path: Path) -> None:
     run = Run()
-    load(tiny_models.write_model(tmp_path), Net(run), max_batch=2)
+    load(tiny_models.write_model(tmp_path), on_gpu(run), max_batch=2)
     assert run.calls == [
         (1, 8, 8),
         (1, 256, 256),
@@ -116,7 +106,7 @@ def test_readiness_does_not_wait_for_rare_batches(
     monkeypatch.setattr(loader, "BATCHES_S", 3.0)
     run = Run()
     with caplog.at_level(logging.WARNING):
-        load(tiny_models.write_model(tmp_path), Net(run))
+        load(tiny_models.write_model(tmp_path), on_gpu(run))
     assert len(run.calls) == 2 + 3 + 1
     assert "11 batches are not warmed up after 3 s" in caplog.text
 

@@ -23,12 +23,17 @@ from model.export.adopt.file import MIN_AGREEMENT
 from model.export.adopt.preprocessing import PRESETS, preprocess
 from model.export.adopt.reference import bilinear, fit, nearest
 from model.preprocessing import Preprocessing
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.types import Instance
 from tests.foreign_graphs import attention, dilated, plain
 from training.adopt import adopt_file
 from training.evaluation.onnx_predictor import OnnxPredictor
 
 UNIT = AdoptOptions(PRESETS["unit"])
+
+
+def served(report: AdoptReport) -> Instance:
+    return open_onnx_runtime(Path(report.path), provider="cpu", threads=1).instances[0]
 
 
 def class_list(folder: Path, count: int) -> Path:
@@ -103,9 +108,8 @@ def test_forms(form: str, tmp_path: Path) -> None:
         assert report.largest_difference is not None
         assert report.largest_difference < tolerance
     assert {name: getattr(report, name) for name in found} == found
-    server = OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1)
     side = 64 if report.size is None else 51
-    labels = server.run(np.zeros((3, side, side + 8, 3), np.uint8))
+    labels = served(report).run(np.zeros((3, side, side + 8, 3), np.uint8))
     assert labels.shape == (3, side, side + 8)
 
 
@@ -132,7 +136,7 @@ def test_choices_count(tmp_path: Path) -> None:
         AdoptOptions(PRESETS["unit"], size=(32, 48), antialias=False),
     ):
         report = adopted(tmp_path, network, options=options)
-        answers.append(OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1).run(image))
+        answers.append(served(report).run(image))
     assert len({labels.tobytes() for labels in answers}) == len(answers)
 
 
@@ -216,7 +220,7 @@ def test_repository_and_card(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "say --overwrite" in capsys.readouterr().err
     card = (tmp_path / "models/net/README.md").read_text()
     assert "from-abroad.onnx" in card and "**CC0-1.0**" in card and "| 100.0000% |" in card
-    contract = OnnxRuntimeNetwork(
+    contract = open_onnx_runtime(
         tmp_path / "models/net/2/model.onnx", provider="cpu", threads=1
     ).contract
     assert contract.architecture == "from-abroad" and contract.training_data.licence == "CC0-1.0"
@@ -296,7 +300,7 @@ def test_external_weights(tmp_path: Path) -> None:
     report = adopted(tmp_path, path)
     # The file that is served needs no other.
     (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
-    OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1)
+    served(report)
     with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
         open_network(path)
 
@@ -363,7 +367,7 @@ def test_evaluated_at_any_size(tmp_path: Path) -> None:
     image = np.random.default_rng(3).integers(0, 256, (33, 47, 3), np.uint8)
     labels = OnnxPredictor(Path(report.path), threads=1)(image)
     padded = np.pad(image, ((0, 3), (0, 1), (0, 0)))
-    wanted = OnnxRuntimeNetwork(Path(report.path), provider="cpu", threads=1).run(padded[None])
+    wanted = served(report).run(padded[None])
     assert (labels == wanted[0, :33, :47]).all()
 
 

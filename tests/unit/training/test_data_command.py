@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cli.main import main
 from tests.unit.training import miniatures
-from training.datasets import DATASETS
+from training.datasets import DATASETS, drawn
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +127,63 @@ def test_read_all_finds_the_damaged_file(
     assert code == 1
     assert report["splits"][0]["read"] == 1
     assert "b.mat" in report["splits"][0]["problem"]
+
+
+def test_every_problem_in_one_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seven of nine samples are wrong in six ways; none keeps the others from being found."""
+    drawn.write(tmp_path, "train", 9, 40, 56, seed=0)
+    labels, images = tmp_path / "train/labels", tmp_path / "train/images"
+    (labels / "0000.png").unlink()
+    (labels / "0001.png").write_bytes(b"hello")
+    (images / "0001.jpg").write_bytes(b"hello")
+    (images / "0002.jpg").write_bytes((images / "0002.jpg").read_bytes()[:200])
+    Image.new("L", (56, 40), 9).save(labels / "0003.png")
+    Image.new("L", (56, 40), 7).save(labels / "0004.png")
+    Image.new("L", (5, 4), 0).save(labels / "0005.png")
+    Image.new("LA", (56, 40)).save(labels / "0006.png")
+    words = ["folder", str(tmp_path), "--split", "train", "--read-all"]
+    code, report = checked(capsys, *words)
+    assert code == 1
+    (split,) = report["splits"]
+    assert {problem["kind"]: problem["count"] for problem in split["problems"]} == {
+        "missing": 1,
+        "image": 2,
+        "label": 2,
+        "class": 2,
+        "size": 1,
+    }
+    assert (split["images"], split["missing_files"], split["read"]) == (9, 1, 2)
+    assert main(["data", "check", *words]) == 1
+    page = capsys.readouterr().out
+    assert "train  not usable; 9 images\n" in page
+    assert "2: labels hold what is no class id\n" in page
+    for name in ("0000.png", "0001.png", "0001.jpg", "0003.png", "0004.png", "0005.png"):
+        assert name in page
+
+
+def test_of_many_problems_of_a_kind_the_first_few_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn.write(tmp_path, "train", 8, 40, 56, seed=0)
+    for path in (tmp_path / "train/labels").iterdir():
+        path.write_bytes(b"hello")
+    assert main(["data", "check", "folder", str(tmp_path), "--read-all"]) == 1
+    page = capsys.readouterr().out
+    assert "8: labels cannot be read\n" in page
+    assert page.count("cannot read the label") == 5
+    assert "and 3 more\n" in page
+
+
+def test_a_name_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn.write(tmp_path, "train", 1, 40, 56, seed=0)
+    folder = os.fsencode(tmp_path / "train/images")
+    os.rename(folder + b"/0000.jpg", folder + b"/\xff\nx.jpg")
+    words = [sys.executable, "-m", "cli.main", "data", "check", "folder", str(tmp_path)]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*words, *more], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert r"udcff" in done.stdout
 
 
 def test_folder_with_its_own_classes(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:

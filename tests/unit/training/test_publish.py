@@ -10,7 +10,8 @@ import pytest
 
 from cli.main import main
 from model.export.parity import ExportError, ParityReport
-from service.core.engines.onnx_runtime import OnnxRuntimeNetwork
+from service.core.engines.onnx_runtime import open_onnx_runtime
+from service.core.engines.warm_up import warm_up
 from tests.unit.training.recipes import Run
 from training import publish as publish_module
 from training.checkpoint import Checkpoint
@@ -65,11 +66,11 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
     assert main([*arguments, "--scores", str(scores), "--logits"]) == 0
     assert "labels agree on" in capsys.readouterr().out
     path = repository / "streets" / "1" / "model.onnx"
-    session = OnnxRuntimeNetwork(path, provider="cpu", threads=1)
+    session = open_onnx_runtime(path, provider="cpu", threads=1)
     assert session.contract.class_names == ("sky", "house", "road", "tree")
     assert session.contract.scores["test_mean_iu"] == 0.7
     assert session.contract.outputs.logits == "logits"
-    session.warm_up([(41, 33)])
+    warm_up(session, [(41, 33)])
 
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:

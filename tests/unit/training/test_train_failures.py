@@ -112,3 +112,28 @@ def test_a_full_disk_ends_the_run_and_keeps_the_epoch_before(tmp_path: Path, beg
         train(begun.config, folder, resume=True, run_log=None)
     assert load_checkpoint(folder / "last.pt").iteration == begun.checkpoint.iteration
     assert train(begun.config, folder, resume=True, run_log=None).iteration == TOTAL
+
+
+def test_a_folder_with_a_run_in_it(tmp_path: Path, begun: Run) -> None:
+    """It says which run is there, and what to do."""
+    folder = begun.copy(tmp_path / "run")
+    complaint = r"last\.pt exists: .*--resume or choose another --run.*'streets' at iteration 1,"
+    with pytest.raises(ConfigError, match=complaint):
+        train(begun.config, folder, run_log=None)
+    (folder / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"It holds no checkpoint that can be read"):
+        train(begun.config, folder, run_log=None)
+    (folder / "last.pt").rename(folder / "best.pt")
+    with pytest.raises(ConfigError, match=r"best\.pt exists, .*without a last\.pt.*another --run"):
+        train(begun.config, folder, run_log=None)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "config.json"])
+def test_a_folder_with_traces_of_a_run_without_a_checkpoint(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Nothing is lost by another try, but it is said."""
+    (tmp_path / name).write_text("{}")
+    train(make_config(), tmp_path, run_log=None, stop_after=1)
+    said = f"{tmp_path} has {name} of an earlier run that saved no checkpoint"
+    assert f"fcn: warning: {said}" in capsys.readouterr().err

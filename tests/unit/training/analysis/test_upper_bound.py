@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,33 @@ def test_two_labellings_have_no_one_bound(tmp_path: Path) -> None:
     data = open_dataset("siftflow_both", tmp_path, "test")
     with pytest.raises(DatasetError, match="several labellings: take the data set of one of"):
         upper_bounds(data, [2], progress=False)
+
+
+@pytest.mark.parametrize("left", ["no image", "an empty folder", "no folder"])
+def test_labels_are_enough(
+    tmp_path: Path, streets: Path, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No image is read, so none need be there."""
+    shutil.copytree(streets, tmp_path, dirs_exist_ok=True)
+    images = tmp_path / "val/images"
+    shutil.rmtree(images)
+    if left != "no folder":
+        images.mkdir()
+    words = ["upper-bound", "folder", "--factors", "8", "--data-root"]
+    assert main([*words, str(tmp_path)]) == 0
+    found = capsys.readouterr().out
+    assert main([*words, str(streets)]) == 0
+    assert capsys.readouterr().out == found
+    with pytest.raises(
+        DatasetError, match=r"val/images holds no image of split 'val', .*0000\.jpg"
+    ):
+        open_dataset("folder", tmp_path, "val")
+
+
+def test_labels_of_a_listed_data_set_are_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    miniatures.voc(tmp_path, 2012, {"val": ["a", "b"]})
+    shutil.rmtree(tmp_path / "VOCdevkit/VOC2012/JPEGImages")
+    assert main(["upper-bound", "voc2012", "--data-root", str(tmp_path), "--factors", "1"]) == 0
+    assert "val: 2 images" in capsys.readouterr().out

@@ -100,6 +100,17 @@ def test_an_image_too_late_once_is_asked_for_again(
     assert (predict(image) == expected_label_map(street())).all()
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_image_that_a_proxy_failed_on_is_asked_for_again(
+    server: FakeServer, open_predictor: OpenPredictor, image: Path, status: int
+) -> None:
+    """Its page is no problem document."""
+    predict = open_predictor()
+    replies: list[Reply] = [(status, b"<html>", {"Content-Type": "text/html"})]
+    server.segment = lambda body: replies.pop() if replies else server.label(body)
+    assert (predict(image) == expected_label_map(street())).all()
+
+
 def test_an_image_too_late_twice_fails_alone(
     server: FakeServer, open_predictor: OpenPredictor, image: Path
 ) -> None:
@@ -159,6 +170,18 @@ def test_the_images_that_were_answered_are_scored(
     (failure,) = evaluation.failures
     assert failure.image == data.pairs[1][0] and "tune it" in failure.error
     assert evaluation.confusion.scores().mean_iu == 1
+
+
+def test_a_label_that_cannot_be_read_costs_its_image_alone(
+    server: FakeServer, data: SegmentationDataset
+) -> None:
+    data.pairs[1][1].write_bytes(b"hello")
+    target = open_target(server.url)
+    evaluation = score(target, data, progress=False)
+    target.close()
+    assert evaluation.images == len(data) - 1
+    (failure,) = evaluation.failures
+    assert "cannot read the label" in failure.error
 
 
 def test_a_lost_server_keeps_what_was_scored(server: FakeServer, data: SegmentationDataset) -> None:
