@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx.version_converter
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import TensorProto, helper
+from onnx_ir.passes import common
 
 from model.export.adopt.errors import AdoptError
 from model.export.onnx_file import attributes, first_line
@@ -22,7 +23,7 @@ OLDEST_OPSET: Final = 11
 """The first whose Resize has half-pixel and aligned corners. Older files are converted."""
 _CONVERTED_OPSET: Final = 18
 _IR_VERSION: Final = 8
-"""An older file is raised to it. Until 4, every weight had to be listed as an input, too."""
+"""An older file is raised to it."""
 _FLOATS: Final = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE))
 INTEGERS: Final[dict[int, str]] = {
     TensorProto.UINT8: "uint8",
@@ -66,12 +67,21 @@ def open_network(
 
     opset: what the graph is at least brought to. Raises: AdoptError.
     """
-    proto = _read(path)
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    _without_weights_as_inputs(proto)
-    proto = _at_opset(proto, max(opset, OLDEST_OPSET), path)
-    _constants_as_initializers(proto.graph)
+    proto = _passed(
+        path, _read(path), common.InlinePass(), common.RemoveInitializersFromInputsPass()
+    )
+    # Until IR version 4, every weight had to be listed as an input, too.
+    proto.ir_version = max(proto.ir_version, _IR_VERSION)
+    output = _output(proto.graph, output)
+    kept = [value for value in proto.graph.output if value.name == output]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    proto = _passed(
+        path,
+        _at_opset(proto, max(opset, OLDEST_OPSET), path),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedNodesPass(),
+    )
     value = _image_input(proto.graph, path)
     # Exporters wrote 0 and -1, too, for what may be anything.
     dims = [d.dim_value if d.dim_value > 0 else None for d in _dims(value)] or [None] * 4
@@ -90,7 +100,7 @@ def open_network(
         path=path,
         proto=proto,
         input=value.name,
-        output=_output(proto.graph, output),
+        output=output,
         dtype=value.type.tensor_type.elem_type,
         layout=layout,
         height_px=dims[layout.index("H")],
@@ -194,32 +204,14 @@ def _resized_as_before(graph: onnx.GraphProto) -> None:
                 node.attribute.append(helper.make_attribute(name, value))
 
 
-def _without_weights_as_inputs(proto: onnx.ModelProto) -> None:
-    """Leave the image alone as input: weights that are listed beside it need not be given."""
-    held = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in held]
-    del proto.graph.input[:]
-    proto.graph.input.extend(inputs)
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)
-
-
-def _constants_as_initializers(graph: onnx.GraphProto) -> None:
-    """One kind of constant instead of the seven that a Constant node may hold."""
-    for node in [n for n in graph.node if n.op_type == "Constant"]:
-        (attribute,) = node.attribute
-        value: Any = helper.get_attribute_value(attribute)
-        if attribute.name == "value":
-            tensor = TensorProto()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
-        elif attribute.name in ("value_float", "value_floats"):
-            tensor = numpy_helper.from_array(np.array(value, np.float32), node.output[0])
-        elif attribute.name in ("value_int", "value_ints"):
-            tensor = numpy_helper.from_array(np.array(value, np.int64), node.output[0])
-        else:
-            continue  # strings and sparse tensors
-        graph.initializer.append(tensor)
-        graph.node.remove(node)
+def _passed(path: Path, proto: onnx.ModelProto, *passes: ir.passes.PassBase) -> onnx.ModelProto:
+    try:
+        return ir.to_proto(ir.passes.Sequential(*passes)(ir.from_proto(proto)).model)
+    except Exception as error:  # of whatever a graph may hold
+        raise AdoptError(
+            f"{path} has what onnx_ir cannot take ({first_line(error)}): export the network at "
+            f"opset {_CONVERTED_OPSET} with standard operators"
+        ) from error
 
 
 def _image_input(graph: onnx.GraphProto, path: Path) -> onnx.ValueInfoProto:
