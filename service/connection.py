@@ -15,11 +15,13 @@ from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES: Final = 16 * 1024
-PROBE_S: Final = 0.5
-"""Between looks whether a caller who closed a side is still there."""
-# What every answer begins with. To a caller who is gone, the first piece brings a reset back, by
-# which the second fails; one who waits reads it as the beginning of the answer.
-_PROBES: Final = (b"HTTP", b"/1.1 ")
+FIRST_PROBE_S: Final = 0.25
+NEXT_PROBE_S: Final = 0.1
+"""Between looks whether a caller who closed a side is still there: FIN says the same of one who is
+gone. One who waits for a deadline that passed should not keep others waiting."""
+_BEGINNING: Final = b"HTTP/1.1 "
+"""Begins every answer, and is sent byte by byte to such a caller while the answer is made. One who
+is gone resets the connection at the first, so that another fails."""
 _VERSIONS: Final = (b"1.0", b"1.1")
 
 
@@ -104,16 +106,17 @@ class HttpProtocol(H11Protocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body:
             return False
-        if not cycle.response_started and len(self.conn.begun) < sum(map(len, _PROBES)):
-            self.loop.call_later(PROBE_S, self._probe, cycle)
+        if not cycle.response_started and len(self.conn.begun) < len(_BEGINNING):
+            after_s = NEXT_PROBE_S if self.conn.begun else FIRST_PROBE_S
+            self.loop.call_later(after_s, self._probe, cycle)
         return True
 
     def _probe(self, cycle: Any) -> None:
         if cycle is not self.cycle or cycle.response_started or self.transport.is_closing():
             return
-        piece = _PROBES[1 if self.conn.begun else 0]
-        self.transport.write(piece)
-        self.conn.begun += piece
+        at = len(self.conn.begun)
+        self.conn.begun = _BEGINNING[: at + 1]
+        self.transport.write(_BEGINNING[at : at + 1])
         self._wait_for_answer()
 
 

@@ -55,7 +55,7 @@ def segment_options(
 
 def refuse_shared_memory(parameters: Any) -> None:
     """Raises: InvalidParameter."""
-    if "shared_memory_region" in parameters:
+    if parameters.get("shared_memory_region") is not None:
         raise InvalidParameter("shared memory is not offered: send the tensor in the request")
 
 
