@@ -17,8 +17,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
-from service.core.engines.cores import Plan, plan
+from service.core.engines.cores import plan
 from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
 
@@ -217,8 +218,14 @@ def describe(candidate: Candidate) -> str:
 
 def _open(path: Path, engine: str, instances: int, threads: int) -> Network:
     """Opens it without a copy for lone images: those are measured as instances."""
-    layout = Plan(instances, threads, alone_threads=threads)
-    return open_network(path, provider="cpu", engine=engine, plan=layout)
+    config = SegmenterConfig(
+        provider="cpu",
+        engine=engine,
+        instances=instances,
+        intra_op_threads=threads,
+        alone_threads=threads,
+    )
+    return open_network(path, config, instances * threads)
 
 
 def _throughput(

@@ -25,7 +25,7 @@ COMPRESSED: dict[int, Callable[[Any], Any]] = {
 _CODES = {3: "H", 4: "I", 5: "I", 7: "B", 16: "Q"}
 Tags = dict[int, tuple[int, Sequence[int]]]
 Samples = npt.NDArray[Any]
-_REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 
 
 @dataclass(frozen=True)
@@ -152,4 +152,4 @@ def _part(part: Samples, layout: Layout) -> bytes:
         bits = (part.reshape(rows, -1, 1) >> shifts & 1).astype(np.uint8)
         raw = np.packbits(bits.reshape(rows, -1), axis=1).tobytes()
     raw = bytes(COMPRESSED[layout.compression](raw))
-    return raw.translate(_REVERSED) if layout.fill == 2 else raw
+    return raw.translate(REVERSED) if layout.fill == 2 else raw

@@ -11,12 +11,12 @@ from model.export.adopt import AdoptError, AdoptOptions, AdoptReport, adopt, ope
 from model.export.adopt.file import MIN_AGREEMENT
 from model.export.onnx_file import UInt8Array
 from training.datasets.base import read_image
+from training.datasets.files import IMAGE_ENDINGS, list_files
 from training.datasets.folder import load_info
 from training.publish import next_version
 
 _ANTIALIAS_OPSET = 18
 """The first whose Resize can average an image that it makes smaller."""
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _MOST_IMAGES, _MOST_PX = 20, 1024
 """Images of the user's that are compared, and the longest side of what is taken of each."""
 
@@ -76,9 +76,9 @@ def _middles(folder: Path) -> list[UInt8Array]:
     """The first images by name, of large ones the middle."""
     if not folder.is_dir():
         raise AdoptError(f"there is no folder {folder}")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+    paths = list_files(folder, IMAGE_ENDINGS)
     if not paths:
-        raise AdoptError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))})")
+        raise AdoptError(f"{folder} holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
     images = []
     for path in paths[:_MOST_IMAGES]:
         image = read_image(path)

@@ -120,12 +120,16 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, of this version or an earlier one. Raises: CheckpointError."""
+def load_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint, of this version or an earlier one.
+
+    `mmap`: for who wants its numbers and not its tensors, which then stay on disk.
+    Raises: CheckpointError.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        fields = torch.load(path, map_location="cpu", weights_only=True)
+        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         # torch.load raises whatever the broken archive brings up, and its text on a file with
         # code in it explains how to run that code.

@@ -21,9 +21,8 @@ from model.export.onnx_file import UInt8Array, save, written_beside
 from model.export.quantize import Method, Quantizer
 from training.datasets import SegmentationDataset, guess_dataset, open_dataset
 from training.datasets.base import read_image
+from training.datasets.files import IMAGE_ENDINGS, list_files
 from training.evaluation.metrics import Confusion
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 Images = Sequence[Callable[[], UInt8Array]]
 """Read when called: a data set does not fit into memory."""
@@ -42,9 +41,9 @@ class Calibration:
         """Both kinds evenly spaced over the folder. Raises: QuantizeError if it has no image."""
         if not folder.is_dir():
             raise QuantizeError(f"there is no folder {folder}")
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        paths = list_files(folder, IMAGE_ENDINGS)
         if not paths:
-            raise QuantizeError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))})")
+            raise QuantizeError(f"{folder} holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
         images = [_reader(path) for path in paths]
         return cls(_spread(images, count), _spread(images[::-1], compare))
 

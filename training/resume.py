@@ -38,8 +38,9 @@ _TRACES = ("log.csv", "tensorboard", "config.json")
 """A run leaves these in its folder before its first checkpoint."""
 
 
-def check_new(run_dir: Path) -> None:
-    """Refuse to begin a run where there are checkpoints of another; say so of lesser traces.
+def check_new(run_dir: Path, *, quiet: bool = False) -> None:
+    """Refuse to begin a run where there are checkpoints of another; say so of lesser traces, unless
+    another process of the run does.
 
     Raises: ConfigError with what is there and what to do.
     """
@@ -54,7 +55,8 @@ def check_new(run_dir: Path) -> None:
             f"{best} exists, of an earlier run without a last.pt to go on from: choose another "
             "--run, or move it away"
         )
-    if traces := [name for name in _TRACES if (run_dir / name).exists()]:
+    traces = [name for name in _TRACES if (run_dir / name).exists()]
+    if traces and not quiet:
         warn(
             f"{run_dir} has {', '.join(traces)} of an earlier run that saved no checkpoint: the "
             "log begins anew, and TensorBoard will show both"
@@ -68,7 +70,7 @@ def warn(text: str) -> None:
 
 def _described(last: Path) -> str:
     try:
-        checkpoint = load_checkpoint(last)
+        checkpoint = load_checkpoint(last, mmap=True)
     except CheckpointError:
         return "no checkpoint that can be read"
     return (

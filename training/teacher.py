@@ -19,7 +19,7 @@ def load_teacher(path: Path, info: DatasetInfo) -> SegmentationNetwork:
     """
     if info.modality != RGB or len(info.heads) > 1:
         raise ConfigError("distill.teacher is for RGB images with one labelling")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 
         if not path.is_file():

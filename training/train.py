@@ -74,8 +74,8 @@ class Trainer:
             raise ConfigError("data.root is not set: say where the data set lies, data.root=DIR")
         self.config, self.run_dir, self.world = config, run_dir, world
         last = run_dir / "last.pt"
-        if not resume and world.is_main:
-            check_new(run_dir)
+        if not resume:
+            check_new(run_dir, quiet=not world.is_main)
         if config.threads:
             torch.set_num_threads(config.threads)
         # Every process its own: dropout must differ, as the images do. The main one's weights are

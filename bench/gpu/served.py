@@ -15,8 +15,9 @@ from bench import images, servers, stages
 from bench.gpu.networks import Exported, Scale
 from bench.images import Size
 from bench.servers import ROOT
+from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
-from service.core.engines.cores import available_cores, plan
+from service.core.engines.cores import available_cores
 
 _READY_S = 300.0
 
@@ -43,9 +44,7 @@ def measure(exported: list[Exported], provider: str, scale: Scale) -> dict[str, 
 
 def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> dict[str, Any]:
     """Counts images a second with all instances at once."""
-    opened = open_network(
-        network.fp32, provider=provider, engine="onnxruntime", plan=plan(available_cores())
-    )
+    opened = open_network(network.fp32, SegmenterConfig(provider=provider), available_cores())
     speeds = {}
     for count in scale.batches:
         batch = images.batch(count, size)

@@ -24,7 +24,7 @@ from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import settle
 from service.core.batching.threads import Pool
 from service.core.batching.tiles import run_in_tiles
-from service.core.engines.choice import network_opener
+from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
 from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
 from service.core.images.decode import check_pixels, decode, prepare
@@ -80,7 +80,7 @@ class Segmenter:
             config.model_repository,
             Loader(
                 config,
-                open_network=open_network or network_opener(config, cores),
+                open_network=open_network or partial(open_by_config, config=config, cores=cores),
                 observer=self._observer,
                 clock=clock,
             ),
@@ -204,7 +204,10 @@ class Segmenter:
         model = self._model(options)
         deadline = self._deadline(options)
         encoder = _encoder(options, model)
-        header = self._header(image)
+        if isinstance(image, bytes):
+            header = read_header(image, max_bytes=self._config.max_image_bytes)
+        else:
+            header = Header("RGB", image.shape[0], image.shape[1])
         # Room before the decode: a flood of uploads must not become a flood of pixels. More than is
         # taken is refused by its header, and so costs none.
         pixels = min(header.height * header.width, self._config.max_image_pixels)
@@ -296,12 +299,6 @@ class Segmenter:
         """Raises: ShuttingDown, ModelNotReady, UnknownModel, UnknownVersion, InvalidParameter."""
         self._check_open()
         return self._registry.find(options.model, options.version)
-
-    def _header(self, image: bytes | UInt8Array) -> Header:
-        """Raises: InvalidImage, UnsupportedImageFormat, ImageTooLarge."""
-        if isinstance(image, bytes):
-            return read_header(image, max_bytes=self._config.max_image_bytes)
-        return Header("RGB", image.shape[0], image.shape[1])
 
     def _check_open(self) -> None:
         """Raises: ShuttingDown, ModelNotReady."""

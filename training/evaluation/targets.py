@@ -148,9 +148,9 @@ def open_target(
     path = Path(text)
     if parts.scheme and len(parts.scheme) > 1 and not path.exists():
         raise EvaluationError(f"{text}: want {KINDS}")
-    if path.suffix == ".pt":
+    if path.suffix.lower() == ".pt":
         return _checkpoint(path, threads)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         onnx = OnnxPredictor(path, threads)
         return NetworkTarget(str(path), "onnx", {"": onnx.contract.class_names}, onnx)
     raise EvaluationError(f"{text}: want {KINDS}")

@@ -7,8 +7,6 @@ sizes as ONNX Runtime does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,62 +36,42 @@ MIN_AGREEMENT_INT8: Final = 0.97
 _log = logging.getLogger(__name__)
 
 
-def network_opener(config: SegmenterConfig, cores: int) -> Callable[[Path], Network]:
-    """Returns `open_network` with what the config says of engines and of this machine's cores."""
-    return partial(
-        open_network,
-        provider=config.provider,
-        engine=config.engine,
-        precision=config.precision,
-        plan=plan(
-            cores,
-            instances=config.instances,
-            threads=config.intra_op_threads,
-            alone_threads=config.alone_threads,
-        ),
-        gpu=config,
-    )
-
-
-def open_network(
-    path: Path,
-    *,
-    provider: str,
-    engine: str,
-    plan: Plan,
-    precision: str = "auto",
-    gpu: SegmenterConfig | None = None,
-) -> Network:
+def open_network(path: Path, config: SegmenterConfig, cores: int) -> Network:
     """Opens the file of the wanted precision in the wanted engine.
 
-    engine: one of `ENGINES`; on a GPU there is ONNX Runtime only. provider, gpu: see
+    config: its engine is one of `ENGINES`; on a GPU there is ONNX Runtime only. provider: see
     `open_onnx_runtime`. precision: one of `PRECISIONS`; "fp32" is the file at `path`, "int8" and
     "fp16" those beside it, and "auto" takes fp16 where it exists and the network runs on a GPU,
-    int8 on a CPU made for it.
+    int8 on a CPU made for it. cores: of this machine.
 
     Raises: ModelLoadError, also when OpenVINO cannot be had or disagrees, or when there is no file
     of that precision.
     """
-    if engine not in ENGINES:
-        raise ModelLoadError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    session = _open_session(path, provider, precision, plan, gpu)
-    if engine == "onnxruntime":
+    if config.engine not in ENGINES:
+        raise ModelLoadError(f"engine {config.engine!r}: choose one of {', '.join(ENGINES)}")
+    shares = plan(
+        cores,
+        instances=config.instances,
+        threads=config.intra_op_threads,
+        alone_threads=config.alone_threads,
+    )
+    session = _open_session(path, config, shares)
+    if config.engine == "onnxruntime":
         return session
     if session.provider != "cpu":
         raise ModelLoadError(
             "OpenVINO runs on the CPU and this model would run on a GPU: set FCN_PROVIDER=cpu, or "
             "FCN_ENGINE=onnxruntime"
         )
-    candidate = open_openvino(session.path, session.contract, plan)
+    candidate = open_openvino(session.path, session.contract, shares)
     agreement = check_agreement(candidate, session)
     _log.info("%s in OpenVINO: %.2f%% of the labels of ONNX Runtime", session.path, 100 * agreement)
     return candidate
 
 
-def _open_session(
-    path: Path, provider: str, precision: str, plan: Plan, gpu: SegmenterConfig | None
-) -> Network:
+def _open_session(path: Path, config: SegmenterConfig, shares: Plan) -> Network:
     """Opens the file of that precision in ONNX Runtime."""
+    provider, precision = config.provider, config.precision
     if precision not in PRECISIONS:
         raise ModelLoadError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     int8, fp16 = path.with_name(INT8_FILE), path.with_name(FP16_FILE)
@@ -102,10 +80,10 @@ def _open_session(
         return open_onnx_runtime(
             file,
             provider=provider,
-            threads=plan.threads,
-            instances=plan.instances,
-            alone_threads=plan.alone_threads,
-            gpu=gpu,
+            threads=shares.threads,
+            instances=shares.instances,
+            alone_threads=shares.alone_threads,
+            gpu=config,
         )
 
     wanted = {"fp32": path, "int8": int8, "fp16": fp16}.get(precision)

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from service.errors import InvalidImage, UnsupportedImageFormat
 
 CONVERT: Final = "save it as 8-bit RGB, interleaved, with LZW, Deflate or no compression, or as PNG"
@@ -75,8 +78,10 @@ _ASSOCIATED: Final = 1
 
 # The types of whole numbers, and RATIONAL, a pair.
 _CODES: Final = {1: "B", 3: "H", 4: "I", 5: "II", 13: "I", 16: "Q", 18: "Q"}
+_PLACES: Final = {3: "u2", 4: "u4", 16: "u8"}
+_JPEG_END: Final = b"\xff\xd9"
 _NOT_THE_IMAGE: Final = 0b1101  # NewSubfileType: a reduced copy, a mask, a depth map
-_MAX_DIRECTORIES, _MAX_ENTRIES, _MAX_VALUES = 1000, 10_000, 1 << 12
+_MAX_DIRECTORIES, _MAX_ENTRIES, _MAX_VALUES, _MAX_PARTS = 1000, 10_000, 1 << 12, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,15 @@ class Tiff:
     """Holds what is left to do once Pillow has read the pixels.
 
     body: a file for Pillow, of the one image. orientation: as in EXIF, 1..8. inverted: whether the
-    pixels are grey and their zero is white. bits: of a sample.
+    pixels are grey and their zero is white. bits: of a sample. tile: its height and width, zeros if
+    there are none; libtiff unpacks whole ones.
     """
 
     body: bytes
     orientation: int
     inverted: bool
     bits: int
+    tile: tuple[int, int]
     summary: str
 
 
@@ -205,8 +212,9 @@ class _Directory:
             for tag, good in _ONLY_OF_YCBCR.items():
                 must(self._thousandths(tag, good) == good, f"tag {tag} is not as in JPEG")
         if photometric == _PALETTE:
-            highest = max(self._numbers(_COLOR_MAP, (0,)))
-            must(highest == 0 or highest > 255, "its colour map has 8 bits instead of 16")
+            colors = self._numbers(_COLOR_MAP, ())
+            must(len(colors) == 3 << bits, f"its colour map has not {3 << bits} numbers")
+            must(not 0 < max(colors) <= 255, "its colour map has 8 bits instead of 16")
         self._check_places(photometric, bits, samples, compression, planar)
         kind, length, _ = self._of.get(_ORIENTATION, (0, 0, b""))
         orientation = self._number(_ORIENTATION, 1) if (kind, length) == (3, 1) else 1
@@ -215,6 +223,7 @@ class _Directory:
             orientation=orientation if 1 <= orientation <= 8 else 1,
             inverted=photometric == _WHITE_IS_ZERO,
             bits=bits,
+            tile=(self._number(323, 0), self._number(322, 0)),
             summary=summary,
         )
 
@@ -223,12 +232,16 @@ class _Directory:
     ) -> None:
         """Refuses a file that is cut off, where libtiff reads on or fills up and says nothing."""
         tiled = 324 in self._of
-        offsets = self._numbers(324 if tiled else 273, (), len(self._body))
-        lengths = self._numbers(325 if tiled else 279, (), len(self._body))
-        places = [(at, at + length) for at, length in zip(offsets, lengths, strict=True)]
-        good = bool(places) and max(places, key=lambda place: place[1])[1] <= len(self._body)
-        if compression == _JPEG:
-            good = good and all(self._body.rfind(b"\xff\xd9", *place) > 0 for place in places)
+        offsets, lengths = (self._array(tag) for tag in ((324, 325) if tiled else (273, 279)))
+        size = len(self._body)
+        # One by one, as their sum may overflow.
+        good = len(offsets) == len(lengths) and bool((offsets <= size).all())
+        good = good and bool((lengths <= size).all())
+        good = good and int((offsets + lengths).max()) <= size
+        if good and compression == _JPEG:
+            ends = zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True)
+            # A writer may have padded the end.
+            good = all(self._body.find(_JPEG_END, max(at, end - 16), end) >= 0 for at, end in ends)
         if compression == 1 and not tiled:
             height, width = self._number(_HEIGHT, 0), self._number(_WIDTH, 0)
             if photometric == _YCBCR:
@@ -237,18 +250,31 @@ class _Directory:
             else:
                 planes = samples if planar == 2 else 1
                 least = height * planes * -(-width * bits * (samples // planes) // 8)
-            good = good and sum(lengths) >= least
+            good = good and int(lengths.sum()) >= least
         if not good:
             raise struct.error
 
-    def _numbers(
-        self, tag: int, default: tuple[int, ...], most: int = _MAX_VALUES
-    ) -> tuple[int, ...]:
+    def _array(self, tag: int) -> npt.NDArray[np.uint64]:
+        """Returns the whole numbers of a tag that may have many: places of strips and tiles."""
+        kind, length, value = self._of.get(tag, (0, 0, b""))
+        if kind not in _PLACES or not 1 <= length <= _MAX_PARTS:
+            raise struct.error
+        dtype = np.dtype(self._order + _PLACES[kind])
+        if length * dtype.itemsize <= len(value):
+            found = np.frombuffer(value, dtype, length)
+        else:
+            (at,) = struct.unpack(self._order + ("Q" if self._big else "I"), value)
+            if at + length * dtype.itemsize > len(self._body):
+                raise struct.error
+            found = np.frombuffer(self._body, dtype, length, at)
+        return found.astype(np.uint64)
+
+    def _numbers(self, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         """Returns a tag's whole numbers; of a rational both parts."""
         if tag not in self._of:
             return default
         kind, length, value = self._of[tag]
-        if kind not in _CODES or not 1 <= length <= most:
+        if kind not in _CODES or not 1 <= length <= _MAX_VALUES:
             raise struct.error
         code = f"{self._order}{length * len(_CODES[kind])}{_CODES[kind][0]}"
         if struct.calcsize(code) <= len(value):

@@ -104,16 +104,6 @@ def output_named(name: str) -> OutputFormat:
 class Encoder:
     """Makes one model's replies as one request's options ask for them."""
 
-    __slots__ = (
-        "_contract",
-        "_model",
-        "_options",
-        "_palette",
-        "_selected_ids",
-        "_version",
-        "output",
-    )
-
     def __init__(
         self,
         options: SegmentOptions,

@@ -14,7 +14,7 @@ import pytest
 from cli.main import main
 from model.contract import InputSpec
 from service import tuning
-from service.core.engines.cores import Plan
+from service.config import SegmenterConfig
 from service.core.types import Instance
 from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings
@@ -107,11 +107,12 @@ class Timed:
     def clock(self) -> float:
         return self.now
 
-    def open(self, path: Path, *, provider: str, engine: str, plan: Plan) -> Timed:
-        if (engine, plan.threads) not in self._milliseconds:
-            raise ModelLoadError(f"{engine} disagrees")
+    def open(self, path: Path, config: SegmenterConfig, cores: int) -> Timed:
+        way = config.engine, config.intra_op_threads or 0
+        if way not in self._milliseconds:
+            raise ModelLoadError(f"{config.engine} disagrees")
         self.now += 0.1
-        self.opened.append((engine, plan.threads))
+        self.opened.append(way)
         return self
 
     @property

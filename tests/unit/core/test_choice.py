@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from model.contract import METADATA_KEY, InputSpec
+from service.config import SegmenterConfig
 from service.core.engines import choice as engine
 from service.core.engines import openvino as openvino_runtime
 from service.core.engines.choice import check_agreement, open_network, samples
@@ -33,6 +34,7 @@ from tests.unit.core.test_onnx_runtime import write_with_sizes
 
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(instances=2, threads=1, alone_threads=2)
+CONFIG = SegmenterConfig(instances=2, intra_op_threads=1, alone_threads=2)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def openvino() -> None:
 
 
 def opened(path: Path, name: str, provider: str = "cpu") -> Network:
-    return open_network(path, provider=provider, engine=name, plan=PLAN)
+    return open_network(path, replace(CONFIG, engine=name, provider=provider), 2)
 
 
 @pytest.mark.usefixtures("openvino")
@@ -141,9 +143,7 @@ def test_another_shape_is_no_agreement(path: Path) -> None:
 def test_quantised_networks_may_round_differently(
     tmp_path: Path, share: float, accepted: bool
 ) -> None:
-    import dataclasses
-
-    contract = dataclasses.replace(tiny_models.contract(), precision="int8")
+    contract = replace(tiny_models.contract(), precision="int8")
     path = tiny_models.write_model(tmp_path, model_contract=contract)
     session = open_onnx_runtime(path, provider="cpu", threads=1)
     if accepted:
@@ -214,10 +214,10 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
         "def refuse(*args): raise OSError('no network in this test')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from pathlib import Path\n"
-        "from service.core.engines.cores import Plan\n"
+        "from service.config import SegmenterConfig\n"
         "from service.core.engines.choice import open_network\n"
-        "network = open_network(Path(sys.argv[1]), provider='cpu', engine='openvino',\n"
-        "                       plan=Plan(1, 1, 1))\n"
+        "config = SegmenterConfig(provider='cpu', engine='openvino')\n"
+        "network = open_network(Path(sys.argv[1]), config, 1)\n"
         "import numpy\n"
         "network.instances[0].run(numpy.zeros((1, 8, 8, 3), numpy.uint8))\n"
         "print(json.dumps([n for n, m in sys.modules.items() if m and n.startswith("
@@ -239,7 +239,7 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
 
 def beside(path: Path) -> Path:
     """An 8-bit file of the same model, told by its contract and by its bias towards blue."""
-    small = dataclasses.replace(tiny_models.contract(), precision="int8")
+    small = replace(tiny_models.contract(), precision="int8")
     model = tiny_models.build(bias=(0.0, 0.0, 300.0), metadata={METADATA_KEY: small.to_json()})
     onnx.save(model, str(path.with_name(engine.INT8_FILE)))
     return path
@@ -247,7 +247,7 @@ def beside(path: Path) -> Path:
 
 def half_beside(path: Path) -> Path:
     """The same in 16 bits, with a bias towards green."""
-    half = dataclasses.replace(tiny_models.contract(), precision="fp16")
+    half = replace(tiny_models.contract(), precision="fp16")
     model = tiny_models.build(bias=(0.0, 300.0, 0.0), metadata={METADATA_KEY: half.to_json()})
     onnx.save(model, str(path.with_name(engine.FP16_FILE)))
     return path
@@ -258,9 +258,7 @@ _LABELS = {"fp32": 0, "fp16": 1, "int8": 2}
 
 
 def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
-    network = open_network(
-        path, provider=provider, engine="onnxruntime", plan=PLAN, precision=precision
-    )
+    network = open_network(path, replace(CONFIG, provider=provider, precision=precision), 2)
     grey = np.full((1, 2, 3, 3), 100, np.uint8)
     assert (network.instances[0].run(grey) == _LABELS[network.contract.precision]).all()
     return network.contract.precision
@@ -321,7 +319,7 @@ def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
 ) -> None:
     def on_gpu(path: Path, **options: Any) -> Network:
         opened = open_onnx_runtime(path, **{**options, "provider": "cpu"})
-        return dataclasses.replace(opened, provider="cuda")
+        return replace(opened, provider="cuda")
 
     monkeypatch.setattr(engine, "open_onnx_runtime", on_gpu)
     monkeypatch.setattr(engine, "multiplies_int8", lambda: True)

@@ -192,6 +192,30 @@ async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_
         assert segmenter._admission.held == (0, 0, 0)
 
 
+async def test_before_its_model_is_known_a_request_is_refused_only_where_one_serves(
+    tmp_path: Path,
+) -> None:
+    recorder = Recorder()
+    async with on_device(tmp_path, max_queue=1, max_batch=1, observer=recorder) as (
+        segmenter,
+        device,
+    ):
+        device.hold()
+        first = send(segmenter)
+        await device.entered()
+        second = send(segmenter)
+        segmenter.check_any(60.0)
+        await recorder.until_depth(1)
+        with pytest.raises(Overloaded):
+            segmenter.check_any(60.0)
+        assert recorder.reasons == ["queue_full"]
+        write_model(tmp_path, "other")
+        await segmenter.load("other")
+        segmenter.check_any(60.0)
+        device.release()
+        await asyncio.gather(first, second)
+
+
 async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
     recorder = Recorder()
     async with on_device(tmp_path, observer=recorder) as (segmenter, device):

@@ -12,7 +12,7 @@ import tifffile
 
 from service.core.images.decode import decode
 from service.core.images.header import read_header
-from service.errors import InvalidImage, ServiceError, UnsupportedImageFormat
+from service.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
 from tests import tiffs
 from tests.drawing import UInt8Array, street
 from tests.tiffs import BLACK_IS_ZERO, LAB, MASK, PALETTE, YCBCR, Layout, Tags, file, page, tiff
@@ -122,6 +122,8 @@ def deep(kind: str) -> np.ndarray[Any, Any]:
         (np.dstack([RGB, GREY]), Layout(5), {332: (3, [2])}, "tag 332"),
         (np.dstack([RGB, GREY]), Layout(5), {336: (3, [255, 0])}, "tag 336"),
         (GREY, Layout(PALETTE), {320: (3, [200] * 768)}, "8 bits instead of 16"),
+        (GREY, Layout(PALETTE), {320: (3, [9999] * 48)}, "has not 768 numbers"),
+        (GREY, Layout(PALETTE), {}, "has not 768 numbers"),
         (RGB, Layout(YCBCR, planar=2), {}, "three interleaved samples"),
         (RGB, Layout(YCBCR), {532: (5, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}, "532"),
         (RGB, Layout(YCBCR), {529: (5, [2126, 10000, 7152, 10000, 722, 10000])}, "tag 529"),
@@ -221,6 +223,13 @@ def test_strips_beyond_the_end_are_refused() -> None:
     struct.pack_into("<I", body, entry + 8, len(body) - len(parts[0]) + 1)
     with pytest.raises(InvalidImage, match="truncated or damaged"):
         read(bytes(body))
+
+
+def test_a_tile_may_not_be_larger_than_an_image() -> None:
+    tags, parts = page(RGB, Layout(compression=8, part="tiles"))
+    tags |= {322: (4, [1 << 15]), 323: (4, [1 << 15])}
+    with pytest.raises(ImageTooLarge, match="32768x32768"):
+        read(file([(tags, parts)]))
 
 
 @pytest.mark.parametrize("kind", [1, 2, 5, 7, 12, 99])

@@ -20,11 +20,13 @@ from tests.tiffs import (
     BLACK_IS_ZERO,
     CMYK,
     PALETTE,
+    REVERSED,
     RGB,
     WHITE_IS_ZERO,
     Layout,
     Samples,
     Tags,
+    file,
     tiff,
 )
 
@@ -189,5 +191,15 @@ def test_fax(compression: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(bits).save(buffer, "TIFF", compression=compression)
     body = buffer.getvalue()
-    assert (tifffile.imread(io.BytesIO(body)).astype(bool) == bits).all()
-    assert (read(body) == np.repeat(bits[:, :, None], 3, axis=2) * 255).all()
+    with tifffile.TiffFile(io.BytesIO(body)) as written:
+        first: Any = written.pages.first
+        places = zip(first.dataoffsets, first.databytecounts, strict=True)
+        strips = [body[at : at + length] for at, length in places]
+        tags: Tags = {n: (4, [first.tags[n].value]) for n in (256, 257, 259, 262, 278)}
+        tags |= {n: (4, [first.tags[n].value]) for n in (292, 293) if n in first.tags}
+    for inverted, fill in itertools.product((False, True), (1, 2)):
+        photometric = first.photometric ^ 1 if inverted else first.photometric
+        kept = tags | {262: (3, [photometric]), 266: (3, [fill])}
+        body = file([(kept, [one.translate(REVERSED) if fill == 2 else one for one in strips])])
+        assert (tifffile.imread(io.BytesIO(body)).astype(bool) == bits).all()
+        assert (read(body) == np.repeat((bits ^ inverted)[:, :, None], 3, axis=2) * 255).all()

@@ -14,9 +14,11 @@ from PIL import Image
 
 from cli.main import main
 from tests.unit.training import miniatures
+from training.adopt import _middles
 from training.datasets import DatasetError, open_dataset
 from training.datasets.folder import folder_pairs
 from training.datasets.format import read_ids
+from training.quantization import Calibration
 
 NFC, NFD = (unicodedata.normalize(form, "café Ångström") for form in ("NFC", "NFD"))
 MAC = b"\0\5\x16\7" + bytes(60)
@@ -82,6 +84,17 @@ def test_other_files_are_passed_over(tmp_path: Path, name: str) -> None:
         (root / "train" / kind / name).write_bytes(b"x")
         (root / "train" / kind / f"folder of {name}.png").mkdir()
     assert len(folder_pairs(root, "train")) == 1
+
+
+def test_a_folder_of_images_to_calibrate_or_compare_with(tmp_path: Path) -> None:
+    for name in ("a.PNG", "b.png"):
+        write(tmp_path, name)
+    for name in ("._a.PNG", "Thumbs.db"):
+        (tmp_path / name).write_bytes(MAC)
+    (tmp_path / "c.png").mkdir()
+    found = Calibration.from_folder(tmp_path, 9, 9)
+    assert [read().shape for read in found.ranges] == [(5, 7, 3)] * 2
+    assert [image.shape for image in _middles(tmp_path)] == [(5, 7, 3)] * 2
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
