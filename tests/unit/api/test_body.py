@@ -137,10 +137,10 @@ def test_encodings() -> None:
 @pytest.mark.parametrize(
     "preamble",
     [b"\r\n", b"to whom it may concern\r\n", b"--\r\n--" + BOUNDARY.encode()[:4] + b"\r\n"],
-    [b"\r\n", b"to whom it may concern\r\n", b"--\r\n--" + BOUNDARY.encode()[:4] + b"\r\n"],
 )
 def test_what_stands_around_a_form_is_passed_over(preamble: bytes, sizes: list[int]) -> None:
     """Its preamble and its epilogue. Source: RFC 2046, section 5.1.1."""
+    around = preamble + form(b"photo") + b"\r\nto nobody"
     assert read(cut(around, sizes), FORM) == b"photo"
 
 
