@@ -49,4 +49,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"labels agree on {report.label_agreement:.4%} of the pixels")
     if report.largest_logit_difference is not None:
         print(f"logits differ by at most {report.largest_logit_difference:.1e} (relative)")
+    elif report.classes == 1:
+        print("warning: these are all of one class, which proves little; --logits compares more")
     return 0

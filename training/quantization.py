@@ -72,7 +72,8 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """`agreement`: of the file that was written, with the fp32 file, over `compared` images."""
+    """`agreement`: of the file that was written, with the fp32 file, over `compared` images, in
+    which the fp32 file finds `classes` classes: one tells little."""
 
     path: str
     method: str
@@ -82,6 +83,7 @@ class QuantizeReport:
     agreement: float
     agreement_of_all: float
     """with every layer quantised"""
+    classes: int
     layers: tuple[LayerReport, ...]
     file_bytes: int
     scores: dict[str, float]
@@ -111,14 +113,15 @@ class LayerRange:
 
 @dataclass(frozen=True, slots=True)
 class Fp16Report:
-    """`agreement`: share of labels equal to the fp32 file's over `compared` images, with every
-    fp16 number rounded as a GPU rounds it."""
+    """`agreement`: share of labels equal to the fp32 file's over `compared` images, in which it
+    finds `classes` classes, with every fp16 number rounded as a GPU rounds it."""
 
     path: str
     calibrated: int
     compared: int
     headroom: float
     agreement: float
+    classes: int
     layers: tuple[LayerRange, ...]
     file_bytes: int
     scores: dict[str, float]
@@ -191,6 +194,7 @@ def quantize_file(
     _write(proto, replace(model.contract, precision="int8", scores=scores), target)
     return QuantizeReport(
         str(target), method, reduce_range, len(calibration.ranges), len(images), agreement, of_all,
+        _classes(wanted),
         tuple(LayerReport(layer, alone[layer], layer in chosen) for layer in model.layers),
         target.stat().st_size, scores,
     )  # fmt: skip
@@ -220,7 +224,7 @@ def convert_file_to_fp16(
     proto = converter.convert(keep_float)
     session = simulate(converter.simulated(keep_float), optimized=True)
     images = calibration.comparison
-    wanted = _labels(simulate(model.proto, optimized=True), model.contract, images)
+    wanted = list(_labels(simulate(model.proto, optimized=True), model.contract, images))
     agreement = _agreement(wanted, _labels(session, model.contract, images))
     if agreement < min_agreement:
         raise QuantizeError(
@@ -232,6 +236,7 @@ def convert_file_to_fp16(
     half = converter.fp16_layers(keep_float)
     return Fp16Report(
         str(target), len(calibration.ranges), len(images), headroom, agreement,
+        _classes(wanted),
         tuple(LayerRange(layer, converter.largest(layer), layer in half) for layer in model.layers),
         target.stat().st_size, scores,
     )  # fmt: skip
@@ -264,11 +269,16 @@ def _agreement(wanted: Iterable[UInt8Array], got: Iterable[UInt8Array]) -> float
     return float(np.mean([(a == b).mean() for a, b in zip(wanted, got, strict=True)]))
 
 
+def _classes(labels: Iterable[UInt8Array]) -> int:
+    return len(set().union(*(np.unique(each).tolist() for each in labels)))
+
+
 def _outcome(report: QuantizeReport | Fp16Report) -> list[str]:
     """The last lines of a report: the file's size, its agreement with the fp32 file, its scores."""
     return [
         f"{report.path}: {report.file_bytes / 2**20:.1f} MiB; labels agree with fp32 on "
         f"{report.agreement:.3%} of the pixels of {report.compared} images",
+        *(["warning: these are all of one class, which proves little"] * (report.classes == 1)),
         *(f"{name} {100 * score:.2f}" for name, score in report.scores.items()),
     ]
 

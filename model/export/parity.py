@@ -39,6 +39,8 @@ class ParityReport:
     """relative to the largest logit; None if the file gives labels only"""
     label_agreement: float
     """the worst size's share of equal labels"""
+    classes: int
+    """that the network finds there; one tells little where labels alone are compared"""
 
 
 @torch.inference_mode()
@@ -63,6 +65,7 @@ def check_parity(
     smallest = contract.input.min_side_px
     checked = tuple((n, max(h, smallest), max(w, smallest)) for n, h, w in sizes)
     difference, agreement = 0.0, 1.0
+    classes: set[int] = set()
     for size in checked:
         images = random_images(random, *size)
         wanted = reference(torch.from_numpy(images).permute(0, 3, 1, 2).float())
@@ -74,10 +77,13 @@ def check_parity(
         if contract.outputs.logits:
             scale = max(float(wanted.abs().max()), 1e-6)
             difference = max(difference, float(np.abs(got[1] - wanted.numpy()).max()) / scale)
-        agreement = min(agreement, float((got[0] == label_map(wanted).numpy()).mean()))
+        labels = label_map(wanted).numpy()
+        classes.update(np.unique(labels).tolist())
+        agreement = min(agreement, float((got[0] == labels).mean()))
     if not difference <= LOGIT_TOLERANCE or agreement < LABEL_AGREEMENT:
         raise ExportError(
             f"ONNX Runtime and PyTorch disagree: logits by {difference:.2e} (relative), labels "
             f"on {1 - agreement:.2%} of the pixels; nothing was written"
         )
-    return ParityReport(checked, difference if contract.outputs.logits else None, agreement)
+    logits = difference if contract.outputs.logits else None
+    return ParityReport(checked, logits, agreement, len(classes))

@@ -183,13 +183,12 @@ def meaning_of_scores(
     by_values = shown and all(_within(values) for values in results)
     by_graph = evidence.meaning == "probabilities" and not evidence.is_scaled
     if stated == "probabilities":
-        if not by_values and not (by_graph and shown):
+        if not by_graph and not all(_within(values) for values in results):
             raise AdoptError(
-                f"{name} is not probabilities: its values "
-                + ("do not sum to 1 over the classes" if not shown else "leave 0..1")
-                + "; say --output-is logits, or leave it out"
+                f"{name} is not probabilities: its values leave 0..1; say --output-is logits, or "
+                "leave it out"
             )
-        return stated
+        return stated if shown else ""
     if stated == "logits":
         if by_values or evidence.meaning == "probabilities":
             by = f", by the graph's {evidence.node}" if evidence.node else ""

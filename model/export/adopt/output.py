@@ -74,14 +74,14 @@ def read_output(
         )
     meaning = meaning_of_scores(name, said, evidence, values, axis)
     if logits and not meaning:
-        raise AdoptError(
-            f"the logits of {name} cannot be told: "
-            + (
-                f"the {evidence.node} in its graph gives values that do not sum to 1 over the "
-                "classes, which no softmax answers; leave --logits out"
-                if evidence.meaning == "probabilities"
-                else "say --output-is logits or probabilities, or leave --logits out"
+        if evidence.meaning == "probabilities" or said == "probabilities":
+            raise AdoptError(
+                f"{name} gives probabilities that do not sum to 1 over the classes, which no "
+                "softmax answers: leave --logits out"
             )
+        raise AdoptError(
+            f"does {name} give logits or probabilities? Neither its graph nor its values tell: say "
+            "--output-is logits or probabilities, or leave --logits out"
         )
     return Output("scores", axis, meaning)
 

@@ -20,6 +20,8 @@ from model.export.onnx_file import first_line, random_images
 
 _MULTIPLES: Final = (1, 2, 4, 8, 14, 16, 32, 64, 128)
 """Powers of two, and the patches of DINOv2."""
+_SAME_PROPORTION: Final = 0.1
+"""Padding and cut edges change it by less, at the sizes of a trial."""
 _SMALLEST: Final = (1, 8, 16, 32, 64)
 
 
@@ -62,6 +64,11 @@ def probe(
         results, single = _at_fixed_size(original, options, size)
     output = read_output(network, results, options, classes, logits=logits)
     pairs = [(given, output.plane(values.shape)) for given, values in results.items()]
+    if any(given[0] != given[1] and _is_turned(given, got) for given, got in pairs):
+        raise AdoptError(
+            f"output {network.output!r} has height and width in each other's place: export it as "
+            "[N,C,H,W] or [N,H,W,C]"
+        )
     full = all(given == got for given, got in pairs)
     factors = {(given[0] / got[0], given[1] / got[1]) for given, got in pairs}
     factor = None
@@ -190,6 +197,14 @@ def _refused(failure: Exception | None, what: str) -> AdoptError:
         f"the network does not run on {what}: if it was made for one size, say --size HEIGHT "
         f"WIDTH; ONNX Runtime says: {said}"
     )
+
+
+def _is_turned(given: tuple[int, int], got: tuple[int, int]) -> bool:
+    """Tell whether `got` has the proportions of an image on its side rather than this one's."""
+    upright, turned = (
+        got[0] / got[1] / ratio for ratio in (given[0] / given[1], given[1] / given[0])
+    )
+    return abs(turned - 1) < abs(upright - 1) and abs(turned - 1) < _SAME_PROPORTION
 
 
 def _sides(multiple: int) -> tuple[int, int]:

@@ -150,6 +150,8 @@ def _by_libjpeg(body: bytes, header: Header) -> UInt8Array | None:
 def _by_pillow(body: bytes, name: str, max_pixels: int) -> UInt8Array:
     try:
         tiff = read_tiff(body) if name == "TIFF" else None
+        if tiff is not None:
+            check_pixels(*tiff.tile, max_pixels)
         try:
             return _opened(body if tiff is None else tiff.body, name, max_pixels, tiff)
         except (InvalidImage, UnsupportedImageFormat, ImageTooLarge, MemoryError):

@@ -89,13 +89,15 @@ class Tiff:
     """Holds what is left to do once Pillow has read the pixels.
 
     body: a file for Pillow, of the one image. orientation: as in EXIF, 1..8. inverted: whether the
-    pixels are grey and their zero is white. bits: of a sample.
+    pixels are grey and their zero is white. bits: of a sample. tile: its height and width, zeros if
+    there are none; libtiff unpacks whole ones.
     """
 
     body: bytes
     orientation: int
     inverted: bool
     bits: int
+    tile: tuple[int, int]
     summary: str
 
 
@@ -221,6 +223,7 @@ class _Directory:
             orientation=orientation if 1 <= orientation <= 8 else 1,
             inverted=photometric == _WHITE_IS_ZERO,
             bits=bits,
+            tile=(self._number(323, 0), self._number(322, 0)),
             summary=summary,
         )
 

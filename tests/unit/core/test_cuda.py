@@ -98,12 +98,6 @@ def test_a_provider_that_silently_falls_back_is_refused(
     assert capsys.readouterr().out == ""  # stdout is for the ready line
 
 
-def test_the_library_that_is_missing_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, starts=(), missing="libcudnn.so.9: cannot open shared object file")
-    with pytest.raises(ModelLoadError, match="here: libcudnn.so.9: cannot open shared"):
-        open_on(path, "cuda")
-
-
 def test_what_the_loader_misses_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 
@@ -131,13 +125,6 @@ def test_auto_that_falls_back_says_so(
     assert (session.instances[0].run(rgb) == tiny_models.expected_label_map(rgb)).all()
 
 
-def test_what_opening_raises_is_the_reason(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, fails=RuntimeError("CUDA failure 2: out of memory\nand a long trace"))
-    with pytest.raises(ModelLoadError, match="here: CUDA failure 2: out of memory: mend that"):
-        open_on(path, "cuda")
-    assert open_on(path, "auto").provider == "cpu"
-
-
 def test_a_file_that_breaks_its_contract_never_reaches_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +133,27 @@ def test_a_file_that_breaks_its_contract_never_reaches_the_gpu(
     with pytest.raises(ModelLoadError, match="has no contract"):
         open_on(path, "cuda")
     assert not pretended.opened
+
+
+@pytest.mark.parametrize(
+    ("pretended", "says"),
+    [
+        (
+            {"fails": RuntimeError("CUDA failure 2: no memory\nand a trace")},
+            "CUDA failure 2: no memory",
+        ),
+        ({"starts": (), "missing": "libcudnn.so.9: cannot open"}, "libcudnn.so.9: cannot open"),
+        ({"gpus": 1, "devices": (5,)}, "FCN_DEVICES names GPU 5 and .* sees 1, counted from 0"),
+    ],
+)
+def test_the_reason_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pretended: dict[str, Any], says: str
+) -> None:
+    devices = pretended.pop("devices", ())
+    pretend(monkeypatch, **pretended)
+    with pytest.raises(ModelLoadError, match=f"here: {says}: mend that"):
+        open_on(path, "cuda", devices=devices)
+    assert open_on(path, "auto", devices=devices).provider == "cpu"
 
 
 # The driver
@@ -235,26 +243,20 @@ def test_sessions_are_opened_on_every_gpu_without_a_fallback(
     assert [opened.runs for opened in pretended.opened] == [1, 1, 1, 1]
 
 
-def test_some_gpus_may_be_chosen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretended = pretend(monkeypatch)
-    open_on(path, "cuda", devices=(1,), instances=1)
-    assert [opened.told["device_id"] for opened in pretended.opened] == ["1"]
-    with pytest.raises(ModelLoadError, match="here: FCN_DEVICES names GPU 5"):
-        open_on(path, "cuda", devices=(5,))
-
-
 def test_cuda_is_told_what_variable_shapes_need(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretended = pretend(monkeypatch, gpus=1)
-    open_on(path, "cuda", instances=1)
-    assert pretended.opened[0].told == {
-        "device_id": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "cudnn_conv_use_max_workspace": "1",
-        "arena_extend_strategy": "kSameAsRequested",
-        "prefer_nhwc": "1",
-    }
+    pretended = pretend(monkeypatch)
+    open_on(path, "cuda", instances=1, devices=(1,))
+    assert [opened.told for opened in pretended.opened] == [
+        {
+            "device_id": "1",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "cudnn_conv_use_max_workspace": "1",
+            "arena_extend_strategy": "kSameAsRequested",
+            "prefer_nhwc": "1",
+        }
+    ]
 
 
 def test_given_options_go_over_the_services_own(

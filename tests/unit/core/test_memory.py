@@ -20,22 +20,21 @@ from service.core.engines.memory import (
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@pytest.mark.parametrize("text", ["1048576", "1048576\n"])
-def test_the_limit_of_cgroup_2_counts(tmp_path: Path, text: str) -> None:
-    (tmp_path / "memory.max").write_text(text)
-    assert available_memory_bytes(tmp_path) == 1048576
-
-
-def test_the_limit_of_cgroup_1_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("memory.max", "1048576", 1048576),
+        ("memory.max", "1048576\n", 1048576),
+        ("memory/memory.limit_in_bytes", "2097152\n", 2097152),  # cgroup 1
+        *(("memory.max", text, MACHINE) for text in ("max", "garbage", str(1 << 62))),
+    ],
+)
+def test_the_limit_of_the_container_counts(
+    tmp_path: Path, name: str, text: str, expected: int
+) -> None:
     (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("2097152\n")
-    assert available_memory_bytes(tmp_path) == 2097152
-
-
-@pytest.mark.parametrize("text", ["max", "garbage", str(1 << 62)])
-def test_without_a_limit_it_is_the_machine(tmp_path: Path, text: str) -> None:
-    (tmp_path / "memory.max").write_text(text)
-    assert available_memory_bytes(tmp_path) == MACHINE
+    (tmp_path / name).write_text(text)
+    assert available_memory_bytes(tmp_path) == expected
 
 
 def test_pixels_follow_the_memory_within_bounds() -> None:

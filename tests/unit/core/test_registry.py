@@ -69,14 +69,6 @@ def test_an_unknown_version_is_refused_with_those_there_are(version: str) -> Non
         registry(A10, A1, A2).find("a", version)
 
 
-def test_a_version_that_failed_is_not_ready_and_others_are() -> None:
-    broken = entry("a", "3", alive=False)
-    both = registry(A1, broken)
-    with pytest.raises(ModelNotReady, match="model a version 3 is failed"):
-        both.find("a", None)
-    assert both.find("a", "1") is A1
-
-
 def test_statuses_are_by_name_and_number() -> None:
     statuses = registry(B1, A10, A2).statuses()
     assert [(s.name, s.default_version) for s in statuses] == [("a", "10"), ("b", "1")]
@@ -84,11 +76,6 @@ def test_statuses_are_by_name_and_number() -> None:
     assert statuses[0].default.contract == contract()
     assert statuses[0].default.precision == "fp32"
     assert statuses[0].default.provider == "cpu"
-
-
-def test_adding_a_version_again_replaces_it() -> None:
-    again = entry("a", "1", provider="cuda")
-    assert registry(A1, again).find("a", "1") is again
 
 
 def test_what_was_found_is_looked_for_again_after_every_change() -> None:
@@ -117,9 +104,10 @@ def test_what_was_found_is_looked_for_again_after_every_change() -> None:
 def test_one_that_was_found_and_then_failed_is_not_ready() -> None:
     queue: Any = Queue()
     model = LoadedModel("a", "1", network(), queue)
-    found = registry(model)
+    found = registry(model, A2)
     assert found.find("a", "1") is model
     queue.alive = False
+    assert found.find("a", None) is A2
     with pytest.raises(ModelNotReady, match="model a version 1 is failed"):
         found.find("a", "1")
 

@@ -287,9 +287,10 @@ def half(graph: Graph, value: str) -> str:
         (1, times_255, {"threshold": 300.0}, r"not one between 0 and 255"),
         (1, lambda g, v: v, {"threshold": float("nan")}, r"no finite number"),
         (1, by_hand, {"threshold": 0.5, "logits": True}, r"or leave --logits out"),
-        (3, lambda g, v: v, {"output_is": "probabilities"}, r"do not sum to 1"),
+        (3, lambda g, v: v, {"output_is": "probabilities"}, r"its values leave 0\.\.1"),
+        (3, sigmoid, {"output_is": "probabilities", "logits": True}, r"do not sum to 1"),
         (3, sigmoid, {"output_is": "logits", "logits": True}, r"is probabilities, by"),
-        (3, independent, {"logits": True}, r"Sigmoid .* do not sum to 1 .* leave --logits out"),
+        (3, independent, {"logits": True}, r"do not sum to 1 .* leave --logits out"),
         (3, half, {"logits": True}, r"do not sum to 1 over the classes"),
         (3, lambda g, v: g.add("Relu", v), {"logits": True}, r"say --output-is logits or"),
     ],
@@ -308,3 +309,18 @@ def test_labels_need_no_meaning(tail: Tail, tmp_path: Path) -> None:
     path = network(tmp_path / "n.onnx", 3, tail)
     report = adopted(tmp_path, path, 3)
     assert report.label_agreement == 1 and report.warning is None
+
+
+def test_independent_probabilities_may_be_called_so(tmp_path: Path) -> None:
+    path = network(tmp_path / "n.onnx", 3, sigmoid)
+    assert adopted(tmp_path, path, 3, output_is="probabilities").label_agreement == 1
+
+
+@pytest.mark.parametrize(("channels", "perm"), [(1, (0, 1, 3, 2)), (3, (0, 3, 2, 1))])
+def test_height_and_width_in_each_others_place(
+    channels: int, perm: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The reference would take them for another size, as the graph does, and agree."""
+    path = network(tmp_path / "n.onnx", channels, lambda g, v: g.add("Transpose", v, perm=perm))
+    with pytest.raises(AdoptError, match="height and width in each other's place"):
+        adopted(tmp_path, path, max(2, channels))

@@ -46,7 +46,7 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[Any, ParityReport]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contract.to_json())
-        return contract, ParityReport(((1, 32, 32),), 0.0, 1.0)
+        return contract, ParityReport(((1, 32, 32),), 0.0, 1.0, 2)
 
     monkeypatch.setattr(publish_module, "export", write)
 
@@ -55,6 +55,20 @@ def write_scores(folder: Path, **changes: Any) -> Path:
     path = folder / "scores.json"
     path.write_text(json.dumps(MEASURED | changes))
     return path
+
+
+@pytest.mark.parametrize(("difference", "classes"), [(None, 1), (None, 2), (0.0, 1)])
+def test_fcn_export_says_when_labels_prove_little(
+    difference: float | None,
+    classes: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = ParityReport(((1, 32, 32),), difference, 1.0, classes)
+    monkeypatch.setattr(publish_module, "publish", lambda *_, **__: (Path("model.onnx"), report))
+    assert main(["export", "last.pt"]) == 0
+    warned = "all of one class" in capsys.readouterr().out
+    assert warned == (difference is None and classes == 1)
 
 
 def test_fcn_export_makes_a_model_that_the_server_loads(

@@ -62,6 +62,31 @@ def test_writes_a_file_beside_the_model(
     assert (labels == wanted).mean() > 0.85
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_labels_of_one_class_prove_little(
+    precision: str, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[str | Path] = [
+        model,
+        "--calibrate",
+        pictures,
+        "--to",
+        precision,
+        "--min-agreement",
+        "0.5",
+    ]
+    assert quantize(words) == 0
+    assert "warning" not in capsys.readouterr().out
+    proto = onnx.load(str(model))
+    node = next(n for n in proto.graph.node if "score.weight" in n.input)
+    node.input.append("score.bias")
+    bias = np.array([0, 1e4, 0], np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(bias, "score.bias"))
+    onnx.save(proto, str(model))
+    assert quantize([*words, "--overwrite"]) == 0
+    assert "all of one class, which proves little" in capsys.readouterr().out
+
+
 def test_weights_are_bytes_by_channel_and_the_tail_is_float(model: Path, pictures: Path) -> None:
     assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5"]) == 0
     graph = onnx.load(str(model.with_name("model.int8.onnx"))).graph
