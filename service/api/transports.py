@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from starlette.types import ASGIApp
@@ -63,10 +64,18 @@ def build(
     )
     oip_rest.add_to(app)
 
-    ours = Segmentation(segmenter, calls, config, uploads)
-    grpc = GrpcServer(config, close_streams=ours.close_streams)
+    closing = asyncio.Event()
+    ours = Segmentation(segmenter, calls, config, uploads, closing=closing)
+    grpc = GrpcServer(config, closing=closing)
     grpc.add(segmentation.SERVICE, ours.handler())
-    oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
+    oip = OipGrpc(
+        segmenter,
+        calls,
+        uploads=uploads,
+        inference=inference,
+        operations=operations,
+        closing=closing,
+    )
     grpc.add(oip_grpc.SERVICE, oip.handler())
     rest = segment_first(app, segment, calls)
     return under_prefix(rest, config.root_path) if config.root_path else rest, grpc

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from fcn_client.stubs import segmentation_pb2 as pb
+from service.api.stubs.inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.contract.oip import Request
 from tests.drawing import read_png
 from tests.fault.conftest import INFLIGHT, lasting
-from tests.serving import ROOT, Server, command, environment, running, write_slow_model
+from tests.serving import (
+    ROOT,
+    STOP_TIMEOUT_S,
+    Server,
+    command,
+    environment,
+    running,
+    write_slow_model,
+)
 from tests.waiting import until
 
 WHITE = 255
@@ -72,6 +88,43 @@ def test_unready_before_connections_are_refused(slow_repository: Path) -> None:
         )
         assert late.status_code == 200
         assert server.process.wait(20) == 0
+
+
+def held_open(message: Any) -> Iterator[Any]:
+    """A stream that is not closed: gRPC asks for the next message on a thread of its own."""
+    yield message
+    threading.Event().wait(60)
+
+
+def watched(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+
+def reflected(channel: grpc.Channel) -> Any:
+    request = ServerReflectionRequest(list_services="")
+    return ServerReflectionStub(channel).ServerReflectionInfo(held_open(request))
+
+
+def inferred(channel: grpc.Channel) -> Any:
+    request = Request(model="slow", shape=(1, 8, 8, 3), data=bytes(8 * 8 * 3)).message()
+    return GRPCInferenceServiceStub(channel).ModelStreamInfer(held_open(request))
+
+
+@pytest.mark.parametrize(
+    ("open_stream", "code"),
+    [(watched, "OK"), (reflected, "OK"), (inferred, "UNAVAILABLE")],
+)
+def test_a_stream_that_waits_for_its_caller_does_not_hold_up_the_drain(
+    slow_repository: Path, open_stream: Callable[[grpc.Channel], Any], code: str
+) -> None:
+    with running(slow_repository, drain_s=10 * STOP_TIMEOUT_S) as server:
+        call = open_stream(server.channel)
+        next(call)
+        assert server.stop() == 0
+        assert "cut off" not in server.log()
+        with contextlib.suppress(grpc.RpcError):
+            list(call)
+        assert call.code().name == code
 
 
 def test_drain_is_bounded(tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ async def handle(
                 raise asyncio.CancelledError from None
     except BaseException:
         if (outcome := call.outcome) is not None:
-            await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
+            try:
+                await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
+            except aio.InternalError:  # the caller left meanwhile, which is no error of ours
+                raise asyncio.CancelledError from None
         raise
 
 

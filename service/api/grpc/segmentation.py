@@ -52,17 +52,20 @@ class Segmentation:
     """Handles the calls of segmentation.proto."""
 
     def __init__(
-        self, segmenter: Segmenter, calls: Calls, config: ApiConfig, uploads: Uploads
+        self,
+        segmenter: Segmenter,
+        calls: Calls,
+        config: ApiConfig,
+        uploads: Uploads,
+        *,
+        closing: asyncio.Event,
     ) -> None:
+        """closing: see `GrpcServer`."""
         self._segmenter = segmenter
         self._calls = calls
         self._config = config
         self._uploads = uploads
-        self._closing = asyncio.Event()
-
-    def close_streams(self) -> None:
-        """Lets streams read no more, send the answers they owe, and end."""
-        self._closing.set()
+        self._closing = closing
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Makes the service as gRPC takes it."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from typing import Any, Final
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from service.api.grpc.closing import Health, Reflection
 from service.config import ApiConfig
 
 # The other fields of a request around its image.
@@ -23,10 +24,10 @@ COMPRESSIONS: Final = {
 class GrpcServer:
     """Runs services: `add`, `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
-    def __init__(self, config: ApiConfig, *, close_streams: Callable[[], None]) -> None:
-        """Must be made inside the event loop that runs it. close_streams: called at its end, lets
-        streams read no more."""
-        self._close_streams = close_streams
+    def __init__(self, config: ApiConfig, *, closing: asyncio.Event) -> None:
+        """Must be made inside the event loop that runs it. closing: set at its end, for streams to
+        read no more, send the answers they owe, and end."""
+        self._closing = closing
         self._server = aio.server(
             options=[
                 (
@@ -43,7 +44,7 @@ class GrpcServer:
             ],
             compression=COMPRESSIONS[config.grpc_compression],
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
+        self._health = Health(closing)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._services: list[str] = []
 
@@ -60,8 +61,9 @@ class GrpcServer:
             raise OSError(f"cannot listen on {address}") from error
 
     async def start(self) -> None:
-        reflection.enable_server_reflection(
-            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        services = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            Reflection(services, self._closing), self._server
         )
         await self.set_serving(False)
         await self._server.start()
@@ -79,5 +81,5 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, and cancels those still running after `grace_s`."""
-        self._close_streams()
+        self._closing.set()
         await self._server.stop(grace_s)

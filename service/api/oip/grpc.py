@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from service.api.call import Call, Calls
+from service.api.grpc.closing import unless_set
 from service.api.grpc.handlers import (
     Context,
     malformed,
@@ -33,7 +35,7 @@ from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
-from service.errors import InvalidParameter
+from service.errors import InvalidParameter, ShuttingDown
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _PROBES: Final = ("ServerLive", "ServerReady", "ModelReady")
@@ -51,13 +53,15 @@ class OipGrpc:
         uploads: Uploads,
         inference: Inference,
         operations: Operations,
+        closing: asyncio.Event,
     ) -> None:
-        """uploads: as for `OipRest`."""
+        """uploads: as for `OipRest`. closing: see `GrpcServer`."""
         self._segmenter = segmenter
         self._calls = calls
         self._uploads = uploads
         self._inference = inference
         self._operations = operations
+        self._closing = closing
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Makes the service as gRPC takes it."""
@@ -122,9 +126,11 @@ class OipGrpc:
         """Answers one after the other: no message is read before the last is answered."""
         while True:
             try:
-                request = await context.read()
+                request = await unless_set(self._closing, context.read())
             except DecodeError:
                 raise malformed(pb.ModelInferRequest) from None
+            if request is None:
+                raise ShuttingDown()
             if request is aio.EOF:  # type: ignore[attr-defined]  # stubs lack it
                 return
             await context.write(await self._item(stream, request))

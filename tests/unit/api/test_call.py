@@ -210,22 +210,40 @@ def test_a_stream_outlives_its_key(keys: Keys, tmp_path: Path) -> None:
             call.part("Segment", "1").check_key()
 
 
+class Context:
+    """gRPC's, of a call that has ended meanwhile."""
+
+    left_s = 5.0
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def set_trailing_metadata(self, trailers: object) -> None: ...
+
+    def time_remaining(self) -> float:
+        return self.left_s
+
+    async def abort(self, *status: object) -> None:
+        raise aio.InternalError("Failed execute_batch")
+
+
+async def test_a_refusal_after_the_end_is_no_fault() -> None:
+    """gRPC would log what comes out of the handler, with its traceback, as an error of ours."""
+    telemetry = Telemetry(0.175)
+
+    async def work(call: object) -> None:
+        raise Overloaded(1.0)
+
+    with pytest.raises(asyncio.CancelledError):
+        await handle(calls(telemetry), "Segment", Context(), work)  # type: ignore[arg-type]
+    labels = 'code="RESOURCE_EXHAUSTED",method="Segment",model="",transport="grpc"'
+    assert requests(telemetry) == {labels: "1.0"}
+
+
 async def test_a_message_written_after_the_end_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """gRPC's deadline may pass between an answer and its way out."""
-
-    class Context:
-        left_s = 5.0
-
-        def invocation_metadata(self) -> tuple[()]:
-            return ()
-
-        def set_trailing_metadata(self, trailers: object) -> None: ...
-
-        def time_remaining(self) -> float:
-            return self.left_s
-
     telemetry, context = Telemetry(0.175), Context()
 
     async def work(call: object) -> None:
