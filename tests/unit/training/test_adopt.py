@@ -149,6 +149,8 @@ def test_context(tmp_path: Path) -> None:
         options=AdoptOptions(UNIT.preprocessing, None, 4),
     )
     assert strided.context_px and strided.context_px % 4 == 0
+    one = plain(tmp_path / "one.onnx", 1, end="Sigmoid")
+    assert adopted(tmp_path, one, 2, logits=True).context_px == 2
     placed = plain(tmp_path / "c.onnx", coordinates=True)
     assert adopted(tmp_path, placed).context_px is None
 
