@@ -73,6 +73,7 @@ class SegmenterConfig:
 class ApiConfig:
     """Says what REST, gRPC and the Open Inference Protocol are to hold to.
 
+    root_path: prefix that a proxy offers REST under, "" for none.
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
     a request should take. stream_window: images of one gRPC stream that are read and not answered.
     grpc_compression: "none" or "gzip". max_uploads, max_uploads_bytes: being read at once.
@@ -90,6 +91,7 @@ class ApiConfig:
     latency_target_s: float = 0.175
     stream_window: int = 16
     grpc_compression: str = "none"
+    root_path: str = ""
     drain_delay_s: float = 0.0
     drain_s: float = 30.0
 

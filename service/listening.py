@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from service.connection import HttpProtocol
 from service.errors import StartError
 
 # Longer than the idle time of common load balancers (60 s): the side that reuses a connection
@@ -29,9 +30,9 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # bounds what a request's head may take; httptools does not
+                http=HttpProtocol,
                 log_config=None,
-                proxy_headers=False,  # nobody asks for the caller's address
+                proxy_headers=False,  # no answer has an address in it, nor is the caller's asked
                 access_log=False,  # one line per request comes from telemetry
                 lifespan="off",
                 ws="none",

@@ -157,6 +157,10 @@ class Settings(BaseSettings):
     """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
     shrinks; worth it for JSON over a slow network. Compressed requests are read either way."""
 
+    root_path: str = Field(ApiConfig.root_path, pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")
+    """Prefix, such as `/fcn`, under which a proxy offers REST and does not take it off; addresses
+    without it are answered all the same. A proxy that takes it off needs nothing set here."""
+
     drain_delay_s: float = Field(ApiConfig.drain_delay_s, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
     notice."""

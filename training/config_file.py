@@ -91,7 +91,7 @@ def override(raw: Raw, text: str) -> None:
         raw = inner
     try:
         raw[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {text!r}: the value is not YAML") from error
 
 
@@ -103,7 +103,8 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Raw:
         raise ConfigError(f"cannot read the recipe {path}{by}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: what it takes for a date, as 2024-13-01, and is none.
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: want a mapping of sections, got {type(raw).__name__}")

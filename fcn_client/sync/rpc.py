@@ -29,6 +29,9 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # answers to large images exceed the usual 4 MB
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),  # ours count against the caller's deadline and policy
+    # A stream that waits for its next image is kept alive, and one whose server is gone ends.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # By default a server that was away is left alone for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),

@@ -10,6 +10,7 @@ from service.api.call import Calls
 from service.api.grpc import segmentation
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
+from service.api.http.middleware import under_prefix
 from service.api.http.routes import create_app
 from service.api.http.segment import SegmentEndpoint, segment_first
 from service.api.keys import Keys
@@ -67,4 +68,5 @@ def build(
     grpc.add(segmentation.SERVICE, ours.handler())
     oip = OipGrpc(segmenter, calls, uploads=uploads, inference=inference, operations=operations)
     grpc.add(oip_grpc.SERVICE, oip.handler())
-    return segment_first(app, segment, calls), grpc
+    rest = segment_first(app, segment, calls)
+    return under_prefix(rest, config.root_path) if config.root_path else rest, grpc

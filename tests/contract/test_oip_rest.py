@@ -208,6 +208,26 @@ def test_wrong_document(oip_server: Server, document: Any, word: str) -> None:
     assert_error(oip_server.rest.post(INFER, json=document), 400, word)
 
 
+def test_null_is_as_if_left_out(oip_server: Server) -> None:
+    plain = as_json(IMAGES.tolist())
+    own = {"binary_data_size": None, "shared_memory_region": None}
+    parameters = {"binary_data_output": None, "timeout": None, "priority": None}
+    of_output = {"binary_data": None, "classification": None, "shared_memory_region": None}
+    answers = [
+        oip_server.rest.post(INFER, json=document)
+        for document in (
+            plain,
+            {**plain, "id": None, "parameters": None, "outputs": None},
+            {"inputs": [{**plain["inputs"][0], "parameters": None}], "parameters": parameters},
+            {"inputs": [{**plain["inputs"][0], "parameters": own}], "outputs": []},
+            {**plain, "outputs": [{"name": "label_map", "parameters": None}]},
+            {**plain, "outputs": [{"name": "label_map", "parameters": of_output}]},
+        )
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert len({answer.content for answer in answers}) == 1
+
+
 @pytest.mark.parametrize(
     ("length", "size", "behind", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from model.contract import ClassInfo, TrainingData
 from model.modality import RGB, Modality
+from service.core.images.bare import bare
 from service.core.images.decode import decode
 from service.core.images.header import read_header
 from training.datasets.palette import contradiction
@@ -162,39 +164,71 @@ def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
         )
 
 
+class Pixels(NamedTuple):
+    """A file's pixels as they are stored, and what Pillow says of them."""
+
+    mode: str
+    format: str | None
+    values: npt.NDArray[Any]
+    palette: list[int] | None
+
+
+def read_pixels(path: Path, kind: str) -> Pixels:
+    """Decode a label or another map of numbers. Metadata that Pillow cannot read do not decide, as
+    they do not about images. Raises: DatasetError."""
+    try:
+        body = path.read_bytes()
+        try:
+            return _pixels(body)
+        except Exception:
+            without = bare(body, "PNG")
+            if without is None:
+                raise
+            return _pixels(without[0])
+    except Exception as error:
+        raise unreadable(kind, path, error) from error
+
+
+def _pixels(body: bytes) -> Pixels:
+    with Image.open(io.BytesIO(body)) as image:
+        step = _GREY_STEPS.get(str(image.tile[0].args), 1) if image.tile else 1
+        values = np.array(image)
+        if step != 1:
+            values //= np.uint8(step)
+        return Pixels(image.mode, image.format, values, image.getpalette())
+
+
 def read_label_png(path: Path, classes: Sequence[ClassInfo] = ()) -> UInt8Array:
     """Read a greyscale or palette PNG of class ids, uint8 [H,W].
 
     `classes`: those that the ids are of, by whose colours a palette's numbers are checked.
     Raises: DatasetError.
     """
-    try:
-        with Image.open(path) as image:
-            mode, lossy = image.mode, image.format in _LOSSY
-            step = _GREY_STEPS.get(str(image.tile[0].args), 1) if image.tile else 1
-            values = np.array(image)
-            palette = image.getpalette()
-    except Exception as error:
-        raise unreadable("label", path, error) from error
-    if mode not in _LABEL_MODES:
+    return class_ids(read_pixels(path, "label"), classes, path)
+
+
+def class_ids(pixels: Pixels, classes: Sequence[ClassInfo], path: Path) -> UInt8Array:
+    """Take a label's pixels as class ids. Raises: DatasetError if they cannot be meant so."""
+    if pixels.mode not in _LABEL_MODES:
         raise DatasetError(
-            f"{path} is a {mode} image: labels must be 8-bit greyscale or palette, one class id "
-            "per pixel",
+            f"{path} is a {pixels.mode} image: labels must be 8-bit greyscale or palette, one "
+            "class id per pixel",
             "label",
         )
-    if lossy:
+    if pixels.format in _LOSSY:
         raise DatasetError(
             f"{path} is no PNG: JPEG and WebP change the class ids. Make it anew as a PNG", "label"
         )
-    if values.max(initial=0) > VOID:
+    low, high = int(pixels.values.min(initial=0)), int(pixels.values.max(initial=0))
+    if low < 0 or high > VOID:
         raise DatasetError(
-            f"{path} holds the label {values.max()} in 16 bits: want class ids up to {VOID - 1}, "
-            f"or {VOID} for void",
+            f"{path} holds the label {low if low < 0 else high} in 16 bits: want class ids up to "
+            f"{VOID - 1}, or {VOID} for void",
             "class",
         )
-    labels = values.astype(np.uint8) // np.uint8(step)
-    if mode == "P":
-        wrong = contradiction(labels, palette or (), classes, VOID)
+    labels = pixels.values.astype(np.uint8)
+    if pixels.mode == "P":
+        wrong = contradiction(labels, pixels.palette or (), classes, VOID)
         if wrong is not None:
             raise DatasetError(
                 f"{path} is a palette PNG: {wrong}. A program that saves images smaller may have "

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from model.contract import ClassInfo
-from training.datasets.base import VOID, DatasetError, UInt8Array, unreadable
+from training.datasets.base import VOID, DatasetError, UInt8Array, class_ids, read_pixels
 
 _BLACK = 0
 _UNKNOWN = -1
 
 
 class ColorLabels:
-    """Reads RGB images by exact colour, and other labels by `otherwise`.
+    """Reads RGB images by exact colour, and other labels as class ids.
 
     Black is void unless a class is black. Alpha is dropped. A colour that is nearly a class's is an
     error, not that class: it shows a mask that was resized smoothly or saved as JPEG.
     """
 
-    def __init__(
-        self, classes: Sequence[ClassInfo], otherwise: Callable[[Path], UInt8Array]
-    ) -> None:
-        self._classes, self._otherwise = classes, otherwise
+    def __init__(self, classes: Sequence[ClassInfo]) -> None:
+        self._classes = classes
 
     def __call__(self, path: Path) -> UInt8Array:
         """Read a label as uint8 [H,W]. Raises: DatasetError, naming a colour without a class and
         where it is."""
-        try:
-            with Image.open(path) as image:
-                coloured = image.mode in ("RGB", "RGBA")
-                rgb = np.array(image.convert("RGB")) if coloured else None
-        except Exception as error:
-            raise unreadable("label", path, error) from error
-        if rgb is None:
-            return self._otherwise(path)
+        pixels = read_pixels(path, "label")
+        if pixels.mode not in ("RGB", "RGBA"):
+            return class_ids(pixels, self._classes, path)
+        rgb = pixels.values[..., :3]
         ids = {_BLACK: VOID} | self._ids(path)
         packed = (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
         found, inverse = np.unique(packed, return_inverse=True)

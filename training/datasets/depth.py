@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from training.datasets.base import DatasetError, unreadable
+from training.datasets.base import DatasetError, read_pixels
 
 LogDepth = npt.NDArray[np.float32]
 """float32 [H,W,1], natural logarithm of millimetres."""
@@ -17,11 +16,7 @@ LogDepth = npt.NDArray[np.float32]
 
 def read_log_depth(path: Path) -> LogDepth:
     """Read a 16-bit PNG of millimetres. Raises: DatasetError."""
-    try:
-        with Image.open(path) as image:
-            depth_mm = np.asarray(image)
-    except Exception as error:
-        raise unreadable("depth", path, error) from error
+    depth_mm = read_pixels(path, "depth").values
     if depth_mm.ndim != 2 or depth_mm.dtype.itemsize < 2:
         raise DatasetError(f"{path} is no depth: want a 16-bit greyscale PNG of millimetres")
     return log_depth(depth_mm, str(path))

@@ -32,9 +32,13 @@ def list_files(folder: Path, endings: Collection[str], tail: str = "") -> list[P
     no such folder."""
     if not folder.is_dir():
         return []
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise _closed(folder, error) from error
     return sorted(
         path
-        for path in folder.iterdir()
+        for path in paths
         if path.suffix.lower() in endings
         and path.stem.endswith(tail)
         and not path.name.startswith(".")
@@ -94,6 +98,11 @@ def locate(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Path]]:
     return [(find(image), find(label)) for image, label in pairs], missing
 
 
+def on_disk(path: Path) -> Path:
+    """Give one file the name that it has on disk; `path` if it is missing. Raises: DatasetError."""
+    return path if path.is_file() else locate([(path, path)])[0][0][0]
+
+
 def _listing(folder: Path) -> dict[str, list[str]]:
     """Read the names of a folder's files by their keys."""
     names: dict[str, list[str]] = {}
@@ -105,5 +114,9 @@ def _listing(folder: Path) -> dict[str, list[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
+        raise _closed(folder, error) from error
     return names
+
+
+def _closed(folder: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"cannot read the folder {folder}: {error.strerror}")

@@ -54,7 +54,8 @@ def load_info(path: Path) -> DatasetInfo:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: also what it takes for a date, as 2024-13-01, and is none.
         raise DatasetError(f"cannot read the class list {path}: {error}") from error
     if not isinstance(raw, dict):
         raise DatasetError(f"{path}: want a mapping with name, licence and classes")

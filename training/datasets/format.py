@@ -105,9 +105,7 @@ def open_pairs(
     """Open those samples of a split whose files were found. Raises: DatasetError."""
     if form.open is not None:
         return form.open(root, split, info, pairs)
-    reader = form.reader(root, info)
-    if form.colors:
-        reader = ColorLabels(info.classes, otherwise=reader)
+    reader = ColorLabels(info.classes) if form.colors else form.reader(root, info)
     return FormatDataset(info, pairs, split, reader)
 
 

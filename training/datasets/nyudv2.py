@@ -31,6 +31,7 @@ from training.datasets.base import (
     read_image,
 )
 from training.datasets.depth import joined, read_log_depth
+from training.datasets.files import on_disk
 from training.datasets.format import Format, Pair, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 from training.datasets.nyudv2_mat import LABELED, LabeledMat, hha_path, mat_pairs
@@ -64,7 +65,7 @@ class _Folders(SegmentationDataset):
 
 
 def _beside(path: Path, folder: str) -> Path:
-    return path.parents[1] / folder / path.name
+    return on_disk(path.parents[1] / folder / path.name)
 
 
 def _is_mat(root: Path) -> bool:

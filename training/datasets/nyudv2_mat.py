@@ -29,6 +29,7 @@ from training.datasets.base import (
     read_image,
 )
 from training.datasets.depth import joined, log_depth
+from training.datasets.files import on_disk
 from training.datasets.format import Pair, read_ids
 from training.datasets.labels import LabelTable, read_vector
 
@@ -50,7 +51,7 @@ def mat_pairs(root: Path, split: str) -> list[Pair]:
 
 def hha_path(root: Path, number: int) -> Path:
     """Where the HHA of image `number` lies, counting from 1."""
-    return root / f"data/hha/img_{_FIRST_ID + number}.png"
+    return on_disk(root / f"data/hha/img_{_FIRST_ID + number}.png")
 
 
 def _numbers(root: Path, split: str) -> list[int]:

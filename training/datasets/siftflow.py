@@ -22,6 +22,7 @@ from training.datasets.base import (
     UInt8Array,
     check_labels,
 )
+from training.datasets.files import on_disk
 from training.datasets.format import Format, LabelReader, Pair, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
@@ -80,7 +81,7 @@ class _Both(SegmentationDataset):
 
 
 def _geometric_of(semantic: Path) -> Path:
-    return semantic.parents[2] / "GeoLabels" / _SCENES / semantic.name
+    return on_disk(semantic.parents[2] / "GeoLabels" / _SCENES / semantic.name)
 
 
 def _open_both(

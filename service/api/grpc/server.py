@@ -37,6 +37,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 # Else a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
+                # Callers may ping as often as their network needs, with and without a call: by
+                # default the third ping within five minutes would end a stream that waits.
+                ("grpc.http2.max_ping_strikes", 0),
             ],
             compression=COMPRESSIONS[config.grpc_compression],
         )

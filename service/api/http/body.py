@@ -93,6 +93,9 @@ class _Form:
         if not boundary:
             raise InvalidParameter("multipart/form-data needs a boundary in its Content-Type")
         self._max_bytes = max_bytes
+        # A line break before it, for the boundary may be what the body begins with.
+        self._delimiter = b"\r\n--" + boundary
+        self._preamble: bytearray | None = bytearray(b"\r\n")
         self._chunks: list[bytes] = []
         self._size = 0
         self._parts = 0
@@ -119,10 +122,22 @@ class _Form:
             raise _broken() from error
 
     def feed(self, chunk: bytes) -> None:
+        """Raises: InvalidParameter, ImageTooLarge."""
+        if self._preamble is not None:
+            chunk = self._after_preamble(self._preamble + chunk)
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise _broken() from error
+
+    def _after_preamble(self, data: bytearray) -> bytes:
+        """Passes over what stands before the first boundary. Source: RFC 2046, section 5.1.1."""
+        at = data.find(self._delimiter)
+        if at < 0:
+            self._preamble = data[-len(self._delimiter) :]  # it may begin with a part of it
+            return b""
+        self._preamble = None
+        return bytes(data[at + 2 :])
 
     def image(self) -> bytes:
         """Returns the image once the body is over.

@@ -66,8 +66,11 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = first_headers(scope)
+        head = scope["method"] == "HEAD"
+        if head:  # answered as GET, less the body: RFC 9110, section 9.3.2
+            scope = {**scope, "method": "GET"}
         scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
-        flow = _Flow(receive, send, call, headers)
+        flow = _Flow(receive, send, call, headers, head=head)
         try:
             with call:
                 if not is_open(scope["path"]):
@@ -80,6 +83,17 @@ class RequestMiddleware:
             await response(scope, flow.receive, flow.send)
 
 
+def under_prefix(app: ASGIApp, prefix: str) -> ASGIApp:
+    """Answers below the prefix, too, for a proxy that does not take it off."""
+
+    async def rest(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :]}
+        await app(scope, receive, send)
+
+    return rest
+
+
 def first_headers(scope: Scope) -> dict[str, str]:
     """Returns the first header of each name, by lower-case name."""
     return {name.decode("latin-1"): v.decode("latin-1") for name, v in reversed(scope["headers"])}
@@ -88,10 +102,13 @@ def first_headers(scope: Scope) -> dict[str, str]:
 class _Flow:
     """Watches the two ASGI channels of one request."""
 
-    def __init__(self, receive: Receive, send: Send, call: Call, headers: dict[str, str]) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, call: Call, headers: dict[str, str], *, head: bool
+    ) -> None:
         self._receive = receive
         self._send = send
         self._call = call
+        self._head = head
         length = headers.get("content-length", "0")
         chunked = "transfer-encoding" in headers
         self._unread = length != "0" or chunked
@@ -106,6 +123,8 @@ class _Flow:
         return message
 
     async def send(self, message: Message) -> None:
+        if self._head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         if message["type"] == "http.response.start":
             self.started = True
             status = message["status"]

@@ -44,6 +44,9 @@ def create_app(
         openapi_url=openapi.OPENAPI_PATH,
         docs_url=None,  # its own come from a CDN; see service.api.http.page
         redoc_url=None,
+        # No answer has an address of the server in it: behind a proxy it is known by another.
+        servers=[{"url": "./"}],
+        redirect_slashes=False,
     )
     app.add_middleware(RequestMiddleware, calls=calls)
     app.add_exception_handler(HTTPException, _framework_error)
@@ -153,4 +156,7 @@ async def _framework_error(request: Request, error: Exception) -> Response:
         call.id,
     )
     call.refuse(outcome)
-    return error_response(outcome, request.url.path, error.headers)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":  # the middleware answers HEAD from it
+        headers["Allow"] = "GET, HEAD"
+    return error_response(outcome, request.scope["path"], headers)

@@ -72,8 +72,8 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
             "Inference-Header-Content-Length must say how long the JSON is"
         ) from error
     top = _object(document, "the request")
-    parameters = _object(top.get("parameters", {}), "parameters")
-    request_id = top.get("id", "")
+    parameters = _object(_optional(top, "parameters", {}), "parameters")
+    request_id = _optional(top, "id", "")
     if not isinstance(request_id, str):
         raise InvalidParameter(f"the id is {quoted(json.dumps(request_id))}: send text")
     inputs, behind = [], memoryview(body)[len(body) if length is None else length :]
@@ -86,11 +86,12 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
             "up to what follows the JSON"
         )
     default = flag(parameters, "binary_data_output", False)
-    wanted = [_object(item, "an output") for item in _list(top.get("outputs", []), "outputs")]
+    asked = _list(_optional(top, "outputs", []), "outputs")
+    wanted = [_object(item, "an output") for item in asked]
     names = outputs_asked([_text(item.get("name"), "an output's name") for item in wanted])
     binary = {name for name in names if default and not wanted}
     for item in wanted:
-        own = _object(item.get("parameters", {}), "an output's parameters")
+        own = _object(_optional(item, "parameters", {}), "an output's parameters")
         refuse_shared_memory(own)
         if own.get("classification"):
             raise InvalidParameter("classification is not offered: ask for the label map as it is")
@@ -145,7 +146,7 @@ def _input(item: dict[str, Any], behind: memoryview) -> tuple[InputTensor, memor
     shape = _list(item.get("shape"), "an input's shape")
     if not all(type(n) is int for n in shape):
         raise InvalidParameter(f"the shape of input {quoted(name)} is not all whole numbers")
-    parameters = _object(item.get("parameters", {}), "an input's parameters")
+    parameters = _object(_optional(item, "parameters", {}), "an input's parameters")
     refuse_shared_memory(parameters)
     size = parameters.get("binary_data_size")
     data: memoryview | list[Any]
@@ -156,7 +157,7 @@ def _input(item: dict[str, Any], behind: memoryview) -> tuple[InputTensor, memor
     else:
         if type(size) is not int or size < 0:
             raise InvalidParameter(f"binary_data_size of input {quoted(name)} is no length")
-        if "data" in item:
+        if item.get("data") is not None:
             raise InvalidParameter(
                 f"input {quoted(name)} has data and a binary_data_size: send one of them"
             )
@@ -177,6 +178,12 @@ def _file(text: Any) -> bytes:
             f"an element of BYTES input {INPUT!r} is not base64: in JSON an image file is sent in "
             "base64; as binary tensor data, as it is"
         ) from error
+
+
+def _optional(document: dict[str, Any], name: str, default: Any) -> Any:
+    """Reads a member that may be left out; null, which some clients send then, is the same."""
+    value = document.get(name)
+    return default if value is None else value
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

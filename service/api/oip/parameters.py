@@ -55,20 +55,22 @@ def segment_options(
 
 def refuse_shared_memory(parameters: Any) -> None:
     """Raises: InvalidParameter."""
-    if "shared_memory_region" in parameters:
+    if parameters.get("shared_memory_region") is not None:
         raise InvalidParameter("shared memory is not offered: send the tensor in the request")
 
 
 def flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     """Reads a parameter that is true or false. Raises: InvalidParameter."""
-    value = parameters.get(name, default)
+    value = parameters.get(name)
+    value = default if value is None else value
     if not isinstance(value, bool):
         raise InvalidParameter(f"{name} is {quoted(str(value))}: send true or false")
     return value
 
 
 def _number(parameters: Mapping[str, object], name: str, default: float) -> float:
-    value = parameters.get(name, default)
+    value = parameters.get(name)
+    value = default if value is None else value
     if isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST:
         return value
     shown = "too large" if isinstance(value, int) else quoted(str(value))

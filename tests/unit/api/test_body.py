@@ -133,9 +133,21 @@ def test_encodings() -> None:
         read([b"x"], encoding="gzip")
 
 
+@given(sizes=st.lists(st.integers(0, 50), max_size=20))
+@pytest.mark.parametrize(
+    "preamble",
+    [b"\r\n", b"to whom it may concern\r\n", b"--\r\n--" + BOUNDARY.encode()[:4] + b"\r\n"],
+)
+def test_what_stands_around_a_form_is_passed_over(preamble: bytes, sizes: list[int]) -> None:
+    """Its preamble and its epilogue. Source: RFC 2046, section 5.1.1."""
+    around = preamble + form(b"photo") + b"\r\nto nobody"
+    assert read(cut(around, sizes), FORM) == b"photo"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        (b"no boundary\r\n", "cut short"),
         (form(b"x", name="picture"), "'picture'"),
         (form(b"x", name="im\u00e4ge"), "call it 'image'"),
         (form(b"x").replace(b"Content-Disposition", b"Disposition"), "''"),

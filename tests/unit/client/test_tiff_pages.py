@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL.PngImagePlugin import PngInfo
 
 from fcn_client.images import read_rgb
 from fcn_client.predict.frames import count, frames, is_moving
 from service.core.images.decode import decode
 from service.core.images.header import read_header
-from tests.drawing import street
+from tests.drawing import encode, street
 from tests.tiffs import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, Layout, file, page, tiff
 
 IMAGE = street(24, 32)
@@ -64,3 +65,13 @@ def test_the_background_of_an_overlay_is_what_the_server_read(samples: Any, layo
 
     body = tiff(samples, layout)
     assert (read_rgb(body) == served(body)).all()
+
+
+def test_an_overlay_over_a_png_with_long_text() -> None:
+    import fcn_client.predict.outputs  # noqa: F401 - as above
+
+    text = PngInfo()
+    text.add_text("comment", "a" * 2_000_000, zip=True)
+    body = encode(IMAGE, "PNG", pnginfo=text)
+    assert (read_rgb(body) == IMAGE).all()
+    assert (served(body) == IMAGE).all()

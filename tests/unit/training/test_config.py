@@ -119,6 +119,7 @@ def test_every_wrong_field_is_named_at_once(recipe: Path) -> None:
         ("=3", "want section.field=value"),
         ("name.first=3", "'name' is not a section"),
         ("schedule.epochs=[1", "the value is not YAML"),
+        ("name=2024-13-01", "the value is not YAML"),
         ("schedule.epoch=3", "schedule.epoch: "),
         ("extends=base.yaml", "extends: Extra inputs"),
     ],
@@ -132,6 +133,8 @@ def test_wrong_overrides(recipe: Path, override: str, complaint: str) -> None:
     ("content", "complaint"),
     [
         (b"name: [unclosed", "is not YAML"),
+        (b"name: 2024-13-01", "is not YAML"),
+        (b"[" * 5000, "is not YAML"),
         (b"- a\n- list\n", "want a mapping of sections, got list"),
         (b"", "want a mapping of sections, got NoneType"),
         (b"name: \xff\xfe", "is not UTF-8"),

@@ -271,7 +271,9 @@ def test_wrong_class_lists(tmp_path: Path, change: dict[str, Any], complaint: st
         load_info(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"- sky\n", b"classes: [", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"- sky\n", b"classes: [", b"\xff\xfe", b"name: 2024-13-01", b"[" * 5000]
+)
 def test_unreadable_class_lists(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "classes.yaml"
     path.write_bytes(content)

@@ -199,3 +199,24 @@ def test_one_name_in_two_forms_is_listed_twice(tmp_path: Path) -> None:
     path.write_text(f"{NFC}\n{NFD}\n")
     with pytest.raises(DatasetError, match="twice"):
         read_ids(path)
+
+
+def test_a_second_label_of_an_image_is_found_by_the_same_rule(tmp_path: Path) -> None:
+    miniatures.siftflow(tmp_path, {"trainval": [NFC, "b"]})
+    for path in list((tmp_path / "GeoLabels").rglob("*.mat")):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.stem) + ".MAT"))
+    data = open_dataset("siftflow_both", tmp_path, "trainval")
+    assert [data[index].target.shape for index in range(2)] == [(5, 7, 2)] * 2
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path, ["p.png"], ["p.png"])
+
+    def refuse(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for patched in ("pathlib.Path.iterdir", "os.scandir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, refuse)
+            with pytest.raises(DatasetError, match=r"cannot read the folder .*: Permission denied"):
+                open_dataset("folder", root, "train")

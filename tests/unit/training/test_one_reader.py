@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcn_client.predict import frames
 from service.core.images.decode import decode
 from service.core.images.header import read_header
 from service.errors import ServiceError
+from tests import tiffs
 from tests.unit.training.test_datasets import small_grey_png
 from training.datasets.base import DatasetError, read_image
 
@@ -110,6 +112,30 @@ def test_16_bits_a_channel(tmp_path: Path, channels: int) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_few_bits(tmp_path: Path, bits: int) -> None:
     assert assert_alike(tmp_path / "a.png", small_grey_png(RAMP[..., 0] % 2**bits, bits))
+
+
+@pytest.mark.parametrize("kind", [tiffs.WHITE_IS_ZERO, tiffs.BLACK_IS_ZERO, tiffs.RGB])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize(("bits", "meaning"), [(8, 1), (16, 1), (16, 2), (32, 3)])
+def test_tiffs(tmp_path: Path, kind: int, planar: int, bits: int, meaning: int) -> None:
+    """White is zero, planes of their own, signed and floating-point samples."""
+    channels = 3 if kind == tiffs.RGB else 1
+    deep = RAMP[..., :channels].astype(np.int64) * (257 if bits == 16 else 1)
+    samples = deep.astype(np.float32) if meaning == 3 else deep.astype(np.int64)
+    layout = tiffs.Layout(kind, bits, planar=planar, format=meaning)
+    assert assert_alike(tmp_path / "a.tif", tiffs.tiff(samples, layout)) == (meaning == 1)
+
+
+@pytest.mark.parametrize(("tags", "images"), [({254: (4, [1])}, 1), ({254: (4, [4])}, 1), ({}, 2)])
+def test_pages_of_a_tiff(tmp_path: Path, tags: tiffs.Tags, images: int) -> None:
+    """A reduced copy or a mask is no image, for `fcn predict` neither; a second image is one."""
+    rgb = RAMP[..., :3]
+    pages = [tiffs.page(rgb, tiffs.Layout()), tiffs.page(rgb[::2, ::2], tiffs.Layout(), tags)]
+    path = tmp_path / "a.tif"
+    assert assert_alike(path, tiffs.file(pages)) == (images == 1)
+    assert frames.is_moving(path) == (images > 1)
+    if images == 1:
+        assert (read_image(path) == rgb).all()
 
 
 @pytest.mark.parametrize("name", ["TIFF", "WEBP", "PNG"])

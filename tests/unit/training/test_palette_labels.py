@@ -198,3 +198,21 @@ def test_grey_in_three_channels(root: Path) -> None:
     Image.fromarray(labels).save(buffer, "PNG")
     with pytest.raises(DatasetError, match="It is grey throughout: .*save it as greyscale"):
         target(root, buffer.getvalue())
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_text_that_pillow_cannot_unpack_does_not_decide(root: Path, place: str, mode: str) -> None:
+    text = b"comment\0\0" + zlib.compress(b"a" * 2_000_000)
+    crc = struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + crc
+    image = Image.fromarray(np.array(IDS, np.uint8))
+    if mode == "P":
+        image.putpalette([*GROUND, *ROOF, *TREE])
+    if mode == "RGB":
+        image = Image.fromarray(np.array([GROUND, ROOF, TREE], np.uint8)[np.array(IDS)])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    body = buffer.getvalue()
+    at = 33 if place == "before" else len(body) - 12
+    assert target(root, body[:at] + chunk + body[at:]) == IDS
