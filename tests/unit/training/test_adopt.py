@@ -295,18 +295,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         open_network(tmp_path / "text.onnx")
 
 
-def test_external_weights(tmp_path: Path) -> None:
-    proto = onnx.load(str(plain(tmp_path / "inside.onnx")))
-    path = tmp_path / "net.onnx"
-    onnx.save(proto, str(path), save_as_external_data=True, location="net.bin", size_threshold=0)
-    report = adopted(tmp_path, path)
-    # The file that is served needs no other.
-    (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
-    served(report)
-    with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
-        open_network(path)
-
-
 def test_opsets_and_inputs(tmp_path: Path) -> None:
     path = plain(tmp_path / "net.onnx")
     proto = onnx.load(str(path))
