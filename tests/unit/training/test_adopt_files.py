@@ -15,7 +15,7 @@ from PIL import Image
 from cli.main import main
 from model.export.adopt import PRESETS, AdoptError, AdoptOptions, open_network
 from tests.foreign_graphs import Graph, plain
-from tests.unit.training.test_adopt import adopted, class_list
+from tests.unit.training.test_adopt import adopted, class_list, served
 
 DOUBLE, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 
