@@ -57,7 +57,7 @@ class _Connection(h11.Connection):
             if isinstance(event, h11.Request):
                 _check(event)
         except h11.RemoteProtocolError as error:
-            self.fault = str(error)
+            self.fault = str(error)[:200]
             raise
         return event
 
