@@ -90,4 +90,4 @@ class Counts:
 
 
 Statistics = defaultdict[tuple[str, str], Counts]
-"""By model and version; REST and gRPC share one."""
+"""Keeps them by model and version; REST and gRPC share one."""
