@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument(
-        "--calibrate", type=Path, metavar="FOLDER", help="pictures like those to be served"
+        "--calibrate", type=Path, metavar="FOLDER", help="images like those to be served"
     )
     images.add_argument(
         "--data-root",

@@ -63,7 +63,7 @@ class InputSpec:
     Sides need not be multiples of the stride unless `multiple_of_px` > 1.
 
     A pixel's label depends on no pixel farther than `context_px` from it along either axis, so
-    parts of a picture that start at multiples of the stride and overlap by that much have the
+    parts of an image that start at multiples of the stride and overlap by that much have the
     labels of the whole. None: it may depend on every pixel, or nobody knows.
 
     `sizes` names a second input, int64 [N,2]: height and width of each image, which lies in the

@@ -80,7 +80,7 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._rest, drain_s=self._config.drain_s)
+        http = HttpServer(self._rest, self._config)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())

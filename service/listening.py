@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from service.config import ApiConfig
 from service.connection import HttpProtocol
 from service.errors import StartError
 
@@ -25,8 +26,8 @@ _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 class HttpServer(uvicorn.Server):
     """Runs uvicorn, less its signal handlers: the app drains both transports together."""
 
-    def __init__(self, app: Any, *, drain_s: float) -> None:
-        """app: an ASGI application. drain_s: seconds that requests in flight get to finish."""
+    def __init__(self, app: Any, config: ApiConfig) -> None:
+        """app: an ASGI application."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -39,7 +40,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(drain_s),
+                timeout_graceful_shutdown=math.ceil(config.drain_s),
             )
         )
 
@@ -49,10 +50,10 @@ class HttpServer(uvicorn.Server):
 
 
 def listen(host: str, port: int, setting: str) -> list[socket.socket]:
-    """Makes listening sockets, all on one port: one for each address that `host` has here,
-    and for 0.0.0.0 or :: one for every address of both families. gRPC does the same.
+    """Opens listening sockets, all on one port: one for each address that `host` has here; for
+    0.0.0.0 or ::, one for every address of both families. gRPC does the same.
 
-    setting: says the port. Raises: StartError.
+    setting: the name of that which says the port. Raises: StartError.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -61,12 +61,12 @@ def publish(
 def _served(checkpoint: Checkpoint, path: Path) -> SegmentationNetwork:
     """Picks what a server can run of it: of two heads the semantic one.
 
-    Raises: PublishError if it takes more than an RGB picture, CheckpointError.
+    Raises: PublishError if it takes more than an RGB image, CheckpointError.
     """
     modality = checkpoint.network.modality
     if modality != RGB:
         raise PublishError(
-            f"{path} takes {modality} pictures, and a server is sent RGB ones: it cannot be "
+            f"{path} takes {modality} images, and a server is sent RGB ones: it cannot be "
             "exported, but `fcn evaluate` scores it as it is"
         )
     network = checkpoint.build_network()
@@ -120,7 +120,7 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         f"- Training data: {data.name}. Source: {data.source or 'not given'}.",
         f"- Licence of the data, which binds the weights: **{data.licence}**.",
         f"- {origin} `{checkpoint.git_revision}`{trained}; exported {date.today().isoformat()}.",
-        "- Served size: any; the label map has the size of the picture.",
+        "- Served size: any; the label map has the size of the image.",
         "",
         "## Scores",
         "",

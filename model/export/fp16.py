@@ -1,7 +1,7 @@
 """From an exported fp32 file to one whose convolutions work on fp16 numbers, for GPUs.
 
 fp16 has 11 significant bits and ends at 65504. Pixels and their normalisation before, and score
-layers, upsampling and arg max behind, stay in fp32; so does what a picture was seen to drive near
+layers, upsampling and arg max behind, stay in fp32; so does what an image was seen to drive near
 that end. Input and output are uint8 as before.
 """
 
@@ -21,7 +21,7 @@ from model.export.onnx_file import UInt8Array, copied
 
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
-"""Values on other pictures than those tried may be so many times as large."""
+"""Values on other images than those tried may be so many times as large."""
 
 _WITH_HALVES = frozenset(
     {

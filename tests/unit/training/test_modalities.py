@@ -191,7 +191,7 @@ def test_export_refuses_what_no_server_is_sent(
     words = ["--repository", str(tmp_path / "repository")]
     assert main(["export", str(tmp_path / "run/last.pt"), *words]) != 0
     said = capsys.readouterr().err
-    assert f"takes {modality} pictures, and a server is sent RGB ones: it cannot be exp" in said
+    assert f"takes {modality} images, and a server is sent RGB ones: it cannot be exp" in said
     assert not (tmp_path / "repository").exists()
 
 
