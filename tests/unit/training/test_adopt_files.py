@@ -15,7 +15,7 @@ from PIL import Image
 from cli.main import main
 from model.export.adopt import PRESETS, AdoptError, AdoptOptions, open_network
 from tests.foreign_graphs import Graph, plain
-from tests.unit.training.test_adopt import adopted, class_list
+from tests.unit.training.test_adopt import adopted, class_list, served
 
 DOUBLE, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 
@@ -120,6 +120,18 @@ def test_a_sequence_of_results(tmp_path: Path) -> None:
     with pytest.raises(AdoptError, match=r"is a sequence_type, not a tensor: export"):
         adopted(tmp_path, path, output=both)
     assert adopted(tmp_path, path, output="out").label_agreement == 1
+
+
+def test_external_weights(tmp_path: Path) -> None:
+    proto = onnx.load(str(plain(tmp_path / "inside.onnx")))
+    path = tmp_path / "net.onnx"
+    onnx.save(proto, str(path), save_as_external_data=True, location="net.bin", size_threshold=0)
+    report = adopted(tmp_path, path)
+    # The file that is served needs no other.
+    (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
+    served(report)
+    with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
+        open_network(path)
 
 
 def test_weights_cut_short(tmp_path: Path) -> None:
