@@ -162,6 +162,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "latency_target_s": "0.26",
         "stream_window": "27",
         "grpc_compression": "gzip",
+        "root_path": "/fcn",
         "drain_delay_s": "28",
         "drain_s": "29",
     }
