@@ -148,7 +148,7 @@ def test_what_stands_around_a_form_is_passed_over(preamble: bytes, sizes: list[i
     ("body", "words"),
     [
         (b"no boundary\r\n", "cut short"),
-        (form(b"x", name="image"), "'image'"),
+        (form(b"x", name="picture"), "'picture'"),
         (form(b"x", name="im\u00e4ge"), "call it 'image'"),
         (form(b"x").replace(b"Content-Disposition", b"Disposition"), "''"),
         (form(b"x")[: -len(BOUNDARY)], "cut short"),
