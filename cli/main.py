@@ -32,6 +32,7 @@ _EXTRA_OF = {
     "httpx": "client",
     "onnx": "train",
     "onnxruntime": "cpu",  # or gpu
+    "onnx_ir": "train",
     "onnxscript": "train",
     "scipy": "train",
     "tensorboard": "train",

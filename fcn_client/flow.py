@@ -141,7 +141,7 @@ class Flow(Generic[I]):
         return max(0.0, min(times) - self._clock()) if times else None
 
     def pop_ready(self) -> Iterator[StreamResult[I]]:
-        """Yields what is through, in the source's order if that was asked for."""
+        """Yields the results that are settled, in the source's order if that was asked for."""
         while self._ready:
             index = self._next if self._ordered else next(iter(self._ready))
             if index not in self._ready:

@@ -1,4 +1,4 @@
-"""From a plain description to a network, so that a checkpoint can say what it holds."""
+"""Builds networks from plain descriptions, so that a checkpoint can say what it holds."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class NetworkSpec:
     `backbone` is one of `BACKBONES`, whose `BackboneSpec` says which of the other fields it has,
     and what `fc6_channels`, `dropout` and `preprocessing` are where they are None. `width` is a
     factor of its channels, those of VGG16's and AlexNet's fc6 and fc7 too unless they are given.
-    `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see `FCN`.
-    `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer, `rgb-hha`
-    late fusion of two nets. How many classes and heads: `build` takes those from the data.
+    The variants `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see
+    `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer,
+    `rgb-hha` late fusion of two nets. How many classes and heads there are, `build` is told.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -53,38 +53,36 @@ class NetworkSpec:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        own = self.backbone_spec
+        backbone = self.backbone_spec
         for field in fields(self):
-            missing = field.name in _OPTIONS and field.name not in own.options
+            missing = field.name in _OPTIONS and field.name not in backbone.options
             if missing and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"{field.name} is for {_having(field.name)}, not {self.backbone}: leave it out"
-                )
+                having = _backbones_with(field.name)
+                raise ValueError(f"{field.name} is for {having}, not {self.backbone}: leave it out")
         if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
             raise ValueError("fc6_channels and skip_channels must not be negative")
-        if own.fc6_is_needed and self.fc6_channels == 0:
+        if backbone.fc6_is_needed and self.fc6_channels == 0:
             raise ValueError(
                 f"{self.backbone} cannot do without fc6: fc6_channels must be at least 1"
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: want 0 <= dropout < 1")
-        if self.preprocessing_or_default not in own.preprocessing:
+        if self.preprocessing_or_default not in backbone.preprocessing:
             raise ValueError(
                 f"preprocessing {self.preprocessing!r}: {self.backbone} takes "
-                f"{', '.join(own.preprocessing)}"
+                f"{', '.join(backbone.preprocessing)}"
             )
         if not 0 < self.width <= 4:
             raise ValueError(f"width {self.width}: want above 0, at most 4")
         self._check_variant()
-        own.check(self)
+        backbone.check(self)
 
     def _check_variant(self) -> None:
-        own = self.backbone_spec
-        if self.variant in TRUNCATIONS and "truncation" not in own.options:
-            raise ValueError(
-                f"variant {self.variant} is for {_having('truncation')}, not {self.backbone}"
-            )
-        if not set(_SKIPS.get(self.variant, ())) <= set(own.taps):
+        backbone = self.backbone_spec
+        if self.variant in TRUNCATIONS and "truncation" not in backbone.options:
+            having = _backbones_with("truncation")
+            raise ValueError(f"variant {self.variant} is for {having}, not {self.backbone}")
+        if not set(_SKIPS.get(self.variant, ())) <= set(backbone.taps):
             raise ValueError(
                 f"{self.backbone} has no inner maps for skips: its variant is 32s only"
             )
@@ -97,7 +95,7 @@ class NetworkSpec:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> NetworkSpec:
-        """From the fields that a checkpoint or an exported file holds, also of earlier versions.
+        """Read the fields that a checkpoint or an exported file holds, also of earlier versions.
 
         Raises: TypeError for an unknown field, ValueError.
         """
@@ -105,7 +103,7 @@ class NetworkSpec:
 
     @property
     def backbone_spec(self) -> BackboneSpec:
-        """Raises: ValueError if there is no such backbone."""
+        """Look up what the backbone says of itself. Raises: ValueError if there is none."""
         if self.backbone not in BACKBONES:
             raise ValueError(f"no backbone {self.backbone!r}: want one of {', '.join(BACKBONES)}")
         return BACKBONES[self.backbone]
@@ -114,9 +112,9 @@ class NetworkSpec:
     def fc6_channels_or_default(self) -> int:
         if self.fc6_channels is not None:
             return self.fc6_channels
-        own = self.backbone_spec
-        channels = own.fc6_channels or 0
-        return scaled([channels], self.width)[0] if own.fc6_is_needed else channels
+        backbone = self.backbone_spec
+        channels = backbone.fc6_channels or 0
+        return scaled([channels], self.width)[0] if backbone.fc6_is_needed else channels
 
     @property
     def dropout_or_default(self) -> float:
@@ -146,12 +144,12 @@ _OPTIONS = frozenset({"fc6_channels", "padding", "preprocessing", "modality", "b
 """Fields that some backbones have."""
 
 
-def _having(option: str) -> str:
+def _backbones_with(option: str) -> str:
     return " and ".join(name for name, spec in BACKBONES.items() if option in spec.options)
 
 
 def renamed(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a network with the names that they have now."""
+    """Give the fields of a network the names that they have now."""
     now = dict(network)
     if "normalisation" in now:
         now["preprocessing"] = now.pop("normalisation")
@@ -159,7 +157,7 @@ def renamed(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(spec: NetworkSpec, classes: Classes) -> FCN:
-    """The network with untrained weights. `classes`: how many, or how many by head."""
+    """Build a network with untrained weights. `classes`: how many, or how many by head."""
     network = FCN(
         build_backbone(spec),
         classes,

@@ -1,5 +1,6 @@
-"""Several labellings of one image by one network, as the two of SIFT Flow (arXiv 1411.4038,
-section 5): each head has score layers of its own over one backbone.
+"""Separates several labellings of one image by one network, as the two of SIFT Flow.
+
+Each head has score layers of its own over one backbone (arXiv 1411.4038, section 5).
 
 The logits of all heads lie one after the other in the channels of one tensor, so a network with one
 head, which is the ordinary case, is the same with a list of one.
@@ -24,7 +25,7 @@ def head_sizes(classes: Classes) -> dict[str, int]:
 
 
 def layer_name(layer: str, head: str) -> str:
-    """`score_fr` of head `sem` is `score_fr_sem`, as the authors named it.
+    """Name a head's layer as the authors did: `score_fr` of head `sem` is `score_fr_sem`.
 
     Source: `siftflow-fcn8s/net.py` of shelhamer/fcn.berkeleyvision.org.
     """
@@ -32,17 +33,17 @@ def layer_name(layer: str, head: str) -> str:
 
 
 def split(logits: Tensor, sizes: HeadSizes) -> dict[str, Tensor]:
-    """float [N,C,H,W] of all heads -> [N,c,H,W] of each, as views."""
+    """Split the logits of all heads, float [N,C,H,W], into [N,c,H,W] of each, as views."""
     return dict(zip(sizes, torch.split(logits, list(sizes.values()), dim=1), strict=True))
 
 
 def label_maps(logits: Tensor, sizes: HeadSizes) -> Tensor:
-    """float [N,C,H,W] -> uint8 [N,H,W] class ids; of K > 1 heads [N,H,W,K], each counting its own
-    classes from 0."""
+    """Turn logits, float [N,C,H,W], into class ids, uint8 [N,H,W]; of K > 1 heads [N,H,W,K], each
+    counting its own classes from 0."""
     maps = [each.argmax(dim=1).to(torch.uint8) for each in split(logits, sizes).values()]
     return maps[0] if len(maps) == 1 else torch.stack(maps, dim=-1)
 
 
 def label_map(logits: Tensor) -> Tensor:
-    """float [N,C,...] -> uint8 [N,...] class ids."""
+    """Turn logits, float [N,C,...], into class ids, uint8 [N,...]."""
     return logits.argmax(dim=1).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The channels a network is given of a scene: colour, depth, or an encoding of depth."""
+"""Names the channels a network is given of a scene: colour, depth, or an encoding of depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of segmentation networks to training and export, whatever their head."""
+"""Defines what training and export ask of a segmentation network, whatever its head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationNetwork(nn.Module, ABC):
-    """float [N,3,H,W] RGB images in 0..255 -> float [N,num_classes,H,W] logits.
+    """Takes float [N,3,H,W] RGB images in 0..255 and gives float [N,num_classes,H,W] logits.
 
     A head is one file with a class like this. `heads`: classes by name, an only one is named "";
     the logits of several follow one another. `spec`: what it was built from, if by `build`.
@@ -32,30 +32,30 @@ class SegmentationNetwork(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """float [N,num_classes,h,w]: coarse scores, from which `to_pixels` makes logits."""
+        """Compute coarse scores, float [N,num_classes,h,w], of which `to_pixels` makes logits."""
 
     @abstractmethod
     def to_pixels(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Coarse scores -> logits of an image of `size`, (height, width)."""
+        """Turn coarse scores into the logits of an image of `size`, (height, width)."""
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         return self.to_pixels(self.scores(images), (height, width))
 
     def to_labels(self, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Coarse scores of an only head -> uint8 [N,H,W] class ids, and the logits."""
+        """Turn coarse scores of an only head into class ids, uint8 [N,H,W], and the logits."""
         logits = self.to_pixels(scores, size)
         return label_map(logits), logits
 
     @abstractmethod
     def score_layers(self) -> list[nn.Module]:
-        """The layers that are new for each set of classes."""
+        """List the layers that are new for each set of classes."""
 
     @abstractmethod
     def only(self, head: str) -> Self:
-        """A copy with this one of its heads, whose layers then have the plain names."""
+        """Copy the network with this one of its heads, whose layers then have the plain names."""
 
     @property
     def halo_px(self) -> int | None:
-        """A pixel's label depends on no pixel farther from it along either axis; None: on all."""
+        """Tell how far along either axis a pixel's label may depend on others; None: on all."""
         return None

@@ -15,10 +15,11 @@ from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+"""Limits h11's memory of what is not whole yet, and a head that came in one piece, too."""
 FIRST_PROBE_S: Final = 0.25
 NEXT_PROBE_S: Final = 0.1
 """Between looks whether a caller who closed a side is still there: FIN says the same of one who is
-gone. One who waits for a deadline that passed should not keep others waiting."""
+gone, whose work would keep others waiting."""
 _BEGINNING: Final = b"HTTP/1.1 "
 """Begins every answer, and is sent byte by byte to such a caller while the answer is made. One who
 is gone resets the connection at the first, so that another fails."""
@@ -26,7 +27,8 @@ _VERSIONS: Final = (b"1.0", b"1.1")
 
 
 class _Lines(ReceiveBuffer):
-    """Takes no head or trailer with a line that ends in LF alone, or that goes on in the next."""
+    """Takes no head or trailer with a line that ends in LF alone, or that goes on in the next, and
+    no chunk's head with a CR in it."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         before = bytes(self)
@@ -34,11 +36,19 @@ class _Lines(ReceiveBuffer):
         if lines is None:
             return None
         taken = before[: len(before) - len(self)]
+        if len(taken) > MAX_HEAD_BYTES:
+            raise h11.LocalProtocolError(f"send a head of {MAX_HEAD_BYTES} bytes at most")
         if taken.count(b"\n") != taken.count(b"\r\n"):
             raise h11.LocalProtocolError("end each line of the head in CR LF")
         if any(line.startswith((b" ", b"\t")) for line in lines):
             raise h11.LocalProtocolError("write each header on one line")
         return lines
+
+    def maybe_extract_next_line(self) -> bytearray | None:
+        line = super().maybe_extract_next_line()
+        if line is not None and line.count(b"\r") > 1:
+            raise h11.LocalProtocolError("end each line of a chunk in CR LF")
+        return line
 
 
 class _Connection(h11.Connection):
@@ -57,7 +67,7 @@ class _Connection(h11.Connection):
             if isinstance(event, h11.Request):
                 _check(event)
         except h11.RemoteProtocolError as error:
-            self.fault = str(error)
+            self.fault = str(error)[:200]
             raise
         return event
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -157,7 +158,7 @@ class Settings(BaseSettings):
     """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
     shrinks; worth it for JSON over a slow network. Compressed requests are read either way."""
 
-    root_path: str = Field(ApiConfig.root_path, pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")
+    root_path: str = ApiConfig.root_path
     """Prefix, such as `/fcn`, under which a proxy offers REST and does not take it off; addresses
     without it are answered all the same. A proxy that takes it off needs nothing set here."""
 
@@ -203,6 +204,14 @@ class Settings(BaseSettings):
                 "`auto` is gone: measure once with fcn tune, or name onnxruntime or openvino"
             )
         return engine
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if not re.fullmatch(r"((/[A-Za-z0-9._~-]+)+)?", path):
+            raise ValueError("give the path alone, with a slash before each part, such as /fcn")
+        return path
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:

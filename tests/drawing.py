@@ -1,4 +1,4 @@
-"""Test pictures, drawn here: nothing is fetched."""
+"""Test images, drawn here: nothing is fetched."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def street(height: int = 24, width: int = 32, *, seed: int = 0) -> UInt8Array:
     return rgb
 
 
-def encode(picture: UInt8Array | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(pixels: UInt8Array | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The file's bytes; `kind` is Pillow's name of the format."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def png(picture: UInt8Array) -> bytes:
-    return encode(picture, "PNG")
+def png(image: UInt8Array) -> bytes:
+    return encode(image, "PNG")
 
 
-def jpeg(picture: UInt8Array) -> bytes:
-    return encode(picture, "JPEG", quality=95)
+def jpeg(image: UInt8Array) -> bytes:
+    return encode(image, "JPEG", quality=95)
 
 
 def animated_gif(frames: int = 3) -> bytes:

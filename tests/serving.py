@@ -158,7 +158,7 @@ def write_slow_model(
     """A model whose label is 0 everywhere and whose time the caller chooses.
 
     The red value of the first pixel times `turns`, plus `turns_at_least`, is how often it goes
-    round an empty loop (about 0.7 us each). Without the latter the black picture of the warm-up
+    round an empty loop (about 0.7 us each). Without the latter the black image of the warm-up
     costs nothing.
     """
     body = helper.make_graph(

@@ -37,7 +37,7 @@ def publish(
 ) -> tuple[Path, ParityReport]:
     """Write `<repository>/<name>/<version>/model.onnx` and the card `<name>/README.md`.
 
-    `name` defaults to the recipe's, `version` to the one after the highest there is. `scores` is
+    `name` defaults to the config's, `version` to the one after the highest there is. `scores` is
     what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
     val scores that training measured. `winograd`: see `export`.
     Raises: PublishError, CheckpointError, ContractError, ExportError,
@@ -147,28 +147,29 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
 
 
 def _recipe(checkpoint: Checkpoint) -> list[str]:
-    recipe = shared_recipe(checkpoint.config)
+    """Write the section of the card that says how to train the model again."""
+    config = shared_config(checkpoint.config)
     return [
         "",
         "## Recipe",
         "",
         "```yaml",
-        yaml.safe_dump(recipe, sort_keys=False).strip(),
+        yaml.safe_dump(config, sort_keys=False).strip(),
         "```",
         "",
         "```",
         "fcn train RECIPE.yaml --run RUN --set data.root=DATA init.imagenet=WEIGHTS",
-        f"fcn evaluate RUN/last.pt --data-root DATA --dataset {recipe['data']['dataset']} "
+        f"fcn evaluate RUN/last.pt --data-root DATA --dataset {config['data']['dataset']} "
         "--split test --json > scores.json",
         "fcn export RUN/last.pt --scores scores.json",
         "```",
     ]
 
 
-def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without what only this machine has: folders become their last part."""
-    recipe: dict[str, Any] = json.loads(json.dumps(config))
-    recipe["data"].pop("root", None)
+def shared_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Copy a config without what only this machine has: folders become their last part."""
+    shared: dict[str, Any] = json.loads(json.dumps(config))
+    shared["data"].pop("root", None)
     for section, field in (
         ("data", "classes"),
         ("init", "imagenet"),
@@ -176,15 +177,15 @@ def shared_recipe(config: dict[str, Any]) -> dict[str, Any]:
         ("init", "hha_checkpoint"),
         ("distill", "teacher"),
     ):
-        if section not in recipe:  # of before there were teachers
+        if section not in shared:  # a config from before there were teachers
             continue
-        if recipe[section].get(field):
-            recipe[section][field] = Path(recipe[section][field]).name
+        if shared[section].get(field):
+            shared[section][field] = Path(shared[section][field]).name
         else:
-            recipe[section].pop(field, None)
-    if "teacher" not in recipe.get("distill", {}):
-        recipe.pop("distill", None)
-    return recipe
+            shared[section].pop(field, None)
+    if "teacher" not in shared.get("distill", {}):
+        shared.pop("distill", None)
+    return shared
 
 
 def _splits(

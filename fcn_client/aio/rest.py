@@ -1,4 +1,4 @@
-"""Speaks REST with httpx: one pool of kept connections a client."""
+"""Speaks REST with httpx: each client keeps one pool of connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AsyncRestTransport:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         """Raises: InvalidInput where the environment names a proxy that cannot be used."""
         limits = messages.LIMITS
-        # A transport of one's own is what httpx takes past the environment's proxies.
+        # Given a transport, httpx leaves the environment's proxies alone.
         direct = httpx.AsyncHTTPTransport(limits=limits) if is_this_machine(url) else None
         try:
             self._client = httpx.AsyncClient(

@@ -25,7 +25,7 @@ from fcn_client.types import Call
 
 
 class AsyncGrpcStream:
-    """Represents one call. `answered` and `ended` are called beside the caller, the latter once."""
+    """Represents one call. `answered` and `ended` are called while others run, `ended` once."""
 
     def __init__(
         self,

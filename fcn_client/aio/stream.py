@@ -1,4 +1,4 @@
-"""Drives a `Flow`: reads the source, sends what is due, hands out what is through.
+"""Drives a `Flow`: reads the source, sends what is due, hands out what is settled.
 
 Whatever happens (an image read, an answer, the end of a call) is put into one queue as something
 to do, and one thread or task, the caller's, does it: a flow needs no lock.
@@ -26,7 +26,7 @@ Open = Callable[
 
 
 class _Driver(Generic[I]):
-    """Applies what happens to the flow. `tell`: puts a thing to do into the queue."""
+    """Applies to the flow what happens. `tell` puts something to do into the queue."""
 
     def __init__(
         self, open_: Open, flow: Flow[I], window: int, tell: Callable[[Callable[[], None]], None]
@@ -60,7 +60,7 @@ class _Driver(Generic[I]):
                 )
             self._stream.send(id, call)
 
-    def look_at_the_clock(self) -> None:
+    def leave_if_overdue(self) -> None:
         if self._flow.overdue():
             self.close()
 
@@ -83,10 +83,10 @@ class _Driver(Generic[I]):
 async def drive(
     open_: Open, images: Source[I], flow: Flow[I], window: int
 ) -> AsyncGenerator[StreamResult[I], None]:
-    """Yields what is through. Raises: FcnError, and what the source does.
+    """Yields each image's result once it is settled. Raises: FcnError, and what the source does.
 
-    The source is read beside this: one that waits for its next image, as a camera does, holds up
-    no answer.
+    The source is read at the same time: one that waits for its next image, as a camera does, holds
+    up no answer.
     """
     check_in_flight(window)
     events: Queue[Callable[[], None]] = Queue()
@@ -114,11 +114,11 @@ async def drive(
     reading = Background(read, "fcn-client-source")
     try:
         while True:
-            driver.look_at_the_clock()
+            driver.leave_if_overdue()
             driver.send()
-            for through in flow.pop_ready():
+            for result in flow.pop_ready():
                 room.release()
-                yield through
+                yield result
             if driver.over:
                 return
             try:

@@ -82,7 +82,7 @@ class FcnClient:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """url: http://, https://, grpc:// or grpcs://host:port, for REST behind a prefix with a
+        """url: http://, https://, grpc:// or grpcs://host:port; for REST behind a prefix, with its
         path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
         api_key: for a server that wants one; sent as it is, so not without TLS over a network that
         others use. headers: sent with every request, for a proxy that wants them.

@@ -1,5 +1,5 @@
 # Made from fcn_client/aio/rest.py by `make sync`: change that.
-"""Speaks REST with httpx: one pool of kept connections a client."""
+"""Speaks REST with httpx: each client keeps one pool of connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RestTransport:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         """Raises: InvalidInput where the environment names a proxy that cannot be used."""
         limits = messages.LIMITS
-        # A transport of one's own is what httpx takes past the environment's proxies.
+        # Given a transport, httpx leaves the environment's proxies alone.
         direct = httpx.HTTPTransport(limits=limits) if is_this_machine(url) else None
         try:
             self._client = httpx.Client(

@@ -26,7 +26,7 @@ from fcn_client.types import Call
 
 
 class GrpcStream:
-    """Represents one call. `answered` and `ended` are called beside the caller, the latter once."""
+    """Represents one call. `answered` and `ended` are called while others run, `ended` once."""
 
     def __init__(
         self,

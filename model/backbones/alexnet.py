@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky et al. 2012) as CaffeNet, the form the FCN authors used, as a backbone.
+"""Defines AlexNet (Krizhevsky et al. 2012) as CaffeNet, the form the FCN authors used.
 
 CaffeNet pools before it normalises across channels; conv2, conv4 and conv5 are in two groups. The
 fully connected layers are convolutions, fc6 of 6x6 and fc7 of 1x1, and the classifier is gone
@@ -42,7 +42,7 @@ _FC6_KERNEL = 6
 
 
 def alexnet_map(padding: Padding) -> CoordinateMap:
-    """Where the cells of fc7 lie: on pixels, not between them, which is what makes the last
+    """Compute where the cells of fc7 lie: on pixels, not between them, which makes the last
     deconvolution's kernel 63 and not 64."""
     at = IMAGE.conv(_KERNELS[0], stride=_CONV1_STRIDE, pad=_conv1_padding(padding))
     at = max_pool3_map(at, padding).conv(5, pad=2)
@@ -51,7 +51,7 @@ def alexnet_map(padding: Padding) -> CoordinateMap:
 
 
 class AlexNet(Backbone):
-    """fc7 (stride 32) after dropout; no inner taps, as the paper gives it no skips.
+    """Gives fc7 (stride 32) after dropout, and no inner maps, as the paper gives it no skips.
 
     `fc_channels`: of fc6 and fc7. `width`: a factor of the channels of conv1 to conv5.
 
@@ -114,7 +114,7 @@ class AlexNet(Backbone):
         return dropped
 
     def pretrained_modules(self) -> list[nn.Module]:
-        """fc6 and fc7 are CaffeNet's only at its own width."""
+        """List all layers but fc6 and fc7 where these do not have CaffeNet's own width."""
         new = () if self.channels[32] == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
@@ -124,7 +124,7 @@ def _conv1_padding(padding: Padding) -> int:
 
 
 def _fc6_padding(padding: Padding) -> tuple[int, int]:
-    """Before and after; an even kernel has no middle, and `same` must add five in all."""
+    """Give the padding before and after: an even kernel has no middle, and `same` must add five."""
     return (0, 0) if padding == "pad100" else (2, 3)
 
 

@@ -1,4 +1,4 @@
-"""The interface of backbones: what heads take from them, and what each says of itself."""
+"""Defines what heads take from a backbone, and what each backbone says of itself."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ones are for skips."""
 
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
-    """All that the rest of the project knows about one backbone before it is built.
+    """Holds all that the rest of the project knows about one backbone before it is built.
 
-    `taps`: stride -> the layer whose map it is. `options`: fields of `NetworkSpec` that it has
-    beside those of every backbone: `fc6_channels`, `padding`, `preprocessing`, `modality`,
-    `batch_norm`, `truncation`. `fc6_channels` and `dropout`: where a recipe leaves them out.
+    `taps`: the layers whose maps it gives, by stride. `options`: fields of `NetworkSpec` that it
+    has beside those of every backbone: `fc6_channels`, `padding`, `preprocessing`, `modality`,
+    `batch_norm`, `truncation`. `fc6_channels` and `dropout`: where a config leaves them out.
     `preprocessing`: what it can be fed, the default first. `norms`: whether it has batch norms.
     `names`: those of its layers in files of other programs. `check` raises ValueError for fields
     that do not go together.
@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
 
     name: str
     channels: Mapping[int, int]
-    """of each map, by its stride"""
+    """channels of each map, by its stride"""
     maps: Mapping[int, CoordinateMap]
     """where the cells of each map lie, by its stride"""
     crops: CropOffsets
@@ -66,7 +66,7 @@ class Backbone(nn.Module, ABC):
     weights_preprocessing: str
     """the preprocessing with which its ImageNet weights were learned, as their file says it"""
     depthwise_layers: frozenset[str] = frozenset()
-    """by which a file of start weights shows TensorFlow Lite's layout"""
+    """layers whose shapes in a file of start weights tell TensorFlow Lite's layout"""
     streams: tuple[str, ...] = ()
     """names of the nets side by side, whose maps lie one after the other in the channels; none
     where there is but one"""
@@ -79,20 +79,20 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
-        """float [N,3,H,W] RGB in 0..255."""
+        """Compute the maps of float [N,3,H,W] RGB images in 0..255."""
 
     def checkpointed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """function(x), a part of the forward pass that `recompute` applies to."""
+        """Compute function(x), a part of the forward pass that `recompute` applies to."""
         if self.recompute and self.training and torch.is_grad_enabled():
             return recomputed(self, function, x)
         return function(x)
 
     def pretrained_modules(self) -> list[nn.Module]:
-        """Parts that start from ImageNet weights and so train at the backbone's rate."""
+        """List the parts that start from ImageNet weights and so train at the backbone's rate."""
         return [self]
 
     def norm_pairs(self) -> list[Pair]:
-        """The batch norms of the layers that `load_imagenet` fills, with their convolutions."""
+        """List the layers that `load_imagenet` fills and a batch norm follows."""
         pretrained = self._pretrained()
         return [pair for pair in norm_pairs(self) if id(pair.conv) in pretrained]
 
@@ -109,7 +109,7 @@ class Backbone(nn.Module, ABC):
         """Compute once what a wide padding makes alike, for inference; values stay as they are."""
 
     def start_layers(self, layers: LayerWeights) -> LayerWeights:
-        """The ImageNet net's layers as this one's."""
+        """Turn the ImageNet net's layers into this one's."""
         return layers
 
     def load_imagenet(self, path: Path) -> None:
@@ -130,7 +130,7 @@ class Backbone(nn.Module, ABC):
         transplant(self, layers, self.start_paths(), source=str(path))
 
     def start_paths(self) -> dict[str, str]:
-        """The layers of a file of start weights -> the paths of their convolutions."""
+        """Map the layers of a file of start weights to the paths of their convolutions."""
         pretrained = self._pretrained()
         return {
             layer: path
@@ -148,7 +148,7 @@ half a factor (kernel 2f overhangs by f/2) at the top and left, and nothing else
 
 
 def crops_of(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
-    """Crops that follow from where the cells of a backbone's maps lie."""
+    """Compute the crops that follow from where the cells of a backbone's maps lie."""
     coarsest = max(maps)
     inner = {stride: at for stride, at in maps.items() if stride != coarsest}
     return fcn_crops(inner.get(8), inner.get(16), maps[coarsest])

@@ -1,4 +1,4 @@
-"""Parts that the paper's three nets share, as their authors' Caffe computes them."""
+"""Holds the parts that the paper's three nets share, as their authors' Caffe computes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ _LRN_SIZE, _LRN_ALPHA = 5, 1e-4
 
 
 def local_response_norm(x: Tensor) -> Tensor:
-    """x / (1 + alpha/5 * sum of squares over the five channels around it) ** 0.75, [N,C,h,w].
+    """Compute x / (1 + alpha/5 * sum of squares over the five channels around it) ** 0.75.
+
+    x: [N,C,h,w].
 
     Channels beyond the first and last count as zero. Source: Krizhevsky et al. 2012, section 3.3;
     alpha is divided by the window as in Caffe's LRN layer (and in ONNX's), k is 1.
@@ -46,7 +48,7 @@ def local_response_norm(x: Tensor) -> Tensor:
 
 
 def max_pool3(x: Tensor, padding: Padding) -> Tensor:
-    """3x3 windows, stride 2, of values that are not negative.
+    """Take the maximum of 3x3 windows, stride 2, of values that are not negative.
 
     `pad100`: Caffe's, in ceil mode. `same`: window i is centred on row 2i.
     """
@@ -56,17 +58,17 @@ def max_pool3(x: Tensor, padding: Padding) -> Tensor:
 
 
 def max_pool3_map(at: CoordinateMap, padding: Padding) -> CoordinateMap:
-    """Where the cells of `max_pool3` lie."""
+    """Compute where the cells of `max_pool3` lie."""
     return at.conv(3, stride=2, pad=1 if padding == "same" else 0)
 
 
 def scaled(channels: Sequence[int], width: float, multiple: int = 1) -> list[int]:
-    """Each times `width`, to the nearest `multiple` and at least one of it."""
+    """Multiply each by `width`, to the nearest `multiple` and at least one of it."""
     return [multiple * max(1, round(count * width / multiple)) for count in channels]
 
 
 def initialise(network: nn.Module) -> None:
-    """Weights for ReLU layers, biases zero: keeps the variance through any depth.
+    """Set weights as ReLU layers need them to keep the variance through any depth, biases to zero.
 
     Source: He et al. 2015, arXiv 1502.01852.
     """
@@ -78,7 +80,7 @@ def initialise(network: nn.Module) -> None:
 
 
 class Copies(NamedTuple):
-    """Rows of a map, alike by construction, that are computed once and put back after a pooling.
+    """Describes rows of a map that are alike, computed once and put back after a pooling.
 
     `more` copies of row `first`, and of the row that `last` rows follow, are put in; columns alike.
     """
@@ -118,7 +120,7 @@ def constant_padding(pools: Sequence[CoordinateMap]) -> tuple[int, list[Copies]]
 
 
 def put_back(x: Tensor, copies: Copies) -> Tensor:
-    """[N,C,h,w] -> the map that the whole padding would have given."""
+    """Restore the map [N,C,h,w] that the whole padding would have given."""
     first, last, more = copies
     if not more:
         return x

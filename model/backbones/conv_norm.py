@@ -1,4 +1,4 @@
-"""The block of the mobile networks: a convolution, batch norm, ReLU6."""
+"""Defines the block of the mobile networks: a convolution, batch norm, ReLU6."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EPS = 1e-3
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, and optionally ReLU6. 'same' for strides 1 and 2.
+    """Convolves without bias, normalises, and applies ReLU6 if wanted; 'same' at strides 1 and 2.
 
     A stride-2 window is centred on row 2i + 1, as TensorFlow's SAME padding has it at even sizes,
     for which the ImageNet weights were trained; with a kernel of 3 it starts at row 2i.
@@ -52,10 +52,10 @@ class ConvNorm(nn.Module):
         return convolved
 
     def map_of(self, at: CoordinateMap) -> CoordinateMap:
-        """Where the cells of the result lie, given where those of the input do."""
+        """Compute where the cells of the result lie, given where those of the input do."""
         return at.conv(self.conv.kernel_size[0], self.conv.stride[0], self.pad_before)
 
 
 def widened(channels: int, width: float) -> int:
-    """`channels` times `width`, to the nearest multiple of 8."""
+    """Multiply `channels` by `width`, to the nearest multiple of 8."""
     return channels if width == 1 else max(8, round(channels * width / 8) * 8)

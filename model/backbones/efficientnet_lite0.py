@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, made for mobile CPUs) as a backbone.
+"""Defines EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946) as an FCN backbone.
 
-No squeeze-and-excite, ReLU6 in place of swish, and a stem that keeps its size. 'same' sizes: a map
-at stride s has ceil(H/s) rows for any H, by TensorFlow's SAME padding at even sizes.
+It was made for mobile CPUs: no squeeze-and-excite, ReLU6 in place of swish, and a stem that keeps
+its size. 'same' sizes: a map at stride s has ceil(H/s) rows for any H, by TensorFlow's SAME padding
+at even sizes.
 Source: `efficientnet_lite_builder.py` of tensorflow/tpu.
 """
 
@@ -53,7 +54,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(Backbone):
-    """Taps: the stages of 24 (stride 4), 40 (8) and 112 channels (16), fc6 on that of 320 (32).
+    """Gives the maps of the stages of 24 (stride 4), 40 (8) and 112 channels (16), and of fc6 (32).
 
     `fc6_channels` and `width`: see `MobileNetV1`.
     """
@@ -109,7 +110,7 @@ def _build(spec: NetworkSpec) -> Backbone:
 
 
 def _names() -> Names:
-    """The PyTorch port counts blocks through, and norms within a block."""
+    """Name the layers as the PyTorch port does, which counts blocks through all stages."""
     layers, after = {"_conv_stem": "stem"}, {"_bn0": "_conv_stem"}
     number = 0
     for stage, (blocks, expansion, *_) in enumerate(_STAGES):

@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842; "inception v1") as an FCN backbone.
+"""Defines GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842; "inception v1") as an FCN backbone.
 
 As trained in Caffe: no batch norm, real 5x5 branches, normalisation across channels. The auxiliary
 classifiers and the final 7x7 average pooling are gone (Long, Shelhamer, Darrell, arXiv 1411.4038,
@@ -56,7 +56,7 @@ DROPOUT = 0.4
 
 
 def googlenet_maps(padding: Padding) -> dict[int, CoordinateMap]:
-    """Where the cells of inception_3b, inception_4e and inception_5b lie, by stride.
+    """Compute where the cells of inception_3b, inception_4e and inception_5b lie, by stride.
 
     Their receptive fields are those of the widest branch, the 5x5. The paper's 907 pixels count
     the average pooling that its text discards; without it there are 715.
@@ -71,7 +71,7 @@ def googlenet_maps(padding: Padding) -> dict[int, CoordinateMap]:
 
 
 class Inception(nn.Module):
-    """Four branches side by side, [N,inputs,h,w] -> [N,1x1 + 3x3 + 5x5 + pool_proj,h,w]."""
+    """Puts four branches side by side: [N,inputs,h,w] -> [N,1x1 + 3x3 + 5x5 + pool_proj,h,w]."""
 
     def __init__(self, inputs: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -99,8 +99,8 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(Backbone):
-    """Taps: inception_3b (stride 8), 4e (16), each the last map of its stride, and 5b (32) after
-    dropout, in the place of fc7.
+    """Gives the maps of inception_3b (stride 8) and 4e (16), each the last of its stride, and of 5b
+    (32) after dropout, in the place of fc7.
 
     `width`: factor of every layer's channels; 1 is GoogLeNet's own.
 

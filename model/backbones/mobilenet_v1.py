@@ -1,4 +1,4 @@
-"""MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) as an FCN backbone, 'same' sizes.
+"""Defines MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) as an FCN backbone, 'same' sizes.
 
 Every window is aligned top-left and sees zeros beyond the image: a stride-2 layer's window i
 starts at row 2i, so a map at stride s has ceil(H/s) rows for any H (TensorFlow's SAME padding
@@ -32,7 +32,7 @@ _TAPS = {3: 4, 5: 8, 11: 16}
 
 
 class MobileNetV1(Backbone):
-    """Taps: pw3 (stride 4, 128 channels), pw5 (8, 256), pw11 (16, 512), fc6 on pw13 (32).
+    """Gives the maps of pw3 (stride 4, 128 channels), pw5 (8, 256), pw11 (16, 512) and fc6 (32).
 
     `fc6_channels` > 0 adds fc6, a 3x3 convolution, as VGG's fc6 is one, before the score layer:
     it sees the neighbourhood that a 1x1 score layer alone cannot.

@@ -1,4 +1,4 @@
-"""Batch norms beside their convolutions: finding, folding, and measuring them anew."""
+"""Finds batch norms beside their convolutions, folds them, and measures them anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Pair(NamedTuple):
-    """A convolution and the batch norm right after it among the children of one module."""
+    """Holds a convolution and the batch norm right after it among the children of one module."""
 
     owner: nn.Module
     conv_name: str
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 
 def norm_pairs(network: nn.Module) -> Iterator[Pair]:
-    """Every convolution of `network` that a batch norm follows, in order."""
+    """Yield every convolution of `network` that a batch norm follows, in order."""
     for owner in network.modules():
         children = list(owner.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
@@ -39,7 +39,7 @@ def fold_norms(network: nn.Module) -> None:
 
 @torch.no_grad()
 def make_identity(norm: nn.BatchNorm2d) -> None:
-    """A norm that gives what it is given, while its running statistics are those of a new one."""
+    """Make a norm give what it is given, with the running statistics of a new one."""
     norm.reset_running_stats()
     norm.weight.fill_((1 + norm.eps) ** 0.5)
     norm.bias.zero_()
@@ -84,7 +84,7 @@ def _restate(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Moments:
-    """Running per-channel mean and variance of [N,C,h,w] maps, in float64."""
+    """Adds up the mean and variance of each channel of [N,C,h,w] maps, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -98,7 +98,7 @@ class _Moments:
         self.squares += x.square().sum(dim=(0, 2, 3))
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """float32 [C] mean and variance. Raises ValueError if nothing was added."""
+        """Give mean and variance, float32 [C]. Raises ValueError if nothing was added."""
         if not self.count:
             raise ValueError("restore_norms needs at least one batch of images")
         mean = self.total / self.count

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for the gradient traded for computing a part twice.
+"""Saves memory by computing a part twice: activation checkpointing.
 
 Source: Chen et al. 2016, arXiv 1604.06174.
 """
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(network: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), of which only `x` is kept until the backward pass computes it again, with the
-    same dropout. `function` runs modules of `network`."""
+    """Compute function(x), of which only `x` is kept until the backward pass computes it again,
+    with the same dropout. `function` runs modules of `network`."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_norms(network)
@@ -26,7 +26,7 @@ def recomputed(network: nn.Module, function: Callable[[Tensor], Tensor], x: Tens
 
 @contextmanager
 def _still_norms(network: nn.Module) -> Iterator[None]:
-    """The second time, batch norms must not count the same images again.
+    """Keep batch norms from counting the same images again, the second time.
 
     Without tracking they would keep other tensors for the gradient than the first time, and torch
     compares; so they track with momentum 0.

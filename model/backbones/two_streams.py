@@ -1,4 +1,4 @@
-"""Two nets side by side, one for colour and one for HHA: late fusion.
+"""Runs two nets side by side, one for colour and one for HHA: late fusion.
 
 Nothing passes between them; what they see meets in the score layers, see `model.fcn.FusedScore`.
 Source: arXiv 1411.4038, section 5; `nyud-fcn32s-color-hha/net.py` of
@@ -16,7 +16,9 @@ from model.backbones.base import Backbone, Features
 
 
 class TwoStreams(Backbone):
-    """float [N,6,H,W], RGB then HHA; taps as of one, the channels of `color` before those of `hha`.
+    """Takes float [N,6,H,W], RGB then HHA, and gives the maps of both nets.
+
+    In the channels of each map those of `color` come before those of `hha`.
 
     The streams are two nets of the same kind. Neither may be cut short.
     """
@@ -43,7 +45,7 @@ class TwoStreams(Backbone):
         return [*self.color.pretrained_modules(), *self.hha.pretrained_modules()]
 
     def load_imagenet(self, path: Path) -> None:
-        """Both from the same file, as the nets they are trained alone start."""
+        """Fill both from the same file, as each of them starts when it is trained alone."""
         self.color.load_imagenet(path)
         self.hha.load_imagenet(path)
 

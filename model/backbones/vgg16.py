@@ -1,4 +1,4 @@
-"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556, configuration D) as an FCN backbone.
+"""Defines VGG16 (Simonyan and Zisserman, arXiv 1409.1556, configuration D) as an FCN backbone.
 
 Its fully connected layers are convolutions, fc6 of 7x7 and fc7 of 1x1, and its classifier is
 gone (Long, Shelhamer, Darrell, arXiv 1411.4038, section 3.1). Layers have their Caffe names.
@@ -52,18 +52,18 @@ _CONV1_1_BGRD = "conv1_1_bgrd"
 
 
 def vgg16_maps(padding: Padding) -> dict[int, CoordinateMap]:
-    """Where the cells of pool3, pool4 and fc7 lie, by stride."""
+    """Compute where the cells of pool3, pool4 and fc7 lie, by stride."""
     pools = vgg16_pool_maps(padding)
     return {8: pools[2], 16: pools[3], 32: pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))}
 
 
 def vgg16_pool_maps(padding: Padding) -> list[CoordinateMap]:
-    """Where the cells of pool1 to pool5 lie on the image."""
+    """Compute where the cells of pool1 to pool5 lie on the image."""
     return _pool_maps(IMAGE.conv(3, pad=_conv_padding(padding)))
 
 
 def _pool_maps(at: CoordinateMap) -> list[CoordinateMap]:
-    """`at`: where the cells of conv1_1 lie."""
+    """Compute where the cells of pool1 to pool5 lie. `at`: where those of conv1_1 do."""
     pools = []
     for block, convs in enumerate(CONVS_PER_BLOCK):
         for _ in range(convs - (block == 0)):
@@ -74,7 +74,7 @@ def _pool_maps(at: CoordinateMap) -> list[CoordinateMap]:
 
 
 class VGG16(Backbone):
-    """Taps: pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
+    """Gives the maps of pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
 
     `fc_channels`: of fc6 and fc7; VGG's own are 4096, most of its 134 million parameters.
     `preprocessing`: must fit the weights. `modality`: of `rgb`, `rgbd` and `hha`. Depth is a fourth
@@ -137,8 +137,10 @@ class VGG16(Backbone):
         initialise(self)
 
     def fold_constant_padding(self) -> None:
-        """Compute what the padding by 100 makes alike once, for inference: a fifth of the time at
-        500x375. Nothing is approximated."""
+        """Compute only once what the padding by 100 makes alike, for inference.
+
+        It saves a fifth of the time at 500x375. Nothing is approximated.
+        """
         conv1_1 = self.get_submodule(self._conv(1, 1))
         if not isinstance(conv1_1, nn.Conv2d) or conv1_1.padding != (CAFFE_PADDING,) * 2:
             return
@@ -175,7 +177,7 @@ class VGG16(Backbone):
         return _CONV1_1_BGRD if first and self.modality == "rgbd" else f"conv{block}_{index}"
 
     def start_layers(self, layers: LayerWeights) -> LayerWeights:
-        """A depth filter begins as the mean of the colour filters beside it.
+        """Begin a depth filter as the mean of the colour filters beside it.
 
         Source: `nyud-fcn32s-color-d/solve.py` of shelhamer/fcn.berkeleyvision.org.
         """
@@ -187,7 +189,7 @@ class VGG16(Backbone):
         return {_CONV1_1_BGRD: Layer(np.concatenate([weight, depth], axis=1), bias), **rest}
 
     def pretrained_modules(self) -> list[nn.Module]:
-        """fc6 and fc7 are VGG's only at its own width."""
+        """List all layers but fc6 and fc7 where these do not have VGG's own width."""
         new = () if self.channels.get(32) == self._own_fc_channels else ("fc6", "fc7")
         return [module for name, module in self.named_children() if name not in new]
 
@@ -197,7 +199,7 @@ def _norm(block: int, index: int) -> str:
 
 
 def _conv_padding(padding: Padding) -> int:
-    """conv1_1 pads by it."""
+    """Give the padding of conv1_1."""
     return CAFFE_PADDING if padding == "pad100" else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 
 from starlette.types import ASGIApp
@@ -20,7 +21,7 @@ from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Operations
 from service.api.oip.rest import OipRest
-from service.api.oip.statistics import Statistics
+from service.api.oip.statistics import Counts, Statistics
 from service.api.uploads import Uploads
 from service.config import ApiConfig
 from service.core.segmenter import Segmenter
@@ -48,7 +49,7 @@ def build(
         timeout_s=config.upload_timeout_s,
         rejected=telemetry.rejected,
     )
-    statistics = Statistics()
+    statistics: Statistics = defaultdict(Counts)
     inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
     operations = Operations(segmenter, statistics, admin_key=admin_key, ready=ready)
 

@@ -64,9 +64,9 @@ class Segmenter:
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
-        """Makes it; `start` loads the models.
+        """Builds its parts; `start` loads the models.
 
-        changed: told of the models that serve whenever they are others.
+        changed: called with the models that serve, whenever these change.
         open_network: how to load a model file, in place of what the config says of engines.
         """
         cores = available_cores()
@@ -185,8 +185,8 @@ class Segmenter:
         model.queue.check(deadline, options.priority)
 
     def check_any(self, deadline_s: float | None) -> None:
-        """Does as `check`, while it is not known yet which model is wanted: of several any may be
-        free. Raises: Overloaded."""
+        """Checks what can be before the model is known: of several models any may be free.
+        Raises: Overloaded."""
         queues = [model.queue for model in self._registry.models() if model.queue.alive]
         if queues:
             self._admission.check(queues[0])
@@ -208,14 +208,14 @@ class Segmenter:
             header = read_header(image, max_bytes=self._config.max_image_bytes)
         else:
             header = Header("RGB", image.shape[0], image.shape[1])
-        # Room before the decode: a flood of uploads must not become a flood of pixels. More than is
-        # taken is refused by its header, and so costs none.
+        # Room before the decode: a flood of uploads must not become a flood of pixels. An image
+        # above the limit is refused by its header, and so never has more pixels than that.
         pixels = min(header.height * header.width, self._config.max_image_pixels)
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
             limits = self._config.max_image_pixels, self._whole_pixels
-            job = _Job(image, header, options, model, encoder, permit, limits, self._clock)
+            job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
             try:
                 return await self._run(job)
             except DeadlineExceeded:
@@ -254,7 +254,7 @@ class Segmenter:
                 timings.decode_s = job.decoded_s - began
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.pixels)
-        if result is _NOT_RUN:
+        if result is _TOO_LARGE:
             result = await run_in_tiles(
                 job.tensor,
                 model.contract.input,
@@ -317,7 +317,8 @@ class Segmenter:
         return self._clock() + options.deadline_s
 
 
-_NOT_RUN = InferenceResult(np.empty((0, 0), np.uint8), 0.0, 0.0, 0)
+_TOO_LARGE = InferenceResult(np.empty((0, 0), np.uint8), 0.0, 0.0, 0)
+"""Stands for the result of an image that is too large to be run whole."""
 
 
 def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
@@ -329,8 +330,8 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
 class _Job:
     """Holds one admitted image, and what a thread of the pool makes of it.
 
-    limits: pixels of what is decoded, and of a tensor that is run whole. decoded_s: when it was
-    decoded; 0 before, and then there is nothing more. rgb: uint8 [H,W,3].
+    max_image_pixels: of what is decoded. max_whole_pixels: of a tensor that is run whole. rgb:
+    uint8 [H,W,3]; like the tensor not there before `decoded_s`, which is 0 until then.
     """
 
     image: bytes | UInt8Array
@@ -339,8 +340,9 @@ class _Job:
     model: LoadedModel
     encoder: Encoder
     permit: Permit
-    limits: tuple[int, int]
     clock: Clock
+    max_image_pixels: int
+    max_whole_pixels: int
     decoded_s: float = 0.0
     rgb: UInt8Array = field(init=False)
     tensor: UInt8Array = field(init=False)
@@ -361,7 +363,7 @@ class _Job:
     def decode_and_put(self) -> None:
         """Puts the image into the queue, on a thread of the pool.
 
-        One too large to be run whole it answers with `_NOT_RUN`. Raises what is wrong with it.
+        One too large to be run whole is answered with `_TOO_LARGE`. Raises what is wrong with it.
         """
         self._decode()
         request, tensor = self.permit.request, self.tensor
@@ -370,8 +372,8 @@ class _Job:
             loop.call_soon_threadsafe(self.permit.correct, self.pixels)
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
-        if height * width > self.limits[1]:
-            settle(request.future, _NOT_RUN)
+        if height * width > self.max_whole_pixels:
+            settle(request.future, _TOO_LARGE)
             return
         postprocess: Postprocess | None = None
         if self.encoder.needs_logits:
@@ -384,9 +386,9 @@ class _Job:
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):
-            self.rgb = decode(self.image, self.header, max_pixels=self.limits[0])
+            self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
         else:
-            check_pixels(self.header.height, self.header.width, self.limits[0])
+            check_pixels(self.header.height, self.header.width, self.max_image_pixels)
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)
         self.decoded_s = self.clock()

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Visit
-from tests.browser.test_page import HEIGHT, LABELS, NAMES, PICTURE, WIDTH, give, segmented
+from tests.browser.test_page import HEIGHT, IMAGE, LABELS, NAMES, WIDTH, give, segmented
 from tests.drawing import png
 
 
@@ -35,7 +35,7 @@ def test_keyboard_alone(desk: Visit) -> None:
     tab_to(page, "#choose")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files({"name": "s.png", "mimeType": "image/png", "buffer": png(PICTURE)})
+    chooser.value.set_files({"name": "s.png", "mimeType": "image/png", "buffer": png(IMAGE)})
     segmented(page)
     tab_to(page, "#opacity")
     page.keyboard.press("ArrowLeft")
@@ -64,14 +64,14 @@ def test_keyboard_alone(desk: Visit) -> None:
 
 def test_names_and_roles(desk: Visit) -> None:
     page = desk.page
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
     named: list[tuple[Any, str]] = [
         ("combobox", "Model"),
         ("slider", "Opacity"),
         ("slider", "Before / after"),
-        ("application", "Segmented picture"),
-        ("button", "Choose a picture"),
+        ("application", "Segmented image"),
+        ("button", "Choose an image"),
         ("button", "Use the camera"),
         ("button", "Label map"),
         ("region", "Classes"),
@@ -137,10 +137,10 @@ def test_a_phone_scrolls_one_way(phone: Visit) -> None:
 
     assert overflow() <= 0
     expect(page.locator(".with-mouse")).to_be_hidden()
-    give(page, b"no", "a-very-long-name-of-a-picture-that-does-not-break.png")
+    give(page, b"no", "a-very-long-name-of-an-image-that-does-not-break.png")
     expect(page.get_by_role("alert")).to_be_visible()
     assert overflow() <= 0
-    give(page, png(PICTURE), "a-very-long-name-of-a-picture-that-does-not-break.png")
+    give(page, png(IMAGE), "a-very-long-name-of-an-image-that-does-not-break.png")
     segmented(page)
     assert overflow() <= 0
     page.locator("#frame").tap(position={"x": 20, "y": 20}, force=True)
@@ -231,7 +231,7 @@ def test_what_is_no_label_map_is_refused(desk: Visit) -> None:
     good = filtered(np.zeros((4, 4), np.uint8), [0])
     for body, reason in (
         (b"GIF89a", "not a PNG"),
-        (png(PICTURE), "no label map: depth 8, colour type 2"),
+        (png(IMAGE), "no label map: depth 8, colour type 2"),
         (good.replace(struct.pack(">II", 4, 4), struct.pack(">II", 4, 5)), "cut short"),
     ):
         assert reason in desk.page.evaluate(READ, base64.b64encode(body).decode())

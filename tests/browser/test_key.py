@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Visit
-from tests.browser.test_page import PICTURE, give, segmented
+from tests.browser.test_page import IMAGE, give, segmented
 from tests.conftest import need
 from tests.drawing import png
 
@@ -68,7 +68,7 @@ def test_the_key_is_asked_for_and_used(locked: Visit, tmp_path: Path) -> None:
     unlock(page)
     page.wait_for_selector("#about div")
     expect(page.locator("#key-dialog")).to_be_hidden()
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
 
     command = page.inner_text("#curl")
@@ -76,7 +76,7 @@ def test_the_key_is_asked_for_and_used(locked: Visit, tmp_path: Path) -> None:
     assert KEY not in page.content()
     expect(page.locator("#curl-key")).to_be_visible()
     need(shutil.which("curl") is not None, "curl")
-    (tmp_path / "street.png").write_bytes(png(PICTURE))
+    (tmp_path / "street.png").write_bytes(png(IMAGE))
     ran = subprocess.run(
         ["sh", "-ec", command.replace("curl ", "curl --trace-ascii sent.txt ", 1)],
         cwd=tmp_path,
@@ -91,7 +91,7 @@ def test_the_key_is_asked_for_and_used(locked: Visit, tmp_path: Path) -> None:
     page.wait_for_selector("#about div")
     assert page.evaluate("window.askedBefore")
     assert page.evaluate("localStorage.length") == 0 and page.evaluate("document.cookie") == ""
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
     page.get_by_role("button", name="Forget the key").click()
     expect(page.locator("#curl-key")).to_be_hidden()
@@ -108,7 +108,7 @@ def test_who_has_no_key_is_told_so(locked: Visit) -> None:
     expect(page.get_by_role("alert").first).to_contain_text(
         "This server answers those who have a key"
     )
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     expect(page.locator("#problem")).to_contain_text("This page knows no model: reload it.")
     page.reload()
     unlock(page)

@@ -24,8 +24,8 @@ from tests.tiny_models import CLASSES, expected_label_map
 UInt8Array = npt.NDArray[np.uint8]
 
 HEIGHT, WIDTH = 60, 100
-PICTURE = street(HEIGHT, WIDTH)
-LABELS = expected_label_map(PICTURE)
+IMAGE = street(HEIGHT, WIDTH)
+LABELS = expected_label_map(IMAGE)
 PALETTE = np.array([info.color for info in CLASSES], np.uint8)
 NAMES = [info.name for info in CLASSES]
 
@@ -41,7 +41,7 @@ def segmented(page: Page) -> None:
 @pytest.fixture
 def done(desk: Visit) -> Page:
     """The page with the street in it."""
-    give(desk.page, png(PICTURE))
+    give(desk.page, png(IMAGE))
     segmented(desk.page)
     return desk.page
 
@@ -54,7 +54,7 @@ def canvas(page: Page, selector: str) -> UInt8Array:
 
 
 def point(page: Page, x: int, y: int) -> Position:
-    """Where pixel (x, y) of the picture is in the frame, for `hover`."""
+    """Where pixel (x, y) of the image is in the frame, for `hover`."""
     box = page.locator("#frame").bounding_box()
     assert box is not None
     return {"x": (x + 0.5) * box["width"] / WIDTH, "y": (y + 0.5) * box["height"] / HEIGHT}
@@ -68,7 +68,7 @@ def test_classes_are_painted_where_the_server_found_them(done: Page) -> None:
     painted = canvas(done, "#classes")
     np.testing.assert_array_equal(painted[..., :3], PALETTE[LABELS])
     assert (painted[..., 3] == 255).all()
-    np.testing.assert_array_equal(canvas(done, "#photo")[..., :3], PICTURE)
+    np.testing.assert_array_equal(canvas(done, "#upload")[..., :3], IMAGE)
 
 
 def test_legend_has_the_shares(done: Page) -> None:
@@ -112,7 +112,7 @@ def test_a_class_is_hidden_and_shown(done: Page) -> None:
 
 
 def seen(page: Page, x: int, y: int) -> list[int]:
-    """RGB on the screen at a pixel of the picture."""
+    """RGB on the screen at a pixel of the image."""
     page.mouse.move(1, 1)
     with Image.open(io.BytesIO(page.locator("#frame").screenshot())) as image:
         at = point(page, x, y)
@@ -154,7 +154,7 @@ def saved(page: Page, output: str, name: str) -> bytes:
 def test_downloads_are_the_servers_bytes(done: Page, server: Server) -> None:
     def answer(query: str) -> bytes:
         headers = {"Content-Type": "image/png"}
-        return server.rest.post(f"/segment{query}", content=png(PICTURE), headers=headers).content
+        return server.rest.post(f"/segment{query}", content=png(IMAGE), headers=headers).content
 
     set_slider(done, "opacity", 35)
     assert saved(done, "label_map", "street.label_map.png") == answer("")
@@ -194,7 +194,7 @@ def test_the_command_runs(done: Page, server: Server, tmp_path: Path) -> None:
     expect(done.locator("#copy")).to_have_text("Copied")
     command = done.evaluate("navigator.clipboard.readText()")
     assert server.url in command and "classes=" in command
-    (tmp_path / "street.png").write_bytes(png(PICTURE))
+    (tmp_path / "street.png").write_bytes(png(IMAGE))
     subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True, timeout=30)
     assert (tmp_path / "street.overlay.png").read_bytes() == expected
 
@@ -212,14 +212,14 @@ def test_the_command_follows_what_is_shown(done: Page, tmp_path: Path) -> None:
     assert done.inner_text("#curl") == command
     done.get_by_role("button", name="red").click()
     done.get_by_role("button", name="green").click()
-    (tmp_path / "street.png").write_bytes(png(PICTURE))
+    (tmp_path / "street.png").write_bytes(png(IMAGE))
     subprocess.run(["sh", "-ec", done.inner_text("#curl")], cwd=tmp_path, check=True, timeout=30)
     expected = saved(done, "overlay", "street.overlay.png")
     assert (tmp_path / "street.overlay.png").read_bytes() == expected
-    give(done, png(PICTURE), "it's another.png")
+    give(done, png(IMAGE), "it's another.png")
     expect(done.locator("#curl")).to_contain_text("another.label_map.png")
     assert "output=" not in done.inner_text("#curl")
-    (tmp_path / "it's another.png").write_bytes(png(PICTURE))
+    (tmp_path / "it's another.png").write_bytes(png(IMAGE))
     subprocess.run(["sh", "-ec", done.inner_text("#curl")], cwd=tmp_path, check=True, timeout=30)
     assert (tmp_path / "it's another.label_map.png").exists()
 
@@ -237,7 +237,7 @@ def test_another_model_answers_at_once(done: Page) -> None:
     expect(done.locator("#model option:checked")).to_have_text("tiny / 2")
     done.select_option("#model", label="other / 1")
     expect(done.locator("#curl")).to_contain_text("model=other")
-    labels = expected_label_map(PICTURE, (0, 0, 300))
+    labels = expected_label_map(IMAGE, (0, 0, 300))
     np.testing.assert_array_equal(canvas(done, "#classes")[..., :3], PALETTE[labels])
     expect(done.locator("#about")).to_contain_text("other, version 1")
     done.select_option("#model", label="tiny / 1")
@@ -249,7 +249,7 @@ DATA = """([kind, name, body]) => {
   const data = new DataTransfer();
   data.items.add(new File([bytes], name, {type: "image/png"}));
   const init = {bubbles: true, cancelable: true};
-  document.querySelector("#picture").dispatchEvent(kind === "drop"
+  document.querySelector("#image").dispatchEvent(kind === "drop"
     ? new DragEvent("drop", {...init, dataTransfer: data})
     : new ClipboardEvent("paste", {...init, clipboardData: data}));
 }"""
@@ -258,11 +258,11 @@ DATA = """([kind, name, body]) => {
 def test_drop_and_paste(desk: Visit) -> None:
     page = desk.page
     other = street(HEIGHT, WIDTH, seed=1)
-    for kind, picture in ("drop", PICTURE), ("paste", other):
-        page.evaluate(DATA, [kind, f"{kind}.png", base64.b64encode(png(picture)).decode()])
+    for kind, image in ("drop", IMAGE), ("paste", other):
+        page.evaluate(DATA, [kind, f"{kind}.png", base64.b64encode(png(image)).decode()])
         expect(page.locator("#curl")).to_contain_text(f"@{kind}.png")
-        np.testing.assert_array_equal(canvas(page, "#photo")[..., :3], picture)
-        labels = expected_label_map(picture)
+        np.testing.assert_array_equal(canvas(page, "#upload")[..., :3], image)
+        labels = expected_label_map(image)
         np.testing.assert_array_equal(canvas(page, "#classes")[..., :3], PALETTE[labels])
 
 
@@ -278,26 +278,26 @@ def test_camera(desk: Visit) -> None:
 
 
 def test_a_format_the_browser_cannot_show(desk: Visit) -> None:
-    give(desk.page, encode(PICTURE, "TIFF"), "scan.tiff", "image/tiff")
+    give(desk.page, encode(IMAGE, "TIFF"), "scan.tiff", "image/tiff")
     segmented(desk.page)
-    np.testing.assert_array_equal(canvas(desk.page, "#photo")[..., :3], PICTURE)
+    np.testing.assert_array_equal(canvas(desk.page, "#upload")[..., :3], IMAGE)
 
 
-def test_a_picture_on_its_side_is_shown_upright(desk: Visit) -> None:
-    image = Image.fromarray(PICTURE)
+def test_an_image_on_its_side_is_shown_upright(desk: Visit) -> None:
+    image = Image.fromarray(IMAGE)
     exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees, clockwise
     give(desk.page, encode(image, "PNG", exif=exif), "turned.png")
     segmented(desk.page)
-    np.testing.assert_array_equal(canvas(desk.page, "#photo")[..., :3], np.rot90(PICTURE, -1))
+    np.testing.assert_array_equal(canvas(desk.page, "#upload")[..., :3], np.rot90(IMAGE, -1))
     labels = canvas(desk.page, "#classes")[..., :3]
     np.testing.assert_array_equal(labels, PALETTE[np.rot90(LABELS, -1)])
 
 
-def test_what_is_no_picture(desk: Visit) -> None:
+def test_what_is_no_image(desk: Visit) -> None:
     page = desk.page
     expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
-    give(page, b"not a picture", "notes.png")
+    give(page, b"not an image", "notes.png")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Unsupported image format")
     expect(alert).to_contain_text("send JPEG, PNG, WebP, BMP or TIFF")
@@ -305,7 +305,7 @@ def test_what_is_no_picture(desk: Visit) -> None:
     assert page.get_attribute("body", "data-state") == "empty"
     expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
     assert desk.refused == ["/segment"]
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
     expect(alert).to_be_hidden()
 
@@ -314,7 +314,7 @@ def test_too_large_is_told_before_the_upload(done: Page) -> None:
     give(done, bytes(MAX_IMAGE_BYTES + 1), "huge.png")
     expect(done.get_by_role("alert")).to_contain_text("Image too large")
     expect(done.get_by_role("alert")).to_contain_text("0.191 MiB")
-    assert done.get_attribute("body", "data-state") == "done", "the last picture stays"
+    assert done.get_attribute("body", "data-state") == "done", "the last image stays"
     done.click("#problem-close")
     expect(done.locator("#problem")).to_be_hidden()
 
@@ -322,10 +322,10 @@ def test_too_large_is_told_before_the_upload(done: Page) -> None:
 def test_no_answer(desk: Visit) -> None:
     page = desk.page
     page.route("**/segment*", lambda route: route.abort())
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     expect(page.get_by_role("alert")).to_contain_text("could not be reached")
     page.unroute("**/segment*")
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
     page.route("**/segment*", lambda route: route.fulfill(status=502, body="<h1>Bad gateway"))
     page.click("[data-output=color]")
@@ -335,12 +335,12 @@ def test_no_answer(desk: Visit) -> None:
 def test_there_are_no_empty_panels_while_the_first_answer_is_waited_for(desk: Visit) -> None:
     page = desk.page
     page.route("**/segment*", lambda route: None)  # no answer
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     page.wait_for_selector("body[data-state=busy]")
     expect(page.locator("#readout")).to_have_text("Segmenting …")
     expect(page.locator(".answered:visible, .sliders:visible")).to_have_count(0)
     page.unroute_all()
-    give(page, png(PICTURE))
+    give(page, png(IMAGE))
     segmented(page)
     assert page.locator(".answered:visible").count() == 3
 

@@ -58,7 +58,7 @@ SAID = [
     ("sh", ('fcn_model_info{model="tiny"',)),
     ("python", ("SERVING",)),
 ]
-"""Of each snippet its language, and what it prints, beside the pictures that it writes."""
+"""Of each snippet its language, and what it prints, beside the images that it writes."""
 
 
 def test_there_are_snippets() -> None:
@@ -87,10 +87,10 @@ def test_snippet(server: Server, tmp_path: Path, number: int) -> None:
     assert done.returncode == 0, done.stderr
     words = SAID[number][1]
     assert all(word in done.stdout for word in words), done.stdout
-    pictures = list(tmp_path.glob("*.png"))
-    assert pictures or words
-    for picture in pictures:
-        assert read_png(picture.read_bytes()).shape[:2] == (30, 50)
+    images = list(tmp_path.glob("*.png"))
+    assert images or words
+    for image in images:
+        assert read_png(image.read_bytes()).shape[:2] == (30, 50)
 
 
 def test_errors() -> None:

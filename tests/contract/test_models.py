@@ -21,7 +21,7 @@ from tests.tiny_models import write_model
 from tests.waiting import until
 
 POLL_S = 0.1
-PICTURE = png(np.full((6, 8, 3), 100, np.uint8))
+IMAGE = png(np.full((6, 8, 3), 100, np.uint8))
 RED, GREEN, BLUE = ((300, 0, 0), (0, 300, 0), (0, 0, 300))
 
 
@@ -44,7 +44,7 @@ def label(client: httpx.Client, model: str | None = None) -> int:
     answer = client.post(
         "/segment",
         params={"model": model} if model else {},
-        content=PICTURE,
+        content=IMAGE,
         headers={"content-type": "image/png"},
     ).raise_for_status()
     return int(read_png(answer.content)[0, 0])
@@ -132,5 +132,5 @@ def test_an_alias_answers_and_counts_as_its_model(server: Server) -> None:
     assert listed(server, "street")["aliases"] == aliases
     assert listed(server, "street")["name"] == "tiny"
     assert 'model="stable"' not in server.rest.get("/metrics").text
-    reply = server.stub.Segment(pb.SegmentRequest(image=PICTURE, model="stable"), timeout=30)
+    reply = server.stub.Segment(pb.SegmentRequest(image=IMAGE, model="stable"), timeout=30)
     assert (reply.model, reply.version) == ("tiny", "1")

@@ -22,11 +22,11 @@ async def test_mates_and_instances_change_nothing() -> None:
         *(session.instances[0] for session in sessions[:2]),
         Function(sessions[2].instances[0].run, full_device=True),
     ]
-    pictures = [street(*SIZES[n % len(SIZES)], seed=n) for n in range(18)]
+    images = [street(*SIZES[n % len(SIZES)], seed=n) for n in range(18)]
     async with serving(*instances) as queue:
-        answers = [await submit(queue, pictures[0])]
-        answers += await asyncio.gather(*(submit(queue, p) for p in pictures[1:]))
+        answers = [await submit(queue, images[0])]
+        answers += await asyncio.gather(*(submit(queue, p) for p in images[1:]))
     assert {answer.batch_size for answer in answers} >= {1, 4}
-    for picture, answer in zip(pictures, answers, strict=True):
-        (alone,) = sessions[0].instances[0].run(picture[None])
+    for image, answer in zip(images, answers, strict=True):
+        (alone,) = sessions[0].instances[0].run(image[None])
         np.testing.assert_array_equal(answer.label_map, alone)

@@ -7,7 +7,7 @@ import sys
 
 from tests.serving import ROOT, environment
 
-UNWANTED = ("torch", "onnx", "onnxscript", "tensorboard", "tqdm", "yaml")
+UNWANTED = ("torch", "onnx", "onnx_ir", "onnxscript", "tensorboard", "tqdm", "yaml")
 
 
 def run_python(script: str) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def commands() -> list[list[str]]:
 def test_four_commands_lead_to_a_served_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The answer to one picture is what the checkpoint says of it."""
+    """The answer to one image is what the checkpoint says of it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "training").symlink_to(ROOT / "training")
     data = tmp_path / "data" / "roofs"
@@ -63,12 +63,12 @@ def test_four_commands_lead_to_a_served_model(
     assert 0.2 < json.loads(scores)["mean_iu"] < 1
     assert main(export[1:]) == 0
     assert serve == ["fcn", "serve"], "its repository is the one that fcn export writes to"
-    picture = data / "test" / "images" / "0000.jpg"
+    image = data / "test" / "images" / "0000.jpg"
     with running(tmp_path / "model_repository") as server:
         answer = server.rest.post(
             "/segment",
             params={"model": "roofs"},
-            content=picture.read_bytes(),
+            content=image.read_bytes(),
             headers={"Content-Type": "image/jpeg"},
         )
         assert answer.status_code == 200, answer.text
@@ -76,7 +76,7 @@ def test_four_commands_lead_to_a_served_model(
     assert "house" in json.dumps(listed)
     got = np.array(Image.open(io.BytesIO(answer.content)))
     network = load_checkpoint(Path("runs/roofs/best.pt")).build_network()
-    pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         wanted = label_map(network(pixels))[0].numpy()
     assert got.shape == wanted.shape == (HEIGHT, WIDTH) and len(np.unique(wanted)) >= 2

@@ -67,9 +67,7 @@ def server() -> Iterator[serving.Server]:
 
 
 @pytest.mark.parametrize("size", [(360, 480), (97, 131), (1, 1)])
-def test_label_map_has_the_size_of_the_picture(
-    server: serving.Server, size: tuple[int, int]
-) -> None:
+def test_label_map_has_the_size_of_the_image(server: serving.Server, size: tuple[int, int]) -> None:
     reply = server.rest.post(
         "/segment", content=jpeg(street(*size)), headers={"Content-Type": "image/jpeg"}
     )

@@ -32,7 +32,7 @@ from training.evaluation.evaluate import (
     ServerLost,
     count_image,
 )
-from training.evaluation.metrics import Confusion
+from training.evaluation.metrics import Confusion, ScoreError
 from training.evaluation.predictors import FilePredictor
 
 
@@ -90,8 +90,8 @@ def evaluate_files(
     """Count as `evaluate` does, for a predictor that decodes the image files itself.
 
     `in_flight`: how many files are asked for at a time; `predict` is called from that many
-    threads. An image that fails, or its label, is reported and not scored, and after ServerLost
-    the rest is not asked for: an hour of answers is worth more than none.
+    threads. An image that fails, its label, or its answer is reported and not scored; after
+    ServerLost the rest is not asked for: an hour of answers is worth more than none.
     Raises: EvaluationError, also if no image was scored.
     """
     confusion = Confusion(data.info.head_sizes)
@@ -112,13 +112,16 @@ def evaluate_files(
         for index, answer in enumerate(answers):
             image = data.pairs[index][0]
             bar.update()
+            if isinstance(answer, tuple):
+                try:
+                    count_image(confusion, image, *answer)
+                    scored += 1
+                except (EvaluationError, ScoreError) as error:
+                    answer = error
             if isinstance(answer, Exception):
                 failures.append(Failure(image, str(answer)))
                 if isinstance(answer, ServerLost):
                     break
-            else:
-                count_image(confusion, image, *answer)
-                scored += 1
     if not scored:
         raise EvaluationError(f"no image was scored: {failures[0].image}: {failures[0].error}")
     not_asked = len(data) - scored - len(failures)

@@ -124,11 +124,15 @@ class _Walk:
         else:
             other = next((name for name in node.input if name in self._constants), "")
             bounds = [other, ""] if node.op_type == "Max" else ["", other]
-        if any(bound and bound not in self._constants for bound in bounds):
+        known = [self._constant(name) for name in bounds]
+        if any(
+            name and (value is None or value.size != 1)
+            for name, value in zip(bounds, known, strict=True)
+        ):
             return _NOTHING
         low, high = (
-            float(default if (value := self._constant(bound)) is None else np.ravel(value)[0])
-            for bound, default in zip(bounds, (low, high), strict=True)
+            float(default if value is None else value.item())
+            for value, default in zip(known, (low, high), strict=True)
         )
         if inner.meaning == "probabilities":
             ends = sorted((inner.offset, inner.offset + inner.scale))
@@ -148,6 +152,8 @@ class _Walk:
         if len(constants) != sum(v is not None for v in values):
             return inner if inner.meaning == "logits" and values[0] is None else _NOTHING
         constant = constants[0] if constants else 0.0
+        if kind in ("Div", "QuantizeLinear") and (values[0] is not None or constant == 0):
+            return _NOTHING  # a constant divided by it, or nonsense
         if kind in ("QuantizeLinear", "DequantizeLinear"):
             zero = constants[1] if len(constants) > 1 else 0.0
             if kind == "QuantizeLinear":
@@ -160,8 +166,6 @@ class _Walk:
         if kind == "Mul":
             return replace(inner, scale=inner.scale * constant, offset=inner.offset * constant)
         if kind == "Div":
-            if values[0] is not None or constant == 0:
-                return _NOTHING  # a constant divided by it
             return replace(inner, scale=inner.scale / constant, offset=inner.offset / constant)
         if kind == "Sub" and values[0] is not None:
             return replace(inner, scale=-inner.scale, offset=constant - inner.offset)

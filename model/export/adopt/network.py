@@ -70,8 +70,6 @@ def open_network(
     proto = _passed(
         path, _read(path), common.InlinePass(), common.RemoveInitializersFromInputsPass()
     )
-    # Until IR version 4, every weight had to be listed as an input, too.
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)
     output = _output(proto.graph, output)
     kept = [value for value in proto.graph.output if value.name == output]
     del proto.graph.output[:]
@@ -144,13 +142,17 @@ def _read(path: Path) -> onnx.ModelProto:
                 f"the weights of {path} cannot be read, so copy their files anew: "
                 f"{first_line(error)}"
             ) from error
+    # Until IR version 4, every weight had to be listed as an input, too.
+    proto.ir_version = max(proto.ir_version, _IR_VERSION)
     for value in (*proto.graph.input, *proto.graph.output):
         if value.type.HasField("tensor_type"):  # the checker wants a shape, if only an empty one
             value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(proto)
     except Exception as error:
-        raise AdoptError(f"{path} is not a valid ONNX model: {error}") from error
+        raise AdoptError(
+            f"{path} is not a valid ONNX model, so export it anew: {first_line(error)}"
+        ) from error
     return proto
 
 

@@ -85,9 +85,11 @@ class Inference:
         except BaseException:
             with contextlib.suppress(ServiceError):
                 found, status = self._segmenter.status(model, version)
-                self._statistics.failed(found.name, status.version, time.perf_counter() - began)
+                counts = self._statistics[found.name, status.version]
+                counts.failed(time.perf_counter() - began)
             raise
-        self._statistics.answered(replies, time.perf_counter() - began)
+        counts = self._statistics[replies[0].model, replies[0].version]
+        counts.answered(replies, time.perf_counter() - began)
         return answer
 
 

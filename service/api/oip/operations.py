@@ -112,7 +112,11 @@ class Operations:
         models = [self._find(name, version)[0]] if name else self._segmenter.models()
         return {
             "model_stats": [
-                self._statistics.to_json(model.name, status.version)
+                {
+                    "name": model.name,
+                    "version": status.version,
+                    **self._statistics[model.name, status.version].to_json(),
+                }
                 for model in models
                 for status in model.versions
                 if not version or status.version == version

@@ -6,6 +6,7 @@ Source: Triton's extension_statistics.md, as far as its perf_analyzer and client
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,9 +26,13 @@ _DURATIONS: Final = ("success", "fail", *_STAGES)
 
 
 @dataclass(slots=True)
-class _Counts:
-    """Holds what one version of a model has done. durations: count and seconds, by Triton's name;
-    batches: by size, how many, and seconds by Triton's name."""
+class Counts:
+    """Holds what one version of a model has done in this protocol since the start.
+
+    The metrics count otherwise, not by version nor by size of the batch, so neither can be had from
+    the other. durations: count and seconds, by Triton's name; batches: by size, how many, and
+    seconds by Triton's name.
+    """
 
     last_inference_ms: int = 0
     images: int = 0
@@ -37,53 +42,34 @@ class _Counts:
     )
     batches: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def add(self, name: str, seconds: float) -> None:
-        count, total_s = self.durations[name]
-        self.durations[name] = count + 1, total_s + seconds
-
-
-class Statistics:
-    """Counts requests of this protocol since the start, by model and version, as Triton does.
-
-    The metrics count otherwise, not by version nor by size of the batch, so neither can be had from
-    the other. REST and gRPC share one.
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], _Counts] = {}
-
     def answered(self, replies: Sequence[SegmentReply], seconds: float) -> None:
         """Counts one request. seconds: from its complete upload to its answer."""
-        counts = self._of(replies[0].model, replies[0].version)
-        counts.last_inference_ms = round(1000 * time.time())
-        counts.add("success", seconds)
+        self.last_inference_ms = round(1000 * time.time())
+        self._add("success", seconds)
         for name, attribute in _STAGES.items():
             # Its images are worked on side by side: the slowest is what the request took.
-            counts.add(name, max(getattr(r.timings, attribute) for r in replies))
+            self._add(name, max(getattr(r.timings, attribute) for r in replies))
         for reply in replies:
-            counts.images += 1
-            counts.executions += 1 / reply.batch_size
-            batch = counts.batches.setdefault(reply.batch_size, dict.fromkeys(("n", *_STAGES), 0.0))
+            self.images += 1
+            self.executions += 1 / reply.batch_size
+            batch = self.batches.setdefault(reply.batch_size, dict.fromkeys(("n", *_STAGES), 0.0))
             # Each of its images reports a batch: together they make one.
             batch["n"] += 1 / reply.batch_size
             for name, attribute in _STAGES.items():
                 batch[name] += getattr(reply.timings, attribute) / reply.batch_size
 
-    def failed(self, model: str, version: str, seconds: float) -> None:
-        self._of(model, version).add("fail", seconds)
+    def failed(self, seconds: float) -> None:
+        self._add("fail", seconds)
 
-    def to_json(self, model: str, version: str) -> dict[str, Any]:
-        """Describes one version of a model as Triton does."""
-        counts = self._counts.get((model, version), _Counts())
+    def to_json(self) -> dict[str, Any]:
+        """Describes them as Triton does."""
         return {
-            "name": model,
-            "version": version,
-            "last_inference": counts.last_inference_ms,
-            "inference_count": counts.images,
-            "execution_count": round(counts.executions),
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.images,
+            "execution_count": round(self.executions),
             "inference_stats": {
                 name: {"count": count, "ns": round(1e9 * total_s)}
-                for name, (count, total_s) in counts.durations.items()
+                for name, (count, total_s) in self.durations.items()
             },
             "batch_stats": [
                 {
@@ -94,9 +80,14 @@ class Statistics:
                         if name != "queue"
                     },
                 }
-                for size, batch in sorted(counts.batches.items())
+                for size, batch in sorted(self.batches.items())
             ],
         }
 
-    def _of(self, model: str, version: str) -> _Counts:
-        return self._counts.setdefault((model, version), _Counts())
+    def _add(self, name: str, seconds: float) -> None:
+        count, total_s = self.durations[name]
+        self.durations[name] = count + 1, total_s + seconds
+
+
+Statistics = defaultdict[tuple[str, str], Counts]
+"""Keeps them by model and version; REST and gRPC share one."""

@@ -81,7 +81,7 @@ class Admission:
 
 
 class Permit:
-    """Stands for what one request holds of the service, with its slot in a model's queue."""
+    """Holds one request's room: its bytes and pixels here, and its slot in a model's queue."""
 
     __slots__ = ("_admission", "_bytes", "_ended", "_queue", "pixels", "request")
 

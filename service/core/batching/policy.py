@@ -23,14 +23,14 @@ AGE_CAP_S: Final = 0.1
 # What a run costs besides its pixels, as so many pixels: without it a few tiny images would make
 # every large one look hours away.
 RUN_OVERHEAD_PX: Final = 16_384
-# What a run counts after ten more: follows a change of load within some ten runs.
+# Weight that a run keeps with each later one: the mean follows a change of load in some ten runs.
 _MEMORY: Final = 0.8
 
 _Group = tuple[Hashable, Priority]
 
 Postprocess = Callable[[UInt8Array, Float32Array | None], Any]
-"""Makes of a label map uint8 [H,W] and, if they were wanted, the logits float32 [C,H,W] what the
-reply needs of them.
+"""Turns a label map, uint8 [H,W], and the logits, float32 [C,H,W] where they were wanted, into what
+the reply needs.
 
 It runs on the device's thread, though that delays the next batch a little: logits that waited
 elsewhere would take a dozen times the memory of the images, and to hand a label map to another
@@ -59,8 +59,8 @@ class InferenceRequest:
     """Follows one image through the queue: it is made before the decode and answered once.
 
     deadline: a moment of the queue's clock, or None. pixels: those of the image's header, until the
-    image is there. image: uint8 RGB [H,W,3]. kind: only images of one kind can share a batch. All
-    else from `image` on is known once that is there.
+    image is there. image: uint8 RGB [H,W,3]. kind: only images of one kind can share a batch. From
+    `image` on, `set_image` sets all.
     """
 
     priority: Priority
@@ -109,7 +109,10 @@ class LatencyModel:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Lists what one instance runs at once, since `started_s`. latency: how such runs go."""
+    """Lists the requests that one instance runs at once, since `started_s`.
+
+    latency: the model that predicts such runs, and learns from this one.
+    """
 
     requests: list[InferenceRequest]
     started_s: float
@@ -144,7 +147,7 @@ class BatchPolicy:
             yield from group
 
     def pixels(self, priority: Priority) -> int:
-        """Counts those of the images of this priority and of higher ones."""
+        """Counts the pixels of the images of this priority and of higher ones."""
         return sum(self._pixels[p] for p in Priority if p <= priority)
 
     def add(self, item: InferenceRequest) -> None:

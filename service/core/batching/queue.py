@@ -40,14 +40,14 @@ from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, Shutti
 T = TypeVar("T")
 
 DEADLINE_SHARE: Final = 0.75
-"""Wait and run may take this share of the time to a deadline: the rest is for decoding,
-encoding, and a prediction that was too good: work that comes too late is lost for everybody."""
+"""Wait and run may take this share of the time to a deadline. The rest is for decoding, encoding,
+and predictions that were too good: work that comes too late is lost for everybody."""
 
 _log = logging.getLogger(__name__)
 
 
 def settle(future: asyncio.Future[Any], outcome: object) -> None:
-    """Answers whoever awaits `future`, from any thread; who has left misses nothing.
+    """Answers whoever awaits `future`, from any thread; does nothing if nobody does any more.
 
     outcome: the result, or the exception to raise.
     """
@@ -87,7 +87,7 @@ async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Cl
 class BatchQueue:
     """Forms batches for one model's instances. Any thread may call it.
 
-    It owns the only lock; its private methods are called with that held.
+    It owns the only lock; its private methods are called while it is held.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class BatchQueue:
         observer: Observer,
         clock: Clock,
     ) -> None:
-        """Opens it.
+        """Opens the queue.
 
-        model: the observer's label. instances: that share the device. full_device: whether one
-        more takes all of it for a lone image.
+        model: its name, for the observer. instances: how many share the device. full_device:
+        whether there is one more, which takes all of the device for a lone image.
 
         max_batch, max_batch_pixels, age_cap_s: see `BatchPolicy`. max_queue: images reserved or
         waiting. max_wait_s: longest predicted wait for the device at which an image is still taken.
@@ -262,10 +262,10 @@ class BatchQueue:
             return self._retry_after_s()
 
     def close(self, error: Exception | None = None, lost: Iterable[InferenceRequest] = ()) -> None:
-        """Answers everybody with an error, `lost` included, and takes nothing more.
+        """Answers everybody with an error, and takes nothing more.
 
-        error: ShuttingDown by default. A run cannot be interrupted; its result has no taker. Drain
-        first to lose nothing.
+        error: ShuttingDown by default. lost: requests to be answered that are in no list here. A
+        run cannot be interrupted; its result has no taker. Drain first to lose nothing.
         """
         requests = list(lost)
         with self._lock:
@@ -313,7 +313,7 @@ class BatchQueue:
 
     def _is_too_late(self, pixels: int, deadline: float | None, priority: Priority) -> bool:
         wait_s = self._wait_s(priority)
-        # An idle device takes whatever comes: should the prediction be wrong, so it is unlearned.
+        # An idle device takes whatever comes: a prediction that is wrong is corrected by the run.
         if not wait_s or wait_s > self._max_wait_s:
             return wait_s > 0
         needs_s = wait_s + self._latency.seconds(pixels)
@@ -351,10 +351,10 @@ class BatchQueue:
 
     def _take(self, full_device: bool) -> Batch | None:
         """Forms a batch for an instance; None when none is for it now."""
-        # A run on the full device counts as an instance: it has its cores.
-        for_it = self._is_lone() if full_device else len(self._running) < self._instances
+        # A run on the full device counts as one of the instances: it has their cores.
+        may_take = self._is_lone() if full_device else len(self._running) < self._instances
         batch, depth = None, len(self._policy)
-        if for_it and (requests := self._next_requests()):
+        if may_take and (requests := self._next_requests()):
             latency = self._full_device_latency if full_device else self._latency
             batch = Batch(requests, self._clock(), latency)
             self._running.add(batch)
@@ -366,7 +366,7 @@ class BatchQueue:
     def _wake(self) -> None:
         """Wakes the one instance for which there is work, which then wakes the next.
 
-        That which finds, once awake, that the work is not for it any more, does the same.
+        One that finds, once awake, that the work is no longer for it, does the same.
         """
         if self._is_lone():
             self._notify(full_device=True)
@@ -394,5 +394,5 @@ class BatchQueue:
         return []
 
     def _observe_depth(self) -> None:
-        """Tells it with the lock held, so that the last one told is the last there was."""
+        """Tells the observer while the lock is held: else it might be told an older depth last."""
         self._observer.queue_depth(self._model, len(self._policy))

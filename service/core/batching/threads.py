@@ -35,7 +35,7 @@ slowest refusals took 11 ms without it and 7 ms with it, at the same throughput 
 
 
 _Task = tuple[Callable[[], Any], asyncio.Future[Any], bool]
-"""Work, its future, and whether what the work returns is that one's result."""
+"""Work, its future, and whether the future's result is what the work returns."""
 
 _serving: WeakKeyDictionary[threading.Thread, BatchQueue] = WeakKeyDictionary()
 
@@ -93,10 +93,10 @@ class Pool:
         return await result_by(future, deadline, self._clock)
 
     def submit(self, work: Callable[[], None], future: asyncio.Future[Any]) -> None:
-        """Runs `work`, which hands `future` on to be settled elsewhere.
+        """Runs `work`, which sees to it that `future` is settled elsewhere.
 
-        Only what `work` raises, and ShuttingDown, is its exception. Work of which the future is
-        done by then never begins.
+        Here it is settled only with what `work` raises, or with ShuttingDown. Work whose future is
+        done before its turn never begins.
         """
         self._put((work, future, False))
 
@@ -198,7 +198,7 @@ def _serve(instance: Instance, queue: BatchQueue, clock: Clock) -> None:
 def _serve_next(instance: Instance, queue: BatchQueue, clock: Clock) -> bool:
     """Runs the next batch; returns False once the queue is closed.
 
-    A function of its own, for at its end nothing holds the batch: it would live until the next.
+    A function of its own, so that at its end nothing holds the batch until the next one comes.
     """
     batch = queue.next_batch(full_device=instance.full_device)
     if batch is None:

@@ -32,15 +32,16 @@ async def run_in_tiles(
 ) -> InferenceResult:
     """Labels an image, uint8 RGB [H,W,3], tile by tile.
 
-    max_pixels: of one tile. at_once: as many as there are instances, so that others' images get
-    their turn in between. postprocess: only of logits, which it needs; it makes an array [...,h,w].
+    max_pixels: of one tile. at_once: tiles in the queue at a time, as many as there are instances:
+    others' images get their turn in between. postprocess: given only where it needs the logits; it
+    returns an array [...,h,w].
 
     Raises: ImageTooLarge, and the first error of any tile, which ends the others.
     """
     height, width = tensor.shape[:2]
     remaining = iter(tiles(height, width, spec, max_pixels))
     results: list[InferenceResult] = []
-    wholes: list[npt.NDArray[Any]] = []  # the label map and, if there is one, what was made of it
+    wholes: list[npt.NDArray[Any]] = []  # the label map and, if any, what postprocess returned
 
     async def work() -> None:
         for tile in remaining:

@@ -59,7 +59,7 @@ export class Classes {
     return this.infos.find(named) ?? this.infos.find(isBlack);
   }
 
-  /** The names to ask an overlay for: of several, background is not drawn over the picture. */
+  /** The names to ask an overlay for: of several, background is not drawn over the image. */
   get drawn() {
     const kept = this.kept;
     return kept?.length > 1 ? kept.filter((name) => name !== this.background?.name) : kept;

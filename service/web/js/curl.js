@@ -4,7 +4,7 @@ import { segmentAddress, typeOf } from "./server.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** For a POSIX shell, in the folder of the picture. saved: the file to write. withKey: the key is
+/** For a POSIX shell, in the folder of the image. saved: the file to write. withKey: the key is
  * taken from a variable, so that it is neither copied nor kept in the shell's history. */
 export function curlCommand(file, request, saved, withKey) {
   const address = new URL(segmentAddress(request), document.baseURI).href;

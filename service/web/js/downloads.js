@@ -61,11 +61,11 @@ export class Downloads extends EventTarget {
           : "";
   }
 
-  /** Saves the answer as `<picture>.<output>.<ending>`. */
-  save(blob, picture, output) {
+  /** Saves the answer as `<image>.<output>.<ending>`. */
+  save(blob, image, output) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = fileName(picture, output, blob.type);
+    link.download = fileName(image, output, blob.type);
     link.click();
     URL.revokeObjectURL(link.href);
     this.note.textContent = `Saved ${link.download}.`;
@@ -73,7 +73,7 @@ export class Downloads extends EventTarget {
 }
 
 /** `street.jpg`, "overlay", "image/png" -> `street.overlay.png`. */
-export function fileName(picture, output, type) {
-  const stem = picture.replace(/\.[^.]*$/, "") || "picture";
+export function fileName(image, output, type) {
+  const stem = image.replace(/\.[^.]*$/, "") || "image";
   return `${stem}.${output}.${ENDINGS[type.split(";")[0].trim()] ?? "bin"}`;
 }

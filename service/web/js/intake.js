@@ -1,9 +1,9 @@
-// Ways for a picture to come in: chosen, dropped, pasted, or taken with the camera.
+// Ways for an image to come in: chosen, dropped, pasted, or taken with the camera.
 
 import { Problem } from "./server.js";
 
 export class Intake extends EventTarget {
-  /** Dispatches "picture" with a File, "problem" with a Problem. */
+  /** Dispatches "image" with a File, "problem" with a Problem. */
   constructor(root) {
     super();
     const input = root.querySelector("#file");
@@ -32,11 +32,11 @@ export class Intake extends EventTarget {
 
   #take(files) {
     if (files.length === 1) {
-      this.dispatchEvent(new CustomEvent("picture", { detail: files[0] }));
+      this.dispatchEvent(new CustomEvent("image", { detail: files[0] }));
     } else if (files.length > 1) {
-      this.#complain("One picture at a time", `${files.length} files came in: send one of them.`);
+      this.#complain("One image at a time", `${files.length} files came in: send one of them.`);
     } else {
-      this.#complain("No picture", "That was no file: drop or paste a picture, or choose one.");
+      this.#complain("No image", "That was no file: drop or paste an image, or choose one.");
     }
   }
 
@@ -70,7 +70,7 @@ export class Intake extends EventTarget {
       const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
       dialog.close();
       if (blob) this.#take([new File([blob], "camera.jpg", { type: "image/jpeg" })]);
-      else this.#complain("No picture", "The camera had sent none yet: try again.");
+      else this.#complain("No image", "The camera had sent none yet: try again.");
     });
     dialog.addEventListener("close", () => {
       for (const track of video.srcObject?.getTracks() ?? []) track.stop();

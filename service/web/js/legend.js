@@ -29,7 +29,7 @@ export class Legend extends EventTarget {
     this.hideAll.addEventListener("click", all(true));
   }
 
-  /** Before an answer: what the model knows. After: what is in the picture. */
+  /** Before an answer: what the model knows. After: what is in the image. */
   show(classes) {
     this.classes = classes;
     const answered = classes.total > 0;
@@ -38,7 +38,7 @@ export class Legend extends EventTarget {
     this.list.classList.toggle("known", !answered);
     this.showAll.hidden = this.hideAll.hidden = !answered;
     const others = answered ? classes.absent.map(({ name }) => spoken(name)) : [];
-    this.absent.textContent = others.length ? `Not in this picture: ${others.join(", ")}.` : "";
+    this.absent.textContent = others.length ? `Not in this image: ${others.join(", ")}.` : "";
     this.#pressed();
   }
 

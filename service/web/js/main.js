@@ -1,4 +1,4 @@
-// Wires the page: a picture comes in, the server answers, the parts show it.
+// Wires the page: an image comes in, the server answers, the parts show it.
 
 import { Classes, spoken } from "./classes.js";
 import { curlCommand } from "./curl.js";
@@ -20,7 +20,7 @@ const models = new Models(document);
 const intake = new Intake(document);
 
 let facts; // what holds at this server
-let file; // the picture, as it came
+let file; // the image, as it came
 let classes; // of the answer; of the model before there is one
 let labels; // {width, height, ids}
 let shown = { output: "label_map", type: "image/png" }; // what the command is for
@@ -29,7 +29,7 @@ let labelBlob; // the label map as the server sent it
 let running = new AbortController();
 
 function showProblem(error) {
-  if (error.name === "AbortError") return; // a newer picture took its place
+  if (error.name === "AbortError") return; // a newer image took its place
   const { title, detail, requestId } =
     error instanceof Problem ? error : new Problem("The page failed", error.message);
   $("problem-title").textContent = title;
@@ -58,7 +58,7 @@ function showCurl() {
   $("curl-key").hidden = !key.value;
 }
 
-/** The buttons stand in the empty box until there is a picture, then under it. */
+/** The buttons stand in the empty box until there is an image, then under it. */
 function makeRoom() {
   const focused = document.activeElement;
   $("tools").prepend($("sources"));
@@ -72,16 +72,16 @@ function paint() {
 }
 
 /** What the browser can draw of the file. It cannot read TIFF: the server's copy of it then. */
-async function drawable(picture, signal) {
+async function drawable(image, signal) {
   try {
-    return await createImageBitmap(picture);
+    return await createImageBitmap(image);
   } catch {
     const untouched = { version: models.chosen, output: "overlay", alpha: 0 };
-    return createImageBitmap((await segment(picture, untouched, signal)).blob);
+    return createImageBitmap((await segment(image, untouched, signal)).blob);
   }
 }
 
-async function run(picture) {
+async function run(image) {
   running.abort();
   running = new AbortController();
   const { signal } = running;
@@ -89,20 +89,20 @@ async function run(picture) {
   const before = document.body.dataset.state;
   try {
     if (!models.chosen) throw new Problem("Not ready", "this page knows no model: reload it.");
-    if (picture.size > facts.max_image_bytes) {
+    if (image.size > facts.max_image_bytes) {
       const limit = (facts.max_image_bytes / 2 ** 20).toPrecision(3);
       throw new Problem("Image too large", `this server takes up to ${limit} MiB: send a smaller one`);
     }
     document.body.dataset.state = "busy";
-    $("picture").setAttribute("aria-busy", "true");
+    $("image").setAttribute("aria-busy", "true");
     $("readout").textContent = "Segmenting …";
     const version = models.chosen;
-    const answer = await segment(picture, { version, output: "label_map" }, signal);
+    const answer = await segment(image, { version, output: "label_map" }, signal);
     const read = await readIds(answer.blob);
-    const bitmap = await drawable(picture, signal);
+    const bitmap = await drawable(image, signal);
     if (signal.aborted) return;
     const hidden = classes.version === version ? classes.hidden : new Set();
-    [file, labels, labelBlob] = [picture, read, answer.blob];
+    [file, labels, labelBlob] = [image, read, answer.blob];
     classes = Object.assign(new Classes(version.contract.classes), { hidden, version });
     classes.count(read.ids);
     document.body.dataset.state = "done";
@@ -126,7 +126,7 @@ async function run(picture) {
     $("readout").textContent = summary;
     showProblem(error);
   } finally {
-    if (!signal.aborted) $("picture").removeAttribute("aria-busy");
+    if (!signal.aborted) $("image").removeAttribute("aria-busy");
   }
 }
 
@@ -181,7 +181,7 @@ legend.addEventListener("change", () => {
 });
 key.addEventListener("change", showCurl);
 downloads.addEventListener("wanted", ({ detail }) => save(detail));
-intake.addEventListener("picture", ({ detail }) => run(detail));
+intake.addEventListener("image", ({ detail }) => run(detail));
 intake.addEventListener("problem", ({ detail }) => showProblem(detail));
 models.addEventListener("change", () => {
   classes = Object.assign(new Classes(models.chosen.contract.classes), { version: models.chosen });

@@ -96,7 +96,7 @@ export function segmentAddress({ version, output, alpha, classes }) {
   return text ? `segment?${text}` : "segment";
 }
 
-/** Posts the picture. {blob, stages: [{name, ms}], tripMs}. */
+/** Posts the image. {blob, stages: [{name, ms}], tripMs}. */
 export async function segment(file, request, signal) {
   const began = performance.now();
   const response = await ask(segmentAddress(request), {

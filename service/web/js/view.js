@@ -1,15 +1,15 @@
-// The picture with the classes over it: two canvases in one frame. Opacity and wipe are CSS, so that
+// The image with the classes over it: two canvases in one frame. Opacity and wipe are CSS, so that
 // moving a slider draws nothing again.
 
 const LONGEST_PX = 2048; // of a canvas: phones refuse large ones, and nobody sees more at once
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class View extends EventTarget {
-  /** Dispatches "point" with detail {x, y} in pixels of the picture, or null; "wipe" with 0..100. */
+  /** Dispatches "point" with detail {x, y} in pixels of the image, or null; "wipe" with 0..100. */
   constructor(frame) {
     super();
     this.frame = frame;
-    this.photo = frame.querySelector("#photo");
+    this.upload = frame.querySelector("#upload");
     this.classes = frame.querySelector("#classes");
     this.cursor = frame.querySelector("#cursor");
     this.tag = frame.querySelector("#tag");
@@ -28,14 +28,14 @@ export class View extends EventTarget {
   show(bitmap, width, height) {
     [this.width, this.height] = [width, height];
     const scale = Math.min(1, LONGEST_PX / Math.max(width, height));
-    for (const canvas of [this.photo, this.classes]) {
+    for (const canvas of [this.upload, this.classes]) {
       canvas.width = Math.max(1, Math.round(width * scale));
       canvas.height = Math.max(1, Math.round(height * scale));
     }
     if (bitmap) {
-      const context = this.photo.getContext("2d");
+      const context = this.upload.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(bitmap, 0, 0, this.photo.width, this.photo.height);
+      context.drawImage(bitmap, 0, 0, this.upload.width, this.upload.height);
     }
     this.frame.style.setProperty("--ratio", width / height);
     this.frame.hidden = false;
@@ -57,7 +57,7 @@ export class View extends EventTarget {
     this.classes.getContext("2d").putImageData(image, 0, 0);
   }
 
-  /** 0 (the photo) .. 100 (the colours). */
+  /** 0 (the image) .. 100 (the colours). */
   set opacity(percent) {
     this.frame.style.setProperty("--opacity", percent / 100);
   }

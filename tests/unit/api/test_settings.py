@@ -57,6 +57,9 @@ def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_batch": "0"}, "FCN_MAX_BATCH='0'"),
         ({"latency_target_s": "-1"}, "FCN_LATENCY_TARGET_S='-1'"),
         ({"log_format": "xml"}, "FCN_LOG_FORMAT='xml'"),
+        ({"root_path": "fcn"}, "FCN_ROOT_PATH='fcn': give the path alone"),
+        ({"root_path": "https://x/fcn"}, "such as /fcn"),
+        ({"root_path": "/a//b"}, "a slash before each part"),
         ({"http_port": "1", "grpc_port": "1"}, "FCN_HTTP_PORT and FCN_GRPC_PORT are both 1"),
         ({"http_port": "x", "max_queue": "y"}, "FCN_HTTP_PORT.*; FCN_MAX_QUEUE"),
         ({"devices": "0,"}, "FCN_DEVICES='0,'"),
@@ -159,6 +162,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "latency_target_s": "0.26",
         "stream_window": "27",
         "grpc_compression": "gzip",
+        "root_path": "/fcn",
         "drain_delay_s": "28",
         "drain_s": "29",
     }
@@ -260,3 +264,10 @@ def test_a_bad_admin_key_stops_the_start(flags: dict[str, str], words: str) -> N
     with pytest.raises(SettingsError, match=words) as caught:
         load_settings(flags)
     assert "k" * 16 not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("/fcn", "/fcn"), ("/a/fcn/", "/a/fcn"), ("/", ""), ("", "")]
+)
+def test_a_prefix_may_end_in_a_slash(given: str, taken: str) -> None:
+    assert load_settings({"root_path": given}).api_config().root_path == taken

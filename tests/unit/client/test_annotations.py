@@ -141,12 +141,12 @@ def test_coco(photos: Path, model: Path) -> None:
 
 def test_label_studio(photos: Path, model: Path) -> None:
     _, out = predicted(
-        photos, model, "--annotations", "label-studio", "--image-url", "https://pictures.test/x/"
+        photos, model, "--annotations", "label-studio", "--image-url", "https://images.test/x/"
     )
     tasks: list[dict[str, Any]] = json.loads((out / "label-studio.json").read_text())
     assert [task["data"] for task in tasks] == [
-        {"image": "https://pictures.test/x/a%20b%26c.png"},
-        {"image": "https://pictures.test/x/deep/b.png"},
+        {"image": "https://images.test/x/a%20b%26c.png"},
+        {"image": "https://images.test/x/deep/b.png"},
     ]
     maps = [label_map for _, label_map in sorted(label_maps(out).items())]
     config = ElementTree.fromstring((out / "label-studio.xml").read_text())

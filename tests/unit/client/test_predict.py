@@ -48,14 +48,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two pictures of one stem, one in a folder, one that is none, and a file of another kind."""
+    """Two images of one stem, one in a folder, one that is none, and a file of another kind."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.png").write_bytes(png(street(seed=1)))
     (folder / "a.jpg").write_bytes(jpeg(street(seed=2)))
     (folder / "deep" / "b.png").write_bytes(png(street(20, 30, seed=3)))
     (folder / "broken.png").write_bytes(png(street())[:100])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -147,7 +147,7 @@ def test_only_what_is_missing_is_done_again(
     with (out / "predict.jsonl").open("a") as journal:
         journal.write('{"name": "deep/b", "sou')  # the job was killed while it wrote
     assert again() == (0, 3)
-    os.utime(photos / "a.png", (1, 1))  # the picture changed
+    os.utime(photos / "a.png", (1, 1))  # the image changed
     assert again() == (1, 2)
     assert again() == (0, 3)  # its line did not go under with the one that was cut off
     assert files(out) == before
@@ -176,12 +176,10 @@ def test_classes_that_are_not_kept_are_void(
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF"])
 def test_frames(kind: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = [Image.fromarray(street(seed=n)) for n in range(4)]
+    frames = [Image.fromarray(street(seed=n)) for n in range(4)]
     options = {"lossless": True} if kind == "WEBP" else {}
     film = tmp_path / f"film.{kind.lower()}"
-    film.write_bytes(
-        encode(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
-    )
+    film.write_bytes(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
     out = tmp_path / "out"
     code, report = run(capsys, film, "--out", out, "--local", model, "--every", 2)
     assert (code, report["done"]) == (0, 2)
@@ -264,10 +262,10 @@ class Drawn:
     def __init__(self, before: Callable[[int], None] = lambda n: None) -> None:
         self.before, self.calls = before, 0
 
-    def __call__(self, picture: bytes) -> bytes:
+    def __call__(self, body: bytes) -> bytes:
         self.calls += 1
         self.before(self.calls)
-        with Image.open(io.BytesIO(picture)) as image:
+        with Image.open(io.BytesIO(body)) as image:
             labels = Image.new("P", image.size, 1)
         labels.putpalette(bytes(768))
         return encode(labels)
@@ -302,7 +300,7 @@ def test_a_job_that_ends_early_goes_on_later(end: BaseException, tmp_path: Path)
     assert list(out.rglob("*.part")) == []
 
 
-def test_an_answer_that_is_no_label_map_fails_its_picture(tmp_path: Path) -> None:
+def test_an_answer_that_is_no_label_map_fails_its_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(street()))
 
     class Wrong(Drawn):
@@ -310,7 +308,7 @@ def test_an_answer_that_is_no_label_map_fails_its_picture(tmp_path: Path) -> Non
             super().__init__()
             self.body = body
 
-        def __call__(self, picture: bytes) -> bytes:
+        def __call__(self, body: bytes) -> bytes:
             return self.body
 
     for body, why in ((b"?", "no PNG"), (png(street()), "is a RGB image")):

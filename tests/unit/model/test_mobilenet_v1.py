@@ -33,7 +33,7 @@ def layers(network: MobileNetV1) -> dict[str, ConvNorm]:
     }
 
 
-def pictures(*shape: int) -> Tensor:
+def random_images(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).uniform(0, 255, shape)).float()
 
 
@@ -80,11 +80,11 @@ def test_window_i_of_a_strided_layer_starts_at_2i(size: tuple[int, int], groups:
     torch.manual_seed(0)
     layer = ConvNorm(2, 2, stride=2, groups=groups, activation=False).eval()
     layer.norm.eps = 0.0
-    picture = torch.randn(1, 2, *size)
+    image = torch.randn(1, 2, *size)
     weight = layer.conv.weight.detach().numpy()
     rows, columns = math.ceil(size[0] / 2), math.ceil(size[1] / 2)
     padded = np.zeros((2, 2 * rows + 1, 2 * columns + 1), np.float32)
-    padded[:, : size[0], : size[1]] = picture[0].numpy()
+    padded[:, : size[0], : size[1]] = image[0].numpy()
     wanted = np.zeros((2, rows, columns), np.float32)
     for channel in range(2):
         seen = slice(channel, channel + 1) if groups == 2 else slice(0, 2)
@@ -93,7 +93,7 @@ def test_window_i_of_a_strided_layer_starts_at_2i(size: tuple[int, int], groups:
                 window = padded[seen, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
                 wanted[channel, row, column] = (window * weight[channel]).sum()
     with torch.inference_mode():
-        got = layer(picture)[0].numpy()
+        got = layer(image)[0].numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
@@ -104,14 +104,14 @@ def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -
     layer = ConvNorm(4, 4, stride=2, groups=4, activation=False).double()
     layer.norm.eps = 0.0
     layer.norm.requires_grad_(False)
-    picture = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    image = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
     results = []
     for training in (True, False):
         layer.train(training)
         layer.norm.eval()  # its own two ways of computing are not what is compared
-        value = layer(picture)
+        value = layer(image)
         results.append(
-            (value, *torch.autograd.grad(value.square().sum(), (picture, layer.conv.weight)))
+            (value, *torch.autograd.grad(value.square().sum(), (image, layer.conv.weight)))
         )
     for trained, evaluated in zip(*results, strict=True):
         torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12)
@@ -120,7 +120,7 @@ def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -
 def test_weights_arrive_where_they_belong(weights: Path, arrays: Arrays) -> None:
     network = backbone()
     network.load_imagenet(weights)
-    image = pictures(1, 3, 8, 8)
+    image = random_images(1, 3, 8, 8)
     with torch.inference_mode():
         got = network.dw1(network.conv0(network.preprocess(image)))  # type: ignore[operator]
     first = functional.conv2d(
@@ -244,10 +244,10 @@ def test_restored_norms_leave_the_function_as_it_was(loaded: bool, weights: Path
     network = backbone()
     if loaded:
         network.load_imagenet(weights)
-    probe = pictures(1, 3, 40, 33).flip(2)
+    probe = random_images(1, 3, 40, 33).flip(2)
     with torch.inference_mode():
         before = network(probe)
-        network.restore_norms([pictures(2, 3, 33, 40), pictures(1, 3, 64, 64)])
+        network.restore_norms([random_images(2, 3, 33, 40), random_images(1, 3, 64, 64)])
         after = network(probe)
     for was, is_ in zip(before.values(), after.values(), strict=True):
         assert was.abs().max() > 0
@@ -258,7 +258,7 @@ def test_restored_norms_hold_the_statistics_of_their_batches(weights: Path) -> N
     """So training mode on those very images computes what eval mode does: no jump."""
     network = backbone()
     network.load_imagenet(weights)
-    images = pictures(4, 3, 64, 48)
+    images = random_images(4, 3, 64, 48)
     network.restore_norms([images])
     assert not network.training
     conv0 = layers(network)["conv0"]
@@ -293,7 +293,7 @@ def test_restore_norms_without_images_changes_nothing(weights: Path) -> None:
 
 def test_restore_norms_leaves_no_hook_behind_when_the_images_fail(weights: Path) -> None:
     def broken() -> Any:
-        yield pictures(1, 3, 8, 8)
+        yield random_images(1, 3, 8, 8)
         raise OSError("the disk is gone")
 
     network = backbone().train()

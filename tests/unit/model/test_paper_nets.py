@@ -224,7 +224,7 @@ def narrow(backbone: str, padding: Padding) -> Backbone:
         net = GoogLeNet(padding, width=1 / 16)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.constant_(layer.bias, 0.2)  # so few units would die on a small picture
+            nn.init.constant_(layer.bias, 0.2)  # so few units would die on a small image
     return net
 
 

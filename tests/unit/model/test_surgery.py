@@ -61,10 +61,10 @@ def test_convolutionalised_vgg16_is_the_classifier(
     first = network.get_submodule("conv1_1")
     assert isinstance(first, nn.Conv2d)
     first.padding = (1, 1)
-    pictures = torch.rand(2, 3, 224, 224) * 255
+    images = torch.rand(2, 3, 224, 224) * 255
     with torch.inference_mode():
-        got = network(pictures)[32]
-        wanted = classifier.fc7(network.preprocess(pictures))
+        got = network(images)[32]
+        wanted = classifier.fc7(network.preprocess(images))
     assert got.shape == (2, FC, 1, 1)
     assert float(wanted.abs().max()) > 1
     torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))

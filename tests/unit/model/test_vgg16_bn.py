@@ -23,7 +23,7 @@ def backbone(batch_norm: bool = True) -> VGG16:
     return VGG16("same", 8, "torchvision", width=1 / 16, batch_norm=batch_norm)
 
 
-def pictures(count: int, height: int = 40, width: int = 48) -> Tensor:
+def random_images(count: int, height: int = 40, width: int = 48) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(count, 3, height, width, generator=generator) * 255
 
@@ -53,7 +53,7 @@ def test_in_training_each_map_has_mean_0_and_variance_1_before_its_relu() -> Non
     seen: list[Tensor] = []
     norm = network.get_submodule("norm3_2")
     norm.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))  # ReLU overwrites it
-    network(pictures(2))
+    network(random_images(2))
     (normed,) = seen
     assert normed.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     torch.testing.assert_close(
@@ -76,19 +76,19 @@ def test_folded_norms_compute_the_same() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     with torch.inference_mode():
-        wanted, got = network(pictures(1)), folded(pictures(1))
+        wanted, got = network(random_images(1)), folded(random_images(1))
     assert wanted.abs().max() > 0
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_imagenet_weights_of_the_plain_net_start_it_as_that_net(tmp_path: Path) -> None:
-    """Also after its norms were given the statistics of pictures, and then in training, too."""
+    """Also after its norms were given the statistics of images, and then in training, too."""
     path = write_weights(tmp_path / "vgg16.npz")
     plain, normed = backbone(batch_norm=False).eval(), backbone().eval()
     normed.load_state_dict(plain.state_dict(), strict=False)  # fc6 and fc7 are not in the file
     for network in (plain, normed):
         network.load_imagenet(path)
-    images = pictures(3)
+    images = random_images(3)
     with torch.inference_mode():
         wanted = plain(images)
         for restored in (False, True):

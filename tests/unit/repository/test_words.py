@@ -53,6 +53,16 @@ def test_a_hanging_docstring_is_noticed() -> None:
     assert sorted(hanging(source)) == [(3, "Of a"), (7, "In pixels.")]
 
 
+def test_an_image_is_not_a_picture() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in modules(*PACKAGES)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if "picture" in line.lower()
+    ]
+    assert found == []
+
+
 def test_files_are_short() -> None:
     long = {
         str(path.relative_to(ROOT)): lines

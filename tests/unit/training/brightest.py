@@ -1,4 +1,4 @@
-"""Pictures whose label is their brightest channel, as tests.tiny_models answers."""
+"""Images whose label is their brightest channel, as tests.tiny_models answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNT = 6
 
 
 def write(root: Path) -> None:
-    """Split `test` of a folder data set, every picture of another size."""
+    """Split `test` of a folder data set, every image of another size."""
     classes = [{"name": info.name, "color": list(info.color)} for info in CLASSES]
     listed = {"name": "brightest", "licence": "CC0-1.0", "classes": classes}
     (root / "classes.yaml").write_text(yaml.safe_dump(listed))

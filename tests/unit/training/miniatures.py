@@ -1,6 +1,6 @@
-"""Miniature copies of public data sets: their folders, lists and file formats, pictures drawn.
+"""Miniature copies of public data sets: their folders, lists and file formats, images drawn.
 
-Every picture is HEIGHT x WIDTH. Functions return the labels they wrote, as class ids and VOID.
+Every image is HEIGHT x WIDTH. Functions return the labels they wrote, as class ids and VOID.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def save_image(path: Path) -> None:
 def save_palette_png(path: Path, labels: npt.NDArray[Any]) -> None:
     """Save as VOC does: mode P, the value of a pixel is its class."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(labels.astype(np.uint8))
-    picture.putpalette(np.random.default_rng(0).bytes(768))
-    picture.save(path)
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(np.random.default_rng(0).bytes(768))
+    image.save(path)
 
 
 def save_grey_png(path: Path, labels: npt.NDArray[Any]) -> None:

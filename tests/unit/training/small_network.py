@@ -61,7 +61,7 @@ def read_contract(path: Path) -> Contract:
     return Contract.from_metadata(props, str(path))
 
 
-def write_pictures(folder: Path) -> Path:
+def write_images(folder: Path) -> Path:
     """Three, of other sizes, to calibrate with."""
     folder.mkdir()
     for index, size in enumerate([(40, 50), (31, 64), (48, 48)]):

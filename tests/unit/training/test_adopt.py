@@ -149,6 +149,8 @@ def test_context(tmp_path: Path) -> None:
         options=AdoptOptions(UNIT.preprocessing, None, 4),
     )
     assert strided.context_px and strided.context_px % 4 == 0
+    one = plain(tmp_path / "one.onnx", 1, end="Sigmoid")
+    assert adopted(tmp_path, one, 2, logits=True).context_px == 2
     placed = plain(tmp_path / "c.onnx", coordinates=True)
     assert adopted(tmp_path, placed).context_px is None
 
@@ -291,18 +293,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(AdoptError, match="cannot be read as an ONNX model"):
         open_network(tmp_path / "text.onnx")
-
-
-def test_external_weights(tmp_path: Path) -> None:
-    proto = onnx.load(str(plain(tmp_path / "inside.onnx")))
-    path = tmp_path / "net.onnx"
-    onnx.save(proto, str(path), save_as_external_data=True, location="net.bin", size_threshold=0)
-    report = adopted(tmp_path, path)
-    # The file that is served needs no other.
-    (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
-    served(report)
-    with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
-        open_network(path)
 
 
 def test_opsets_and_inputs(tmp_path: Path) -> None:

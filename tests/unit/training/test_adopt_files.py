@@ -15,7 +15,7 @@ from PIL import Image
 from cli.main import main
 from model.export.adopt import PRESETS, AdoptError, AdoptOptions, open_network
 from tests.foreign_graphs import Graph, plain
-from tests.unit.training.test_adopt import adopted, class_list
+from tests.unit.training.test_adopt import adopted, class_list, served
 
 DOUBLE, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 
@@ -36,10 +36,6 @@ def old_container(path: Path, *, ir: int, opset: int, listed: bool = True) -> Pa
 @pytest.mark.parametrize(("ir", "opset"), [(3, 7), (3, 8), (3, 9), (4, 10), (6, 11), (7, 12)])
 @pytest.mark.parametrize("listed", [True, False])
 def test_weights_as_inputs(ir: int, opset: int, listed: bool, tmp_path: Path) -> None:
-    if ir == 3 and not listed:
-        with pytest.raises(AdoptError, match="is not a valid ONNX model"):
-            open_network(old_container(tmp_path / "n.onnx", ir=ir, opset=opset, listed=False))
-        return
     path = old_container(tmp_path / "n.onnx", ir=ir, opset=opset, listed=listed)
     report = adopted(tmp_path, path, logits=True)
     assert report.label_agreement == 1
@@ -120,6 +116,18 @@ def test_a_sequence_of_results(tmp_path: Path) -> None:
     with pytest.raises(AdoptError, match=r"is a sequence_type, not a tensor: export"):
         adopted(tmp_path, path, output=both)
     assert adopted(tmp_path, path, output="out").label_agreement == 1
+
+
+def test_external_weights(tmp_path: Path) -> None:
+    proto = onnx.load(str(plain(tmp_path / "inside.onnx")))
+    path = tmp_path / "net.onnx"
+    onnx.save(proto, str(path), save_as_external_data=True, location="net.bin", size_threshold=0)
+    report = adopted(tmp_path, path)
+    # The file that is served needs no other.
+    (tmp_path / "net.bin").rename(tmp_path / "elsewhere.bin")
+    served(report)
+    with pytest.raises(AdoptError, match=r"keeps weights in 'net.bin', which is not beside it"):
+        open_network(path)
 
 
 def test_weights_cut_short(tmp_path: Path) -> None:

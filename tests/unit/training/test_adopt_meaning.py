@@ -223,6 +223,12 @@ UNCLEAR: dict[str, tuple[Tail, int, str]] = {
     "blurred probabilities": (blurred, FLOAT, QUESTION),
     "relu": (lambda g, v: g.add("Relu", v), FLOAT, QUESTION),
     "hard sigmoid by hand": (lambda g, v: g.add("Clip", v, f32(g, 0), f32(g, 1)), FLOAT, QUESTION),
+    "divided by 0": (
+        lambda g, v: g.add("Max", g.add("Div", sigmoid(g, v), f32(g, 0)), f32(g, 0)),
+        FLOAT,
+        "infinite or none",
+    ),
+    "cut at 0.4": (lambda g, v: g.add("Min", sigmoid(g, v), f32(g, 0.4)), FLOAT, QUESTION),
     "tanh": (lambda g, v: g.add("Tanh", v), FLOAT, QUESTION),
     "times 255": (times_255, FLOAT, r"stretched to 0..255: say the --threshold .* is 127.5"),
     "bytes": (as_bytes, TensorProto.UINT8, r"answers classes 13 to .* the class list has 2"),

@@ -34,7 +34,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("brightest")
     brightest.write(root)
     return root
@@ -116,8 +116,8 @@ def test_train_fails_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_table(onnx: str, pictures: Path, capsys: Capture) -> None:
-    assert evaluate(onnx, pictures) == 0
+def test_table(onnx: str, images: Path, capsys: Capture) -> None:
+    assert evaluate(onnx, images) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"{onnx} on brightest, test: {brightest.COUNT} images" in lines[0]
     assert [line.split()[:2] for line in lines[3:6]] == [
@@ -133,8 +133,8 @@ def test_table(onnx: str, pictures: Path, capsys: Capture) -> None:
     ]
 
 
-def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
-    assert evaluate(onnx, pictures, "--json") == 0
+def test_json(onnx: str, images: Path, capsys: Capture) -> None:
+    assert evaluate(onnx, images, "--json") == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert report.pop("seconds") > 0
@@ -159,7 +159,7 @@ def test_json(onnx: str, pictures: Path, capsys: Capture) -> None:
 
 
 def test_absent_classes(onnx: str, tmp_path: Path, capsys: Capture) -> None:
-    """One picture, half of it red and labelled so, half green: green is predicted, not labelled."""
+    """One image, half of it red and labelled so, half green: green is predicted, not labelled."""
     brightest.write(tmp_path)
     for kind in ("images", "labels"):
         for path in (tmp_path / "test" / kind).iterdir():
@@ -189,56 +189,56 @@ def test_absent_classes(onnx: str, tmp_path: Path, capsys: Capture) -> None:
     assert mean_row[-1] == "50.00"
 
 
-def test_below_the_wanted_mean_iu(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
+def test_below_the_wanted_mean_iu(tmp_path: Path, images: Path, capsys: Capture) -> None:
     worse = str(write_model(tmp_path, bias=(40.0, 0.0, 0.0)))
-    assert evaluate(worse, pictures, "--min-mean-iu", "0.99") == 1
+    assert evaluate(worse, images, "--min-mean-iu", "0.99") == 1
     out, err = capsys.readouterr()
     assert "mean IU" in out  # the table all the same
     assert "is below --min-mean-iu 0.99" in err
-    assert evaluate(worse, pictures, "--min-mean-iu", "0.1") == 0
+    assert evaluate(worse, images, "--min-mean-iu", "0.1") == 0
 
 
-def test_server(pictures: Path, capsys: Capture) -> None:
+def test_server(images: Path, capsys: Capture) -> None:
     server = FakeServer()
     try:
         server.listing = {"models": [model("a"), model("b", default=False)]}
-        assert evaluate(server.url, pictures, "--json", "--in-flight", "2") == 0
+        assert evaluate(server.url, images, "--json", "--in-flight", "2") == 0
         report = json.loads(capsys.readouterr().out)
         assert (report["mean_iu"], report["source_kind"]) == (1.0, "rest")
-        assert evaluate(f"{server.url}?model=b", pictures, "--json") == 0
-        assert evaluate(server.url, pictures, "--model", "b", "--json") == 0
+        assert evaluate(f"{server.url}?model=b", images, "--json") == 0
+        assert evaluate(server.url, images, "--model", "b", "--json") == 0
     finally:
         server.close()
     assert [query["model"] for query in server.posts] == [["a"]] * 6 + [["b"]] * 12
 
 
-def test_an_image_without_an_answer(pictures: Path, capsys: Capture) -> None:
+def test_an_image_without_an_answer(images: Path, capsys: Capture) -> None:
     """The others are scored, it is named, and the exit code says that something is missing."""
     server = FakeServer()
-    slow = (pictures / "test/images/1.png").read_bytes()
+    slow = (images / "test/images/1.png").read_bytes()
     server.segment = lambda body: (
         problem(504, "deadline-exceeded") if body == slow else server.label(body)
     )
     try:
-        assert evaluate(server.url, pictures, "--json") == 1
+        assert evaluate(server.url, images, "--json") == 1
         out, err = capsys.readouterr()
         report = json.loads(out)
         assert (report["images"], report["mean_iu"]) == (brightest.COUNT - 1, 1.0)
         (failed,) = report["failed"]
         assert failed["image"].endswith("1.png") and "tune it" in failed["error"]
         assert "1 of 6 images were not scored" in err
-        assert evaluate(server.url, pictures) == 1
+        assert evaluate(server.url, images) == 1
         assert "1.png: Out of tune" in capsys.readouterr().out
     finally:
         server.close()
 
 
-def test_a_server_that_answers_in_another_size(pictures: Path, capsys: Capture) -> None:
+def test_a_server_that_answers_in_another_size(images: Path, capsys: Capture) -> None:
     server = FakeServer()
     small: Any = np.zeros((3, 4), np.uint8)
     server.segment = lambda _body: label_map_reply(small)
     try:
-        assert evaluate(server.url, pictures) == 1
+        assert evaluate(server.url, images) == 1
     finally:
         server.close()
     err = capsys.readouterr().err
@@ -247,35 +247,35 @@ def test_a_server_that_answers_in_another_size(pictures: Path, capsys: Capture) 
 
 
 @pytest.fixture
-def objects(pictures: Path, tmp_path: Path) -> list[str]:
-    """Words for the same pictures with red as the background."""
+def objects(images: Path, tmp_path: Path) -> list[str]:
+    """Words for the same images with red as the background."""
     path = tmp_path / "objects.yaml"
-    path.write_text((pictures / "classes.yaml").read_text().replace("red", "background"))
+    path.write_text((images / "classes.yaml").read_text().replace("red", "background"))
     return ["--classes", str(path)]
 
 
 def test_a_mask_over_the_images(
-    tmp_path: Path, pictures: Path, objects: list[str], capsys: Capture
+    tmp_path: Path, images: Path, objects: list[str], capsys: Capture
 ) -> None:
     """The network names the brightest colour, and is right where it sees it."""
     plain = contract("tiny")
     classes = (replace(plain.classes[0], name="background"), *plain.classes[1:])
     onnx = str(write_model(tmp_path, model_contract=replace(plain, classes=classes)))
-    assert evaluate(onnx, pictures, *objects) == 0
+    assert evaluate(onnx, images, *objects) == 0
     assert "mean IU without background  100.00" in capsys.readouterr().out
-    assert evaluate(onnx, pictures, *objects, "--mask", "background", "--json") == 0
+    assert evaluate(onnx, images, *objects, "--mask", "background", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["mask"] == "background"
     assert report["mean_iu_without_background"] < 0.5
-    assert evaluate(onnx, pictures, *objects, "--shown", "foreground") == 0
+    assert evaluate(onnx, images, *objects, "--shown", "foreground") == 0
     assert "test, foreground alone: " in capsys.readouterr().out
 
 
-def test_a_server_takes_no_mask(pictures: Path, objects: list[str], capsys: Capture) -> None:
+def test_a_server_takes_no_mask(images: Path, objects: list[str], capsys: Capture) -> None:
     server = FakeServer()
     server.listing = {"models": [model("a", classes=["background", "green", "blue"])]}
     try:
-        assert evaluate(server.url, pictures, *objects, "--mask", "shape") == 1
+        assert evaluate(server.url, images, *objects, "--mask", "shape") == 1
     finally:
         server.close()
     assert "to keep shape only, give the checkpoint or the ONNX file" in capsys.readouterr().err
@@ -288,20 +288,18 @@ def test_another_class_list(onnx: str, streets: Path, capsys: Capture) -> None:
     assert "give the class list it was trained on" in err
 
 
-def test_a_class_list_of_ones_own(
-    tmp_path: Path, onnx: str, pictures: Path, capsys: Capture
-) -> None:
+def test_a_class_list_of_ones_own(tmp_path: Path, onnx: str, images: Path, capsys: Capture) -> None:
     listed = tmp_path / "list.yaml"
-    listed.write_text((pictures / "classes.yaml").read_text().replace("red", "rouge"))
-    assert evaluate(onnx, pictures, "--classes", str(listed)) == 1
+    listed.write_text((images / "classes.yaml").read_text().replace("red", "rouge"))
+    assert evaluate(onnx, images, "--classes", str(listed)) == 1
     assert "class 0 is 'red' for" in capsys.readouterr().err
 
 
 def test_without_a_class_list_it_is_camvid(
-    tmp_path: Path, onnx: str, pictures: Path, capsys: Capture
+    tmp_path: Path, onnx: str, images: Path, capsys: Capture
 ) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/test").symlink_to(pictures / "test")
+    (tmp_path / "data/test").symlink_to(images / "test")
     assert evaluate(onnx, tmp_path / "data") == 1
     assert "CamVid" in capsys.readouterr().err
     assert evaluate(onnx, tmp_path / "data", "--dataset", "folder") == 1
@@ -325,27 +323,27 @@ def test_without_a_class_list_it_is_camvid(
     ],
 )
 def test_wrong_sources(
-    pictures: Path, capsys: Capture, source: str, words: list[str], complaint: str
+    images: Path, capsys: Capture, source: str, words: list[str], complaint: str
 ) -> None:
-    assert evaluate(source, pictures, *words) == 1
+    assert evaluate(source, images, *words) == 1
     err = capsys.readouterr().err
     assert complaint in err
     assert err.count("\n") == 1
 
 
-def test_a_key_is_for_servers(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_key_is_for_servers(images: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "key").write_text("0123456789abcdef")
-    assert evaluate("none.onnx", pictures, "--api-key-file", str(tmp_path / "key")) == 1
+    assert evaluate("none.onnx", images, "--api-key-file", str(tmp_path / "key")) == 1
     assert "--api-key-file is for servers, and none.onnx is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_no_server(
-    pictures: Path, capsys: Capture, scheme: str, monkeypatch: pytest.MonkeyPatch
+    images: Path, capsys: Capture, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FcnClient, "_sleep", staticmethod(lambda _seconds: None))
     url = f"{scheme}://127.0.0.1:{free_port()}"
-    assert evaluate(url, pictures) == 1
+    assert evaluate(url, images) == 1
     assert "fcn: cannot reach " in capsys.readouterr().err
 
 
@@ -359,9 +357,9 @@ def test_no_server(
         ["--in-flight", "x"],
     ],
 )
-def test_wrong_usage(onnx: str, pictures: Path, words: list[str], capsys: Capture) -> None:
+def test_wrong_usage(onnx: str, images: Path, words: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as raised:
-        evaluate(onnx, pictures, *words)
+        evaluate(onnx, images, *words)
     assert raised.value.code == 2
     assert words[0] in capsys.readouterr().err
 

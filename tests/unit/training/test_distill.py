@@ -22,7 +22,7 @@ from training.config import ConfigError
 from training.datasets import DatasetInfo, open_dataset
 from training.learner import Learner
 from training.losses import distillation, labelled_weight
-from training.publish import shared_recipe
+from training.publish import shared_config
 from training.teacher import load_teacher
 from training.train import Trainer, train
 
@@ -193,11 +193,11 @@ def test_recipes_in_which_a_teacher_has_no_place(
 
 def test_cards_name_the_teachers_file_only(make_config: MakeConfig) -> None:
     plain = make_config().model_dump(mode="json")
-    assert "distill" not in shared_recipe(plain)
+    assert "distill" not in shared_config(plain)
     del plain["distill"]  # a checkpoint of before there were teachers
-    assert "distill" not in shared_recipe(plain)
+    assert "distill" not in shared_config(plain)
     taught = make_config(distill__teacher="/home/me/models/t.onnx").model_dump(mode="json")
-    assert shared_recipe(taught)["distill"]["teacher"] == "t.onnx"
+    assert shared_config(taught)["distill"]["teacher"] == "t.onnx"
 
 
 def test_compiled_steps_are_the_plain_ones(

@@ -22,7 +22,7 @@ from tests.unit.training.small_network import (
     network,
     read_contract,
     write,
-    write_pictures,
+    write_images,
 )
 
 
@@ -32,8 +32,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
 
 
 def halve(words: Sequence[str | Path]) -> int:
@@ -48,9 +48,9 @@ def element_types(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_writes_a_file_beside_the_model(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert halve([model, "--calibrate", pictures, "--json"]) == 0
+    assert halve([model, "--calibrate", images, "--json"]) == 0
     out = capsys.readouterr().out
     report = json.loads(out[out.index("{") :])
     target = model.with_name("model.fp16.onnx")
@@ -60,10 +60,10 @@ def test_writes_a_file_beside_the_model(
     assert all(0 < row["largest"] < LARGEST / 4 for row in report["layers"])
     assert read_contract(target).precision == "fp16"
     assert read_contract(target).classes == read_contract(model).classes
-    picture = street(33, 47)[None]
+    image = street(33, 47)[None]
     labels, wanted = (
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
-            ["label_map"], {"image": picture}
+            ["label_map"], {"image": image}
         )[0]
         for path in (target, model)
     )
@@ -110,11 +110,11 @@ def test_a_layer_whose_values_are_too_large_stays_in_fp32(tmp_path: Path) -> Non
 
 
 def test_without_a_layer_in_range_nothing_is_written(
-    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing ends the large values of the first layer before the second one."""
     path = write(tmp_path / "large.onnx", network(scale=20_000.0))
-    assert halve([path, "--calibrate", pictures]) == 1
+    assert halve([path, "--calibrate", images]) == 1
     assert "every layer is left in fp32" in capsys.readouterr().err
     assert not path.with_name("model.fp16.onnx").exists()
 
@@ -133,14 +133,14 @@ def test_the_simulation_rounds_what_a_gpu_rounds(model: Path) -> None:
     converter = Fp16Converter(float_model, [street(40, 50)])
     proto = converter.simulated()
     proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("x2"))
-    picture = street(20, 24)[None]
-    (got,) = simulate(proto).run(["x2"], {"image": picture})
+    image = street(20, 24)[None]
+    (got,) = simulate(proto).run(["x2"], {"image": image})
     weights = {t.name: numpy_helper.to_array(t) for t in float_model.proto.graph.initializer}
 
     def rounded(values: torch.Tensor) -> torch.Tensor:
         return values.half().float()
 
-    x = rounded((torch.from_numpy(picture).permute(0, 3, 1, 2).float() - 128) / 128)
+    x = rounded((torch.from_numpy(image).permute(0, 3, 1, 2).float() - 128) / 128)
     for name in LAYERS:
         weight = rounded(torch.from_numpy(weights[f"{name}.weight"].copy()))
         x = rounded(torch.nn.functional.conv2d(x, weight, padding=1)).relu()
@@ -154,9 +154,9 @@ def test_the_simulation_rounds_what_a_gpu_rounds(model: Path) -> None:
 
 
 def test_kept_layers_are_in_the_table(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert halve([model, "--calibrate", pictures, "--keep-float", "conv1_2"]) == 0
+    assert halve([model, "--calibrate", images, "--keep-float", "conv1_2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["conv1_1", "fp16"] in [[r[0], r[-1]] for r in rows]
     assert ["conv1_2", "fp32"] in [[r[0], r[-1]] for r in rows]
@@ -177,12 +177,12 @@ def test_kept_layers_are_in_the_table(
 )
 def test_what_cannot_be_is_said(
     model: Path,
-    pictures: Path,
+    images: Path,
     words: list[str],
     message: str | None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = halve([model, "--calibrate", pictures, *words])
+    code = halve([model, "--calibrate", images, *words])
     if message is None:
         assert code == 0
         return
@@ -191,18 +191,18 @@ def test_what_cannot_be_is_said(
     assert not model.with_name("model.fp16.onnx").exists()
 
 
-def test_no_headroom_is_a_usage_error(model: Path, pictures: Path) -> None:
+def test_no_headroom_is_a_usage_error(model: Path, images: Path) -> None:
     with pytest.raises(SystemExit):
-        halve([model, "--calibrate", pictures, "--headroom", "0.5"])
+        halve([model, "--calibrate", images, "--headroom", "0.5"])
 
 
 def test_a_second_file_is_written_only_on_request(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert halve([model, "--calibrate", pictures]) == 0
-    assert halve([model, "--calibrate", pictures]) == 1
+    assert halve([model, "--calibrate", images]) == 0
+    assert halve([model, "--calibrate", images]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert halve([model, "--calibrate", pictures, "--overwrite"]) == 0
+    assert halve([model, "--calibrate", images, "--overwrite"]) == 0
     done = model.with_name("model.fp16.onnx")
-    assert halve([done, "--calibrate", pictures, "--out", model.with_name("again.onnx")]) == 1
+    assert halve([done, "--calibrate", images, "--out", model.with_name("again.onnx")]) == 1
     assert "give the fp32 file" in capsys.readouterr().err

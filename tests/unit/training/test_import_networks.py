@@ -76,10 +76,10 @@ def test_convolutionalised_caffenet_is_the_classifier(
     backbone = AlexNet("pad100", width=WIDTHS["alexnet"]).eval()
     backbone.load_imagenet(tmp_path / "start.npz")
     backbone.conv1.padding = (0, 0)
-    pictures = torch.rand(2, 3, 227, 227) * 255
+    images = torch.rand(2, 3, 227, 227) * 255
     with torch.inference_mode():
-        got = backbone(pictures)[32]
-        wanted = classifier.features(backbone.preprocess(pictures))
+        got = backbone(images)[32]
+        wanted = classifier.features(backbone.preprocess(images))
     assert got.shape == (2, CAFFENET_FC, 1, 1) and float(wanted.max()) > 1
     torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
 
@@ -96,10 +96,10 @@ def test_vgg16_with_batch_norms_is_folded(tmp_path: Path, capsys: Capture) -> No
     first = backbone.get_submodule("conv1_1")
     assert isinstance(first, nn.Conv2d)
     first.padding = (1, 1)
-    pictures = torch.rand(1, 3, 224, 224) * 255
+    images = torch.rand(1, 3, 224, 224) * 255
     with torch.inference_mode():
-        got = backbone(pictures)[32].flatten(1)
-        wanted = classifier.fc7(backbone.preprocess(pictures))
+        got = backbone(images)[32].flatten(1)
+        wanted = classifier.fc7(backbone.preprocess(images))
     assert float(wanted.max()) > 1
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
 
@@ -160,10 +160,10 @@ def test_keras_mobilenet_computes_the_same(tmp_path: Path, capsys: Capture) -> N
     assert "conv_preds     dropped" in said and "weights for tensorflow preprocessing" in said
     backbone = mobilenet_v1.MobileNetV1(fc6_channels=0, width=WIDTHS["mobilenet_v1"]).eval()
     backbone.load_imagenet(start)
-    pictures = torch.rand(2, 3, 96, 64) * 255
+    images = torch.rand(2, 3, 96, 64) * 255
     with torch.inference_mode():
-        got = backbone(pictures)[32]
-        wanted = run_keras_mobilenet(arrays, strides, backbone.preprocess(pictures))
+        got = backbone(images)[32]
+        wanted = run_keras_mobilenet(arrays, strides, backbone.preprocess(images))
     assert got.shape == wanted.shape == (2, channels[-1], 3, 2) and float(wanted.std()) > 0.1
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     # And the file is itself one that can be imported, unchanged.

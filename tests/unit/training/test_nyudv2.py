@@ -36,7 +36,7 @@ def mat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def picture(path: Path) -> npt.NDArray[Any]:
+def read_pixels(path: Path) -> npt.NDArray[Any]:
     return np.array(Image.open(path))
 
 
@@ -44,19 +44,19 @@ def test_rgbd(folders: Path) -> None:
     image = open_dataset("nyudv2_rgbd", folders, "trainval")[0].image
     assert image.dtype == np.float32
     assert image.shape == (miniatures.HEIGHT, miniatures.WIDTH, 4)
-    assert (image[..., :3] == picture(folders / "data/images/img_5003.png")).all()
+    assert (image[..., :3] == read_pixels(folders / "data/images/img_5003.png")).all()
     assert image[0, 0, 3] == pytest.approx(np.log(1000))
     assert image[-1, -1, 3] == pytest.approx(np.log(1034))
 
 
 def test_hha(folders: Path) -> None:
     data = open_dataset("nyudv2_hha", folders, "test")
-    hha = picture(folders / "data/hha/img_5002.png")
+    hha = read_pixels(folders / "data/hha/img_5002.png")
     assert data.pairs[0][0].name == "img_5002.png"
     assert (data[0].image == hha).all()
     both = open_dataset("nyudv2_rgb_hha", folders, "test")[0].image
     assert both.dtype == np.uint8
-    color = picture(folders / "data/images/img_5002.png")
+    color = read_pixels(folders / "data/images/img_5002.png")
     assert (both == np.concatenate([color, hha], axis=2)).all()
 
 
@@ -69,7 +69,7 @@ def test_color_alone_needs_no_more(tmp_path: Path) -> None:
     ("name", "folder"),
     [("nyudv2_rgbd", "depth"), ("nyudv2_hha", "hha"), ("nyudv2_rgb_hha", "hha")],
 )
-def test_a_missing_picture(folders: Path, name: str, folder: str) -> None:
+def test_a_missing_image(folders: Path, name: str, folder: str) -> None:
     (folders / f"data/{folder}/img_5001.png").unlink()
     with pytest.raises(DatasetError, match=rf"missing.*{folder}/img_5001\.png.*nyud\.tar\.gz"):
         open_dataset(name, folders, "val")
@@ -77,7 +77,7 @@ def test_a_missing_picture(folders: Path, name: str, folder: str) -> None:
 
 def test_depth_with_holes(folders: Path) -> None:
     path = folders / "data/depth/img_5001.png"
-    depth = picture(path).astype(np.uint16)
+    depth = read_pixels(path).astype(np.uint16)
     depth[2, 3] = 0
     nyu.save(path, depth)
     with pytest.raises(DatasetError, match=r"img_5001\.png has pixels without depth: want"):

@@ -27,7 +27,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 
-def picture(mode: str) -> Image.Image:
+def image(mode: str) -> Image.Image:
     if mode == "I;16":
         return Image.fromarray(RAMP[..., 0].astype(np.uint16) * 257)
     if mode == "I":
@@ -47,7 +47,7 @@ def encoded(mode: str, name: str, orientation: int, **options: Any) -> bytes | N
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     try:
-        picture(mode).save(buffer, name, exif=exif, **options)
+        image(mode).save(buffer, name, exif=exif, **options)
     except (OSError, KeyError, ValueError):
         return None
     return buffer.getvalue()
@@ -140,7 +140,7 @@ def test_pages_of_a_tiff(tmp_path: Path, tags: tiffs.Tags, images: int) -> None:
 
 @pytest.mark.parametrize("name", ["TIFF", "WEBP", "PNG"])
 def test_several_images_in_a_file(tmp_path: Path, name: str) -> None:
-    body = encoded("RGB", name, 1, save_all=True, append_images=[picture("L"), picture("RGB")])
+    body = encoded("RGB", name, 1, save_all=True, append_images=[image("L"), image("RGB")])
     assert body is not None
     assert_alike(tmp_path / "a.img", body)
 

@@ -15,7 +15,7 @@ from service.core.engines.warm_up import warm_up
 from tests.unit.training.recipes import Run
 from training import publish as publish_module
 from training.checkpoint import Checkpoint
-from training.publish import PublishError, make_contract, model_card, publish, shared_recipe
+from training.publish import PublishError, make_contract, model_card, publish, shared_config
 
 MEASURED = {
     "split": "test",
@@ -114,9 +114,9 @@ def test_card_has_scores_licence_and_recipe(checkpoint: Checkpoint) -> None:
 def test_card_names_no_folder_of_this_machine(checkpoint: Checkpoint, streets: Path) -> None:
     config = json.loads(json.dumps(checkpoint.config))
     config["init"]["imagenet"] = "/somewhere/weights.npz"
-    recipe = shared_recipe(config)
-    assert "root" not in recipe["data"]
-    assert recipe["init"]["imagenet"] == "weights.npz"
+    shared = shared_config(config)
+    assert "root" not in shared["data"]
+    assert shared["init"]["imagenet"] == "weights.npz"
     assert config["data"]["root"] == str(streets), "the checkpoint's own is kept"
 
 

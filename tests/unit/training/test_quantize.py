@@ -21,7 +21,7 @@ from tests.unit.training.small_network import (
     network,
     read_contract,
     write,
-    write_pictures,
+    write_images,
 )
 
 
@@ -31,8 +31,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
 
 
 def quantize(words: Sequence[str | Path]) -> int:
@@ -41,9 +41,9 @@ def quantize(words: Sequence[str | Path]) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_writes_a_file_beside_the_model(
-    model: Path, pictures: Path, method: str, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize([model, "--calibrate", pictures, "--method", method, "--json",
+    assert quantize([model, "--calibrate", images, "--method", method, "--json",
                      "--min-agreement", "0.9"]) == 0  # fmt: skip
     out = capsys.readouterr().out
     report = json.loads(out[out.index("{") :])
@@ -55,21 +55,21 @@ def test_writes_a_file_beside_the_model(
     assert read_contract(target).precision == "int8"
     assert read_contract(target).classes == read_contract(model).classes
     session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
-    picture = street(33, 47)[None]
-    labels = session.run(["label_map"], {"image": picture})[0]
+    image = street(33, 47)[None]
+    labels = session.run(["label_map"], {"image": image})[0]
     exact = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    wanted = exact.run(["label_map"], {"image": picture})[0]
+    wanted = exact.run(["label_map"], {"image": image})[0]
     assert (labels == wanted).mean() > 0.85
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_labels_of_one_class_prove_little(
-    precision: str, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words: list[str | Path] = [
         model,
         "--calibrate",
-        pictures,
+        images,
         "--to",
         precision,
         "--min-agreement",
@@ -87,8 +87,8 @@ def test_labels_of_one_class_prove_little(
     assert "all of one class, which proves little" in capsys.readouterr().out
 
 
-def test_weights_are_bytes_by_channel_and_the_tail_is_float(model: Path, pictures: Path) -> None:
-    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5"]) == 0
+def test_weights_are_bytes_by_channel_and_the_tail_is_float(model: Path, images: Path) -> None:
+    assert quantize([model, "--calibrate", images, "--min-agreement", "0.5"]) == 0
     graph = onnx.load(str(model.with_name("model.int8.onnx"))).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     eight = [t for t in tensors.values() if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
@@ -127,9 +127,9 @@ def test_reduced_range_is_seven_bits(model: Path) -> None:
 
 
 def test_layers_are_left_in_float_on_request(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize([model, "--calibrate", pictures, "--keep-float", "conv1_2",
+    assert quantize([model, "--calibrate", images, "--keep-float", "conv1_2",
                      "--min-agreement", "0.5"]) == 0  # fmt: skip
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["conv1_1", "int8"] in [[r[0], r[-1]] for r in rows]
@@ -146,30 +146,30 @@ def test_layers_are_left_in_float_on_request(
     ],
 )
 def test_what_cannot_be_is_said(
-    model: Path, pictures: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize([model, "--calibrate", pictures, *words]) == 1
+    assert quantize([model, "--calibrate", images, *words]) == 1
     assert message in capsys.readouterr().err
     assert not model.with_name("model.int8.onnx").exists()
 
 
 def test_bad_files_are_refused(
-    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     bare = write(tmp_path / "bare.onnx", network(), with_contract=False)
-    assert quantize([model, "--calibrate", pictures, "--min-agreement", "0.5"]) == 0
+    assert quantize([model, "--calibrate", images, "--min-agreement", "0.5"]) == 0
     done = model.with_name("model.int8.onnx")
     refusals: list[tuple[list[str | Path], str]] = [
         ([model, "--calibrate", empty], "holds no image"),
         ([model, "--calibrate", tmp_path / "nowhere"], "there is no folder"),
-        ([tmp_path / "none.onnx", "--calibrate", pictures], "there is no file"),
-        ([tmp_path / "noise.onnx", "--calibrate", pictures], "cannot be read"),
-        ([bare, "--calibrate", pictures, "--out", tmp_path / "o.onnx"], "has no contract"),
-        ([done, "--calibrate", pictures, "--out", tmp_path / "o.onnx"], "quantised already"),
-        ([model, "--calibrate", pictures], "--overwrite"),
+        ([tmp_path / "none.onnx", "--calibrate", images], "there is no file"),
+        ([tmp_path / "noise.onnx", "--calibrate", images], "cannot be read"),
+        ([bare, "--calibrate", images, "--out", tmp_path / "o.onnx"], "has no contract"),
+        ([done, "--calibrate", images, "--out", tmp_path / "o.onnx"], "quantised already"),
+        ([model, "--calibrate", images], "--overwrite"),
     ]
     for words, message in refusals:
         assert quantize(words) == 1
@@ -177,8 +177,8 @@ def test_bad_files_are_refused(
 
 
 def test_winograd_is_a_matter_of_export(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize([model, "--calibrate", pictures, "--winograd", "conv1_2"]) == 1
+    assert quantize([model, "--calibrate", images, "--winograd", "conv1_2"]) == 1
     assert "--winograd is for `fcn export` now" in capsys.readouterr().err
     assert not model.with_name("model.int8.onnx").exists()

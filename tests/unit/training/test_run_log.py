@@ -80,7 +80,7 @@ def test_csv_and_scalars(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("val/mean_iu")] == [(20, pytest.approx(0.7))]
 
 
-def test_picture_is_image_truth_and_prediction(tmp_path: Path) -> None:
+def test_image_is_image_truth_and_prediction(tmp_path: Path) -> None:
     record = RunLog(tmp_path, CLASSES)
     target = np.array([[0, 1], [VOID, 1]], np.uint8)
     prediction = np.array([[1, 1], [0, 0]], np.uint8)

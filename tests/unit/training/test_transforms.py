@@ -130,7 +130,7 @@ def test_colours_change_and_the_target_does_not() -> None:
         assert image.dtype == np.uint8
 
 
-def test_a_grey_picture_stays_grey_unless_channels_are_scaled_apart() -> None:
+def test_a_grey_image_stays_grey_unless_channels_are_scaled_apart() -> None:
     grey = Sample(np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60), np.uint8))
     whole = {"crop_height": 40, "crop_width": 60, "min_scale": 1.0, "max_scale": 1.0}
     image, _ = apply(grey, 1, **whole, saturation=0.5, contrast=0.5)
@@ -191,7 +191,7 @@ def test_jitter_shifts_image_and_target_alike() -> None:
     assert seen == {(down, right) for down in range(-3, 4) for right in range(-3, 4)}
 
 
-def test_jitter_may_push_a_small_picture_out() -> None:
+def test_jitter_may_push_a_small_image_out() -> None:
     pixel = Sample(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
     kept = {int(apply(pixel, seed, **AS_IT_IS, jitter_px=2).target[0, 0]) for seed in range(60)}
     assert kept == {0, VOID}
@@ -264,7 +264,7 @@ def test_only_colours_are_recoloured() -> None:
     assert (hha == scene().image).all()
 
 
-def test_depth_keeps_its_values_and_beyond_the_picture_is_its_mean() -> None:
+def test_depth_keeps_its_values_and_beyond_the_image_is_its_mean() -> None:
     image, target = scene()
     depth = np.full((*target.shape, 1), 7.25, np.float32)
     augment = Augmentation(**{**PLAIN, "crop_height": 50, "crop_width": 60, "max_scale": 0.7})

@@ -99,7 +99,7 @@ def test_halved_and_doubled() -> None:
             {"starts": _ints([-9]), "ends": _ints([9]), "axes": _ints([2])},
             "Slice",
         ),
-        ([helper.make_node("Concat", ["x", "x"], ["y"], axis=3)], {}, "side by side"),
+        ([helper.make_node("Concat", ["x", "x"], ["y"], axis=3)], {}, "not over the classes"),
         (
             [helper.make_node("Reshape", ["x", "shape"], ["y"])],
             {"shape": _ints([0, 3, -1, 8])},
@@ -112,6 +112,11 @@ def test_halved_and_doubled() -> None:
         ),
         ([helper.make_node("Softmax", ["x"], ["y"], axis=3)], {}, "not over the classes"),
         (
+            [helper.make_node("Squeeze", ["x", "axes"], ["y"])],
+            {"axes": _ints([2])},
+            "Squeeze .* is not of channels",
+        ),
+        (
             [helper.make_node("Pad", ["x", "pads"], ["y"], mode="reflect")],
             {"pads": _ints([0, 0, 1, 1, 0, 0, 1, 1])},
             "Pad",
@@ -119,9 +124,9 @@ def test_halved_and_doubled() -> None:
         (
             [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], auto_pad="SAME_UPPER")],
             {},
-            "pads by the picture's size",
+            "pads by the image's size",
         ),
-        ([_pool("MaxPool", "y", 2, 2, 0)], {}, "the picture's size"),
+        ([_pool("MaxPool", "y", 2, 2, 0)], {}, "the image's size"),
         (
             [_pool("MaxPool", "low", 2, 2, 0), helper.make_node("Add", ["x", "low"], ["y"])],
             {},

@@ -59,7 +59,7 @@ def test_shape_tells_where_but_not_which(sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("mask", [hide_foreground, hide_background, shape])
-def test_pictures_stay_uint8_and_the_original_unchanged(sample: Sample, mask: object) -> None:
+def test_images_stay_uint8_and_the_original_unchanged(sample: Sample, mask: object) -> None:
     masked = mask(sample)  # type: ignore[operator]
     assert masked.image.dtype == np.uint8
     assert masked.image.shape == (1, 4, 3)
@@ -94,7 +94,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_a_data_set_behind_a_mask(voc: Path) -> None:
-    """VOC's background is class 0; nothing but the pictures changes."""
+    """VOC's background is class 0; nothing but the images changes."""
     data = open_dataset("voc2011", voc, "val")
     plain = data[0]
     masked = {mask: mask_images(data, mask) for mask in get_args(Mask)}

@@ -100,13 +100,13 @@ def test_the_network_is_left_alone() -> None:
 @pytest.mark.parametrize("stride", [1, 2, 5])
 def test_rarefied_filter_is_dilation(stride: int) -> None:
     weight = torch.arange(1.0, 13).view(1, 2, 2, 3).double()
-    picture = images(16, 20)
+    image = images(16, 20)
     spread = rarefy(weight, stride)
     assert spread.shape == (1, 2, stride + 1, 2 * stride + 1)
     assert spread[0, 0, 0, ::stride].tolist() == [1, 2, 3]
     assert spread.sum() == weight.sum()
-    dilated = functional.conv2d(picture, weight, dilation=stride)
-    assert torch.equal(functional.conv2d(picture, spread), dilated)
+    dilated = functional.conv2d(image, weight, dilation=stride)
+    assert torch.equal(functional.conv2d(image, spread), dilated)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcn_client import FcnClient, FcnError
 from tests.drawing import png, street
@@ -182,6 +183,18 @@ def test_a_label_that_cannot_be_read_costs_its_image_alone(
     assert evaluation.images == len(data) - 1
     (failure,) = evaluation.failures
     assert "cannot read the label" in failure.error
+
+
+def test_a_label_of_another_size_costs_its_image_alone(
+    server: FakeServer, data: SegmentationDataset
+) -> None:
+    Image.new("L", (3, 2)).save(data.pairs[1][1])
+    target = open_target(server.url)
+    evaluation = score(target, data, progress=False)
+    target.close()
+    assert evaluation.images == len(data) - 1
+    (failure,) = evaluation.failures
+    assert "but the label is 2x3" in failure.error
 
 
 def test_a_lost_server_keeps_what_was_scored(server: FakeServer, data: SegmentationDataset) -> None:
