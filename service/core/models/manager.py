@@ -61,7 +61,7 @@ class ModelManager:
         self._failures: dict[Key, Failure] = {}
         self._loading: Key | None = None
         self._unloaded: set[str] = set()
-        self._draining: set[LoadedModel] = set()
+        self._draining: dict[LoadedModel, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unlogged: list[str] = []
         self._repository_error = ""
@@ -108,7 +108,9 @@ class ModelManager:
                     f"{', '.join(self.registry.names()) or 'none'}"
                 )
             self._unloaded.add(name)
-            tasks = self._unload_model(name)
+            self._unload_model(name)
+            # Those that were replaced and still answer, too: their memory is the model's.
+            tasks = [task for model, task in self._draining.items() if model.name == name]
         self._changed(self.registry.statuses())
         if tasks:  # not gathered: a caller who leaves does not stop them
             await asyncio.wait(tasks)
@@ -253,26 +255,23 @@ class ModelManager:
             self._drain(before)
         self._changed(self.registry.statuses())
 
-    def _unload_versions(self, models: Iterable[LoadedModel]) -> list[asyncio.Task[None]]:
-        tasks = []
+    def _unload_versions(self, models: Iterable[LoadedModel]) -> None:
         for model in list(models):
             self.registry.remove(model)
-            tasks.append(self._drain(model))
-        return tasks
+            self._drain(model)
 
-    def _unload_model(self, name: str) -> list[asyncio.Task[None]]:
+    def _unload_model(self, name: str) -> None:
         self._forget_failures(name, lambda version, failure: True)
-        return self._unload_versions(self.registry.versions(name))
+        self._unload_versions(self.registry.versions(name))
 
-    def _drain(self, model: LoadedModel) -> asyncio.Task[None]:
+    def _drain(self, model: LoadedModel) -> None:
         """Closes it when its last request is answered. It is no longer in the registry."""
-        self._draining.add(model)
-        return self._spawn(self._close(model))
+        self._draining[model] = self._spawn(self._close(model))
 
     async def _close(self, model: LoadedModel) -> None:
         await model.until_unused()
         model.close()
-        self._draining.discard(model)
+        self._draining.pop(model, None)
         name, version, last = model.name, model.version, [model]
         del model  # only `last` holds it, and the thread takes it out of there
         await asyncio.to_thread(_free, last)

@@ -242,6 +242,21 @@ async def test_unloading_waits_for_the_requests_in_flight(tmp_path: Path) -> Non
         assert (await segmenter.segment(red(60), OPTIONS)).model == "tiny"
 
 
+async def test_unloading_waits_for_what_was_replaced_and_still_answers(tmp_path: Path) -> None:
+    async with on_device(tmp_path) as (segmenter, device):
+        device.hold()
+        waiting = send(segmenter, red(40))
+        await device.entered()
+        write_model(tmp_path, bias=(0, 0, 1))
+        await segmenter.load("tiny")
+        unloading = asyncio.create_task(segmenter.unload("tiny"))
+        done, _ = await asyncio.wait({unloading}, timeout=0.5)
+        assert not done
+        device.release()
+        assert int(read_png((await waiting).body)[0, 0]) == 40
+        await asyncio.wait_for(unloading, 10)
+
+
 async def test_an_impatient_caller_stops_neither_load_nor_unload(tmp_path: Path) -> None:
     async with on_device(tmp_path) as (segmenter, device):
         device.hold()
