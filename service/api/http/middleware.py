@@ -54,6 +54,12 @@ def call_of(scope: Scope) -> Call:
     return call
 
 
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Returns the first header of each name, by lower-case name, as the middleware read them."""
+    headers: dict[str, str] = scope["fcn_headers"]
+    return headers
+
+
 class RequestMiddleware:
     """Wraps the application; see the module docstring."""
 
@@ -65,10 +71,11 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = first_headers(scope)
+        headers = _first_headers(scope)
         head = scope["method"] == "HEAD"
         if head:  # answered as GET, less the body: RFC 9110, section 9.3.2
             scope = {**scope, "method": "GET"}
+        scope["fcn_headers"] = headers
         scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
         flow = _Flow(receive, send, call, headers, head=head)
         try:
@@ -94,7 +101,7 @@ def under_prefix(app: ASGIApp, prefix: str) -> ASGIApp:
     return rest
 
 
-def first_headers(scope: Scope) -> dict[str, str]:
+def _first_headers(scope: Scope) -> dict[str, str]:
     """Returns the first header of each name, by lower-case name."""
     return {name.decode("latin-1"): v.decode("latin-1") for name, v in reversed(scope["headers"])}
 

@@ -15,7 +15,7 @@ from service.api.http.body import AS_IT_IS, read_image
 from service.api.http.middleware import (
     RequestMiddleware,
     call_of,
-    first_headers,
+    headers_of,
     unless_disconnected,
 )
 from service.api.http.parameters import segment_options
@@ -43,7 +43,7 @@ class SegmentEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ServiceError, which the middleware answers."""
-        call, headers = call_of(scope), first_headers(scope)
+        call, headers = call_of(scope), headers_of(scope)
         call.record.method = "Segment"
         # Parameters first: a typing mistake should not cost an upload. And whoever is to be turned
         # away should know it before, too.
