@@ -316,6 +316,26 @@ def test_repository_with_a_wrong_key(oip_server: Server, offered: str | None) ->
         assert_error(reply, 401, "Authorization: Bearer")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "advice"),
+    [
+        ("models/tiny/load", {"parameters": 5}, "parameters is to be an object, or left out"),
+        ("models/tiny/load", {"parameters": ["config"]}, "parameters is to be an object"),
+        ("models/tiny/load", {"parameters": ""}, "parameters is to be an object"),
+        ("models/tiny/unload", {"parameters": True}, "parameters is to be an object"),
+        ("index", {"ready": "yes"}, "ready is to be true or false, or left out"),
+        ("index", {"ready": 1}, "ready is to be true or false"),
+        ("index", [{}], "no JSON object"),
+        ("models/tiny/load", 5, "no JSON object"),
+    ],
+)
+def test_repository_with_a_member_of_another_type(
+    oip_server: Server, path: str, body: object, advice: str
+) -> None:
+    reply = oip_server.rest.post(f"/v2/repository/{path}", headers=ADMIN, json=body)
+    assert_error(reply, 400, advice)
+
+
 def test_repository(oip_server: Server) -> None:
     def post(path: str, **options: Any) -> httpx.Response:
         return oip_server.rest.post(f"/v2/repository/{path}", headers=ADMIN, **options)
