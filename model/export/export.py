@@ -127,6 +127,6 @@ def _to_onnx(network: SegmentationNetwork, contract: Contract) -> onnx.ModelProt
         raise ExportError("torch.onnx.export gave nothing")
     proto: onnx.ModelProto = program.model_proto
     tidy(proto, contract)
-    merge_slices(proto)
+    proto = merge_slices(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -92,8 +92,6 @@ class _Walk:
     def __init__(self, graph: onnx.GraphProto, image: str) -> None:
         self.fields = {image: ReceptiveField((1, 2))}
         self._constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-        self._shapes: dict[str, list[bool]] = {}
-        """Tensors made of sizes: which of them are constants."""
 
     def pass_through(self, node: onnx.NodeProto) -> None:
         constants = self._constants
@@ -101,12 +99,6 @@ class _Walk:
             constants[node.output[0]] = numpy_helper.to_array(attributes(node)["value"])
             return
         inputs = [self.fields[name] for name in node.input if name in self.fields]
-        if node.op_type == "Concat" and not inputs:
-            known = [name in constants for name in node.input]
-            if all(known):
-                parts = [np.atleast_1d(constants[name]) for name in node.input]
-                constants[node.output[0]] = np.concatenate(parts)
-            self._shapes[node.output[0]] = known
         if inputs and node.op_type != "Shape":
             # Else sizes and constants: they say where the image ends, not what is in it.
             field = self._behind(node, _joined(node, inputs))
@@ -129,15 +121,10 @@ class _Walk:
             case "DepthToSpace":
                 fine = field.stride / given["blocksize"]
                 return field.moved(fine, -fine * (given["blocksize"] - 1), Fraction(0))
-            case "SpaceToDepth":
-                block = given["blocksize"]
-                return field.moved(field.stride * block, Fraction(0), field.stride * (block - 1))
             case "Gather":
                 return self._gather(node, field, given.get("axis", 0))
             case "Pad":
                 return self._pad(node, field, given)
-            case "Reshape":
-                return self._reshape(node, field)
             case "Resize":
                 return self._resize(node, field, given)
             case "Slice":
@@ -217,18 +204,6 @@ class _Walk:
         fine = field.stride / high
         centre = (fine - field.stride) / 2
         return field.moved(fine, centre - field.stride, centre + field.stride)
-
-    def _reshape(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """Only what splits or joins channels, as [N,C*k,h,w] -> [N,C,k,h,w], keeps places apart.
-
-        Recognised by sizes of the image in the last two places of the new shape and nowhere else
-        but in the first.
-        """
-        constant = self._shapes.get(node.input[1], [])
-        moves = constant[-2:] != [False, False] or not all(constant[1:-2])
-        if len(constant) < 3 or moves or field.axes[1] != field.axes[0] + 1:
-            raise _unbounded(node, "may move pixels")
-        return replace(field, axes=(len(constant) - 2, len(constant) - 1))
 
     def _gather(self, node: onnx.NodeProto, field: ReceptiveField, axis: int) -> ReceptiveField:
         """One channel, or channels in another order."""

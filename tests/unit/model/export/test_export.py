@@ -17,7 +17,6 @@ from torch import nn
 from model.build import NetworkSpec
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.export import export as export_module
-from model.export.adopt.receptive_field import halo_of
 from model.export.export import SPEC_KEY, ServedNetwork, export, for_inference
 from model.export.fp32_model import load_fp32
 from model.export.onnx_file import random_images, session
@@ -172,13 +171,6 @@ def test_a_layer_in_winograds_form_becomes_8_bit() -> None:
         for proto in (model.proto, quantized)
     )
     assert (exact == eight).mean() > 0.8
-
-
-def test_the_halo_is_that_of_the_graph() -> None:
-    """Found from the layers of the network, and by the walk through a graph of any origin."""
-    for made in (exports.exported(), exports.exported(lowering="conv_transpose")):
-        halo = halo_of(onnx.load(made.path), made.contract)
-        assert -(-halo.halo_px // 32) * 32 == made.contract.input.context_px
 
 
 def test_parity_sizes_respect_the_smallest_side(exported: tuple[FCN, Path]) -> None:
