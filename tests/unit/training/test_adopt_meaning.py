@@ -279,10 +279,6 @@ def test_stated(tail: Tail, said: dict[str, Any], above: float, tmp_path: Path) 
     assert len(np.unique(labels)) == 2
 
 
-def independent(graph: Graph, value: str) -> str:
-    return sigmoid(graph, value)
-
-
 def half(graph: Graph, value: str) -> str:
     return graph.add("Mul", graph.add("Softmax", value, axis=1), f32(graph, 0.5))
 
@@ -299,7 +295,7 @@ def half(graph: Graph, value: str) -> str:
         (3, lambda g, v: v, {"output_is": "probabilities"}, r"its values leave 0\.\.1"),
         (3, sigmoid, {"output_is": "probabilities", "logits": True}, r"do not sum to 1"),
         (3, sigmoid, {"output_is": "logits", "logits": True}, r"is probabilities, by"),
-        (3, independent, {"logits": True}, r"do not sum to 1 .* leave --logits out"),
+        (3, sigmoid, {"logits": True}, r"do not sum to 1 .* leave --logits out"),
         (3, half, {"logits": True}, r"say --output-is logits or"),
         (3, lambda g, v: g.add("Relu", v), {"logits": True}, r"say --output-is logits or"),
     ],
@@ -312,7 +308,7 @@ def test_wrong_words(
         adopted(tmp_path, path, max(2, channels), **said)
 
 
-@pytest.mark.parametrize("tail", [independent, half, lambda g, v: g.add("Relu", v)])
+@pytest.mark.parametrize("tail", [sigmoid, half, lambda g, v: g.add("Relu", v)])
 def test_labels_need_no_meaning(tail: Tail, tmp_path: Path) -> None:
     """The highest of several scores is the label, whatever they are."""
     path = network(tmp_path / "n.onnx", 3, tail)

@@ -43,14 +43,6 @@ def exported() -> tuple[FCN, Path]:
     return made.network, made.path
 
 
-def test_the_report_of_a_file_that_passes() -> None:
-    report = exports.exported().report
-    assert report.label_agreement >= 0.999
-    assert report.largest_logit_difference is not None
-    assert report.largest_logit_difference < 1e-4
-    assert (1, 1, 1) in report.sizes
-
-
 def test_one_file_with_the_contract_inside(exported: tuple[FCN, Path]) -> None:
     _, path = exported
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
@@ -120,6 +112,7 @@ def test_every_lowering_is_the_same_network(lowering: Lowering) -> None:
     assert made.report.label_agreement == 1.0
     assert made.report.largest_logit_difference is not None
     assert made.report.largest_logit_difference < 1e-4
+    assert (1, 1, 1) in made.report.sizes
 
 
 @pytest.mark.parametrize("lowering", get_args(Lowering))
@@ -186,14 +179,21 @@ def test_parity_sizes_respect_the_smallest_side(exported: tuple[FCN, Path]) -> N
     assert report.sizes == ((1, 40, 50),)
 
 
-def test_norms_fold_into_the_same_function() -> None:
-    network = make_network()
+@pytest.mark.parametrize(
+    "spec",
+    [SMALL, NetworkSpec("vgg16", "8s", batch_norm=True, fc6_channels=8, width=1 / 16)],
+    ids=lambda spec: str(spec.backbone),
+)
+def test_norms_fold_into_the_same_function(spec: NetworkSpec) -> None:
+    network = exports.randomised(spec)
     folded = for_inference(network, "conv_transpose")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the original is kept"
     images = torch.rand(1, 3, 40, 50) * 255
     with torch.inference_mode():
-        torch.testing.assert_close(folded(images), network(images), rtol=1e-3, atol=1e-3)
+        wanted = network(images)
+        atol = 1e-4 * float(wanted.abs().max())
+        torch.testing.assert_close(folded(images), wanted, rtol=1e-3, atol=atol)
 
 
 def test_class_counts_must_agree(tmp_path: Path) -> None:
