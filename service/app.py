@@ -177,4 +177,5 @@ def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
         settings.api_keys_file,
         admin_key=settings.read_admin_key(),
         rejected=telemetry.rejected,
+        stale=telemetry.keys_stale,
     )

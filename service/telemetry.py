@@ -123,6 +123,10 @@ class Telemetry(Observer):
                 ("caller",),
             )
         )
+        self._keys_stale = gauge(
+            "fcn_keys_stale",
+            "1 while the file of API keys cannot be used, so that older keys stay in force.",
+        )
         self._inflight = gauge("fcn_inflight_requests", "Requests between admission and answer.")
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
@@ -178,6 +182,9 @@ class Telemetry(Observer):
 
     def rejected(self, reason: str) -> None:
         self._rejected(reason).inc()
+
+    def keys_stale(self, stale: bool) -> None:
+        self._keys_stale.set(stale)
 
     def image_pixels(self, n: int) -> None:
         self._pixels.observe(n)
