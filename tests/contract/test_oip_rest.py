@@ -16,6 +16,7 @@ from tests.contract.conftest import ADMIN_KEY, MAX_IMAGE_BYTES, MAX_PIXELS
 from tests.contract.oip import CASES, FILES, IMAGES, INFER, Request, elements, tensors
 from tests.drawing import UInt8Array, png, read_png, street
 from tests.serving import Server
+from tests.waiting import until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
@@ -292,8 +293,7 @@ def test_statistics(oip_server: Server) -> None:
     before = counts()
     Request().post(oip_server.rest)
     CASES["rank"].request.post(oip_server.rest)
-    after = counts()
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2, 1]
+    until(lambda: [b - a for a, b in zip(before, counts(), strict=True)] == [1, 2, 1])
     listed = oip_server.rest.get("/v2/models/stats").json()["model_stats"]
     assert [(s["name"], s["version"]) for s in listed] == [
         ("other", "1"),
