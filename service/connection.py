@@ -70,7 +70,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._window: tuple[float, int] | None = None
         self.address = ""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         transport.set_write_buffer_limits(UNREAD_BYTES)
         peer = transport.get_extra_info("peername")
@@ -89,7 +89,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.end("refused")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)  # type: ignore[arg-type]
+        self._server.connections.discard(self)
         if self._exchange is not None:
             self._exchange.leave()
         self.resume_writing()
