@@ -24,9 +24,9 @@ READ_BYTES: Final = 64 * 1024
 """Taken from the system at once: an ordinary image in one piece, and little to hold of those who
 send ahead."""
 UNREAD_BYTES: Final = 64 * 1024
-"""Of answers may wait for their reader before the next of his requests does."""
+"""More of his answers than that must be taken before a caller's next request begins."""
 BODY_BYTES: Final = 128 * 1024
-"""Of a body may wait for the application before reading stops."""
+"""Reading stops while more of a body waits for the application."""
 FIRST_PROBE_S: Final = 0.25
 NEXT_PROBE_S: Final = 0.1
 """Between looks whether a caller who closed a side is still there: FIN says the same of one who is
