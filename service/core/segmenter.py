@@ -27,7 +27,7 @@ from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import check_pixels, decode, prepare
+from service.core.images.decode import decode, prepare
 from service.core.images.header import Header, read_header
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
@@ -256,7 +256,7 @@ class Segmenter:
             if job.decoded_s:
                 timings.decode_s = job.decoded_s - began
                 self._observer.stage(model.name, "decode", timings.decode_s)
-                self._observer.image_pixels(job.pixels)
+                self._observer.image_pixels(job.header.pixels)
         if result is _TOO_LARGE:
             result = await run_in_tiles(
                 job.tensor,
@@ -355,10 +355,6 @@ class _Job:
         """Returns the upload's height and width, upright."""
         return self.rgb.shape[0], self.rgb.shape[1]
 
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
-
     def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts what the model gave for the tensor to the upload's size."""
         return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
@@ -389,7 +385,6 @@ class _Job:
         if isinstance(self.image, bytes):
             self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
         else:
-            check_pixels(self.header.height, self.header.width, self.max_image_pixels)
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)
         # Not held twice, if the tensor is a padded copy.
