@@ -34,7 +34,7 @@ _log = logging.getLogger("fcn.keys")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever holds a key. digest: SHA-256 of the key, which itself is not kept."""
+    """Names who holds a key. digest: SHA-256 of the key, which itself is not kept."""
 
     name: str
     digest: bytes
@@ -48,7 +48,7 @@ def offered(authorization: str | None, api_key: str | None) -> list[str]:
 
 
 def parse(text: str, admin_key: str | None = None) -> tuple[Caller, ...]:
-    """admin_key: no caller may have it, since it opens more.
+    """Reads callers and their keys. admin_key: no caller may have it, since it opens more.
 
     Raises: StartError, without the file's name.
     """

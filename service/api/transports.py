@@ -37,7 +37,7 @@ def build(
     admin_key: str | None,
     ready: Callable[[], bool],
 ) -> tuple[ASGIApp, GrpcServer]:
-    """Must be called inside the event loop that runs them.
+    """Builds them; must be called inside the event loop that runs them.
 
     keys: None lets everybody in. admin_key: opens the model repository; None lets nobody in. ready:
     whether new requests are wanted: models loaded and not draining.
