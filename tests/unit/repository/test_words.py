@@ -18,10 +18,10 @@ BARE = {"Of", "As", "On", "In", "Until", "Without", "By", "What", "Which", "Whet
 IMPERATIVES = """
     Add Answer Apply Ask Average Begin Build Change Check Choose Collect Compare Compute Connect
     Convert Copy Count Crop Decode Describe Do Draw End Evaluate Exchange Fill Find Flatten Fold
-    Follow Format Give Guess Hide Join Keep Leave List Load Locate Look Make Map Measure Merge Multiply Name Open
-    Pad Pair Pick Predict Print Put Read Refuse Rename Replace Resample Resize Restore Return Run
-    Save Say Score Set Show Space Split Start Stop Sum Take Tell Test Train Turn Use Wait Walk Warn
-    Write Yield
+    Follow Format Give Guess Hide Join Keep Leave List Load Locate Look Make Map Measure Merge
+    Multiply Name Open Pad Pair Pick Predict Print Put Read Refuse Rename Replace Resample Resize
+    Restore Return Run Save Say Score Set Show Space Split Start Stop Sum Take Tell Test Train Turn
+    Use Wait Walk Warn Write Yield
 """
 """Verbs that a docstring may give as an order; in the third person it may have any."""
 PLURALS = """
