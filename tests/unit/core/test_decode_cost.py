@@ -1,4 +1,4 @@
-"""What a header says that decoding takes, against what it does take, and files without an end."""
+"""Compares what a header says that decoding takes with what it takes; files without an end."""
 
 from __future__ import annotations
 
