@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds its engines then."""
     pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
+    decode: Literal["processes", "threads"] = "processes"
+    """Where images are decoded. In processes of their own, which have no files, no network and no
+    keys, a hostile file costs its own request; where a system does not allow them, and in threads,
+    it may end the server."""
 
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""

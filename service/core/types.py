@@ -211,11 +211,11 @@ class Network:
 class Observer:
     """Is told what happens, and watches nothing unless a subclass does: telemetry is one.
 
-    Called on the event loop, `queue_depth` on any thread but one at a time; must not block or
-    raise. stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
-    admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
-    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one),
-    "guesses" (after too many wrong keys).
+    Called on the event loop, `decoder_lost` on any thread, `queue_depth` on any but one at a time;
+    must not block or raise. stage is one of "decode", "queue", "infer", "render". reason is one of
+    "overloaded" (no admission permit), "queue_full", "too_late" (by prediction), "uploads" (too
+    many being read), "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a
+    wrong one), "guesses" (after too many wrong keys). why is "crash" or "hang".
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...
@@ -229,3 +229,5 @@ class Observer:
     def rejected(self, reason: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...
+
+    def decoder_lost(self, why: str) -> None: ...
