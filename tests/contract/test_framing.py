@@ -166,12 +166,6 @@ def test_http_1_0_answers_one_request_and_closes(server: Server) -> None:
     assert answers(server, head + INNER) == [200]
 
 
-def test_requests_behind_one_another_are_answered_once_each(server: Server) -> None:
-    one = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-    one += b"Content-Length: %d\r\n\r\n" % len(PNG) + PNG
-    assert answers(server, (one + INNER) * 2) == [200] * 4
-
-
 def test_the_refusal_says_why(server: Server) -> None:
     with Link(server) as link:
         link.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + CHUNKED + LENGTH + b"\r\n")

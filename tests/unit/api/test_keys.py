@@ -7,7 +7,6 @@ import errno
 import hmac
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from service.api import keys as module
 from service.api.keys import Keys, offered, parse
 from service.errors import NotAuthenticated, StartError
+from tests.waiting import soon
 
 ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
 TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
@@ -242,14 +242,6 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_once_it_can(
     assert not lets_in(found, ALICE), "the key was taken out of the file"
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
-
-
 async def test_it_is_watched_and_a_fault_does_not_end_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,8 +258,8 @@ async def test_it_is_watched_and_a_fault_does_not_end_that(
 
     monkeypatch.setattr(found, "_seen", sometimes)
     watching = asyncio.create_task(found.watch())
-    await eventually(lambda: "looking at the API keys failed" in caplog.text)
+    await soon(lambda: "looking at the API keys failed" in caplog.text)
     failing = False
     write(path, f"carol {CAROL}\n")
-    await eventually(lambda: lets_in(found, CAROL))
+    await soon(lambda: lets_in(found, CAROL))
     watching.cancel()
