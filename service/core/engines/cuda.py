@@ -93,19 +93,16 @@ def open_instances(
 
 
 class OrtInstance(Instance):
-    """Ends a run of ONNX Runtime, which listens between two nodes of the graph."""
+    """Ends a run of ONNX Runtime, which listens between two nodes of the graph.
+
+    Each run has options of its own: whoever ends the one before does not end it.
+    """
 
     _options: Any = None
 
     def terminate(self) -> None:
         if self._options is not None:
             self._options.terminate = True
-
-    def _begin(self) -> Any:
-        """Makes the options of the next run: whoever ends the one before does not end it."""
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = 4  # what goes wrong is raised, and logged by us
-        return self._options
 
 
 class CudaInstance(OrtInstance):
@@ -135,14 +132,16 @@ class CudaInstance(OrtInstance):
         for name, value in self._contract.feeds(batch).items():
             if name != image:
                 binding.bind_cpu_input(name, value)
-        self._session.run_with_iobinding(binding, self._begin())
+        self._options = ort.RunOptions()
+        self._session.run_with_iobinding(binding, self._options)
         binding.synchronize_outputs()
         return np.array(label_maps.numpy(), np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Keeps no buffers: logits take a hundred times the memory, and are asked for seldom."""
         names = [self._contract.outputs.label_map, self._contract.outputs.logits]
-        label_maps, logits = self._session.run(names, self._contract.feeds(batch), self._begin())
+        self._options = ort.RunOptions()
+        label_maps, logits = self._session.run(names, self._contract.feeds(batch), self._options)
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
     def _buffers_of(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
