@@ -95,7 +95,7 @@ class BatchQueue:
         self._full_device_latency = LatencyModel()
         self._error: Exception | None = None  # why it is closed
         self.stuck = False
-        """Whether one of its runs is busy for far longer than it may: set by the watchdog."""
+        """Tells of a run that is busy for far longer than it may; set by the watchdog."""
         self._lock = threading.Lock()
         self._shared_instance = threading.Condition(self._lock)
         self._full_device = threading.Condition(self._lock)
