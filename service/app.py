@@ -91,7 +91,7 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._grpc.set_serving(True)
+                self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
@@ -141,7 +141,7 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._grpc.retire()
+        self._grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
