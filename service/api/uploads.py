@@ -42,6 +42,8 @@ class Uploads:
         self.rejected = rejected
         self.incomplete = 0
         """Bytes of the messages that gRPC assembles, which it does before it hands out any."""
+        self.unpacking = asyncio.Lock()
+        """Held while a message is unpacked: one at a time."""
         self._max_count = max_count
         self._count = 0
         self._bytes = 0

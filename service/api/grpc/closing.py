@@ -18,7 +18,7 @@ from service.errors import ServiceError
 
 T = TypeVar("T")
 MAX_BYTES: Final = 4 * 1024
-"""Of a message to either: it is a name."""
+"""Limits a message to either: it is a name."""
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION: Final = reflection.SERVICE_NAME
 """Their full names."""
@@ -79,19 +79,16 @@ class Health:
 
     async def _watch(self, _: object, context: Context) -> None:
         service = await self._service(context)
+        closing, told = self._connections.closing, None
         try:
-            await unless_set(self._connections.closing, self._tell(service, context))
+            while not closing.is_set():
+                changed, status = self._changed, self._status(service)
+                if status != told:
+                    await self._connections.write(context, _Response(status=status), 2)
+                    told = status
+                await unless_set(closing, changed.wait())
         finally:
             self._connections.ends(context, 0)
-
-    async def _tell(self, service: str, context: Context) -> None:
-        told = None
-        while True:
-            changed, status = self._changed, self._status(service)
-            if status != told:
-                await self._connections.write(context, _Response(status=status), 2)
-                told = status
-            await changed.wait()
 
     def _status(self, service: str) -> Any:
         if service not in self._serving:

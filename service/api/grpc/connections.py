@@ -37,8 +37,10 @@ Context = aio.ServicerContext[Any, Any]
 LOOK_S: Final = 0.05
 """A peer on the same machine sends about 50 MB in it."""
 LOOK_AT_ALL_S: Final = 1.0
+MAX_WAITING: Final = 4096
+"""Calls that wait for a message, of all connections. Each costs some 20 kB."""
 SLACK_BYTES: Final = 1024 * 1024
-"""What a connection may send around its messages: frames, headers, windows of refused calls."""
+"""A connection may send so much around its messages: frames, headers, windows of refused calls."""
 PARTIAL_BYTES: Final = 64 * 1024
 """From so many on a message counts as begun. The first window of HTTP/2."""
 UNREAD_S: Final = 60.0
@@ -167,6 +169,9 @@ class Connections:
         answers[answer] = asyncio.get_running_loop().time(), n_bytes
         try:
             await context.write(message)
+        except aio.InternalError:
+            # The call has ended meanwhile, at its deadline, say.
+            raise asyncio.CancelledError from None
         finally:
             del answers[answer]
 
@@ -230,6 +235,13 @@ class Connections:
                 connection.refuse(MessageTooLarge(min(limits)), now_s)
             elif now_s - connection.progress_s > uploads.timeout_s:
                 connection.refuse(UploadTooSlow(uploads.timeout_s), now_s)
+        n_calls = sum(len(connection.readings) for connection in waiting)
+        waiting.sort(key=lambda connection: len(connection.readings))
+        for connection in reversed(waiting):
+            if n_calls <= MAX_WAITING:
+                break
+            n_calls -= len(connection.readings)
+            connection.refuse(Overloaded(RETRY_UPLOAD_S), now_s)
         waiting.sort(key=lambda connection: connection.incomplete)
         uploads.incomplete = sum(connection.incomplete for connection in waiting)
         while uploads.full and len(waiting) > 1:  # a single one always fits

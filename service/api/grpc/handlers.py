@@ -10,6 +10,7 @@ refused before its message is read, which may be large, and timed while it is.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -64,8 +65,9 @@ async def handle(
             except aio.InternalError:
                 # A message was written to a call that had ended meanwhile, at its deadline, say.
                 raise asyncio.CancelledError from None
-    except BaseException:
+    except BaseException as error:
         if (outcome := call.outcome) is not None:
+            _let_go(error)
             try:
                 await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
             except aio.InternalError:  # the caller left meanwhile, which is no error of ours
@@ -212,6 +214,14 @@ async def read_single_message(read: Read[M], kind: type[M]) -> tuple[M, int]:
     if found is None:
         raise InvalidParameter(f"the call has no message: send one {kind.DESCRIPTOR.name}")
     return found
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames that an error came through: gRPC's own error keeps it in a circle, and so
+    the message that was being read, until the garbage collector comes by."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _trailers(outcome: Outcome) -> tuple[tuple[str, str | bytes], ...]:

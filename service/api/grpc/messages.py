@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar, Union
 
 from google.protobuf.message import DecodeError, Message
@@ -29,7 +29,8 @@ MAX_STRUCTURE_BYTES: Final = 64 * 1024
 
 _PACKED: Final = (b"\x1f\x8b", b"\x78")
 """How gzip and deflate begin, and no message does: gRPC gives compressed messages as they are."""
-_AT_A_TIME: Final = 4 * 1024 * 1024
+_AT_A_TIME: Final = 1024 * 1024
+_PACKED_AT_A_TIME: Final = 64 * 1024
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 """Wire types. Source: protobuf.dev, Encoding."""
 
@@ -66,25 +67,39 @@ def malformed(kind: type[Message]) -> InvalidParameter:
 
 
 async def _unpack(raw: bytes, kind: type[Message], uploads: Uploads, max_bytes: int) -> bytes:
-    """Unpacks a little at a time, and counts it: it may become a thousand times as much."""
-    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # finds out which of both it is
+    """Unpacks a little at a time, and counts it: it may become a thousand times as much.
+
+    Not on a thread: what it frees would stay with that thread.
+    """
     found: list[bytes] = []
     n_bytes = 0
-    with uploads.begin() as received:
+    async with uploads.unpacking:
+        with uploads.begin() as received:
+            for some in _unpacked(raw, kind):
+                n_bytes += len(some)
+                if n_bytes > max_bytes:
+                    raise MessageTooLarge(max_bytes)
+                received(2 * len(some))  # the parts, and the whole
+                found.append(some)
+                await asyncio.sleep(0)
+            return b"".join(found)
+
+
+def _unpacked(raw: bytes, kind: type[Message]) -> Iterator[bytes]:
+    """Raises: InvalidParameter."""
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # finds out which of both it is
+    try:
+        for at in range(0, len(raw), _PACKED_AT_A_TIME):
+            packed = raw[at : at + _PACKED_AT_A_TIME]
+            while packed:
+                yield unpacker.decompress(packed, _AT_A_TIME)
+                packed = unpacker.unconsumed_tail
         while not unpacker.eof:
-            try:
-                some = await asyncio.to_thread(unpacker.decompress, raw, _AT_A_TIME)
-            except zlib.error:
-                raise malformed(kind) from None
-            if not some and not unpacker.eof:  # its end is missing
+            if not (some := unpacker.decompress(b"", _AT_A_TIME)):  # its end is missing
                 raise malformed(kind)
-            n_bytes += len(some)
-            if n_bytes > max_bytes:
-                raise MessageTooLarge(max_bytes)
-            received(len(some))
-            found.append(some)
-            raw = unpacker.unconsumed_tail
-        return b"".join(found)
+            yield some
+    except zlib.error:
+        raise malformed(kind) from None
 
 
 def _weigh(data: bytes, at: int, end: int, bulk: Bulk, left: int) -> int:

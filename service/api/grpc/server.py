@@ -13,10 +13,10 @@ from service.config import ApiConfig
 
 OVERHEAD_BYTES: Final = 64 * 1024
 """Room of a message beyond the limit of any method: its error is then ours, and says what to do."""
-MAX_STREAMS: Final = 256
-"""Calls at once of one connection; gRPC's clients let more wait. Each costs some 20 kB."""
-MAX_CONNECTIONS: Final = 1024
-"""Source: what a process may open by default, `ulimit -n`, of most systems."""
+MAX_STREAMS: Final = 1024
+"""Calls at once of one connection; gRPC's clients let more wait, once they know."""
+MAX_CONNECTIONS: Final = 1000
+"""A process may open 1024 files by default."""
 IDLE_MS: Final = 300_000
 """A connection without a call is closed; gRPC's clients open another when they need it."""
 HANDSHAKE_MS: Final = 10_000
