@@ -59,7 +59,7 @@ class _Server:
         self._config = config = settings.api_config()
         self._stopping = asyncio.Event()
         self._draining = False
-        telemetry = Telemetry(config.latency_target_s)
+        self._telemetry = telemetry = Telemetry(config.latency_target_s)
         self._segmenter = segmenter = Segmenter(
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )
@@ -80,7 +80,7 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._rest, self._config)
+        http = HttpServer(self._rest, self._config, self._telemetry)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
@@ -177,4 +177,5 @@ def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
         settings.api_keys_file,
         admin_key=settings.read_admin_key(),
         rejected=telemetry.rejected,
+        stale=telemetry.keys_stale,
     )

@@ -96,15 +96,23 @@ class Keys:
     """Holds the keys in force. `watch` follows the file."""
 
     def __init__(
-        self, path: Path, *, admin_key: str | None, rejected: Callable[[str], None]
+        self,
+        path: Path,
+        *,
+        admin_key: str | None,
+        rejected: Callable[[str], None],
+        stale: Callable[[bool], None] = lambda stale: None,
     ) -> None:
-        """rejected: the observer's, told "unauthenticated".
+        """rejected: the observer's, told "unauthenticated". stale: told of each read whether it
+        failed, so that older keys than the file's are in force.
 
         Raises: StartError, also when there is no key in the file.
         """
         self._path = path
         self._admin_key = admin_key
         self._rejected = rejected
+        self._stale = stale
+        self._trouble = ""
         self._changes = SettledChanges(self._seen())
         self._callers = self._read()
         if not self._callers:
@@ -133,14 +141,25 @@ class Keys:
             raise self._refused("the API key is no longer valid")
 
     def look(self) -> None:
-        """Looks once. A file that is wrong, or cannot be read, changes nothing."""
+        """Looks once. A file that is wrong, or cannot be read, changes nothing.
+
+        It is tried again at every look: no descriptor may have been free, and a key that was taken
+        out of it must not stay valid for that.
+        """
         if not self._changes.settled(self._seen()):
             return
         try:
             callers = self._read()
-        except StartError as error:
-            _log.error("the API keys stay as they are: %s", error)
+        except Exception as error:
+            self._changes.again(SETTING)
+            self._stale(True)
+            trouble = str(error) or type(error).__name__
+            if trouble != self._trouble:
+                _log.error("the API keys stay as they are: %s", trouble)
+            self._trouble = trouble
             return
+        self._trouble = ""
+        self._stale(False)
         before, self._callers = self._callers, callers
         _log.log(
             logging.INFO if callers else logging.WARNING,

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -36,6 +36,7 @@ from service.errors import (
 _INLINE_BYTES: Final = 16 * 1024
 _MAX_ADMIN_BODY_BYTES: Final = 64 * 1024
 
+T = TypeVar("T")
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -128,16 +129,18 @@ class OipRest:
             )
 
     async def index(self, request: Request) -> Response:
-        ready = (await self._admitted(request)).get("ready", False) is True
-        return JSONResponse(self._operations.repository_index(ready))
+        document = await self._admitted(request)
+        ready = _member(document, "ready", bool, "true or false")
+        return JSONResponse(self._operations.repository_index(bool(ready)))
 
     async def load(self, request: Request, name: str) -> Response:
         document = await self._admitted(request)
-        await self._operations.load(name, document.get("parameters"))
+        parameters = _member(document, "parameters", dict, "an object")
+        await self._operations.load(name, parameters)
         return JSONResponse({})
 
     async def unload(self, request: Request, name: str) -> Response:
-        await self._admitted(request)
+        _member(await self._admitted(request), "parameters", dict, "an object")
         await self._operations.unload(name)
         return JSONResponse({})
 
@@ -158,6 +161,17 @@ class OipRest:
         if not isinstance(document, dict):
             raise InvalidParameter("the body is no JSON object: send one, or nothing")
         return document
+
+
+def _member(document: Document, name: str, kind: type[T], words: str) -> T | None:
+    """Returns a member of an operator's request; None where it is left out or null.
+
+    words: the kind, in words. Raises: InvalidParameter.
+    """
+    value = document.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise InvalidParameter(f"{name} is to be {words}, or left out")
 
 
 def _json(operation: Callable[..., Document]) -> Endpoint:

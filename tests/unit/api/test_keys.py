@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from service.api import keys as module
 from service.api.keys import Keys, offered, parse
 from service.errors import NotAuthenticated, StartError
+from tests.waiting import soon
 
 ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
 TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
@@ -171,33 +172,74 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
     assert not lets_in(found, ALICE)
 
 
-@pytest.mark.parametrize("wrong", ["alice short\n", "", None])
+def broken(path: Path, how: str) -> None:
+    if how == "half":
+        write(path, TEXT[: TEXT.index(BOB) + 5])
+    elif how == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    else:
+        path.unlink()
+        if how == "directory":
+            path.mkdir()
+        elif how == "loop":
+            path.symlink_to(path)
+
+
+@pytest.mark.parametrize("how", ["half", "binary", "deleted", "directory", "loop"])
 def test_a_file_that_is_broken_keeps_the_keys_and_is_told_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """An empty one is not broken: nobody is to be let in any more."""
-    path = tmp_path / "keys"
-    found, _ = keys(path)
-    path.unlink() if wrong is None else write(path, wrong)
+    path, stale = tmp_path / "keys", list[bool]()
+    path.write_text(TEXT)
+    found = Keys(path, admin_key=None, rejected=lambda reason: None, stale=stale.append)
+    broken(path, how)
     for _ in range(4):
         found.look()
-    assert lets_in(found, ALICE) == (wrong != "")
+    assert lets_in(found, ALICE) and lets_in(found, BOB)
     (line,) = caplog.records
-    if wrong == "":
-        assert "nobody is let in" in line.message and line.levelno == logging.WARNING
-    else:
-        assert "the API keys stay as they are" in line.message and line.levelno == logging.ERROR
+    assert "the API keys stay as they are" in line.message and line.levelno == logging.ERROR
+    assert set(stale) == {True}
+    path.rmdir() if how == "directory" else path.unlink(missing_ok=True)
     write(path, f"bob {BOB}\n")
     look_twice(found)
     assert [lets_in(found, key) for key in (ALICE, BOB)] == [False, True]
+    assert stale[-1] is False
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
+def test_a_file_without_a_key_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+    write(path, "")
+    look_twice(found)
+    assert not lets_in(found, ALICE)
+    (line,) = caplog.records
+    assert "nobody is let in" in line.message and line.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_file_that_could_not_be_read_for_a_while_is_read_once_it_can(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+
+    def fails(*args: object, **kwargs: object) -> str:
+        raise error
+
+    write(path, f"bob {BOB}\n")
+    with monkeypatch.context() as lacking:
+        lacking.setattr(Path, "read_text", fails)
+        for _ in range(4):
+            found.look()
+    assert lets_in(found, ALICE)
+    assert len(caplog.records) == 1
+    found.look()
+    assert not lets_in(found, ALICE), "the key was taken out of the file"
 
 
 async def test_it_is_watched_and_a_fault_does_not_end_that(
@@ -216,8 +258,8 @@ async def test_it_is_watched_and_a_fault_does_not_end_that(
 
     monkeypatch.setattr(found, "_seen", sometimes)
     watching = asyncio.create_task(found.watch())
-    await eventually(lambda: "looking at the API keys failed" in caplog.text)
+    await soon(lambda: "looking at the API keys failed" in caplog.text)
     failing = False
     write(path, f"carol {CAROL}\n")
-    await eventually(lambda: lets_in(found, CAROL))
+    await soon(lambda: lets_in(found, CAROL))
     watching.cancel()

@@ -16,7 +16,6 @@ from service.settings import (
     environment_name,
     load_settings,
     parse_sizes,
-    unknown_names,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
@@ -35,19 +34,6 @@ def test_flags_win_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatc
     settings = load_settings({"http_port": "9003"})
     assert (settings.http_port, settings.grpc_port) == (9003, 9002)
     assert settings.host == "127.0.0.1"
-
-
-def test_unknown_names_are_told_the_closest() -> None:
-    assert unknown_names(["PATH", "FCN_HTTP_PORT", "fcn_host"]) == []
-    (sentence,) = unknown_names(["FCN_PORT"])
-    assert sentence.startswith("FCN_PORT is not a setting")
-    assert "FCN_HTTP_PORT" in sentence or "FCN_GRPC_PORT" in sentence
-
-
-def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FCN_API_KEYS", "x")
-    with pytest.raises(SettingsError, match="FCN_API_KEYS is not a setting"):
-        load_settings()
 
 
 @pytest.mark.parametrize(
