@@ -128,6 +128,15 @@ class Telemetry(Observer):
                 ("caller",),
             )
         )
+        self._limited = _by_labels(
+            counter(
+                "fcn_limited_total",
+                "Requests refused by a limit: requests, pixels or in_flight of a caller, by the "
+                "name that goes with its key or anonymous; guesses: after wrong keys.",
+                ("caller", "limit"),
+            )
+        )
+        self._wrong_keys = counter("fcn_wrong_keys_total", "Keys offered that are nobody's.")
         self._keys_stale = gauge(
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
@@ -193,6 +202,13 @@ class Telemetry(Observer):
 
     def rejected(self, reason: str) -> None:
         self._rejected(reason).inc()
+
+    def limited(self, caller: str, limit: str) -> None:
+        """Counts a request refused by a limit. caller: "" without a name."""
+        self._limited(caller or "anonymous", limit).inc()
+
+    def wrong_key(self) -> None:
+        self._wrong_keys.inc()
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)

@@ -13,6 +13,7 @@ import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -55,7 +56,13 @@ async def handle(
     """Lets the call in and returns what `work` does, or aborts with its error as status details."""
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     offered_id = metadata.get(HEADER)
-    call = calls.begin("grpc", method, offered_id, time_left=context.time_remaining)
+    call = calls.begin(
+        "grpc",
+        method,
+        offered_id,
+        time_left=context.time_remaining,
+        address=_address(context.peer()),
+    )
     context.set_trailing_metadata(((HEADER, call.id),))
     try:
         with call:
@@ -159,7 +166,7 @@ class Handlers:
                 finally:
                     connections.ends(context, 0)
 
-            await handle(self._calls, method, context, read_and_write)
+            await handle(self._calls, method, context, read_and_write, Call.identify)
 
         return grpc.stream_stream_rpc_method_handler(
             handler, response_serializer=response.SerializeToString
@@ -222,6 +229,11 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
+
+
+def _address(peer: str) -> str:
+    """`ipv4:127.0.0.1:5000` -> `127.0.0.1`; `ipv6:%5B::1%5D:5000` -> `::1`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 def _trailers(outcome: Outcome) -> tuple[tuple[str, str | bytes], ...]:
