@@ -1,5 +1,5 @@
-"""What one gRPC connection can make the server hold: messages that are not complete, those that
-are too large for their method, calls, and answers nobody reads."""
+"""Tries what one gRPC connection can make the server hold: messages that are not complete, those
+that are too large for their method, calls, and answers nobody reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a gRPC message before protobuf sees it: unpacked, counted, limited."""
+"""A gRPC message is unpacked, counted and limited before protobuf sees it."""
 
 from __future__ import annotations
 
