@@ -134,7 +134,7 @@ class _Server:
         while True:
             await asyncio.sleep(HEALTH_S)
             if told is not (ready := self._segmenter.ready()):
-                await self._grpc.set_serving(told := ready)
+                self._grpc.set_serving(told := ready)
 
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""
