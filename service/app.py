@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import sys
+import threading
 import time
+from typing import Any, Final
 
 from service.api.keys import Keys
 from service.api.transports import build
+from service.core.batching.threads import end_all
 from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
 from service.settings import Settings
-from service.telemetry import Telemetry, configure_logging
+from service.telemetry import FLUSH_S, STDERR, Telemetry, configure_logging
 
+HEALTH_S: Final = 0.5
+"""Between looks at the readiness, for gRPC's health service."""
+STDOUT: Final = 1
+ENDING_S: Final = 2.0
+"""Longest wait for runs that were told to end."""
 _log = logging.getLogger("fcn.app")
 
 
@@ -32,8 +40,22 @@ def serve(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings))
     except (ServiceError, StartError) as error:
-        sys.stderr.write(f"fcn serve: {error}\n")
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        _say(STDERR, f"fcn serve: {error}")
         return 1
+
+
+def _say(descriptor: int, line: str) -> None:
+    """Writes a line, but waits for no reader who has stopped, and minds none who has left."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(FLUSH_S)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -90,31 +112,45 @@ class _Server:
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
+        hopeless = asyncio.create_task(segmenter.hopeless.wait())
         watching = asyncio.create_task(self._keys.watch())
+        tasks: list[asyncio.Task[Any]] = [stop, hopeless, watching]
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._grpc.set_serving(True)
+                self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
-                await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+                tasks.append(asyncio.create_task(self._tell_health()))
+                await asyncio.wait((serving, stop, hopeless), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
                 serving.result()
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
-            stop.cancel()
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving) and idle
             idle = idle and not segmenter.loading
-        if not idle:
-            # A thread is inside the runtime, which cannot be interrupted; a normal exit would
-            # wait for it.
+        code = 0
+        if segmenter.hopeless.is_set():
+            _log.critical("leaving, to be started anew: two models in a minute had to be given up")
+            code = 1
+        if not (end_all(ENDING_S) and idle):
+            # A thread is inside the runtime and does not listen; a normal exit would wait for it.
             logging.shutdown()
-            os._exit(0)
-        return 0
+            os._exit(code)
+        return code
+
+    async def _tell_health(self) -> None:
+        """Has gRPC's health service say what `/readyz` says."""
+        told = True
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            if told is not (ready := self._segmenter.ready()):
+                self._grpc.set_serving(told := ready)
 
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""
@@ -135,6 +171,7 @@ class _Server:
     def _on_signal(self, number: int) -> None:
         if self._stopping.is_set():
             _log.warning("second signal: leaving at once")
+            logging.shutdown()
             os._exit(128 + number)
         self._stopping.set()
 
@@ -145,7 +182,7 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._grpc.retire()
+        self._grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
@@ -166,8 +203,8 @@ class _Server:
         host, serving = self._settings.host, self._segmenter.models()
         models = ", ".join(f"{m.name}/{m.default_version}" for m in serving)
         providers = sorted({m.default.provider for m in serving})
-        sys.stdout.write(
+        _say(
+            STDOUT,
             f"fcn serve: ready: REST http://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(providers)}\n"
+            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(providers)}",
         )
-        sys.stdout.flush()

@@ -39,7 +39,7 @@ _LEAST_S, _S_PER_PIXEL = 3.0, 0.5e-6
 """Seconds that a decode may take. The slowest files that are read need a quarter of it: run lengths
 0.2 s for a million pixels, 40 scans 0.1 s (bench/LOG.md)."""
 _FIRST_BYTES, _WORKER_BYTES = 35 << 20, 15 << 20
-"""Bytes of the process that workers are forked from, and of each beside it: its own pages (3 MB) and
+"""Bytes of the process that workers are forked from, and of each beside it: its own pages and
 what it keeps of the shared memory."""
 _KEPT_BYTES: Final = 8 << 20
 """Shared memory that a worker keeps for the next image; more is given back."""
