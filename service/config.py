@@ -32,7 +32,7 @@ class SegmenterConfig:
     alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
     request, as far as the model takes them, besides an ordinary one. pool_workers: threads that
     decode and encode; None for as many as cores. decode: in "threads", or in "processes" that a
-    hostile file can end without harm.
+    hostile file can end without harm: the server's choice.
 
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; pixels None: as the memory allows. One request always fits. max_queue: images

@@ -95,8 +95,7 @@ class Settings(BaseSettings):
     """Options of ONNX Runtime's GPU providers, as JSON over the service's own:
     `{"cuda": {"use_tf32": 0}, "tensorrt": {"trt_engine_cache_enable": 1}}`."""
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """Engine of the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
-    where its labels are those of ONNX Runtime."""
+    """Engine on the CPU; `fcn tune` measures which is faster. OpenVINO has to give equal labels."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """Precision of the file that is served: `fp32` is `model.onnx`, `fp16` and `int8` the
     `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
@@ -115,9 +114,8 @@ class Settings(BaseSettings):
     pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
     decode: Literal["processes", "threads"] = "processes"
-    """Where images are decoded. In processes of their own, which have no files, no network and no
-    keys, a hostile file costs its own request; where a system does not allow them, and in threads,
-    it may end the server."""
+    """Where images are decoded: in confined processes (Linux), where a hostile file costs its own
+    request, or in threads, where it may end the server."""
 
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
@@ -129,8 +127,7 @@ class Settings(BaseSettings):
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
     """Pixels of the images between admission and answer, more of those not yet decoded; above, 429.
-    One image always fits. By default chosen from the memory this process may use, 250 million at
-    most."""
+    One image always fits. By default chosen from the memory, 250 million at most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
     """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
@@ -153,8 +150,7 @@ class Settings(BaseSettings):
     """Pixels in one inference, over all its images; a single image always fits."""
     max_whole_pixels: int | None = Field(SegmenterConfig.max_whole_pixels, ge=1)
     """Largest image that is run in one piece, height times width; a larger one is run in
-    overlapping tiles, with the same labels. By default chosen from the memory this process may
-    use."""
+    overlapping tiles, with the same labels. By default chosen from the memory."""
     stuck_after_s: float = Field(SegmenterConfig.stuck_after_s, ge=1)
     """Seconds that a run of the network may always take. One that takes longer, and 20 times longer
     than was predicted, is ended, and its images are answered 503. TensorRT, which builds engines,
