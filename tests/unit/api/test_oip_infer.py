@@ -53,7 +53,7 @@ async def test_scores_of_all_images_together_are_limited(
 
 
 async def test_a_deadline_between_two_images_counts_as_one(tmp_path: Path) -> None:
-    """As one does that passes while an image is under way."""
+    """Such a deadline counts as one that passes while an image is under way."""
     write_model(tmp_path)
     segmenter = Segmenter(
         SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
