@@ -131,10 +131,13 @@ class Telemetry(Observer):
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
         )
+        self._compile_s = counter(
+            "fcn_compile_seconds_total", "Time spent compiling networks for sizes of images."
+        )
         self._model_info = gauge(
             "fcn_model_info",
             "1 for each model version that is loaded.",
-            ("model", "version", "precision", "provider"),
+            ("model", "version", "precision", "provider", "engine"),
         )
         gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
 
@@ -166,7 +169,8 @@ class Telemetry(Observer):
         self._model_info.clear()
         for model in models:
             for v in model.versions:
-                self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
+                labels = model.name, v.version, v.precision, v.provider, v.engine
+                self._model_info.labels(*labels).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_s(stage, model).observe(seconds)
@@ -185,6 +189,9 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def compiled(self, seconds: float) -> None:
+        self._compile_s.inc(seconds)
 
     def image_pixels(self, n: int) -> None:
         self._pixels.observe(n)
