@@ -232,7 +232,7 @@ def half_beside(path: Path) -> Path:
 
 
 _LABELS = {"fp32": 0, "fp16": 1, "int8": 2}
-"""Of grey: red comes first of equals; the other files call everything green or blue."""
+"""Grey in all three: red comes first of equals; the other files call everything green or blue."""
 
 
 def can(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
