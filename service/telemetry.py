@@ -37,6 +37,10 @@ REQUEST_BUCKETS_S = (
 )  # fmt: skip
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, *REQUEST_BUCKETS_S)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+REJECTIONS = (
+    "overloaded", "queue_full", "too_late", "uploads", "deadline", "cancelled", "shutting_down",
+    "unauthenticated", "guesses",
+)  # fmt: skip
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
 Ending = Literal[
@@ -135,6 +139,8 @@ class Telemetry(Observer):
                 ("model", "outcome"),
             )
         )
+        for reason in REJECTIONS:  # at 0 from the start: an increase is seen from the first on
+            self._rejected(reason)
         self._callers = _by_labels(
             counter(
                 "fcn_caller_requests_total",
@@ -177,10 +183,13 @@ class Telemetry(Observer):
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
         )
+        self._compile_s = counter(
+            "fcn_compile_seconds_total", "Time spent compiling networks for sizes of images."
+        )
         self._model_info = gauge(
             "fcn_model_info",
             "1 for each model version that is loaded.",
-            ("model", "version", "precision", "provider"),
+            ("model", "version", "precision", "provider", "engine"),
         )
         gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
 
@@ -218,7 +227,8 @@ class Telemetry(Observer):
             for outcome in ("ended", "lost"):  # from 0 on: an alert sees the first, too
                 self._stuck(model.name, outcome)
             for v in model.versions:
-                self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
+                labels = model.name, v.version, v.precision, v.provider, v.engine
+                self._model_info.labels(*labels).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_s(stage, model).observe(seconds)
@@ -247,6 +257,9 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def compiled(self, seconds: float) -> None:
+        self._compile_s.inc(seconds)
 
     def stuck(self, model: str, outcome: str) -> None:
         self._stuck(model, outcome).inc()

@@ -65,7 +65,7 @@ def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def gone(number: int) -> bool:
-    """Whether a process ended, buried or not."""
+    """Tells whether a process ended, buried or not."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rsplit(") ", 1)[1][0] in "ZX"
     except OSError:
