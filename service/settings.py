@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.api.limits import Limits
 from service.config import ApiConfig, ProviderOptions, SegmenterConfig
 from service.service_links import without_links
 
@@ -169,11 +170,15 @@ class Settings(BaseSettings):
     """Seconds that requests in flight get to finish at SIGTERM."""
 
     api_keys_file: Path | None = None
-    """File of the API keys, a line `NAME KEY` for each caller, read again when it changes. Without
-    one, everybody is let in."""
+    """File of the API keys, a line `NAME KEY` for each caller, as `fcn keys` writes it; read again
+    when it changes. Without one, everybody is let in."""
+    limits: str = ApiConfig.limits
+    """Limits of each caller whose key has none of its own in the file, or, where no key is asked
+    for, of each address: `requests_s=10 megapixels_s=50 in_flight=4`, any of them. By default there
+    are none."""
     admin_key: SecretStr | None = None
-    """Key of whoever may list, load and unload models while the server runs. Without one, nobody
-    may."""
+    """Key of whoever may list, load and unload models while the server runs, besides the keys with
+    the role `admin`. Without either, nobody may."""
     admin_key_file: Path | None = None
     """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
 
@@ -212,6 +217,12 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"((/[A-Za-z0-9._~-]+)+)?", path):
             raise ValueError("give the path alone, with a slash before each part, such as /fcn")
         return path
+
+    @field_validator("limits")
+    @classmethod
+    def _readable_limits(cls, limits: str) -> str:
+        Limits.of(limits.split())
+        return limits
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:

@@ -21,7 +21,7 @@ _MAX_BYTES = 2**31 - 1
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """The layers of a .pth, .pt, .npz, .safetensors or .caffemodel.
+    """Reads the layers of a .pth, .pt, .npz, .safetensors or .caffemodel.
 
     Raises: WeightsError naming the file; FileNotFoundError or another OSError.
     """
@@ -37,7 +37,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz; pickles are refused. Raises: WeightsError, OSError."""
+    """Reads the arrays of an .npz; pickles are refused. Raises: WeightsError, OSError."""
     try:
         # Opened here: given a path, numpy leaves a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -48,6 +48,7 @@ _ROWS: Final[dict[type[errors.ServiceError], tuple[int, grpc.StatusCode, bool]]]
     errors.NotAllowed: (403, _C.PERMISSION_DENIED, False),
     errors.ModelNotReady: (503, _C.UNAVAILABLE, True),
     errors.Overloaded: (429, _C.RESOURCE_EXHAUSTED, True),
+    errors.LimitExceeded: (429, _C.RESOURCE_EXHAUSTED, True),
     errors.UploadTooSlow: (408, _C.DEADLINE_EXCEEDED, False),
     errors.DeadlineExceeded: (504, _C.DEADLINE_EXCEEDED, False),
     errors.Cancelled: (CLIENT_CLOSED_REQUEST, _C.CANCELLED, False),

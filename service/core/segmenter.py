@@ -34,6 +34,7 @@ from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
 from service.core.outputs.registry import Encoder, all_outputs
 from service.core.types import (
+    Client,
     Clock,
     IndexEntry,
     ModelState,
@@ -194,10 +195,12 @@ class Segmenter:
             deadline = None if deadline_s is None else self._clock() + deadline_s
             queues[0].check(deadline, Priority.HIGH)
 
-    async def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
+    async def segment(
+        self, image: bytes | UInt8Array, options: SegmentOptions, client: Client | None = None
+    ) -> SegmentReply:
         """Labels an image and encodes the reply. Cancelling the task drops the work.
 
-        image: a file's bytes, or its pixels, uint8 RGB [H,W,3].
+        image: a file's bytes, or its pixels, uint8 RGB [H,W,3]. client: who asks.
 
         Raises: any ServiceError but ModelLoadError.
         """
@@ -214,15 +217,15 @@ class Segmenter:
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
         with model, permit:
+            if client is not None:
+                client.charge(pixels)
             limits = self._config.max_image_pixels, self._whole_pixels
             job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
             try:
                 return await self._run(job)
-            except DeadlineExceeded:
-                self._observer.rejected("deadline")
-                raise
-            except asyncio.CancelledError:
-                self._observer.rejected("cancelled")
+            except (DeadlineExceeded, asyncio.CancelledError) as error:
+                late = isinstance(error, DeadlineExceeded)
+                self._observer.rejected("deadline" if late else "cancelled")
                 raise
 
     async def drain(self, timeout_s: float) -> bool:
@@ -368,8 +371,7 @@ class _Job:
         self._decode()
         request, tensor = self.permit.request, self.tensor
         if self.pixels != self.permit.pixels:
-            loop = request.future.get_loop()
-            loop.call_soon_threadsafe(self.permit.correct, self.pixels)
+            request.future.get_loop().call_soon_threadsafe(self.permit.correct, self.pixels)
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
         if height * width > self.max_whole_pixels:
@@ -395,5 +397,4 @@ class _Job:
 
 
 def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
-    height, width = rgb.shape[:2]
-    return encoder.encode(rgb, label_map[:height, :width], None, Timings())
+    return encoder.encode(rgb, label_map[: rgb.shape[0], : rgb.shape[1]], None, Timings())

@@ -26,6 +26,8 @@ METRICS = {
     "fcn_queue_depth": {"model"},
     "fcn_rejected": set(),  # {reason}, once there is one
     "fcn_caller_requests": set(),  # {caller}, once there is one
+    "fcn_limited": set(),  # {caller, limit}, once there is one
+    "fcn_wrong_keys": set(),
     "fcn_keys_stale": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),

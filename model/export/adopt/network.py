@@ -36,7 +36,9 @@ _MOST_BYTES: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """`proto`: weights inside, constants as initializers. `path`: the file as it was given.
+    """Describes a network to be adopted.
+
+    `proto`: weights inside, constants as initializers. `path`: the file as it was given.
 
     `input` and `output` are tensor names, `layout` is the input's, "NCHW" or "NHWC".
     `height_px`, `width_px`: the only ones it takes, or None for a free side. `one_at_a_time`: its
@@ -62,7 +64,9 @@ class Network:
 def open_network(
     path: Path, *, output: str | None = None, layout: str | None = None, opset: int = OLDEST_OPSET
 ) -> Network:
-    """`output`: which, where there are several. `layout`: of the input, where it cannot be seen.
+    """Reads a network's file and describes it.
+
+    `output`: which, where there are several. `layout`: of the input, where it cannot be seen.
 
     opset: what the graph is at least brought to. Raises: AdoptError.
     """
@@ -256,7 +260,7 @@ def _dims(value: onnx.ValueInfoProto) -> list[Any]:
 
 
 def described(value: onnx.ValueInfoProto) -> str:
-    """`'out' float[N,21,H,W]`, as far as the file says so."""
+    """Writes `'out' float[N,21,H,W]`, as far as the file says so."""
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name!r} {str(value.type.WhichOneof('value')).removesuffix('_type')}"

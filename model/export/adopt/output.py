@@ -24,7 +24,9 @@ _VOID: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """kind: "scores" of every class, "score" of class 1 alone, or "label_map".
+    """Describes an output.
+
+    kind: "scores" of every class, "score" of class 1 alone, or "label_map".
 
     axis: of the channels, None where the output has none. meaning: "logits", "probabilities" or
     "labels", or "" where nothing depends on it. threshold: above it a "score" means class 1.
@@ -36,7 +38,7 @@ class Output:
     threshold: float = 0.0
 
     def plane(self, dims: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width of a result of these dimensions."""
+        """Gives height and width of a result of these dimensions."""
         height, width = (d for place, d in enumerate(dims) if place not in (0, self.axis))
         return height, width
 
@@ -49,7 +51,7 @@ def read_output(
     *,
     logits: bool,
 ) -> Output:
-    """results: what came out for images of each size. Raises: AdoptError."""
+    """Tells what the network answers. results: by image size. Raises: AdoptError."""
     evidence = evidence_of(network.proto.graph, network.output)
     size, first = next(iter(results.items()))
     name, dims = f"output {network.output!r}", first.shape
@@ -130,7 +132,7 @@ def _check_ids(name: str, values: list[npt.NDArray[Any]], classes: int) -> None:
 def _channels(
     shown: str, size: tuple[int, int], dims: tuple[int, ...], options: AdoptOptions, classes: int
 ) -> int | None:
-    """The axis of the scores' channels, None where there is none and one score."""
+    """Finds the axis of the scores' channels, None where there is none and one score."""
     if len(dims) == 3 and classes == 2:
         return None
     if len(dims) != 4:

@@ -33,7 +33,7 @@ _OVER_CHANNELS: Final = {"ArgMax": 0, "Concat": -1, "LogSoftmax": -1, "Softmax":
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """Cell i of a map depends on the pixels `stride * i + first` .. `stride * i + last`.
+    """Says that cell i of a map depends on the pixels `stride * i + first` .. `stride * i + last`.
 
     Along one axis; the larger of height and width where they differ. `axes`: which of the tensor's
     axes are height and width. `coarsest` is the largest stride on the way to this map.
@@ -51,11 +51,11 @@ class ReceptiveField:
         )
 
     def shifted(self, moves: Sequence[int]) -> ReceptiveField:
-        """Cell i is what cell i + move was, by the moves along height and width."""
+        """Moves cells: cell i is what cell i + move was, by the moves along height and width."""
         return self.moved(self.stride, self.stride * min(moves), self.stride * max(moves))
 
     def without(self, axis: int) -> ReceptiveField:
-        """After an axis before height and width is gone."""
+        """Drops an axis before height and width."""
         height, width = (place - (place > axis) for place in self.axes)
         return replace(self, axes=(height, width))
 
@@ -66,8 +66,8 @@ class UnboundedField(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Halo:
-    """Parts of an image start at multiples of `stride` and have `halo_px` more, a multiple of it
-    too, on every side."""
+    """Says how to cut an image: parts start at multiples of `stride` and have `halo_px` more, a
+    multiple of it too, on every side."""
 
     halo_px: int
     stride: int
@@ -87,7 +87,7 @@ def halo_of(proto: onnx.ModelProto, contract: Contract) -> Halo:
 
 
 class _Walk:
-    """The receptive field of each tensor so far, by its name."""
+    """Follows the receptive field of each tensor, by its name."""
 
     def __init__(self, graph: onnx.GraphProto, image: str) -> None:
         self.fields = {image: ReceptiveField((1, 2))}
@@ -105,7 +105,7 @@ class _Walk:
             self.fields.update(dict.fromkeys(node.output, field))
 
     def _behind(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """The field of what `node` makes of a map with this one."""
+        """Finds the field of what `node` makes of a map with this one."""
         given = attributes(node)
         match node.op_type:
             case kind if kind in _SAME:
@@ -139,7 +139,7 @@ class _Walk:
     def _window(
         self, node: onnx.NodeProto, field: ReceptiveField, given: dict[str, Any]
     ) -> ReceptiveField:
-        """Poolings and convolutions, also those that enlarge."""
+        """Follows poolings and convolutions, also those that enlarge."""
         if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             raise _unbounded(node, "pads by the image's size")
         if "output_shape" in given:
@@ -164,7 +164,7 @@ class _Walk:
         return field.moved(field.stride * high, -field.stride * max(pads[:2]), field.stride * last)
 
     def _slice(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """A crop from a fixed start; where it ends is the image's size."""
+        """Follows a crop from a fixed start; where it ends is the image's size."""
         names = [*node.input, "", ""]
         starts, axes = self._constants.get(names[1]), self._constants.get(names[3])
         if starts is None or axes is None:
@@ -206,7 +206,7 @@ class _Walk:
         return field.moved(fine, centre - field.stride, centre + field.stride)
 
     def _gather(self, node: onnx.NodeProto, field: ReceptiveField, axis: int) -> ReceptiveField:
-        """One channel, or channels in another order."""
+        """Follows one channel, or channels in another order."""
         index = self._constants.get(node.input[1])
         if index is None or axis < 1 or axis in field.axes:
             raise _unbounded(node, "is not of channels")
@@ -222,7 +222,7 @@ class _Walk:
 
 
 def _joined(node: onnx.NodeProto, inputs: Sequence[ReceptiveField]) -> ReceptiveField:
-    """All that the maps of several inputs see. Raises: UnboundedField."""
+    """Joins what the maps of several inputs see. Raises: UnboundedField."""
     if len({(field.axes, field.stride) for field in inputs}) > 1:
         raise _unbounded(node, "joins maps of different strides")
     return replace(

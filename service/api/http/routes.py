@@ -50,7 +50,7 @@ def create_app(
     )
     app.add_middleware(RequestMiddleware, calls=calls)
     app.add_exception_handler(HTTPException, _framework_error)
-    describe, has_keys = app.openapi, calls.keys is not None
+    describe, has_keys = app.openapi, calls.keys.required
 
     def complete() -> dict[str, Any]:
         document = describe()

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.http.middleware import call_of, unless_disconnected
 from service.api.http.problem import OIP_PREFIX
+from service.api.keys import ADMIN
 from service.api.oip import json_codec
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
@@ -147,9 +148,11 @@ class OipRest:
     async def _admitted(self, request: Request) -> dict[str, Any]:
         """Reads the body of an operator's request, {} for none.
 
-        Raises: NotAllowed, NotAuthenticated, InvalidParameter, ImageTooLarge.
+        Raises: NotAllowed, NotAuthenticated, LimitExceeded, InvalidParameter, ImageTooLarge.
         """
-        self._operations.check_admin(request.headers.get("authorization"))
+        headers = request.headers
+        call = call_of(request.scope)
+        call.authenticate(headers.get("authorization"), headers.get("x-api-key"), ADMIN)
         with self._uploads.begin() as received:
             body = await self._uploads.in_time(
                 read_raw(chunks(request.receive, received), _MAX_ADMIN_BODY_BYTES)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import hmac
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.api import keys as module
-from service.api.keys import Keys, offered, parse
-from service.errors import NotAuthenticated, StartError
+from service.api.keys import Keys, line_of, offered, parse
+from service.api.limits import FREE_GUESSES, Limits
+from service.errors import LimitExceeded, NotAllowed, NotAuthenticated, StartError
 from tests.waiting import soon
 
 ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
@@ -24,6 +27,7 @@ TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
 def keys(path: Path, text: str = TEXT, admin_key: str | None = None) -> tuple[Keys, list[str]]:
     """And what the observer is told."""
     path.write_text(text)
+    path.chmod(0o600)
     told: list[str] = []
     return Keys(path, admin_key=admin_key, rejected=told.append), told
 
@@ -76,6 +80,41 @@ def test_what_is_wrong_is_told_by_its_line_and_without_the_key(text: str, says: 
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ("role=root", "line 1: of role, created and limits; use each|role is predict, admin"),
+        ("requests_s=many", "line 1: .*requests_s is to be a number above 0"),
+        ("role", "line 1 has 3 words"),
+        ("since=May", "use each of requests_s, megapixels_s, in_flight once"),
+        ("created=$(date)", "created is a date"),
+    ],
+)
+def test_fields_that_are_wrong(fields: str, says: str) -> None:
+    with pytest.raises(StartError, match=says):
+        parse(f"alice {ALICE} {fields}")
+
+
+def test_fields_and_digests() -> None:
+    digest = hashlib.sha256(ALICE.encode()).hexdigest()
+    words = "role=predict,admin requests_s=10 in_flight=2 created=2026-11-30T21:00:00Z"
+    (caller,) = parse(f"alice sha256:{digest} {words}")
+    assert (caller, caller.plain) == (
+        replace(parse(f"alice {ALICE} {words}")[0], plain=False),
+        False,
+    )
+    assert caller.roles == {"predict", "admin"} and caller.limits == Limits(10.0, None, 2)
+    assert line_of(caller) == f"alice sha256:{digest} {words}"
+    assert parse(line_of(caller)) == (caller,)
+    for wrong in (digest[:-2], digest + "00", "x" * 64):
+        with pytest.raises(StartError, match="digest on line 1 is not whole"):
+            parse(f"alice sha256:{wrong}")
+    with pytest.raises(StartError, match="have the same key"):
+        parse(f"a {ALICE}\nb sha256:{digest}")
+    with pytest.raises(StartError, match="is the admin key"):
+        parse(f"a sha256:{digest}", admin_key=ALICE)
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (None, "cannot be read: No such file"),
@@ -123,6 +162,86 @@ def test_who_is_let_in(tmp_path: Path) -> None:
         with pytest.raises(NotAuthenticated, match="Bearer KEY, or X-API-Key: KEY"):
             found.admit(wrong)
     assert told == ["unauthenticated"] * 7
+
+
+def test_roles(tmp_path: Path) -> None:
+    operator = "the operator's own key"
+    text = f"alice {ALICE}\nbob {BOB} role=admin\ncarol {CAROL} role=predict,admin\n"
+    found, _ = keys(tmp_path / "keys", text, operator)
+    for role, may in (("predict", {ALICE, CAROL}), ("admin", {BOB, CAROL, operator})):
+        for key in (ALICE, BOB, CAROL, operator):
+            if key in may:
+                found.admit([key], role=role)
+            else:
+                with pytest.raises(NotAuthenticated, match="the (API|admin) key is missing"):
+                    found.admit([key], role=role)
+    assert found.admit([BOB, ALICE]).name == "alice", "either of two headers"
+    nobody, _ = keys(tmp_path / "keys", f"alice {ALICE}\n")
+    with pytest.raises(NotAllowed, match="has no admin key.*role admin"):
+        nobody.admit([ALICE], role="admin")
+
+
+def test_a_stream_ends_for_a_caller_who_lost_its_role(tmp_path: Path) -> None:
+    found, _ = keys(tmp_path / "keys")
+    alice = found.admit([ALICE])
+    write(tmp_path / "keys", f"alice {ALICE} requests_s=5\n")
+    look_twice(found)
+    found.check(alice)
+    write(tmp_path / "keys", f"alice {ALICE} role=admin\n")
+    look_twice(found)
+    with pytest.raises(NotAuthenticated, match="no longer valid"):
+        found.check(alice)
+
+
+def test_who_guesses_is_slowed_and_nobody_with_a_long_key_beside_it(tmp_path: Path) -> None:
+    path, now = tmp_path / "keys", [0.0]
+    counted, told = list[int](), list[str]()
+    long = "k" * 32
+    path.write_text(f"alice {ALICE}\nbob {long}\n")
+    found = Keys(
+        path,
+        admin_key=None,
+        rejected=told.append,
+        wrong=lambda: counted.append(1),
+        clock=lambda: now[0],
+    )
+
+    def ask(*tried: str, address: str = "192.0.2.1") -> str:
+        try:
+            return found.admit(tried, address=address).name
+        except (NotAuthenticated, LimitExceeded) as error:
+            return type(error).__name__
+
+    for _ in range(50):
+        assert ask() == ask("") == "NotAuthenticated", "no key is no guess"
+    for n in range(FREE_GUESSES + 1):
+        assert ask(f"wrong-{n}") == "NotAuthenticated"
+    assert ask("wrong") == ask(ALICE) == "LimitExceeded", "the right one is not told, either"
+    assert ask("x" * 32) == "LimitExceeded"
+    assert ask(long) == "bob"
+    assert ask(ALICE, address="192.0.2.2") == "alice"
+    assert ask() == "NotAuthenticated"
+    assert len(counted) == FREE_GUESSES + 2
+    assert told.count("guesses") == 3
+    now[0] += 2.1
+    assert ask(ALICE) == "alice"
+
+
+def test_a_file_that_everybody_may_read_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    digest = hashlib.sha256(ALICE.encode()).hexdigest()
+    for text, mode, tells in (
+        (f"alice {ALICE}\n", 0o644, True),
+        (f"alice {ALICE}\n", 0o640, False),
+        (f"alice sha256:{digest}\n", 0o644, False),
+    ):
+        caplog.clear()
+        path.write_text(text)
+        path.chmod(mode)
+        Keys(path, admin_key=None, rejected=lambda reason: None)
+        assert ("chmod o-rwx" in caplog.text) is tells
 
 
 def test_every_key_is_compared_in_constant_time(
@@ -191,6 +310,7 @@ def test_a_file_that_is_broken_keeps_the_keys_and_is_told_of_once(
 ) -> None:
     path, stale = tmp_path / "keys", list[bool]()
     path.write_text(TEXT)
+    path.chmod(0o600)
     found = Keys(path, admin_key=None, rejected=lambda reason: None, stale=stale.append)
     broken(path, how)
     for _ in range(4):

@@ -151,6 +151,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "root_path": "/fcn",
         "drain_delay_s": "28",
         "drain_s": "29",
+        "limits": "requests_s=30",
     }
     settings = load_settings(given)
     for made, default in (
@@ -241,6 +242,8 @@ def test_the_admin_key_may_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ({"limits": "requests=1"}, "use each of requests_s, megapixels_s, in_flight once"),
+        ({"limits": "in_flight=0"}, "in_flight is to be a number above 0"),
         ({"admin_key": "short"}, "the admin key has 5 characters: give it 16"),
         ({"admin_key_file": "nowhere"}, "FCN_ADMIN_KEY_FILE 'nowhere' cannot be read: No such"),
         ({"admin_key_file": "nowhere", "admin_key": "k" * 16}, "both set"),
