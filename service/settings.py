@@ -268,7 +268,7 @@ class Settings(BaseSettings):
         }
 
     def read_admin_key(self) -> str | None:
-        """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
+        """Reads the key, if it is in a file. Raises: ValueError when that cannot be read."""
         if self.admin_key_file is None:
             return None if self.admin_key is None else self.admin_key.get_secret_value()
         try:
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """`360x480,480x640` -> (height, width) of each."""
+    """Reads `360x480,480x640` as (height, width) of each."""
     sizes = [item.split("x") for item in text.split(",") if item]
     return tuple((int(height), int(width)) for height, width in sizes)
 
@@ -323,7 +323,7 @@ def removed_names() -> tuple[str, ...]:
 
 
 def environment_name(field: str) -> str:
-    """`http_port` -> `FCN_HTTP_PORT`."""
+    """Names the variable: `http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()
 
 
@@ -343,7 +343,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
-    """From `flags` (field name -> value, given ones only) over the environment over the settings
+    """Takes `flags` (field name -> value, given ones only) over the environment over the settings
     file over the defaults.
 
     Raises: SettingsError, in one line.

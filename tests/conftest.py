@@ -1,4 +1,4 @@
-"""What every test may use, and how the tests are shared out among processes."""
+"""Every test may use these; and the tests are shared out among processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALONE = (
     "tests/fault/test_flood.py",
     "tests/unit/bench/test_load.py",
-    "tests/e2e/test_bench.py",
-    "tests/e2e/test_peers.py",
 )
 """Files that measure: they come last, and nothing else runs meanwhile."""
 ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/")
 """Folders that load a server or a browser: two of their files never run at the same time."""
 LONG = ("tests/e2e/", "tests/contract/test_wheels.py")
-"""What takes longest begins next, so that no process is left with it at the end."""
+"""The longest begin next, so that no process is left with one at the end."""
 
 
 def need(met: bool, reason: str) -> None:

@@ -36,7 +36,7 @@ def create_app(
     segment: SegmentEndpoint,
     ready: Callable[[], bool],
 ) -> FastAPI:
-    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    """Makes the application. `ready`: whether requests are wanted, models loaded, not draining."""
     app = FastAPI(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,

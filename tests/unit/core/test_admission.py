@@ -1,4 +1,4 @@
-"""What is held is what was admitted and not yet given back."""
+"""Permits that were admitted and not yet given back are held."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_lossy_formats_come_back_nearly(kind: str, options: dict[str, Any]) -> N
 
 
 def turned(rgb: UInt8Array, orientation: int) -> UInt8Array:
-    """What a camera that writes this EXIF orientation stores for an upright image."""
+    """Turns an upright image as a camera that writes this EXIF orientation stores it."""
     undo = {
         1: rgb,
         2: rgb[:, ::-1],

@@ -76,7 +76,7 @@ def pillows(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
 
 
 def is_plain(body: bytes, max_pixels: int = MOST) -> bool:
-    """Whether libjpeg alone decodes it."""
+    """Says whether libjpeg alone decodes it."""
     try:
         header = read_header(body, max_bytes=MOST)
     except ServiceError:

@@ -1,4 +1,4 @@
-"""Which page of a TIFF is the image, and what of its samples is refused by name."""
+"""One page of a TIFF is the image, and samples that cannot be read are refused by name."""
 
 from __future__ import annotations
 
