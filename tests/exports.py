@@ -20,7 +20,7 @@ from model.upsample import Lowering
 
 CLASSES = 5
 SMALL = NetworkSpec("vgg16", "8s", batch_norm=True, fc6_channels=8, width=1 / 16)
-"""What is exported fastest of what has skips and norms."""
+"""The network with skips and norms that is exported fastest."""
 MOBILE = NetworkSpec("mobilenet_v1", "8s", fc6_channels=8, skip_channels=4, width=1 / 8)
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fcn-exports-")
