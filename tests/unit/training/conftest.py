@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.export.parity import ParityReport
+from tests.unit.training import small_network
+from tests.unit.training.evaluation.fake_server import FakeServer
 from tests.unit.training.recipes import MakeConfig, Run, changed, raw_recipe
 from training import publish
 from training.config import TrainConfig, parse_config
@@ -65,3 +68,21 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
         return contract, ParityReport(((1, 32, 32),), 0.0, 1.0, 2)
 
     monkeypatch.setattr(publish, "export", write)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The file of small_network, to be made smaller; with `images`, what to calibrate it with."""
+    return small_network.write(tmp_path / "model.onnx", small_network.network())
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return small_network.write_images(tmp_path / "images")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()

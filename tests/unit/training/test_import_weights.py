@@ -25,6 +25,7 @@ from tests.vgg_classifier import (
     WIDTH,
     Classifier,
     caffe_arrays,
+    caffe_fcn,
     write_keras_npz,
     write_plain_npz,
     write_pth,
@@ -46,10 +47,7 @@ LAST = {"32s": ("upscore", 32), "16s": ("upscore16", 16), "8s": ("upscore8", 8)}
 def fcn_blobs(variant: Variant, *, at_once: bool = False) -> dict[str, list[np.ndarray]]:
     """The layers of one of the authors' nets, narrow, as its net.py names them."""
     rng = np.random.default_rng(0)
-    blobs = {name: list(arrays) for name, arrays in caffe_arrays(Classifier()).items()}
-    del blobs["fc8"]
-    blobs["fc6"][0] = blobs["fc6"][0].reshape(FC, -1, 7, 7)
-    blobs["fc7"][0] = blobs["fc7"][0].reshape(FC, FC, 1, 1)
+    blobs = caffe_fcn()
 
     def score(name: str, inputs: int) -> None:
         weight = rng.normal(size=(CLASSES, inputs, 1, 1)).astype(np.float32)
