@@ -92,7 +92,8 @@ def png_of(
             packed = (row.reshape(-1, 1).astype(np.uint16) >> shifts & 1).astype(np.uint8)
             rows += b"\0" + np.packbits(packed.reshape(-1)).tobytes()
     chunks = [*before, (b"IDAT", zlib.compress(rows)), *after]
-    return png_file(*samples.shape[:2], bits, color, *chunks, interlaced=interlaced)
+    height, width, _ = samples.shape
+    return png_file(height, width, bits, color, *chunks, interlaced=interlaced)
 
 
 def read_png(body: bytes) -> UInt8Array:
