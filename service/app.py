@@ -104,7 +104,7 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._grpc.set_serving(True)
+                self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 tasks.append(asyncio.create_task(self._tell_health()))
                 await asyncio.wait((serving, stop, hopeless), return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +134,7 @@ class _Server:
         while True:
             await asyncio.sleep(HEALTH_S)
             if told is not (ready := self._segmenter.ready()):
-                await self._grpc.set_serving(told := ready)
+                self._grpc.set_serving(told := ready)
 
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""
@@ -165,7 +165,7 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._grpc.retire()
+        self._grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
