@@ -19,12 +19,14 @@ from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
 from service.api.oip.parameters import flag, refuse_shared_memory
 from service.api.oip.tensors import (
+    Data,
     InferRequest,
     InputTensor,
     OutputTensor,
     images_of,
     outputs_asked,
 )
+from service.api.oip.written import read_numbers
 from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
 from service.core.segmenter import Segmenter
@@ -42,6 +44,8 @@ _BULK: Final[Bulk] = {
         }
     },
 }
+_INLINE: Final = 1 << 14
+"""Fewer numbers are read sooner than a thread is woken."""
 Work = Callable[[Call, Any], Awaitable[Message]]
 
 
@@ -168,6 +172,8 @@ class OipGrpc:
         self._segmenter.check(SegmentOptions(model, version, deadline_s=call.seconds_left()))
 
         async def read() -> InferRequest:
+            if any(len(tensor.contents.uint_contents) > _INLINE for tensor in request.inputs):
+                return await asyncio.to_thread(_read, request)
             return _read(request)
 
         return await self._inference.answer(call, model, version, read, _response)
@@ -254,12 +260,12 @@ def _inputs(request: pb.ModelInferRequest) -> list[InputTensor]:
             raise InvalidParameter(
                 "the elements are in contents and in raw_input_contents: send them once"
             )
-        data: memoryview | list[Any]
+        data: Data
         if raw:
             data = memoryview(raw[number])
         elif tensor.datatype == "BYTES":
             data = list(tensor.contents.bytes_contents)
         else:
-            data = list(tensor.contents.uint_contents)
+            data = memoryview(read_numbers(tensor.contents.uint_contents, tensor.name[:80]))
         found.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     return found
