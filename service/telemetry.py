@@ -157,13 +157,8 @@ class Telemetry(Observer):
             )
         )
         self._wrong_keys = counter("fcn_wrong_keys_total", "Keys offered that are nobody's.")
-        self._decoders_lost = _by_labels(
-            counter(
-                "fcn_decode_workers_lost_total",
-                "Processes that ended, or took far too long, while they decoded an image.",
-                ("reason",),
-            )
-        )
+        lost = "Processes that ended, or took far too long, while they decoded an image."
+        self._decoders_lost = counter("fcn_decode_workers_lost_total", lost, ("reason",)).labels
         self._keys_stale = gauge(
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
