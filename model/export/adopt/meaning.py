@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from model.export.adopt.errors import AdoptError
+from model.export.adopt.options import AdoptError
 
 MEANINGS: Final = ("logits", "probabilities", "labels")
 

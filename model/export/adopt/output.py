@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model.export.adopt.errors import AdoptError
 from model.export.adopt.meaning import (
     Evidence,
     evidence_of,
@@ -17,7 +16,7 @@ from model.export.adopt.meaning import (
     meaning_of_scores,
 )
 from model.export.adopt.network import Network
-from model.export.adopt.options import AdoptOptions
+from model.export.adopt.options import AdoptError, AdoptOptions
 
 _VOID: Final = 255
 
