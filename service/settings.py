@@ -124,8 +124,9 @@ class Settings(BaseSettings):
     max_inflight_bytes: int = Field(SegmenterConfig.max_inflight_bytes, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
-    """Pixels of the images between admission and answer; above, 429. One image always fits. By
-    default chosen from the memory this process may use, 160 million at most."""
+    """Pixels of the images between admission and answer, more of those not yet decoded; above, 429.
+    One image always fits. By default chosen from the memory this process may use, 250 million at
+    most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
     """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
