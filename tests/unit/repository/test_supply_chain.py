@@ -1,4 +1,4 @@
-"""What is installed is what was tested: versions agree, and the images take no wheel without its hash."""
+"""Holds what is installed to what was tested: versions agree, and no image takes a wheel unhashed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from tests.unit.repository.pages import ROOT
 
 _PIN = re.compile(r"^([a-z0-9._-]+)==([^\s;\\]+)", re.M)
-_HASHED = re.compile(r"^([a-z0-9._-]+)==\S+(?: ; .*?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.M)
+_HASHED = re.compile(
+    r"^([a-z0-9._-]+)==\S+(?: ; .*?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.M
+)
 KINDS = ("cpu", "gpu", "build")
 
 
