@@ -1,4 +1,4 @@
-"""Holds what is installed to what was tested: versions agree, and no image takes a wheel unhashed."""
+"""Holds what is installed to what was tested: versions agree, and images take no unhashed wheel."""
 
 from __future__ import annotations
 
