@@ -202,9 +202,11 @@ class _Server:
         """Writes the one line on stdout, for whoever started this; all else is on stderr."""
         host, serving = self._settings.host, self._segmenter.models()
         models = ", ".join(f"{m.name}/{m.default_version}" for m in serving)
-        providers = sorted({m.default.provider for m in serving})
+        runs = {
+            f"{m.default.provider} ({m.default.engine}, {m.default.precision})" for m in serving
+        }
         _say(
             STDOUT,
             f"fcn serve: ready: REST http://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(providers)}",
+            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(sorted(runs))}",
         )

@@ -170,10 +170,13 @@ class Telemetry(Observer):
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
         )
+        self._compile_s = counter(
+            "fcn_compile_seconds_total", "Time spent compiling networks for sizes of images."
+        )
         self._model_info = gauge(
             "fcn_model_info",
             "1 for each model version that is loaded.",
-            ("model", "version", "precision", "provider"),
+            ("model", "version", "precision", "provider", "engine"),
         )
         gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
 
@@ -211,7 +214,8 @@ class Telemetry(Observer):
             for outcome in ("ended", "lost"):  # from 0 on: an alert sees the first, too
                 self._stuck(model.name, outcome)
             for v in model.versions:
-                self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
+                labels = model.name, v.version, v.precision, v.provider, v.engine
+                self._model_info.labels(*labels).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_s(stage, model).observe(seconds)
@@ -237,6 +241,9 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def compiled(self, seconds: float) -> None:
+        self._compile_s.inc(seconds)
 
     def stuck(self, model: str, outcome: str) -> None:
         self._stuck(model, outcome).inc()
