@@ -96,7 +96,7 @@ class Segmentation:
     async def segment(
         self, call: Call, requests: AsyncIterator[pb.SegmentRequest]
     ) -> pb.SegmentResponse:
-        self._segmenter.check_any(call.time_left())
+        self._segmenter.check_any(call.time_left(), call)
         with self._uploads.begin() as received:
             reading = read_single_message(requests, pb.SegmentRequest)
             request = await self._uploads.in_time(reading)

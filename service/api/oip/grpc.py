@@ -111,7 +111,7 @@ class OipGrpc:
     async def _infer(
         self, call: Call, requests: AsyncIterator[pb.ModelInferRequest]
     ) -> pb.ModelInferResponse:
-        self._segmenter.check_any(call.time_left())
+        self._segmenter.check_any(call.time_left(), call)
         with self._uploads.begin() as received:
             request = await self._uploads.in_time(
                 read_single_message(requests, pb.ModelInferRequest)
@@ -157,7 +157,8 @@ class OipGrpc:
         call.asks_for(model)
         call.uploaded()
         # Of two errors, the one that REST finds before the upload.
-        self._segmenter.check(SegmentOptions(model, version, deadline_s=call.seconds_left()))
+        options = SegmentOptions(model, version, deadline_s=call.seconds_left())
+        self._segmenter.check(options, call)
 
         async def read() -> InferRequest:
             return _read(request)

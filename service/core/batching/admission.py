@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from service.core.batching.policy import InferenceRequest
+from service.core.batching.policy import InferenceRequest, leaves_room
 from service.core.batching.queue import BatchQueue
 from service.core.types import Observer, Priority
 from service.errors import Overloaded
@@ -26,6 +26,7 @@ class Admission:
         self._requests = 0
         self._bytes = 0
         self._pixels = 0
+        self._of_client: dict[str, tuple[int, int, int]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -38,13 +39,14 @@ class Admission:
         """Counts requests, bytes and pixels."""
         return self._requests, self._bytes, self._pixels
 
-    def check(self, queue: BatchQueue, n_bytes: int = 0, pixels: int = 0) -> None:
-        """Finds out whether so much fits now. Raises: Overloaded."""
-        if self._requests and (
-            self._requests >= self._max_requests
-            or self._bytes + n_bytes > self._max_bytes
-            or self._pixels + pixels > self._max_pixels
-        ):
+    def check(self, queue: BatchQueue, n_bytes: int = 0, pixels: int = 0, client: str = "") -> None:
+        """Finds out whether so much fits now, beside what others may want. Raises: Overloaded."""
+        own = self._of_client.get(client, (0, 0, 0))
+        wanted, bounds = (
+            (1, n_bytes, pixels),
+            (self._max_requests, self._max_bytes, self._max_pixels),
+        )
+        if self._requests and not all(map(leaves_room, own, wanted, self.held, bounds)):
             self._observer.rejected("overloaded")
             raise Overloaded(queue.retry_after_s())
 
@@ -55,20 +57,26 @@ class Admission:
         pixels: int,
         deadline: float | None = None,
         priority: Priority = Priority.NORMAL,
+        client: str = "",
     ) -> Permit:
         """Takes room here and in a model's queue, until the end of the permit's `with` block.
 
-        Raises: Overloaded, and as `BatchQueue.reserve`.
+        client: who takes turns with others, and leaves them room. Raises: Overloaded, and as
+        `BatchQueue.reserve`.
         """
-        self.check(queue, n_bytes, pixels)
-        request = queue.reserve(pixels, deadline, priority)
-        self._hold(1, n_bytes, pixels)
+        self.check(queue, n_bytes, pixels, client)
+        request = queue.reserve(pixels, deadline, priority, client)
+        self._hold(client, 1, n_bytes, pixels)
         return Permit(self, queue, request, n_bytes, pixels)
 
     async def until_idle(self) -> None:
         await self._idle.wait()
 
-    def _hold(self, requests: int, n_bytes: int, pixels: int) -> None:
+    def _hold(self, client: str, requests: int, n_bytes: int, pixels: int) -> None:
+        own = self._of_client.get(client, (0, 0, 0))
+        self._of_client[client] = own[0] + requests, own[1] + n_bytes, own[2] + pixels
+        if not self._of_client[client][0]:
+            del self._of_client[client]
         self._requests += requests
         self._bytes += n_bytes
         self._pixels += pixels
@@ -106,7 +114,7 @@ class Permit:
         May come late: after the end nothing is held.
         """
         if not self._ended:
-            self._admission._hold(0, 0, pixels - self.pixels)
+            self._admission._hold(self.request.client, 0, 0, pixels - self.pixels)
             self.pixels = pixels
 
     def __enter__(self) -> Self:
@@ -120,4 +128,4 @@ class Permit:
     ) -> None:
         self._ended = True
         self._queue.release(self.request)
-        self._admission._hold(-1, -self._bytes, -self.pixels)
+        self._admission._hold(self.request.client, -1, -self._bytes, -self.pixels)
