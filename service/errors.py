@@ -96,7 +96,7 @@ class ModelNotReady(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """`retry_after_s` > 0 estimates when there will be room again."""
+    """Says that there is no room; `retry_after_s` > 0 estimates when there will be some again."""
 
     kind = "overloaded"
     title = "Overloaded"

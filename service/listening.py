@@ -114,5 +114,5 @@ def _refused(host: str, port: int, error: OSError, setting: str) -> StartError:
 
 
 def joined(host: str, port: int) -> str:
-    """`host:port`, also of an IPv6 address."""
+    """Joins `host:port`, also of an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

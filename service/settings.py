@@ -124,8 +124,9 @@ class Settings(BaseSettings):
     max_inflight_bytes: int = Field(SegmenterConfig.max_inflight_bytes, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
-    """Pixels of the images between admission and answer; above, 429. One image always fits. By
-    default chosen from the memory this process may use, 160 million at most."""
+    """Pixels of the images between admission and answer, more of those not yet decoded; above, 429.
+    One image always fits. By default chosen from the memory this process may use, 250 million at
+    most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
     """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
@@ -150,6 +151,10 @@ class Settings(BaseSettings):
     """Largest image that is run in one piece, height times width; a larger one is run in
     overlapping tiles, with the same labels. By default chosen from the memory this process may
     use."""
+    stuck_after_s: float = Field(SegmenterConfig.stuck_after_s, ge=1)
+    """Seconds that a run of the network may always take. One that takes longer, and 20 times longer
+    than was predicted, is ended, and its images are answered 503. TensorRT, which builds engines,
+    gets 60 times as long."""
     deadline_ms: int = Field(round(1000 * ApiConfig.deadline_s), ge=1)
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(ApiConfig.latency_target_s, gt=0)
@@ -268,7 +273,7 @@ class Settings(BaseSettings):
         }
 
     def read_admin_key(self) -> str | None:
-        """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
+        """Reads the key, if it is in a file. Raises: ValueError when that cannot be read."""
         if self.admin_key_file is None:
             return None if self.admin_key is None else self.admin_key.get_secret_value()
         try:
@@ -281,7 +286,7 @@ class Settings(BaseSettings):
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """`360x480,480x640` -> (height, width) of each."""
+    """Reads `360x480,480x640` as (height, width) of each."""
     sizes = [item.split("x") for item in text.split(",") if item]
     return tuple((int(height), int(width)) for height, width in sizes)
 
@@ -323,7 +328,7 @@ def removed_names() -> tuple[str, ...]:
 
 
 def environment_name(field: str) -> str:
-    """`http_port` -> `FCN_HTTP_PORT`."""
+    """Names the variable: `http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()
 
 
@@ -343,7 +348,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
-    """From `flags` (field name -> value, given ones only) over the environment over the settings
+    """Takes `flags` (field name -> value, given ones only) over the environment over the settings
     file over the defaults.
 
     Raises: SettingsError, in one line.

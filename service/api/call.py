@@ -75,7 +75,7 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """Title and detail in one line: of the log, and of gRPC's status."""
+        """Gives title and detail in one line, for the log and gRPC's status."""
         return f"{self.title}: {self.detail}"
 
 

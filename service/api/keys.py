@@ -50,8 +50,8 @@ _log = logging.getLogger("fcn.keys")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever holds a key. digest: SHA-256 of the key, which itself is not kept. plain: whether the
-    file has the key itself. created: a date, as the file has it."""
+    """Names who holds a key. digest: SHA-256 of the key, which is not kept. plain: whether the file
+    has the key itself. created: a date, as the file has it."""
 
     name: str
     digest: bytes
@@ -88,7 +88,7 @@ def offered(authorization: str | None, api_key: str | None) -> list[str]:
 
 
 def parse(text: str, admin_key: str | None = None) -> tuple[Caller, ...]:
-    """admin_key: no caller may have it, since it opens more.
+    """Reads callers and their keys. admin_key: no caller may have it, since it opens more.
 
     Raises: StartError, without the file's name.
     """

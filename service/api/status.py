@@ -70,7 +70,7 @@ def status_of(error: errors.ServiceError) -> Status:
 
 
 def retry_after_s(error: errors.ServiceError) -> int | None:
-    """Whole seconds to wait before the next try, at least 1; None when a retry cannot help."""
+    """Counts whole seconds before the next try, at least 1; None when a retry cannot help."""
     if not status_of(error).retry:
         return None
     return max(1, math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S)))

@@ -37,7 +37,7 @@ def build(
     keys: Keys | None,
     ready: Callable[[], bool],
 ) -> tuple[ASGIApp, GrpcServer]:
-    """Must be called inside the event loop that runs them.
+    """Builds them; must be called inside the event loop that runs them.
 
     keys: None lets everybody in, but nobody to the model repository. ready: whether new requests
     are wanted: models loaded and not draining.

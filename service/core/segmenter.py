@@ -20,14 +20,13 @@ import numpy.typing as npt
 
 from service.config import SegmenterConfig
 from service.core.batching.admission import Admission, Permit
-from service.core.batching.policy import InferenceResult, Postprocess
-from service.core.batching.queue import settle
+from service.core.batching.policy import InferenceResult, Postprocess, settle
 from service.core.batching.threads import Pool
 from service.core.batching.tiles import run_in_tiles
+from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
-from service.core.images.decode import check_pixels, decode, prepare
+from service.core.images.decode import decode, prepare
 from service.core.images.header import Header, read_header
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
@@ -73,8 +72,8 @@ class Segmenter:
         """
         cores = available_cores()
         self._config = config
-        memory_bytes = available_memory_bytes()
-        self._whole_pixels = config.max_whole_pixels or whole_pixels(memory_bytes)
+        memory_bytes = memory.available_memory_bytes()
+        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
         self._observer = observer or Observer()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
@@ -90,11 +89,15 @@ class Segmenter:
             changed=changed or (lambda models: None),
         )
         self._registry = self._manager.registry
+        self.hopeless = self._manager.watchdog.hopeless
+        """Set when runs hang one after the other and cannot be ended: the process should end."""
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=config.max_inflight,
             max_bytes=config.max_inflight_bytes,
-            max_pixels=config.max_inflight_pixels or admitted_pixels(memory_bytes),
+            max_pixels=config.max_image_pixels,
+            max_memory_bytes=memory.admitted_bytes(memory_bytes, config.max_inflight_pixels),
+            max_decode_bytes=memory.largest_image_bytes(memory_bytes),
             observer=self._observer,
         )
         self._started = False
@@ -146,7 +149,7 @@ class Segmenter:
     def status(
         self, name: str | None, version: str | None = None
     ) -> tuple[ModelStatus, VersionStatus]:
-        """Finds the model and version that a request of these names means, ready or not.
+        """Finds what a request of these names means, ready or not.
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
@@ -165,15 +168,9 @@ class Segmenter:
         return self._registry.metric_label(name)
 
     def ready(self) -> bool:
-        """Tells whether new requests are taken and every loaded model's default version answers.
-
-        A version that could not be loaded does not count: it never served.
-        """
-        return (
-            self._started
-            and not self._draining
-            and all(m.default.state is ModelState.READY for m in self.models())
-        )
+        """Tells whether new requests are taken, and the default version of any model answers."""
+        ready = [model.default.state is ModelState.READY for model in self.models()]
+        return self._started and not self._draining and (any(ready) or not ready)
 
     def check(self, options: SegmentOptions, client: Client = NOBODY) -> None:
         """Refuses before an upload what `segment` would refuse now. Raises: as `segment`."""
@@ -208,14 +205,12 @@ class Segmenter:
             header = read_header(image, max_bytes=self._config.max_image_bytes)
         else:
             header = Header("RGB", image.shape[0], image.shape[1])
-        # Room before the decode: a flood of uploads must not become a flood of pixels. An image
-        # above the limit is refused by its header, and so never has more pixels than that.
-        pixels = min(header.height * header.width, self._config.max_image_pixels)
+        # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
-        asked = pixels, deadline, options.priority, client.client
-        permit = self._admission.admit(model.queue, n_bytes, *asked)
+        asked = deadline, options.priority, client.client
+        permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
-            client.charge(pixels)
+            client.charge(header.pixels)
             limits = self._config.max_image_pixels, self._whole_pixels
             job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
             try:
@@ -253,7 +248,7 @@ class Segmenter:
             if job.decoded_s:
                 timings.decode_s = job.decoded_s - began
                 self._observer.stage(model.name, "decode", timings.decode_s)
-                self._observer.image_pixels(job.pixels)
+                self._observer.image_pixels(job.header.pixels)
         if result is _TOO_LARGE:
             result = await run_in_tiles(
                 job.tensor,
@@ -353,10 +348,6 @@ class _Job:
         """Returns the upload's height and width, upright."""
         return self.rgb.shape[0], self.rgb.shape[1]
 
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
-
     def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts what the model gave for the tensor to the upload's size."""
         return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
@@ -368,8 +359,7 @@ class _Job:
         """
         self._decode()
         request, tensor = self.permit.request, self.tensor
-        if self.pixels != self.permit.pixels:
-            request.future.get_loop().call_soon_threadsafe(self.permit.correct, self.pixels)
+        self.permit.decoded()
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
         if height * width > self.max_whole_pixels:
@@ -388,9 +378,10 @@ class _Job:
         if isinstance(self.image, bytes):
             self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
         else:
-            check_pixels(self.header.height, self.header.width, self.max_image_pixels)
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)
+        # Not held twice, if the tensor is a padded copy.
+        self.rgb = self.tensor[: self.rgb.shape[0], : self.rgb.shape[1]]
         self.decoded_s = self.clock()
 
 

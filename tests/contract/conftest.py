@@ -39,7 +39,7 @@ MAX_PIXELS = 40_000
 
 @pytest.fixture(scope="session")
 def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `server`, with an admin key, `first` for version 1, and a queue of six images."""
+    """Runs another, with an admin key, `first` for version 1, and a queue of six images."""
     repository = models(tmp_path_factory.mktemp("oip"))
     (repository / "aliases.toml").write_text('first = "tiny/1"\n')
     with running(

@@ -1,4 +1,4 @@
-"""What a connection to `POST /segment` goes through, byte by byte."""
+"""A connection to `POST /segment` is followed byte by byte."""
 
 from __future__ import annotations
 

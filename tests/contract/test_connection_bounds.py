@@ -1,4 +1,4 @@
-"""What one HTTP connection, and all together, may hold and wait for: by short bounds, on a real
+"""One HTTP connection, and all together, hold and wait for so much: by short bounds, on a real
 server, in front of small applications."""
 
 from __future__ import annotations

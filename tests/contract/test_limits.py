@@ -47,7 +47,7 @@ def new_key(path: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """By name: one for each test that spends a limit."""
+    """Keys by name: one for each test that spends a limit."""
     path: Path = tmp_path_factory.mktemp("keys") / "keys"
     once = "--requests-s=0.001"
     found = {name: new_key(path, name, once) for name in ("rest", "grpc", "oip", "client")}

@@ -23,7 +23,7 @@ ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of IMAGES."""
+    """Asks /segment for each of IMAGES."""
     return np.stack([read_png(segmented(oip_server, image)) for image in IMAGES])
 
 

@@ -26,7 +26,7 @@ def stub(oip_server: Server) -> pb_grpc.GRPCInferenceServiceStub:
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of IMAGES."""
+    """Asks /segment for each of IMAGES."""
     replies = [oip_server.rest.post("/segment?version=1", content=png(image)) for image in IMAGES]
     return np.stack([read_png(reply.content) for reply in replies])
 

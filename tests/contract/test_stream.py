@@ -35,7 +35,7 @@ def answers(
 
 @pytest.fixture(scope="module")
 def expected(server: Server) -> list[bytes]:
-    """What Segment answers to IMAGES."""
+    """Asks Segment for IMAGES."""
     return [
         server.stub.Segment(pb.SegmentRequest(image=p, version="1"), timeout=30).body
         for p in IMAGES

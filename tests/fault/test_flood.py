@@ -26,7 +26,7 @@ def ask(url: str, due: list[float]) -> list[Answer]:
 
 
 def infer_s(answers: list[Answer]) -> list[float]:
-    """What the server says that the model took, of those with an answer."""
+    """Reads how long the model took, by the server's word, for those with an answer."""
     return [load.stages_of(a.timing)["infer"] / 1000 for a in answers if a.status == 200]
 
 

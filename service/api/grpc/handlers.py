@@ -153,7 +153,7 @@ def malformed(kind: type[Message]) -> InvalidParameter:
 
 
 def _address(peer: str) -> str:
-    """`ipv4:127.0.0.1:5000` -> `127.0.0.1`; `ipv6:%5B::1%5D:5000` -> `::1`."""
+    """Reads `ipv4:127.0.0.1:5000` -> `127.0.0.1`; `ipv6:%5B::1%5D:5000` -> `::1`."""
     return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 

@@ -36,7 +36,7 @@ def create_app(
     segment: SegmentEndpoint,
     ready: Callable[[], bool],
 ) -> FastAPI:
-    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    """Makes the application. `ready`: whether requests are wanted, models loaded, not draining."""
     app = FastAPI(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
@@ -108,7 +108,9 @@ class _Rest:
     async def readyz(self, request: Request) -> Response:
         _note(request, "Ready", probe=True)
         if not self._ready():
-            raise ModelNotReady("not ready: the models are loading, or the server is draining")
+            raise ModelNotReady(
+                "not ready: the models are loading or have failed, or the server is draining"
+            )
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

@@ -117,7 +117,7 @@ class Operations:
         }
 
     def repository_index(self, ready: bool = False, repository_name: str = "") -> list[Document]:
-        """ready: those only."""
+        """Lists the models. ready: those only."""
         return [
             {
                 "name": entry.name,

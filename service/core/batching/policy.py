@@ -1,8 +1,7 @@
 """Decides which images run next and predicts how long: one queue, without threads or a clock.
 
-Clients take turns: by start-time fair queueing, whose cost is the predicted one, who was given
-least is next, so that a client with one image waits for one of each other client and not for all
-that a flood has queued. Images of low priority are bulk work, and take turns among themselves: of
+Clients take turns, by start-time fair queueing over the predicted cost: one with a single image
+waits for one of each other client, not for all that a flood has queued. Images of low priority are bulk work, and take turns among themselves: of
 the device they get what the others leave, and a tenth where those leave nothing.
 
 Among a client's own images each has a rank: the moment it came, a head start earlier when its
@@ -11,18 +10,24 @@ client, of exactly its shape that want the same of the network. Such mates overt
 other kinds, but none whose turn comes first and that has waited longer than the age cap: so a rare
 size waits for at most one more batch.
 
-Source: Goyal, Vin and Cheng, Start-time Fair Queueing, SIGCOMM 1996.
+How requests are answered is here, too. Source: Goyal, Vin and Cheng, Start-time Fair Queueing,
+SIGCOMM 1996.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from service.core.types import Float32Array, Priority, UInt8Array
+from service.core.types import Clock, Float32Array, Priority, UInt8Array
+from service.errors import DeadlineExceeded
+
+T = TypeVar("T")
 
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary image."""
@@ -35,6 +40,7 @@ _MEMORY: Final = 0.8
 
 BULK_SHARE: Final = 0.1
 """Share of the device that bulk work has, at least, while other work waits."""
+SHARES: Final = {True: BULK_SHARE, False: 1 - BULK_SHARE}
 ROOM_FOR_OTHERS: Final = 7
 """One client may hold as many times the room that is free: an eighth stays for those who come.
 
@@ -115,6 +121,44 @@ class InferenceRequest:
         self.kind = image.shape, wants_logits
 
 
+def settle(future: asyncio.Future[Any], outcome: object) -> None:
+    """Answers whoever awaits `future`, from any thread; does nothing if nobody does any more.
+
+    outcome: the result, or the exception to raise.
+    """
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        future.get_loop().call_soon_threadsafe(settle_now, future, outcome)
+
+
+def settle_now(future: asyncio.Future[Any], outcome: object) -> None:
+    """Does what `settle` does, on the event loop."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Clock) -> T:
+    """Waits for a future, which is done afterwards, whatever happens.
+
+    deadline: a moment of `clock`, or None. Raises: DeadlineExceeded, and what the future raises.
+    """
+    if deadline is None:
+        return await future
+    left_s = deadline - clock()
+    if left_s <= 0:
+        future.cancel()
+        raise DeadlineExceeded()
+    # The error is made only when it comes to that.
+    timer = future.get_loop().call_later(left_s, lambda: settle_now(future, DeadlineExceeded()))
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
 class LatencyModel:
     """Predicts the seconds of a run from its pixels: a mean in which old runs fade."""
 
@@ -142,13 +186,19 @@ class LatencyModel:
 class Batch:
     """Lists the requests that one instance runs at once, since `started_s`.
 
-    latency: the model that predicts such runs, and learns from this one.
+    latency: the model that predicts such runs, and learns from this one. terminate: tells the
+    instance to end the run. expected_s, busy_s, stuck: what the run should take, has taken, and
+    whether that is far too long, for the watchdog.
     """
 
     requests: list[InferenceRequest]
     started_s: float
     latency: LatencyModel
     pixels: int = field(init=False)
+    terminate: Callable[[], None] = field(init=False, default=lambda: None)
+    expected_s: float = 0.0
+    busy_s: float = 0.0
+    stuck: bool = False
 
     def __post_init__(self) -> None:
         self.pixels = sum(request.pixels for request in self.requests)
@@ -159,42 +209,18 @@ class Batch:
         return max(0.0, takes_s - (now - self.started_s))
 
 
-class VirtualTime:
+class VirtualTime(dict[Hashable, float]):
     """Counts what each of those who take turns was given, since all of them had the same."""
 
-    def __init__(self) -> None:
-        self._now = 0.0
-        self._given: dict[Hashable, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    def __getitem__(self, who: Hashable) -> float:
-        return self._given[who]
+    now = 0.0
 
     def join(self, who: Hashable) -> None:
         """Lets somebody take turns who had nothing to do: nobody saves up turns meanwhile."""
-        self._given[who] = max(self._now, self._given.pop(who, 0.0))
+        self[who] = max(self.now, self.pop(who, 0.0))
 
     def give(self, who: Hashable, cost: float) -> None:
-        self._now = max(self._now, self._given[who])
-        self._given[who] += cost
-
-    def keep(self, waiting: Container[Hashable]) -> None:
-        """Forgets those who neither wait nor were given more than others."""
-        found = self._given.items()
-        self._given = {who: px for who, px in found if px > self._now or who in waiting}
-
-    def forget(self) -> None:
-        """Begins again, when nobody waits."""
-        self._now = 0.0
-        self._given.clear()
-
-
-def leaves_room(own: int, new: int, held: int, bound: int) -> bool:
-    """Tells whether a client that holds `own` may have `new` more where `held` of `bound` is: all
-    that is free if it holds nothing, else only so much that others find room, too."""
-    return held + new <= bound and (not own or own + new <= ROOM_FOR_OTHERS * (bound - held))
+        self.now = max(self.now, self[who])
+        self[who] += cost
 
 
 class BatchPolicy:
@@ -211,9 +237,8 @@ class BatchPolicy:
         # Dictionaries for their order, which is that of arrival, and for removal in O(1).
         self._owners: dict[_Owner, dict[_Group, dict[InferenceRequest, None]]] = {}
         self._count = 0
-        self._work: dict[tuple[_Owner, Priority], int] = {}
-        self._kinds = VirtualTime()  # of bulk work and other
-        self._turns = {bulk: VirtualTime() for bulk in (False, True)}
+        self._work: Counter[tuple[_Owner, Priority]] = Counter()
+        self._forget()
 
     def __len__(self) -> int:
         return self._count
@@ -230,8 +255,7 @@ class BatchPolicy:
                 self._kinds.join(bulk)
             self._turns[bulk].join(client)
             self._owners[owner] = {}
-            if len(self._turns[bulk]) > MAX_CLIENTS:
-                self._turns[bulk].keep({c for b, c in self._owners if b is bulk})
+            self._bound(bulk)
         self._owners[owner].setdefault((item.kind, item.priority), {})[item] = None
         self._count += 1
         self._add_work(item, item.cost_px)
@@ -240,8 +264,8 @@ class BatchPolicy:
         """Returns False when it is not here: not yet, or no longer."""
         key, owner = (item.kind, item.priority), item.owner
         groups = self._owners.get(owner, {})
-        group = groups.get(key)
-        if group is None or item not in group:
+        group = groups.get(key, {})
+        if item not in group:
             return False
         del group[item]
         if not group:
@@ -260,23 +284,21 @@ class BatchPolicy:
         reserved: images that are to come. Of another client's work goes before it no more than of
         its own and itself, for they take turns; of its own, that of the same and higher priority.
         """
-        work = dict(self._work)
+        work = Counter(self._work)
         for item in reserved:
-            key = item.owner, item.priority
-            work[key] = work.get(key, 0) + item.cost_px
+            work[item.owner, item.priority] += item.cost_px
         if new is None:
-            return sum(work.values())
+            return work.total()
         bulk, _ = new.owner
         own = sum(px for (owner, p), px in work.items() if owner == new.owner and p <= new.priority)
-        others: dict[_Owner, int] = {}
+        others: Counter[_Owner] = Counter()
         for (owner, _), px in work.items():
             if owner != new.owner:
-                others[owner] = others.get(owner, 0) + px
+                others[owner] += px
         turn = own + new.cost_px
         before = own + sum(min(px, turn) for owner, px in others.items() if owner[0] is bulk)
-        share = BULK_SHARE if bulk else 1 - BULK_SHARE
         other = sum(px for owner, px in others.items() if owner[0] is not bulk)
-        return before + min(other, (before + new.cost_px) * (1 - share) / share)
+        return before + min(other, (before + new.cost_px) / SHARES[bulk] * SHARES[not bulk])
 
     def take(self, now: float, seconds: Callable[[float, int], float]) -> list[InferenceRequest]:
         """Takes the next batch out of the queue; it is empty when nothing waits.
@@ -298,11 +320,8 @@ class BatchPolicy:
         self._give(leader)
         if room == 1:
             return taken
-        aged = [
-            head
-            for head in self._heads(bulk)
-            if head.kind != kind and now - head.enqueued_s >= self._age_cap_s
-        ]
+        others = (head for head in self._heads(bulk) if head.kind != kind)
+        aged = [head for head in others if now - head.enqueued_s >= self._age_cap_s]
         urgent = _deadline(leader)
         while len(taken) < room:
             mates = [head for head in self._heads(bulk) if head.kind == kind]
@@ -311,9 +330,8 @@ class BatchPolicy:
             mate = min(mates, key=self._turn)
             n = len(taken) + 1
             urgent = min(urgent, _deadline(mate))
-            if now + seconds(n * leader.pixels, n) > urgent:
-                break
-            if any(self._turn(head) < self._turn(mate) for head in aged):
+            overtakes = any(self._turn(head) < self._turn(mate) for head in aged)
+            if overtakes or now + seconds(n * leader.pixels, n) > urgent:
                 break
             self._give(mate)
             taken.append(mate)
@@ -327,22 +345,16 @@ class BatchPolicy:
 
     def count(self, client: str) -> int:
         """Counts the images of a client."""
-        owners = ((bulk, client) for bulk in (False, True))
-        return sum(len(g) for owner in owners for g in self._owners.get(owner, {}).values())
+        groups = (self._owners.get((bulk, client), {}) for bulk in self._turns)
+        return sum(len(group) for of_owner in groups for group in of_owner.values())
 
     def _leader(self) -> InferenceRequest:
-        found = {}
-        for bulk in (False, True):
-            heads = list(self._heads(bulk))
-            if heads:
-                found[bulk] = min(heads, key=self._turn)
+        first = {bulk: min(self._heads(bulk), key=self._turn, default=None) for bulk in self._turns}
+        found = {bulk: head for bulk, head in first.items() if head is not None}
         if len(found) == 1:
             return found.popitem()[1]
         # By what each would then have been given: bulk work that has just come waits for its share.
-        later = {
-            bulk: self._kinds[bulk] + head.cost_px / (BULK_SHARE if bulk else 1 - BULK_SHARE)
-            for bulk, head in found.items()
-        }
+        later = {bulk: self._kinds[bulk] + h.cost_px / SHARES[bulk] for bulk, h in found.items()}
         return found[later[True] < later[False]]
 
     def _heads(self, bulk: bool) -> Iterator[InferenceRequest]:
@@ -355,18 +367,26 @@ class BatchPolicy:
         """Takes an image out of the queue, as its owner's turn."""
         bulk, client = item.owner
         self._turns[bulk].give(client, item.cost_px)
-        self._kinds.give(bulk, item.cost_px / (BULK_SHARE if bulk else 1 - BULK_SHARE))
+        self._kinds.give(bulk, item.cost_px / SHARES[bulk])
         self.remove(item)
 
     def _add_work(self, item: InferenceRequest, px: int) -> None:
         key = item.owner, item.priority
-        self._work[key] = self._work.get(key, 0) + px
+        self._work[key] += px
         if not self._work[key]:
             del self._work[key]
 
+    def _bound(self, bulk: bool) -> None:
+        """Forgets clients who neither wait nor were given more than others."""
+        turns = self._turns[bulk]
+        if len(turns) > MAX_CLIENTS:
+            for client, px in list(turns.items()):
+                if px <= turns.now and (bulk, client) not in self._owners:
+                    del turns[client]
+
     def _forget(self) -> None:
-        for times in (self._kinds, *self._turns.values()):
-            times.forget()
+        self._kinds = VirtualTime()  # of bulk work and other
+        self._turns = {bulk: VirtualTime() for bulk in (False, True)}
 
     def _turn(self, item: InferenceRequest) -> tuple[float, float]:
         bulk, client = item.owner

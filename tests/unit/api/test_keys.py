@@ -33,7 +33,7 @@ def keys(path: Path, text: str = TEXT, admin_key: str | None = None) -> tuple[Ke
 
 
 def write(path: Path, text: str) -> None:
-    """By a file beside it: a moment at which it is half written would be another test."""
+    """Writes by a file beside it: a moment at which it is half written would be another test."""
     path.with_name("new").write_text(text)
     path.with_name("new").replace(path)
 

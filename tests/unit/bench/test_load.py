@@ -234,7 +234,7 @@ def test_what_is_not_http_is_no_answer() -> None:
 
 
 def test_closed_loop_counts_by_when_it_was_over() -> None:
-    """By when they were due, what is under way at the end would be counted on top."""
+    """Counted by when they were due, those under way at the end would be on top."""
     answers = [Answer(due, due, due + 1.0, load.OK)
                for due in (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)]  # fmt: skip
     counts = {

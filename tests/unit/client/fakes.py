@@ -88,10 +88,10 @@ class Script:
     silent: frozenset[str] = frozenset()
     body: bytes = field(default_factory=label_map_png)
     asked: list[dict[str, str]] = field(default_factory=list)
-    """Of each request, its query (or fields), id, and the connection it came by."""
+    """Each request's query (or fields), id, and the connection it came by."""
     connections: set[object] = field(default_factory=set)
     headers: list[Mapping[str, str]] = field(default_factory=list)
-    """Of each request, all of them."""
+    """All headers of each request."""
 
     def next(self, **request: str) -> Refusal | None:
         self.asked.append(request)
@@ -100,7 +100,7 @@ class Script:
         return self.refusals[number] if number < len(self.refusals) else None
 
     def barred(self, headers: Mapping[str, str]) -> Refusal | None:
-        """What somebody without the key is told. headers: with names in lower case."""
+        """Says what somebody without the key is told. headers: with names in lower case."""
         self.headers.append(headers)
         if self.key is None or headers.get("authorization") == f"Bearer {self.key}":
             return None

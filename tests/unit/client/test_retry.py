@@ -1,4 +1,4 @@
-"""What is asked again, when, how often; and what is not."""
+"""Requests are asked again, when and as often as they may be; others are not."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_attempts_and_time_are_bounded(client_of: Client) -> None:
 
 @EITHER
 def test_a_call_that_breaks_is_made_anew(client_of: Client) -> None:
-    """What was answered is not asked for again."""
+    """An image that was answered is not asked for again."""
     script = Script([None, PROXY])
     seen = streamed(client_of, script, [b"a", b"b", b"c"], ordered=True, window=1)
     check(seen[0])

@@ -16,8 +16,9 @@ from service.core.batching.policy import (
     BULK_SHARE,
     BatchPolicy,
     InferenceRequest,
-    leaves_room,
 )
+from service.core.batching.queue import leaves_room
+from service.core.images.header import Header
 from service.core.types import Priority
 from service.errors import Overloaded
 from tests.unit.core import virtual
@@ -169,17 +170,24 @@ def test_clients_who_take_all_they_may_leave_room(bound: int, steps: list[str]) 
         assert own.total() >= bound * 7 // 8
 
 
-@pytest.mark.parametrize(("n_bytes", "pixels"), [(0, 0), (100, 0), (0, 10_000)])
-async def test_a_flood_does_not_shut_out_another_client(n_bytes: int, pixels: int) -> None:
-    """Whichever bound it meets: requests, bytes or pixels."""
+@pytest.mark.parametrize(("n_bytes", "memory_bytes"), [(0, 0), (100, 0), (0, 10_000)])
+async def test_a_flood_does_not_shut_out_another_client(n_bytes: int, memory_bytes: int) -> None:
+    """Whichever bound it meets: requests, bytes or memory."""
     recorder = Recorder()
-    held = Admission(max_requests=64, max_bytes=6400, max_pixels=640_000, observer=recorder)
-    queue = new_queue(max_queue=1000)
+    held = Admission(
+        max_requests=64,
+        max_bytes=6400,
+        max_pixels=100,
+        max_memory_bytes=640_000,
+        max_decode_bytes=1 << 30,
+        observer=recorder,
+    )
+    queue, image = new_queue(max_queue=1000), Header("PNG", 1, 1, decode_bytes=memory_bytes)
 
     def fill(client: str) -> int:
         for n in range(100):
             try:
-                held.admit(queue, n_bytes, pixels, client=client)
+                held.admit(queue, image, n_bytes, client=client)
             except Overloaded:
                 return n
         raise AssertionError("nothing bounds it")

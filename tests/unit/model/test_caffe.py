@@ -78,7 +78,7 @@ def caffe_alexnet(weights: dict[str, Tensor], images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_pad100_is_the_authors_alexnet(training: bool) -> None:
-    """In training the last upsampling is computed in another way."""
+    """The last upsampling is computed in another way in training."""
     torch.manual_seed(0)
     backbone = AlexNet("pad100", 8, dropout=0.0, width=1 / 32)
     network = FCN(backbone, 3, "32s").train(training)

@@ -24,7 +24,7 @@ def random_images(count: int, height: int = 40, width: int = 48) -> Tensor:
 
 
 def write_weights(path: Path) -> Path:
-    """Of a plain VGG16, with biases."""
+    """Writes those of a plain VGG16, with biases."""
     random = np.random.default_rng(0)
     layers = {}
     for name, module in backbone(batch_norm=False).named_modules():

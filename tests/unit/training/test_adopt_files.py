@@ -21,7 +21,7 @@ DOUBLE, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 
 
 def old_container(path: Path, *, ir: int, opset: int, listed: bool = True) -> Path:
-    """As PyTorch 1.2, tf2onnx and Keras wrote them: weights are inputs as well."""
+    """Writes files as PyTorch 1.2, tf2onnx and Keras did: weights are inputs as well."""
     proto = onnx.load(str(plain(path, stride=2, opset=opset)))
     proto.ir_version = ir
     if listed:
@@ -45,7 +45,7 @@ def test_weights_as_inputs(ir: int, opset: int, listed: bool, tmp_path: Path) ->
 
 @pytest.mark.parametrize("opset", [7, 9, 10])
 def test_upsample(opset: int, tmp_path: Path) -> None:
-    """What enlarged before there was Resize."""
+    """It enlarged before there was Resize."""
     graph = Graph()
     value = graph.conv("image", 3, 4, strides=[2, 2])
     if opset == 7:

@@ -209,7 +209,7 @@ def averaged_labels(graph: Graph, value: str) -> str:
 
 
 def saturated(graph: Graph, value: str) -> str:
-    """In a trial it is 0 or 1, and on other images anything between."""
+    """Adds what is 0 or 1 in a trial, and on other images anything between."""
     steep = graph.add("Mul", graph.add("Sub", value, f32(graph, -0.013)), f32(graph, 1e7))
     return by_hand(graph, graph.add("Clip", steep, f32(graph, -60), f32(graph, 60)))
 

@@ -99,7 +99,7 @@ def _groups(node: onnx.NodeProto) -> int:
 
 
 def test_labels_are_ordered_after_arg_max(exported: tuple[FCN, Path]) -> None:
-    """On one number per pixel; the crops are one node each."""
+    """So one number per pixel moves; the crops are one node each."""
     graph = onnx.load(exported[1]).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.index("ArgMax") < kinds.index("DepthToSpace")
@@ -120,7 +120,7 @@ def test_every_lowering_is_the_same_network(lowering: Lowering) -> None:
 def test_labels_and_logits_of_every_variant_and_lowering(
     variant: Variant, lowering: Lowering
 ) -> None:
-    """In torch, where no file is written."""
+    """They are computed in torch, where no file is written."""
     network = make_network(variant)
     images = torch.randint(0, 256, (2, 45, 61, 3), dtype=torch.uint8)
     with torch.inference_mode():
