@@ -25,11 +25,12 @@ METRICS = {
     "fcn_batch_size": {"model"},
     "fcn_queue_depth": {"model", "version"},
     "fcn_stuck_runs": {"model", "outcome"},
-    "fcn_rejected": set(),  # {reason}, once there is one
+    "fcn_rejected": set(),  # {reason}, of all there are
     "fcn_caller_requests": set(),  # {caller}, once there is one
     "fcn_limited": set(),  # {caller, limit}, once there is one
     "fcn_wrong_keys": set(),
     "fcn_keys_stale": set(),
+    "fcn_log_lines_dropped": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),
     "fcn_model_info": {"model", "version", "precision", "provider"},
