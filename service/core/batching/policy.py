@@ -1,8 +1,9 @@
 """Decides which images run next and predicts how long: one queue, without threads or a clock.
 
 Clients take turns, by start-time fair queueing over the predicted cost: one with a single image
-waits for one of each other client, not for all that a flood has queued. Images of low priority are bulk work, and take turns among themselves: of
-the device they get what the others leave, and a tenth where those leave nothing.
+waits for one of each other client, not for all that a flood has queued. Images of low priority are
+bulk work, and take turns among themselves: of the device they get what the others leave, and a
+tenth where those leave nothing.
 
 Among a client's own images each has a rank: the moment it came, a head start earlier when its
 priority is high. The one of the least rank leads; a batch is the leader and the next images, of any
