@@ -54,7 +54,7 @@ MAX_CLIENTS: Final = 4096
 
 _Group = tuple[Hashable, Priority]
 _Owner = tuple[bool, str]
-"""Whether it is bulk work, and whose."""
+"""Tells whether it is bulk work, and the client."""
 
 Postprocess = Callable[[UInt8Array, Float32Array | None], Any]
 """Turns a label map, uint8 [H,W], and the logits, float32 [C,H,W] where they were wanted, into what
@@ -379,8 +379,7 @@ class BatchPolicy:
 
     def _bound(self, bulk: bool) -> None:
         """Forgets clients who neither wait nor were given more than others."""
-        turns = self._turns[bulk]
-        if len(turns) > MAX_CLIENTS:
+        if len(turns := self._turns[bulk]) > MAX_CLIENTS:
             for client, px in list(turns.items()):
                 if px <= turns.now and (bulk, client) not in self._owners:
                     del turns[client]
