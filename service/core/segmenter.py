@@ -26,8 +26,9 @@ from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import decode, prepare
+from service.core.images.decode import prepare
 from service.core.images.header import Header, read_header
+from service.core.images.processes import Decode, Decoder
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
@@ -72,11 +73,13 @@ class Segmenter:
         """
         cores = available_cores()
         self._config = config
-        memory_bytes = memory.available_memory_bytes()
-        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
+        workers = config.pool_workers or cores
         self._observer = observer or Observer()
+        self._decoder = Decoder(config, workers, self._observer.decoder_lost)
+        memory_bytes = memory.available_memory_bytes() - self._decoder.memory_bytes
+        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
         self._clock = clock
-        self._pool = Pool(config.pool_workers or cores, clock)
+        self._pool = Pool(workers, clock)
         self._manager = ModelManager(
             config.model_repository,
             Loader(
@@ -108,6 +111,7 @@ class Segmenter:
         all_outputs()  # or the first request would import their modules
         try:
             await self._manager.start()
+            await asyncio.to_thread(self._decoder.start)
         except BaseException:
             await self.aclose()
             raise
@@ -211,8 +215,10 @@ class Segmenter:
         permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
             client.charge(header.pixels)
-            limits = self._config.max_image_pixels, self._whole_pixels
-            job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
+            clock, most = self._clock, self._whole_pixels
+            job = _Job(
+                image, header, options, model, encoder, permit, clock, self._decoder.decode, most
+            )
             try:
                 return await self._run(job)
             except (DeadlineExceeded, asyncio.CancelledError) as error:
@@ -237,6 +243,7 @@ class Segmenter:
             self._watching.cancel()
         self._manager.close()
         self._pool.close()
+        self._decoder.close()
 
     async def _run(self, job: _Job) -> SegmentReply:
         model, options, request = job.model, job.options, job.permit.request
@@ -327,8 +334,8 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
 class _Job:
     """Holds one admitted image, and what a thread of the pool makes of it.
 
-    max_image_pixels: of what is decoded. max_whole_pixels: of a tensor that is run whole. rgb:
-    uint8 [H,W,3]; like the tensor not there before `decoded_s`, which is 0 until then.
+    max_whole_pixels: of a tensor that is run whole. rgb: uint8 [H,W,3]; like the tensor not there
+    before `decoded_s`, which is 0 until then.
     """
 
     image: bytes | UInt8Array
@@ -338,7 +345,7 @@ class _Job:
     encoder: Encoder
     permit: Permit
     clock: Clock
-    max_image_pixels: int
+    decode: Decode
     max_whole_pixels: int
     decoded_s: float = 0.0
     rgb: UInt8Array = field(init=False)
@@ -377,7 +384,7 @@ class _Job:
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):
-            self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
+            self.rgb = self.decode(self.image, self.header)
         else:
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)
