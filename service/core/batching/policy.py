@@ -285,18 +285,16 @@ class BatchPolicy:
         reserved: images that are to come. Of another client's work goes before it no more than of
         its own and itself, for they take turns; of its own, that of the same and higher priority.
         """
-        work = Counter(self._work)
-        for item in reserved:
-            work[item.owner, item.priority] += item.cost_px
-        if new is None:
-            return work.total()
-        bulk, _ = new.owner
-        own = sum(px for (owner, p), px in work.items() if owner == new.owner and p <= new.priority)
-        others: Counter[_Owner] = Counter()
-        for (owner, _), px in work.items():
-            if owner != new.owner:
-                others[owner] += px
-        turn = own + new.cost_px
+        coming = (((item.owner, item.priority), item.cost_px) for item in reserved)
+        own, others = 0, dict[_Owner, int]()
+        for (owner, priority), px in (*self._work.items(), *coming):
+            if new is None or owner != new.owner:
+                others[owner] = others.get(owner, 0) + px
+            elif priority <= new.priority:
+                own += px
+        if new is None or not others:
+            return own + sum(others.values())
+        bulk, turn = new.owner[0], own + new.cost_px
         before = own + sum(min(px, turn) for owner, px in others.items() if owner[0] is bulk)
         other = sum(px for owner, px in others.items() if owner[0] is not bulk)
         return before + min(other, (before + new.cost_px) / SHARES[bulk] * SHARES[not bulk])
