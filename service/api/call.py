@@ -50,7 +50,7 @@ _OK: Final = {"rest": "200", "grpc": "OK"}
 # No CR, LF or other character that could forge a header or a log line.
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Seeded by the system once. An id is no secret, and asking the system for each cost 31 us.
-_random = random.Random()
+_random = random.Random()  # nosec B311
 _log = logging.getLogger("fcn.call")
 
 
