@@ -33,7 +33,7 @@ METRICS = {
     "fcn_log_lines_dropped": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),
-    "fcn_model_info": {"model", "version", "precision", "provider"},
+    "fcn_model_info": {"model", "version", "precision", "provider", "engine"},
     "fcn_latency_target_seconds": set(),
 }
 
