@@ -10,7 +10,7 @@ from model.backbones import alexnet, efficientnet_lite0, googlenet, mobilenet_v1
 from model.backbones.base import Backbone, BackboneSpec
 from model.backbones.caffe import TRUNCATIONS, Padding, scaled
 from model.backbones.two_streams import TwoStreams
-from model.fcn import FCN, AnyVariant
+from model.fcn import FCN, AnyVariant, check_skips
 from model.heads import Classes
 from model.modality import RGB, Modality
 from model.upsample import Upsampling
@@ -20,9 +20,6 @@ BACKBONES: dict[str, BackboneSpec] = {
     for module in (alexnet, efficientnet_lite0, googlenet, mobilenet_v1, vgg16)
 }
 """A new backbone is a file of `model/backbones/` and a word here."""
-
-_SKIPS: dict[AnyVariant, tuple[int, ...]] = {"16s": (16,), "8s": (16, 8)}
-"""Strides of the maps that a variant adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +79,13 @@ class NetworkSpec:
         if self.variant in TRUNCATIONS and "truncation" not in backbone.options:
             having = _backbones_with("truncation")
             raise ValueError(f"variant {self.variant} is for {having}, not {self.backbone}")
-        if not set(_SKIPS.get(self.variant, ())) <= set(backbone.taps):
-            raise ValueError(
-                f"{self.backbone} has no inner maps for skips: its variant is 32s only"
-            )
+        check_skips(self.backbone, self.variant, backbone.taps)
         if self.pool4_scale <= 0 or self.pool3_scale <= 0:
             raise ValueError("pool4_scale and pool3_scale must be above 0")
-        if self.pool4_scale != 1 and self.variant not in ("16s", "8s"):
-            raise ValueError(f"pool4_scale is for 16s and 8s, not {self.variant}")
-        if self.pool3_scale != 1 and self.variant != "8s":
-            raise ValueError(f"pool3_scale is for 8s, not {self.variant}")
+        if self.pool4_scale != 1 and self.variant not in ("16s", "8s", "4s"):
+            raise ValueError(f"pool4_scale is for 16s, 8s and 4s, not {self.variant}")
+        if self.pool3_scale != 1 and self.variant not in ("8s", "4s"):
+            raise ValueError(f"pool3_scale is for 8s and 4s, not {self.variant}")
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> NetworkSpec:

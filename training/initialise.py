@@ -151,9 +151,9 @@ def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> Non
     # What layers both have by the same name, and yet they would mean another thing. The rest may
     # change from stage to stage: skips are added, and upsampling may begin to learn.
     fields = ["backbone", "padding", "modality"]
-    if before.variant in ("16s", "8s"):
+    if before.variant in ("16s", "8s", "4s"):
         fields += ["skip_channels", "pool4_scale"]
-    if before.variant == "8s":
+    if before.variant in ("8s", "4s"):
         fields += ["pool3_scale"]
     differing = [
         f"network.{field} (there {getattr(before, field)}, here {getattr(now, field)})"
