@@ -29,9 +29,10 @@ class NetworkSpec:
     `backbone` is one of `BACKBONES`, whose `BackboneSpec` says which of the other fields it has,
     and what `fc6_channels`, `dropout` and `preprocessing` are where they are None. `width` is a
     factor of its channels, those of VGG16's and AlexNet's fc6 and fc7 too unless they are given.
-    The variants `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see
-    `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer,
-    `rgb-hha` late fusion of two nets. How many classes and heads there are, `build` is told.
+    The variants `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool2_channels`, `pool4_scale`,
+    `pool3_scale`: see `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its
+    first layer, `rgb-hha` late fusion of two nets. How many classes and heads there are, `build` is
+    told.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -40,6 +41,7 @@ class NetworkSpec:
     upsampling: Upsampling = "fixed"
     fc6_channels: int | None = None
     skip_channels: int = 0
+    pool2_channels: int | None = None
     dropout: float | None = None
     padding: Padding = "same"
     preprocessing: str | None = None
@@ -56,8 +58,9 @@ class NetworkSpec:
             if missing and getattr(self, field.name) != field.default:
                 having = _backbones_with(field.name)
                 raise ValueError(f"{field.name} is for {having}, not {self.backbone}: leave it out")
-        if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
-            raise ValueError("fc6_channels and skip_channels must not be negative")
+        channels = (self.skip_channels, self.pool2_channels or 0, self.fc6_channels or 0)
+        if min(channels) < 0:
+            raise ValueError("fc6_, skip_ and pool2_channels must not be negative")
         if backbone.fc6_is_needed and self.fc6_channels == 0:
             raise ValueError(
                 f"{self.backbone} cannot do without fc6: fc6_channels must be at least 1"
@@ -80,6 +83,8 @@ class NetworkSpec:
             having = _backbones_with("truncation")
             raise ValueError(f"variant {self.variant} is for {having}, not {self.backbone}")
         check_skips(self.backbone, self.variant, backbone.taps)
+        if self.pool2_channels is not None and self.variant != "4s":
+            raise ValueError(f"pool2_channels is for 4s, not {self.variant}")
         if self.pool4_scale <= 0 or self.pool3_scale <= 0:
             raise ValueError("pool4_scale and pool3_scale must be above 0")
         if self.pool4_scale != 1 and self.variant not in ("16s", "8s", "4s"):
@@ -160,6 +165,7 @@ def build(spec: NetworkSpec, classes: Classes) -> FCN:
         skip_channels=spec.skip_channels,
         pool4_scale=spec.pool4_scale,
         pool3_scale=spec.pool3_scale,
+        pool2_channels=spec.pool2_channels,
     )
     network.spec = spec
     return network

@@ -52,7 +52,8 @@ class FCN(SegmentationNetwork):
     takes will do.
 
     `skip_channels` > 0 puts a 3x3 convolution of that many channels (with batch norm and ReLU)
-    between a pool and its score layer; 0 is the paper's plain 1x1 score.
+    between a pool and its score layer; 0 is the paper's plain 1x1 score. `pool2_channels` are those
+    of score_pool2, whose map has four times the cells of the next one; None takes `skip_channels`.
 
     The variants `pool5`, `pool4` and `pool3` score the last map of a backbone cut short there, and
     have no skips ([R] recalled from arXiv 1605.06211's ablation, not verified).
@@ -83,6 +84,7 @@ class FCN(SegmentationNetwork):
         skip_channels: int = 0,
         pool4_scale: float = 1.0,
         pool3_scale: float = 1.0,
+        pool2_channels: int | None = None,
     ) -> None:
         super().__init__()
         _check_maps(backbone, variant)
@@ -92,22 +94,22 @@ class FCN(SegmentationNetwork):
         self.pool4_scale, self.pool3_scale = pool4_scale, pool3_scale
         self.stride = _STRIDES[variant]
         self.skips = skips_of(variant)
-        self.skip_channels = skip_channels
+        self.skip_channels = dict.fromkeys(self.skips, skip_channels)
+        if 4 in self.skips and pool2_channels is not None:
+            self.skip_channels[4] = pool2_channels
         for head, count in self.heads.items():
-            for name, layer in self._layers(count, upsampling, skip_channels).items():
+            for name, layer in self._layers(count, upsampling).items():
                 self.add_module(layer_name(name, head), layer)
         self._add_upscore()
 
-    def _layers(
-        self, count: int, upsampling: Upsampling, skip_channels: int
-    ) -> dict[str, nn.Module]:
+    def _layers(self, count: int, upsampling: Upsampling) -> dict[str, nn.Module]:
         """The layers of one head of `count` classes, in the order in which they compute."""
         channels, odd = self.backbone.channels, self.backbone.crops.odd_kernels
         streams = self.backbone.streams
         layers: dict[str, nn.Module] = {"score_fr": _score(streams, channels[max(channels)], count)}
         for stride, upscore, pool_score in _SKIPS[: len(self.skips)]:
             layers[upscore] = BilinearUpsample(count, 2, upsampling, 4 - odd)
-            layers[pool_score] = _skip(streams, channels[stride], skip_channels, count)
+            layers[pool_score] = _skip(streams, channels[stride], self.skip_channels[stride], count)
         return layers
 
     def _add_upscore(self) -> None:
@@ -168,7 +170,7 @@ class FCN(SegmentationNetwork):
         seen = PixelRange.of(maps[max(maps)])
         for stride in self.skips:
             beside = PixelRange.of(maps[stride])
-            beside = beside.conv(3, pad=1) if self.skip_channels else beside
+            beside = beside.conv(3, pad=1) if self.skip_channels[stride] else beside
             seen = seen.upsampled(2, 4 - crops.odd_kernels, crops.upsampled[stride])
             seen = seen.joined(beside.cropped(crops.skips[stride]))
         kernel = self.upscore.kernel_size

@@ -88,7 +88,7 @@ def test_overrides(recipe: Path) -> None:
             {"data": {"dataset": "folder", "shown": "all", "mask": "all"}},
             "data.shown is called data.mask now",
         ),
-        ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner maps"),
+        ({"network": {"backbone": "alexnet"}}, "network: .*alexnet has no inner map"),
     ],
 )
 def test_wrong_fields(recipe: Path, change: dict[str, Any], complaint: str) -> None:

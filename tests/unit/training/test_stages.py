@@ -1,4 +1,4 @@
-"""32s -> 16s -> 8s: what a stage takes from the one before it, and what it refuses."""
+"""32s -> 16s -> 8s -> 4s: what a stage takes from the one before it, and what it refuses."""
 
 from __future__ import annotations
 
@@ -88,7 +88,12 @@ def test_the_next_stage_starts_with_its_parents_prediction(
     coarse = before.get_submodule("score_fr")(before.backbone(images)[32])
     any_scores = torch.rand(32, 4, *coarse.shape[2:], generator=torch.Generator().manual_seed(0))
     at_once = upsampled(any_scores, (32,))[:, :, 19 : 19 + 70, 19 : 19 + 90]
-    for variant, factors, offset in (("16s", (2, 16), 27), ("8s", (2, 2, 8), 31)):
+    # That of 4s counts the cell cut from its last inner map, too: 33 + 4.
+    for variant, factors, offset in (
+        ("16s", (2, 16), 27),
+        ("8s", (2, 2, 8), 31),
+        ("4s", (2, 2, 2, 4), 37),
+    ):
         after = begun(stage(parent, variant=variant), tmp_path / variant)
         window = upsampled(coarse, factors)[:, :, offset : offset + 70, offset : offset + 90]
         torch.testing.assert_close(after(images), window, rtol=1e-4, atol=1e-4 * span)
@@ -114,6 +119,10 @@ def test_what_was_taken_is_said(tmp_path: Path, parent: Path, stage: Stage, caps
         stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s", stop_after=1, run_log=None
     )
     assert "17 layers copied (backbone.conv1_1 to score_pool4); new: score_pool3" in (
+        capsys.readouterr().out
+    )
+    begun(stage(tmp_path / "8s/last.pt", variant="4s"), tmp_path / "4s")
+    assert "18 layers copied (backbone.conv1_1 to score_pool3); new: score_pool2" in (
         capsys.readouterr().out
     )
     begun(stage(tmp_path / "8s/last.pt"), tmp_path / "back")
