@@ -155,9 +155,11 @@ class VGG16(Backbone):
         pools = {}
         for block in range(1, self.blocks + 1):
             x = self.checkpointed(partial(self._block, block), x)
-            if block <= len(self._copies):
-                x = put_back(x, self._copies[block - 1])
             pools[2**block] = x
+            if block <= len(self._copies):
+                copies = self._copies[block - 1]
+                pools[2**block] = put_back(x, copies, copies.whole)
+                x = put_back(x, copies, copies.more)
         if self.cut_after is not None:
             return {2**self.blocks: x}
         inner = {stride: pools[stride] for stride in (4, 8, 16)}

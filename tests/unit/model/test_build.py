@@ -125,6 +125,8 @@ def test_every_backbone_is_what_its_spec_says(name: str) -> None:
             {"backbone": "googlenet", "variant": "4s"},
             "googlenet has no inner map of stride 4 .* is 32s or 16s or 8s$",
         ),
+        ({"backbone": "vgg16", "pool2_channels": 4}, "pool2_channels is for 4s, not 8s"),
+        ({"backbone": "vgg16", "variant": "4s", "pool2_channels": -1}, "must not be negative"),
         ({"backbone": "vgg16", "pool4_scale": 0.0}, "must be above 0"),
         ({"backbone": "vgg16", "pool3_scale": -1.0}, "must be above 0"),
         (

@@ -123,6 +123,8 @@ def test_skip_channels_put_a_convolution_before_the_score() -> None:
         assert score.weight.shape == (4, 6, 1, 1) and not score.weight.any()
     with torch.inference_mode():
         assert network.eval()(torch.zeros(2, 3, 9, 50)).shape == (2, 4, 9, 50)
+    own = FCN(MeanPools(), 4, "4s", skip_channels=6, pool2_channels=0)
+    assert isinstance(own.score_pool2, nn.Conv2d) and isinstance(own.score_pool3, nn.Sequential)
 
 
 def test_every_parameter_learns() -> None:
