@@ -16,7 +16,7 @@ class UnusableKey(Exception):
 
 
 def add_api_key_file(parser: argparse.ArgumentParser, server: str) -> None:
-    """server: the argument that names it."""
+    """Adds the option. server: the argument that names the server."""
     # From a file: what is in a command line, everybody on the machine can read.
     parser.add_argument(
         _FLAG,

@@ -6,7 +6,7 @@ import argparse
 
 
 def positive(text: str) -> int:
-    """A whole number from 1. Raises: ArgumentTypeError."""
+    """Reads a whole number from 1. Raises: ArgumentTypeError."""
     try:
         value = int(text)
     except ValueError:
@@ -17,7 +17,7 @@ def positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time that a request may take. Raises: ArgumentTypeError."""
+    """Reads the time that a request may take. Raises: ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

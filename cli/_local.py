@@ -16,7 +16,7 @@ from service.settings import Settings
 
 
 class LocalLabeller:
-    """Labels in this process, with the server's own code; see `fcn_client.predict.Labeller`."""
+    """Labels images in this process by the server's own code; see `fcn_client.predict.Labeller`."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Command(Protocol):
-    """Every command's module offers these."""
+    """Says what every command's module offers."""
 
     HELP: str
     configure: Callable[[argparse.ArgumentParser], None]
@@ -65,7 +65,7 @@ class Command(Protocol):
 
 
 def command_names() -> tuple[str, ...]:
-    """Every command there is, in alphabetical order."""
+    """Lists every command in alphabetical order."""
     modules = (found.name for found in pkgutil.iter_modules(cli.__path__))
     return tuple(
         name.replace("_", "-")
@@ -75,7 +75,7 @@ def command_names() -> tuple[str, ...]:
 
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that knows these commands; their modules are imported for it."""
+    """Makes a parser that knows these commands; their modules are imported for it."""
     parser = _Parser(
         prog="fcn",
         description="Train fully convolutional networks for semantic segmentation and serve them.",
@@ -101,7 +101,7 @@ def _version() -> str:
 
 
 def load_command(name: str) -> Command:
-    """The module of the command `name`, imported now."""
+    """Imports the module of the command `name`."""
     return cast(Command, importlib.import_module(f"cli.{name.replace('-', '_')}"))
 
 
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_expected(error: BaseException) -> bool:
-    """True if the message alone tells the user what to do: our own errors and the system's.
+    """Says whether the message alone tells the user what to do: our own errors and the system's.
 
     A ValueError of another library is a bug until one of our modules has put it in our words.
     """
@@ -149,14 +149,14 @@ def is_expected(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message without line breaks; the error's name where it says nothing."""
+    """Gives the message without line breaks; the error's name where it says nothing."""
     if extra := _missing_extra(error):
         return f"{error}: pip install 'fcn-serve[{extra}]' brings it"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _missing_extra(error: BaseException) -> str | None:
-    """The extra that brings the module whose absence is the error, if that is the error."""
+    """Names the extra that brings the module whose absence is the error, if that is the error."""
     if not isinstance(error, ModuleNotFoundError):
         return None
     return _EXTRA_OF.get((error.name or "").partition(".")[0])

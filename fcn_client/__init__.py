@@ -18,6 +18,7 @@ from fcn_client.errors import (
     InvalidImage,
     InvalidInput,
     InvalidParameter,
+    LimitExceeded,
     ModelNotReady,
     NotAllowed,
     NotAuthenticated,
@@ -79,5 +80,6 @@ __all__ = [
     "UnreadableAnswer",
     "UnsupportedImageFormat",
     "UnusableInput",
+    "LimitExceeded",
     "UploadTooSlow",
 ]

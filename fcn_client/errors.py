@@ -8,8 +8,8 @@
       ServerError           the server answered with an error; its problem document's fields
         InvalidImage, UnsupportedImageFormat, ImageTooLarge, InvalidParameter, NotAcceptable,
         UnknownModel, UnknownVersion, NotAuthenticated, NotAllowed, ModelNotReady, Overloaded,
-        UploadTooSlow, DeadlineExceeded (a TimeoutError, too), Cancelled, ShuttingDown,
-        InferenceFailed, ModelLoadError, InternalError
+        LimitExceeded, UploadTooSlow, DeadlineExceeded (a TimeoutError, too), Cancelled,
+        ShuttingDown, InferenceFailed, ModelLoadError, InternalError
 
 `str(error)` is one sentence. `retryable` says whether the same request may succeed later.
 """
@@ -135,6 +135,10 @@ class ModelNotReady(ServerError):
 
 class Overloaded(ServerError):
     kind, title, status = "overloaded", "Overloaded", 429
+
+
+class LimitExceeded(ServerError):
+    kind, title, status = "limit-exceeded", "Limit exceeded", 429
 
 
 class UploadTooSlow(ServerError):

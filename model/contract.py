@@ -38,7 +38,7 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """One class: `id` is the pixel value in a label map, `color` is RGB in 0..255."""
+    """Describes a class: `id` is the pixel value in a label map, `color` is RGB in 0..255."""
 
     id: int
     name: str
@@ -47,7 +47,7 @@ class ClassInfo:
 
 
 def palette_of(classes: Iterable[ClassInfo]) -> npt.NDArray[np.uint8]:
-    """RGB uint8 [256,3]: row = class id; rows without a class (void among them) are black."""
+    """Makes RGB uint8 [256,3]: row = class id; rows without a class (void, too) are black."""
     table = np.zeros((256, 3), np.uint8)
     for info in classes:
         table[info.id] = info.color
@@ -56,7 +56,7 @@ def palette_of(classes: Iterable[ClassInfo]) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The image tensor: uint8 RGB [N,H,W,3] (`NHWC`), values 0..255.
+    """Describes the image tensor: uint8 RGB [N,H,W,3] (`NHWC`), values 0..255.
 
     `stride` is the network's coarsest stride in pixels. Sides must lie in
     [`min_side_px`, `max_side_px`]; `max_side_px` None means no limit of the network's own.
@@ -84,7 +84,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """Output tensor names: `label_map` uint8 [N,H,W]; `logits` float32 [N,C,H,W], if exported."""
+    """Names the outputs: `label_map` uint8 [N,H,W]; `logits` float32 [N,C,H,W], if exported."""
 
     label_map: str = "label_map"
     logits: str | None = None
@@ -101,7 +101,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Everything the service relies on, besides the graph itself. See the module docstring."""
+    """Holds everything the service relies on besides the graph itself. See the module docstring."""
 
     model_name: str
     architecture: str
@@ -168,27 +168,27 @@ class Contract:
         return tuple(info.name for info in self.classes)
 
     def palette(self) -> npt.NDArray[np.uint8]:
-        """See `palette_of`."""
+        """Makes the palette, see `palette_of`."""
         return palette_of(self.classes)
 
     @property
     def background(self) -> int | None:
-        """The class that is none of the things looked for, which an overlay leaves alone: the one
-        called background, else class 0 where it is black."""
+        """Finds the class that is none of the things looked for, which an overlay leaves alone: the
+        one called background, else class 0 where it is black."""
         for info in self.classes:
             if info.name.strip("_ ").lower() == "background":
                 return info.id
         return 0 if self.classes[0].color == (0, 0, 0) else None
 
     def class_id(self, name_or_id: str) -> int:
-        """The id of a class given by name or by number. Raises KeyError if there is none."""
+        """Finds the id of a class given by name or by number. Raises KeyError if there is none."""
         for info in self.classes:
             if name_or_id in (info.name, str(info.id)):
                 return info.id
         raise KeyError(name_or_id)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; tuples become lists."""
+        """Makes it ready for JSON; tuples become lists."""
         result: dict[str, Any] = json.loads(self.to_json())
         return result
 
@@ -199,7 +199,7 @@ class Contract:
         return json.dumps(fields, sort_keys=True)
 
     def feeds(self, batch: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """The graph's inputs by name. batch: uint8 RGB [N,H,W,3]."""
+        """Gives the graph's inputs by name. batch: uint8 RGB [N,H,W,3]."""
         feeds: dict[str, npt.NDArray[Any]] = {self.input.name: batch}
         if self.input.sizes is not None:
             feeds[self.input.sizes] = np.array([batch.shape[1:3]] * len(batch), np.int64)
@@ -234,7 +234,7 @@ class Contract:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Contract:
-        """From an ONNX file's `metadata_props`; `source` names the file in the error.
+        """Reads an ONNX file's `metadata_props`; `source` names the file in the error.
 
         Raises: ContractError.
         """
@@ -266,7 +266,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _fields_of(kind: type, raw: Any, where: str) -> dict[str, Any]:
-    """The object's fields, with unknown, missing and ill-typed ones refused by name."""
+    """Reads an object's fields; unknown, missing and ill-typed ones are refused by name."""
     if not isinstance(raw, dict):
         raise ContractError(f"{where}: want an object, got {type(raw).__name__}")
     known = {f.name: f for f in dataclasses.fields(kind)}

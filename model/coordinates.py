@@ -17,7 +17,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class CropOffsets:
-    """Pixels to cut off the top and left before a crop to the wanted size, per place.
+    """Holds the pixels to cut off the top and left before a crop to the wanted size, per place.
 
     `final[stride]` cuts the last upsampled map to the image. `upsampled[stride]` cuts an inner one
     to the skip of that stride, `skips[stride]` the skip to it (the padded nets' skips are larger
@@ -33,7 +33,7 @@ class CropOffsets:
 
 @dataclass(frozen=True, slots=True)
 class CoordinateMap:
-    """Cell i of a map is centred on image pixel `start + stride * i`, along one axis.
+    """Places cells: cell i is centred on image pixel `start + stride * i`, along one axis.
 
     `receptive_field_px` is how many pixels a cell sees; layers that upsample leave it alone.
     """
@@ -43,7 +43,7 @@ class CoordinateMap:
     receptive_field_px: Fraction = Fraction(1)
 
     def conv(self, kernel: int, stride: int = 1, pad: int = 0) -> CoordinateMap:
-        """The map after a convolution or a pooling."""
+        """Gives the map after a convolution or a pooling."""
         return CoordinateMap(
             self.stride * stride,
             self.start + self.stride * (Fraction(kernel - 1, 2) - pad),
@@ -51,17 +51,17 @@ class CoordinateMap:
         )
 
     def deconv(self, kernel: int, stride: int, pad: int = 0) -> CoordinateMap:
-        """The map after a transposed convolution."""
+        """Gives the map after a transposed convolution."""
         fine = self.stride / stride
         start = self.start - fine * (Fraction(kernel - 1, 2) - pad)
         return CoordinateMap(fine, start, self.receptive_field_px)
 
     def upsampled(self, factor: int, odd_kernel: bool = False) -> CoordinateMap:
-        """After bilinear upsampling with kernel 2 * factor, or one less, uncropped."""
+        """Gives the map after bilinear upsampling, kernel 2 * factor or one less, uncropped."""
         return self.deconv(2 * factor - odd_kernel, factor)
 
     def cropped(self, offset: int) -> CoordinateMap:
-        """After cutting `offset` cells off the top or left."""
+        """Gives the map after cutting `offset` cells off the top or left."""
         return CoordinateMap(
             self.stride, self.start + self.stride * offset, self.receptive_field_px
         )
@@ -69,7 +69,7 @@ class CoordinateMap:
 
 @dataclass(frozen=True, slots=True)
 class PixelRange:
-    """Cell i of a map depends on no pixel but `stride * i + first` .. `stride * i + last`."""
+    """Says that cell i depends on no pixel but `stride * i + first` .. `stride * i + last`."""
 
     stride: Fraction
     first: Fraction
@@ -77,17 +77,17 @@ class PixelRange:
 
     @classmethod
     def of(cls, at: CoordinateMap) -> PixelRange:
-        """The receptive field of the cells of a map."""
+        """Gives the receptive field of the cells of a map."""
         reach = (at.receptive_field_px - 1) / 2
         return cls(at.stride, at.start - reach, at.start + reach)
 
     def conv(self, kernel: int, pad: int) -> PixelRange:
-        """After a convolution of stride 1."""
+        """Gives the range after a convolution of stride 1."""
         first = self.first - self.stride * pad
         return PixelRange(self.stride, first, self.last + self.stride * (kernel - 1 - pad))
 
     def upsampled(self, factor: int, kernel: int, cut: int) -> PixelRange:
-        """After a transposed convolution of which `cut` rows are cut off: row j takes the cells i
+        """Gives the range after a transposed convolution less `cut` rows: row j takes the cells i
         with 0 <= j + cut - factor * i < kernel."""
         fine = self.stride / factor
         return PixelRange(fine, self.first + fine * (cut - kernel + 1), self.last + fine * cut)
@@ -97,7 +97,7 @@ class PixelRange:
         return PixelRange(self.stride, self.first + moved, self.last + moved)
 
     def joined(self, other: PixelRange) -> PixelRange:
-        """After the sum of two maps of the same stride."""
+        """Gives the range after the sum of two maps of the same stride."""
         first, last = min(self.first, other.first), max(self.last, other.last)
         return PixelRange(self.stride, first, last)
 
@@ -106,12 +106,12 @@ IMAGE = CoordinateMap()
 
 
 def tile(stride: int) -> CoordinateMap:
-    """Cell i stands for the pixels stride * i .. stride * i + stride - 1."""
+    """Makes a map whose cell i stands for the pixels stride * i .. stride * i + stride - 1."""
     return IMAGE.conv(stride, stride)
 
 
 def crop_offset(of: CoordinateMap, to: CoordinateMap) -> int:
-    """Cells to cut off the top or left of `of` so that its cells lie on those of `to`.
+    """Counts the cells to cut off the top or left of `of` so that its cells lie on those of `to`.
 
     Raises: ValueError if their strides differ, if they are a fraction of a cell apart (give the
     deconvolution an odd kernel, or change the padding), or if `of` starts inside `to`.
@@ -131,7 +131,7 @@ def crop_offset(of: CoordinateMap, to: CoordinateMap) -> int:
 
 
 def fcn_crops(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
-    """Compute all crops of the FCNs over a backbone with these maps, by their strides.
+    """Computes all crops of the FCNs over a backbone with these maps, by their strides.
 
     A cell of fc7 that is centred on a pixel needs kernels that have a central one, so odd ones; a
     cell centred between two pixels needs even ones. Raises: ValueError as `crop_offset`.
@@ -150,7 +150,7 @@ def fcn_crops(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
 
 
 def _meet(upsampled: CoordinateMap, skip: CoordinateMap) -> tuple[int, int]:
-    """Cells to cut from the upsampled map and from the skip; whichever starts later keeps all."""
+    """Counts the cells to cut from the upsampled map and the skip; who starts later keeps all."""
     if upsampled.start <= skip.start:
         return crop_offset(upsampled, skip), 0
     return 0, crop_offset(skip, upsampled)

@@ -40,7 +40,7 @@ _HEAD_LAYERS = ("score_fr", *(layer for _stride, *layers in _SKIPS for layer in 
 
 
 class FCN(SegmentationNetwork):
-    """float [N,3,H,W] RGB images in 0..255 -> float [N,num_classes,H,W] logits.
+    """Turns float [N,3,H,W] RGB images in 0..255 into float [N,num_classes,H,W] logits.
 
     `classes`: how many; or by head, and then the logits of all heads follow one another, and each
     has all of the layers below for itself, named `score_fr_<head>` and so on. Channels other than
@@ -103,7 +103,7 @@ class FCN(SegmentationNetwork):
         self._add_upscore()
 
     def _layers(self, count: int, upsampling: Upsampling) -> dict[str, nn.Module]:
-        """The layers of one head of `count` classes, in the order in which they compute."""
+        """Makes the layers of one head of `count` classes, in the order in which they compute."""
         channels, odd = self.backbone.channels, self.backbone.crops.odd_kernels
         streams = self.backbone.streams
         layers: dict[str, nn.Module] = {"score_fr": _score(streams, channels[max(channels)], count)}
@@ -113,18 +113,18 @@ class FCN(SegmentationNetwork):
         return layers
 
     def _add_upscore(self) -> None:
-        """The last upsampling is fixed in the paper even where the inner ones are learned, so one
-        serves all heads."""
+        """Adds the last upsampling, one for all heads: the paper's is fixed even where the inner
+        ones are learned."""
         kernel = 2 * self.stride - self.backbone.crops.odd_kernels
         self.upscore = BilinearUpsample(self.num_classes, self.stride, "fixed", kernel)
 
     @property
     def crop(self) -> int:
-        """Rows and columns that the upsampled scores have above and left of the image."""
+        """Counts the rows and columns of the upsampled scores above and left of the image."""
         return self.backbone.crops.final[self.stride]
 
     def scores(self, images: Tensor) -> Tensor:
-        """float [N,num_classes,h,w]: what the last upsampling takes to the pixels."""
+        """Computes float [N,num_classes,h,w], which the last upsampling takes to the pixels."""
         maps = self.backbone(images)
         scores = [self._scores(maps, head) for head in self.heads]
         return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
@@ -156,7 +156,7 @@ class FCN(SegmentationNetwork):
         return labels, self._in_order(phases.flatten(1, 2), size)
 
     def _in_order(self, phases: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N,C*f*f,h,w] -> [N,C,H,W], cut to the image."""
+        """Orders [N,C*f*f,h,w] as [N,C,H,W], cut to the image."""
         return self._cropped(functional.pixel_shuffle(phases, self.upscore.factor), size)
 
     def _cropped(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -165,7 +165,7 @@ class FCN(SegmentationNetwork):
 
     @property
     def halo_px(self) -> int:
-        """From receptive fields, crops and kernels; rounded up to whole pixels."""
+        """Computes it from receptive fields, crops and kernels, rounded up to whole pixels."""
         crops, maps = self.backbone.crops, self.backbone.maps
         seen = PixelRange.of(maps[max(maps)])
         for stride in self.skips:
@@ -238,7 +238,7 @@ def _fuse(upsampled: Tensor, cut: int, skip: Tensor, skip_cut: int) -> Tensor:
 
 
 class FusedScore(nn.Module):
-    """The scores of two streams, whose maps lie one after the other in the channels, averaged.
+    """Averages the scores of two streams, whose maps lie one after the other in the channels.
 
     Source: `score_fused` in `nyud-fcn32s-color-hha/net.py` of shelhamer/fcn.berkeleyvision.org
     (arXiv 1411.4038, section 5, speaks of a sum).
@@ -265,7 +265,7 @@ def _score(streams: Sequence[str], inputs: int, classes: int) -> nn.Module:
 
 
 def _plain_score(inputs: int, classes: int) -> nn.Conv2d:
-    """A 1x1 score layer, zero at the start as in the paper (random gave it nothing)."""
+    """Makes a 1x1 score layer, zero at the start as in the paper (random gave it nothing)."""
     layer = nn.Conv2d(inputs, classes, 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

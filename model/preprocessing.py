@@ -14,7 +14,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """A channel becomes (value * scale - mean) / std, of a value in 0..255.
+    """Makes a channel (value * scale - mean) / std, of a value in 0..255.
 
     `mean` and `std` are in the order in which the network takes its channels, `color_order`, "RGB"
     or "BGR". Raises: ValueError.
@@ -34,7 +34,7 @@ class Preprocessing:
             raise ValueError(f"color order {self.color_order!r}: want RGB or BGR")
 
     def factor_and_offset(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """value * factor + offset, a channel each."""
+        """Gives factors and offsets of the same: value * factor + offset, a channel each."""
         pairs = list(zip(self.mean, self.std, strict=True))
         return tuple(self.scale / std for _, std in pairs), tuple(-m / std for m, std in pairs)
 

@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Layer by layer: the network's in its order, then what else the file holds."""
+    """Reports layer by layer: the network's in its order, then what else the file holds."""
 
     rows: tuple[Row, ...]
 
@@ -44,7 +44,7 @@ class Report:
         return tuple(row for row in self.rows if row.action in _PROBLEMS)
 
     def with_folded(self, folded: Mapping[str, str]) -> Report:
-        """And layers of the file that are now part of another: each -> that one."""
+        """Adds layers of the file that are now part of another: each -> that one."""
         rows = (Row(layer, "folded", f"into {into}") for layer, into in folded.items())
         return Report((*self.rows, *rows))
 
@@ -65,7 +65,7 @@ class Report:
 
 
 class Shapes(NamedTuple):
-    """The shapes of one layer; `bias` None where it has none."""
+    """Holds the shapes of one layer; `bias` None where it has none."""
 
     weight: tuple[int, ...]
     bias: tuple[int, ...] | None
@@ -86,7 +86,7 @@ def shapes_of(network: nn.Module, needed: Mapping[str, str]) -> dict[str, Shapes
 
 
 def _norm_after(network: nn.Module, path: str) -> nn.BatchNorm2d | None:
-    """The batch norm that follows a convolution, which takes its bias where it has none."""
+    """Finds the batch norm that follows a convolution, which takes its bias where it has none."""
     parent, _, name = path.rpartition(".")
     for pair in norm_pairs(network.get_submodule(parent)):
         if pair.owner is network.get_submodule(parent) and pair.conv_name == name:
@@ -107,7 +107,7 @@ def convolutions(network: nn.Module) -> dict[str, str]:
 def fit_layers(
     layers: LayerWeights, wanted: Mapping[str, Shapes], dropped: Container[str] = ()
 ) -> tuple[LayerWeights, Report]:
-    """`layers` in the shapes of `wanted`, float32, and what was done; those that do not fit are
+    """Gives `layers` the shapes of `wanted`, float32, and reports it; those that do not fit are
     left out and in the report. `dropped`: layers that are known but not wanted.
     """
     fitted: LayerWeights = {}
@@ -181,7 +181,7 @@ def _fit(layer: Layer, shapes: Shapes) -> tuple[Layer, Action]:
 
 
 def _convolutionalised(layer: Layer, wanted: tuple[int, ...]) -> Array:
-    """[O, C*H*W] -> [O,C,H,W]. Raises: WeightsError."""
+    """Turns [O, C*H*W] into [O,C,H,W]. Raises: WeightsError."""
     flat = layer.weight
     if flat.ndim == 4 and flat.shape[:2] == (1, 1):
         flat = flat[0, 0]  # Caffe's old shape of a fully connected layer

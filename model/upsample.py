@@ -22,7 +22,7 @@ convolutions with it.
 
 
 def bilinear_kernel(size: int) -> Tensor:
-    """float32 [size,size] bilinear interpolation weights; separable, peak at the centre.
+    """Makes the bilinear interpolation weights, float32 [size,size]; the peak is at the centre.
 
     For an even `size` = 2f the kernel sums to f*f, so a constant map keeps its value.
     """
@@ -33,7 +33,7 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 class BilinearUpsample(nn.Module):
-    """[N,C,h,w] -> [N,C,f*(h-1)+k,f*(w-1)+k], uncropped, k = 2f unless `kernel_size` says so.
+    """Turns [N,C,h,w] into [N,C,f*(h-1)+k,f*(w-1)+k], uncropped; k = `kernel_size`, else 2f.
 
     `fixed`: one kernel per channel, never trained; computed as a transposed convolution with
     C groups (the paper's C x C weight is zero off the diagonal, so nothing is lost).
@@ -72,7 +72,7 @@ class BilinearUpsample(nn.Module):
         )
 
     def phases(self, x: Tensor) -> Tensor:
-        """[N,C,h,w] -> [N,C,f*f,h+1,w+1]: what `forward` gives, before its pixels are in order.
+        """Turns [N,C,h,w] into [N,C,f*f,h+1,w+1]: what `forward` gives before pixels are ordered.
 
         Of f neighbouring rows each has its own two taps, and so have f columns: f*f phases, each a
         2x2 convolution of the coarse map. Phase f*a+b of cell (i,j) is pixel (f*i+a, f*j+b), so
@@ -97,7 +97,7 @@ class BilinearUpsample(nn.Module):
         return self.mode == "fixed" and (even or odd)
 
     def _interpolate(self, x: Tensor) -> Tensor:
-        """The same values, differently computed: backward through it is several times faster.
+        """Computes the same values so that backward through it is several times faster.
 
         A transposed convolution with kernel 2f and stride f equals zero-padding by one cell,
         half-pixel bilinear interpolation by f, and cutting f/2 pixels from each side; for an odd

@@ -59,17 +59,22 @@ class _Server:
         self._config = config = settings.api_config()
         self._stopping = asyncio.Event()
         self._draining = False
-        telemetry = Telemetry(config.latency_target_s)
+        self._telemetry = telemetry = Telemetry(config.latency_target_s)
         self._segmenter = segmenter = Segmenter(
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )
-        self._keys = _read_keys(settings, telemetry)
+        self._keys = Keys(
+            settings.api_keys_file,
+            admin_key=settings.read_admin_key(),
+            rejected=telemetry.rejected,
+            stale=telemetry.keys_stale,
+            wrong=telemetry.wrong_key,
+        )
         self._rest, self._grpc = build(
             segmenter,
             telemetry,
             config,
             keys=self._keys,
-            admin_key=settings.read_admin_key(),
             ready=lambda: segmenter.ready() and not self._draining,
         )
 
@@ -80,12 +85,12 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._rest, self._config)
+        http = HttpServer(self._rest, self._config, self._telemetry)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
-        watching = None if self._keys is None else asyncio.create_task(self._keys.watch())
+        watching = asyncio.create_task(self._keys.watch())
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -99,8 +104,7 @@ class _Server:
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
             stop.cancel()
-            if watching is not None:
-                watching.cancel()
+            watching.cancel()
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving) and idle
@@ -167,14 +171,3 @@ class _Server:
             f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(providers)}\n"
         )
         sys.stdout.flush()
-
-
-def _read_keys(settings: Settings, telemetry: Telemetry) -> Keys | None:
-    """Returns None without a file. Raises: StartError."""
-    if settings.api_keys_file is None:
-        return None
-    return Keys(
-        settings.api_keys_file,
-        admin_key=settings.read_admin_key(),
-        rejected=telemetry.rejected,
-    )

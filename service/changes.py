@@ -57,6 +57,10 @@ class SettledChanges(Generic[T]):
         self._last = dict(seen)
         return names
 
+    def again(self, name: str) -> None:
+        """Has a change returned at the next look, too: it could not be acted on."""
+        self._acted_on.pop(name, None)
+
 
 async def poll(look: Callable[[], Awaitable[None]], every_s: float, what: str) -> None:
     """Looks again and again, until cancelled. what: for the log line when a look fails."""

@@ -77,6 +77,7 @@ class ApiConfig:
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
     a request should take. stream_window: images of one gRPC stream that are read and not answered.
     grpc_compression: "none" or "gzip". max_uploads, max_uploads_bytes: being read at once.
+    limits: of each caller, as `service.api.limits` reads them.
     drain_delay_s: seconds between turning unready and refusing connections. drain_s: seconds that
     requests in flight get to finish.
     """
@@ -87,6 +88,7 @@ class ApiConfig:
     max_uploads: int = 256
     max_uploads_bytes: int = 256 * 1024 * 1024
     upload_timeout_s: float = 30.0
+    limits: str = ""
     deadline_s: float = 30.0
     latency_target_s: float = 0.175
     stream_window: int = 16

@@ -1,21 +1,32 @@
-"""Speaks HTTP/1.1 on one connection: uvicorn and h11, stricter about where a request ends, and
-patient with callers who have closed only their side.
+"""Speaks HTTP/1.1 on one connection, and hands its requests to an ASGI application.
 
-A proxy and this server must see the same requests in the same bytes. Whatever h11 is lenient about
-and a proxy may read otherwise is refused with 400, and the connection closed: RFC 9112, sections
-2.2, 5.2 and 6.1. An upgrade is not offered, and so ignored: RFC 9110, section 7.8.
+uvicorn makes one for each connection that it accepts. h11 reads the heads and writes the answers;
+`service.framing` says where a request ends; `service.connections` bounds all connections together.
+Callers who have closed only their side are answered. An upgrade is not offered, and so ignored: RFC
+9110, section 7.8.
 """
 
 from __future__ import annotations
 
+import asyncio
+from http import HTTPStatus
 from typing import Any, Final
 
-import h11
-from h11._receivebuffer import ReceiveBuffer
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import uvicorn
+from uvicorn.server import ServerState
 
-MAX_HEAD_BYTES: Final = 16 * 1024
-"""Limits h11's memory of what is not whole yet, and a head that came in one piece, too."""
+from service.connections import Connections
+from service.exchange import Exchange
+from service.framing import MAX_HEAD_BYTES, Refused, body_of, parse_head, take_head
+from service.telemetry import Ending
+
+READ_BYTES: Final = 64 * 1024
+"""Taken from the system at once: an ordinary image in one piece, and little to hold of those who
+send ahead."""
+UNREAD_BYTES: Final = 64 * 1024
+"""More of his answers than that must be taken before a caller's next request begins."""
+BODY_BYTES: Final = 128 * 1024
+"""Reading stops while more of a body waits for the application."""
 FIRST_PROBE_S: Final = 0.25
 NEXT_PROBE_S: Final = 0.1
 """Between looks whether a caller who closed a side is still there: FIN says the same of one who is
@@ -23,119 +34,270 @@ gone, whose work would keep others waiting."""
 _BEGINNING: Final = b"HTTP/1.1 "
 """Begins every answer, and is sent byte by byte to such a caller while the answer is made. One who
 is gone resets the connection at the first, so that another fails."""
-_VERSIONS: Final = (b"1.0", b"1.1")
 
 
-class _Lines(ReceiveBuffer):
-    """Takes no head or trailer with a line that ends in LF alone, or that goes on in the next, and
-    no chunk's head with a CR in it."""
+class HttpProtocol(asyncio.BufferedProtocol):
+    """Runs one connection. Exactly one request at a time is begun and not answered."""
 
-    def maybe_extract_lines(self) -> list[bytearray] | None:
-        before = bytes(self)
-        lines = super().maybe_extract_lines()
-        if lines is None:
-            return None
-        taken = before[: len(before) - len(self)]
-        if len(taken) > MAX_HEAD_BYTES:
-            raise h11.LocalProtocolError(f"send a head of {MAX_HEAD_BYTES} bytes at most")
-        if taken.count(b"\n") != taken.count(b"\r\n"):
-            raise h11.LocalProtocolError("end each line of the head in CR LF")
-        if any(line.startswith((b" ", b"\t")) for line in lines):
-            raise h11.LocalProtocolError("write each header on one line")
-        return lines
-
-    def maybe_extract_next_line(self) -> bytearray | None:
-        line = super().maybe_extract_next_line()
-        if line is not None and line.count(b"\r") > 1:
-            raise h11.LocalProtocolError("end each line of a chunk in CR LF")
-        return line
-
-
-class _Connection(h11.Connection):
-    """Checks what h11 leaves open. begun: what was sent of an answer that is not known yet;
-    fault: what is wrong with the request, once something is."""
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
-        self._receive_buffer = _Lines()
-        self.begun = b""
-        self.fault = ""
-
-    def next_event(self) -> Any:
-        try:
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                _check(event)
-        except h11.RemoteProtocolError as error:
-            self.fault = str(error)[:200]
-            raise
-        return event
-
-    def send(self, event: Any) -> Any:
-        data = super().send(event)
-        if self.begun and isinstance(event, h11.Response):
-            data, self.begun = data[len(self.begun) :], b""
-        return data
-
-
-class HttpProtocol(H11Protocol):
-    """Runs one connection; uvicorn makes it."""
-
-    conn: _Connection
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.conn = _Connection()
+    def __init__(
+        self,
+        connections: Connections,
+        *,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        **_: object,
+    ) -> None:
+        self._app: Any = config.loaded_app
+        self._connections = connections
+        self._bounds = connections.bounds
+        self._server = server_state
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._buffer = bytearray()
+        self._pending = bytearray()
+        self._exchange: Exchange | None = None
+        self._reading = True
         self._half_closed = False
+        self._stopping = False
+        self._why: Ending = "caller"
+        self._ended = False  # whether the connections were told
+        self._begun = b""  # what was sent of an answer that is not known yet
+        self._writable: asyncio.Future[None] | None = None  # while it is not
+        self._written = 0
+        # When its caller last sent something, and when what he is waited for began.
+        self._moved_s = self._began_s = self._loop.time()
+        # Of an answer that waits for its reader: when we last looked, and what was taken by then.
+        self._window: tuple[float, int] | None = None
+        self.address = ""
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's, which uvicorn's is not
-        """Keeps the connection for the answers to whole requests."""
-        self._half_closed = True
-        return self._wait_for_answer()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()  # begins the next request, if one has come already
-        if self._half_closed and not self._wait_for_answer():
-            self.transport.close()
-
-    def send_400_response(self, msg: str) -> None:
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # its answer is this one
-            cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(f"The request is no HTTP/1.1: {self.conn.fault}")
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        transport.set_write_buffer_limits(UNREAD_BYTES)
+        peer = transport.get_extra_info("peername")
+        here = transport.get_extra_info("sockname")
+        tls = transport.get_extra_info("sslcontext") is not None
+        self.address = str(peer[0]) if peer else ""
+        self._addresses = {
+            "client": tuple(peer[:2]) if peer else None,
+            "server": tuple(here[:2]) if here else None,
+            "scheme": "https" if tls else "http",
+        }
+        if self._connections.add(self):
+            self._server.connections.add(self)  # type: ignore[arg-type]  # for shutdown()
         else:
-            self.transport.close()
+            self._say(503, "the server has no room for another connection: try again in a moment")
+            self.end("refused")
 
-    def _should_upgrade(self) -> bool:
-        return False
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        if self._exchange is not None:
+            self._exchange.leave()
+        self.resume_writing()
+        self._end(self._why)
 
-    def _wait_for_answer(self) -> bool:
-        """Says whether an answer is owed; meanwhile the caller is looked for."""
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        self._buffer = bytearray(READ_BYTES)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._moved_s = self._loop.time()
+        if self._exchange is None and not self._pending:
+            self._began_s = self._moved_s
+        self._pending += memoryview(self._buffer)[:nbytes]
+        self.go_on()
+
+    def eof_received(self) -> bool:
+        """Keeps the connection for the answers to whole requests, where TLS does not forbid it."""
+        self._half_closed = True
+        return self._waits_for_answer() and self._addresses["scheme"] == "http"
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+        self._connections.unread(self)
+
+    def resume_writing(self) -> None:
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+            self._connections.read(self)
+            self.go_on()
+            self._close_if_left()
+
+    def shutdown(self) -> None:
+        """Ends the connection once the answer that is owed is given; uvicorn calls it."""
+        self._stopping = True
+        if self._exchange is None or self._exchange.answered:
+            self.close("shutdown")
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def unread_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    async def writable(self) -> None:
+        """Waits until the caller has read most of what was written."""
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+
+    def write(self, parts: list[bytes], *, begins: bool = False) -> None:
+        """Sends them in one piece. begins: an answer, of which a part may have been sent."""
+        if begins and self._begun:
+            parts[0] = parts[0][len(self._begun) :]
+            self._begun = b""
+        self._written += sum(map(len, parts))
+        self._transport.writelines(parts)
+
+    def answered(self, *, keep: bool) -> None:
+        """Goes on with the next request; the answer is with the transport."""
+        if not keep or self._stopping:
+            self.close("shutdown" if self._stopping else "answered")
+            return
+        self._began_s = self._loop.time()
+        self.go_on()
+        self._close_if_left()
+
+    def go_on(self) -> None:
+        """Does as much as the bytes that came allow, and reads on if they are not enough."""
+        try:
+            while self._pending and not self._transport.is_closing() and self._advance():
+                pass
+        except Refused as error:
+            self._refuse(error)
+        exchange = self._exchange
+        if exchange is not None and exchange.answered and exchange.body.complete:
+            self._exchange = None
+        waiting = 0 if exchange is None else exchange.waiting_bytes
+        reading = len(self._pending) < MAX_HEAD_BYTES and waiting < BODY_BYTES
+        if reading != self._reading and not self._transport.is_closing():
+            self._reading = reading
+            (self._transport.resume_reading if reading else self._transport.pause_reading)()
+
+    def close(self, why: Ending) -> None:
+        """Ends it in order, behind the answers that are still to be read."""
+        if not self._transport.is_closing():
+            self._why = why
+            self._transport.close()
+
+    def end(self, why: Ending) -> None:
+        """Ends it at once, and answers who was slow with a head."""
+        if why == "slow_head":
+            self._say(408, f"the head of the request took longer than {self._bounds.head_s:g} s")
+        self._end(why)
+        if self.unread_bytes:
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def moved_s(self) -> float | None:
+        if self._window is not None:
+            return self._window[0]
+        exchange = self._exchange
+        owed = exchange is not None and exchange.body.complete and not exchange.answered
+        return None if owed and not self.unread_bytes else self._moved_s
+
+    def overdue(self, now_s: float) -> Ending | None:
+        unread = self.unread_bytes
+        if unread:
+            return self._stopped_reading(now_s, self._written - unread)
+        self._window = None
+        waited_s, exchange = now_s - self._began_s, self._exchange
+        if exchange is not None:
+            bounds = self._bounds
+            limit_s = bounds.rest_of_body_s if exchange.answered else bounds.body_s
+            return None if exchange.body.complete or waited_s <= limit_s else "slow_body"
+        if self._pending:
+            return None if waited_s <= self._bounds.head_s else "slow_head"
+        return None if waited_s <= self._bounds.idle_s else "idle"
+
+    def _stopped_reading(self, now_s: float, taken: int) -> Ending | None:
+        if self._window is None:
+            self._window = now_s, taken
+        began_s, before = self._window
+        if now_s - began_s < self._bounds.reading_s:
+            return None
+        self._window = now_s, taken
+        return "unread" if taken - before < self._bounds.min_read_bytes else None
+
+    def _advance(self) -> bool:
+        """Takes the next part of what came; False if that needs more. Raises: Refused."""
+        exchange = self._exchange
+        if exchange is None:
+            # Who does not read his answers gets no further ones.
+            head = None if self._writable is not None else take_head(self._pending)
+            if head is not None:
+                self._begin(head)
+            return head is not None
+        if exchange.body.complete:
+            if exchange.answered:
+                self._exchange = None
+            return exchange.answered
+        if exchange.waiting_bytes >= BODY_BYTES:
             return False
-        if not cycle.response_started and len(self.conn.begun) < len(_BEGINNING):
-            after_s = NEXT_PROBE_S if self.conn.begun else FIRST_PROBE_S
-            self.loop.call_later(after_s, self._probe, cycle)
+        exchange.received(exchange.body.take(self._pending))
+        return exchange.body.complete
+
+    def _begin(self, head: bytes) -> None:
+        """Raises: Refused."""
+        writer, request = parse_head(head)
+        self._began_s = self._loop.time()
+        self._exchange = exchange = Exchange(
+            self, writer, request, body_of(request), self._addresses, self._server.default_headers
+        )
+        task = self._loop.create_task(exchange.run(self._app))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def _refuse(self, error: Refused) -> None:
+        exchange = self._exchange
+        begun = exchange is not None and (exchange.started or exchange.answered)
+        if exchange is not None:
+            exchange.leave()
+        if not begun:
+            self._say(error.status, f"The request is no HTTP/1.1: {error}")
+        self._pending.clear()
+        self.close("bad_request")
+
+    def _say(self, status: int, text: str) -> None:
+        """Answers without the application."""
+        body = f"{text}\r\n".encode()
+        head = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+        for name, value in (
+            *self._server.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ):
+            head += name + b": " + value + b"\r\n"
+        self.write([head + b"\r\n" + body], begins=True)
+
+    def _end(self, why: Ending) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connections.remove(self, why)
+
+    def _close_if_left(self) -> None:
+        if self._half_closed and not self._waits_for_answer():
+            self.close("caller")
+
+    def _waits_for_answer(self) -> bool:
+        """Says whether an answer is owed to a caller who closed a side, who is looked for then."""
+        exchange = self._exchange
+        if exchange is None:  # what he sent ahead may be whole, and waits until he has read
+            return self._writable is not None and bool(self._pending)
+        if exchange.answered or not exchange.body.complete:
+            return False
+        if not exchange.started and len(self._begun) < len(_BEGINNING):
+            after_s = NEXT_PROBE_S if self._begun else FIRST_PROBE_S
+            self._loop.call_later(after_s, self._probe, exchange)
         return True
 
-    def _probe(self, cycle: Any) -> None:
-        if cycle is not self.cycle or cycle.response_started or self.transport.is_closing():
+    def _probe(self, exchange: Exchange) -> None:
+        if exchange is not self._exchange or exchange.started or self._transport.is_closing():
             return
-        at = len(self.conn.begun)
-        self.conn.begun = _BEGINNING[: at + 1]
-        self.transport.write(_BEGINNING[at : at + 1])
-        self._wait_for_answer()
-
-
-def _check(request: h11.Request) -> None:
-    """Raises: RemoteProtocolError."""
-    if request.http_version not in _VERSIONS:
-        raise h11.RemoteProtocolError("this server speaks HTTP/1.1 and 1.0")
-    names = [name for name, _ in request.headers]
-    if b"transfer-encoding" in names and b"content-length" in names:
-        raise h11.RemoteProtocolError("send Transfer-Encoding or Content-Length, not both")
-    if b"transfer-encoding" in names and request.http_version == b"1.0":
-        raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding: use HTTP/1.1")
+        at = len(self._begun)
+        self._transport.write(_BEGINNING[at : at + 1])
+        self._begun = _BEGINNING[: at + 1]
+        self._waits_for_answer()

@@ -11,6 +11,7 @@
       NotAllowed              nobody may do this here, as the server is set up
       ModelNotReady           known, but loading or failed
       Overloaded              no room now; carries retry_after_s
+      LimitExceeded           more than this caller may ask for; carries retry_after_s
       UploadTooSlow           the body was not complete in time
       DeadlineExceeded        the caller's time ran out
       Cancelled               the caller left
@@ -25,6 +26,7 @@ codes are not here: `service/api/status.py` has the one table.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 _MAX_QUOTED = 80
@@ -94,7 +96,7 @@ class ModelNotReady(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """`retry_after_s` > 0 estimates when there will be room again."""
+    """Says that there is no room; `retry_after_s` > 0 estimates when there will be some again."""
 
     kind = "overloaded"
     title = "Overloaded"
@@ -104,6 +106,18 @@ class Overloaded(ServiceError):
             f"the service has as many requests as it can hold: retry in {retry_after_s:.0f} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class LimitExceeded(ServiceError):
+    """`limit` names which one, for the metrics; `retry_after_s` > 0 says when more is allowed."""
+
+    kind = "limit-exceeded"
+    title = "Limit exceeded"
+
+    def __init__(self, message: str, retry_after_s: float, limit: str) -> None:
+        super().__init__(f"{message}: retry in {math.ceil(retry_after_s)} s")
+        self.retry_after_s = retry_after_s
+        self.limit = limit
 
 
 class UploadTooSlow(ServiceError):

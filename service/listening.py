@@ -7,18 +7,20 @@ import errno
 import math
 import socket
 from collections.abc import Generator
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
 
 from service.config import ApiConfig
 from service.connection import HttpProtocol
+from service.connections import Bounds, Connections
 from service.errors import StartError
+from service.telemetry import Telemetry
 
-# Longer than the idle time of common load balancers (60 s): the side that reuses a connection
-# must not be the one that closes it last.
-KEEP_ALIVE_S: Final = 65
 BACKLOG: Final = 2048
+UNSENT_BYTES: Final = 128 * 1024
+"""Linux keeps megabytes of an answer for a caller who does not read, and counts them as ours."""
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -26,12 +28,15 @@ _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 class HttpServer(uvicorn.Server):
     """Runs uvicorn, less its signal handlers: the app drains both transports together."""
 
-    def __init__(self, app: Any, config: ApiConfig) -> None:
-        """app: an ASGI application."""
+    def __init__(
+        self, app: Any, config: ApiConfig, telemetry: Telemetry, bounds: Bounds | None = None
+    ) -> None:
+        """app: an ASGI application. bounds: in place of those that go with the config."""
+        made = partial(HttpProtocol, Connections(telemetry, bounds or Bounds.of(config)))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=made,  # type: ignore[arg-type]  # which is called, and no more
                 log_config=None,
                 proxy_headers=False,  # no answer has an address in it, nor is the caller's asked
                 access_log=False,  # one line per request comes from telemetry
@@ -39,7 +44,6 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=math.ceil(config.drain_s),
             )
         )
@@ -89,6 +93,8 @@ def _listener(family: int, address: tuple[Any, ...], *, both_families: bool) -> 
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # each connection has it from here
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both_families)
         listener.bind(address)
@@ -108,5 +114,5 @@ def _refused(host: str, port: int, error: OSError, setting: str) -> StartError:
 
 
 def joined(host: str, port: int) -> str:
-    """`host:port`, also of an IPv6 address."""
+    """Joins `host:port`, also of an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -27,7 +27,7 @@ _PLENTY = 1 << 40
 
 
 class LocalSegmenter:
-    """`segment` from any thread, then `close`."""
+    """Segments in this process: call `segment` from any thread, then `close`."""
 
     def __init__(self, source: Path, settings: Settings) -> None:
         """source: a model repository, or one model file.
@@ -49,7 +49,7 @@ class LocalSegmenter:
     def status(
         self, model: str | None, version: str | None = None
     ) -> tuple[ModelStatus, VersionStatus]:
-        """See `Segmenter.status`. Raises: ServiceError."""
+        """Gives `Segmenter.status`. Raises: ServiceError."""
         return self._running.status(model, version)
 
     def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:

@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.api.limits import Limits
 from service.config import ApiConfig, ProviderOptions, SegmenterConfig
 from service.service_links import without_links
 
@@ -123,8 +124,9 @@ class Settings(BaseSettings):
     max_inflight_bytes: int = Field(SegmenterConfig.max_inflight_bytes, ge=1)
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
-    """Pixels of the images between admission and answer; above, 429. One image always fits. By
-    default chosen from the memory this process may use, 160 million at most."""
+    """Pixels of the images between admission and answer, more of those not yet decoded; above, 429.
+    One image always fits. By default chosen from the memory this process may use, 250 million at
+    most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
     """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
@@ -169,11 +171,15 @@ class Settings(BaseSettings):
     """Seconds that requests in flight get to finish at SIGTERM."""
 
     api_keys_file: Path | None = None
-    """File of the API keys, a line `NAME KEY` for each caller, read again when it changes. Without
-    one, everybody is let in."""
+    """File of the API keys, a line `NAME KEY` for each caller, as `fcn keys` writes it; read again
+    when it changes. Without one, everybody is let in."""
+    limits: str = ApiConfig.limits
+    """Limits of each caller whose key has none of its own in the file, or, where no key is asked
+    for, of each address: `requests_s=10 megapixels_s=50 in_flight=4`, any of them. By default there
+    are none."""
     admin_key: SecretStr | None = None
-    """Key of whoever may list, load and unload models while the server runs. Without one, nobody
-    may."""
+    """Key of whoever may list, load and unload models while the server runs, besides the keys with
+    the role `admin`. Without either, nobody may."""
     admin_key_file: Path | None = None
     """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
 
@@ -212,6 +218,12 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"((/[A-Za-z0-9._~-]+)+)?", path):
             raise ValueError("give the path alone, with a slash before each part, such as /fcn")
         return path
+
+    @field_validator("limits")
+    @classmethod
+    def _readable_limits(cls, limits: str) -> str:
+        Limits.of(limits.split())
+        return limits
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:
@@ -257,7 +269,7 @@ class Settings(BaseSettings):
         }
 
     def read_admin_key(self) -> str | None:
-        """Out of its file, if it is in one. Raises: ValueError when that cannot be read."""
+        """Reads the key, if it is in a file. Raises: ValueError when that cannot be read."""
         if self.admin_key_file is None:
             return None if self.admin_key is None else self.admin_key.get_secret_value()
         try:
@@ -270,7 +282,7 @@ class Settings(BaseSettings):
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """`360x480,480x640` -> (height, width) of each."""
+    """Reads `360x480,480x640` as (height, width) of each."""
     sizes = [item.split("x") for item in text.split(",") if item]
     return tuple((int(height), int(width)) for height, width in sizes)
 
@@ -312,7 +324,7 @@ def removed_names() -> tuple[str, ...]:
 
 
 def environment_name(field: str) -> str:
-    """`http_port` -> `FCN_HTTP_PORT`."""
+    """Names the variable: `http_port` -> `FCN_HTTP_PORT`."""
     return PREFIX + field.upper()
 
 
@@ -332,7 +344,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
-    """From `flags` (field name -> value, given ones only) over the environment over the settings
+    """Takes `flags` (field name -> value, given ones only) over the environment over the settings
     file over the defaults.
 
     Raises: SettingsError, in one line.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,6 +36,11 @@ STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, *REQUEST_BUCKETS_S)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
+Ending = Literal[
+    "caller", "answered", "shutdown", "idle", "slow_head", "slow_body",
+    "unread", "full", "refused", "bad_request", "failed",
+]  # fmt: skip
+"""Why an HTTP connection ended; docs/api.md explains each."""
 M = TypeVar("M", bound=MetricWrapperBase)
 _log = logging.getLogger("fcn.request")
 
@@ -123,6 +128,25 @@ class Telemetry(Observer):
                 ("caller",),
             )
         )
+        self._limited = _by_labels(
+            counter(
+                "fcn_limited_total",
+                "Requests refused by a limit: requests, pixels or in_flight of a caller, by the "
+                "name that goes with its key or anonymous; guesses: after wrong keys.",
+                ("caller", "limit"),
+            )
+        )
+        self._wrong_keys = counter("fcn_wrong_keys_total", "Keys offered that are nobody's.")
+        self._keys_stale = gauge(
+            "fcn_keys_stale",
+            "1 while the file of API keys cannot be used, so that older keys stay in force.",
+        )
+        self._connections = gauge("fcn_connections", "Open HTTP connections.")
+        self._connections_closed = _by_labels(
+            counter("fcn_connections_closed_total", "HTTP connections ended, by why.", ("reason",))
+        )
+        for reason in get_args(Ending):
+            self._connections_closed(reason)
         self._inflight = gauge("fcn_inflight_requests", "Requests between admission and answer.")
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
@@ -178,6 +202,22 @@ class Telemetry(Observer):
 
     def rejected(self, reason: str) -> None:
         self._rejected(reason).inc()
+
+    def limited(self, caller: str, limit: str) -> None:
+        """Counts a request refused by a limit. caller: "" without a name."""
+        self._limited(caller or "anonymous", limit).inc()
+
+    def wrong_key(self) -> None:
+        self._wrong_keys.inc()
+
+    def keys_stale(self, stale: bool) -> None:
+        self._keys_stale.set(stale)
+
+    def connections(self, n: int) -> None:
+        self._connections.set(n)
+
+    def connection_closed(self, why: Ending) -> None:
+        self._connections_closed(why).inc()
 
     def image_pixels(self, n: int) -> None:
         self._pixels.observe(n)

@@ -1,4 +1,4 @@
-"""What every test may use, and how the tests are shared out among processes."""
+"""Every test may use these; and the tests are shared out among processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALONE = (
 ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/")
 """Folders that load a server or a browser: two of their files never run at the same time."""
 LONG = ("tests/e2e/", "tests/contract/test_wheels.py")
-"""What takes longest begins next, so that no process is left with it at the end."""
+"""The longest begin next, so that no process is left with one at the end."""
 
 
 def need(met: bool, reason: str) -> None:

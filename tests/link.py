@@ -39,11 +39,11 @@ class Link:
         return status, headers, self.file.read(int(headers["content-length"]))
 
     def is_over(self) -> bool:
-        """Whether the server ends the connection in order, which it is given time for."""
+        """Says whether the server ends the connection in order, which it is given time for."""
         return self.file.read(1) == b""
 
     def closed(self) -> bool:
-        """Whether the server ends the connection, by a reset, too."""
+        """Says whether the server ends the connection, by a reset, too."""
         try:
             return self.is_over()
         except ConnectionResetError:

@@ -47,7 +47,7 @@ class CaffeNet(nn.Module):
         return fc7
 
     def blobs(self) -> dict[str, list[np.ndarray]]:
-        """By Caffe's names."""
+        """Gives the blobs by Caffe's names."""
         return {
             name: [
                 layer.get_parameter("weight").detach().numpy(),

@@ -139,7 +139,7 @@ def write_blur(
     logits: bool = False,
     input_spec: InputSpec | None = None,
 ) -> Path:
-    """As `write_model`, with windows: logits are the mean over 5x5 pixels, of which those beyond
+    """Writes a model with windows: logits are the mean over 5x5 pixels, of which those beyond
     the image count as zero, of colours lessened by unequal numbers. So what an image's edge is
     labelled depends on what lies beyond it."""
     model_contract = contract(name, logits=logits, input_spec=input_spec)

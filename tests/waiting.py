@@ -39,7 +39,7 @@ async def soon(condition: Callable[[], object], told: Callable[[], str] | None =
 
 
 def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `function`, which a module defines, returns in a new interpreter.
+    """Returns what `function`, which a module defines, returns in a new interpreter.
 
     Memory belongs to a process: measured in the one that runs the tests, it would include
     whatever ran there before.

@@ -73,7 +73,7 @@ def adopt_file(
 
 
 def _middles(folder: Path) -> list[UInt8Array]:
-    """The first images by name, of large ones the middle."""
+    """Reads the first images by name, of large ones the middle."""
     if not folder.is_dir():
         raise AdoptError(f"there is no folder {folder}")
     paths = list_files(folder, IMAGE_ENDINGS)
@@ -88,7 +88,7 @@ def _middles(folder: Path) -> list[UInt8Array]:
 
 
 def _card(contract: Contract, network: Path, options: AdoptOptions, report: AdoptReport) -> str:
-    """Markdown: what the model is, how it takes its images, and how it was compared."""
+    """Writes Markdown: what the model is, how it takes its images, and how it was compared."""
     data, pixels = contract.training_data, options.preprocessing
     if report.size:
         served = f"any; every image is resized to {report.size[0]}x{report.size[1]} (height x "

@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`weights` are the trained ones; `ema` their moving average, which is what gets exported.
+    """Holds the trained `weights`, and `ema`, their moving average, which is what gets exported.
 
     The fields with defaults are absent from files of earlier versions.
     """
@@ -105,7 +105,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _make_durable(folder: Path) -> None:
-    """Sync the folder, with which the new name of a renamed file reaches the disk."""
+    """Write the folder to the disk, and with it the new name of a renamed file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -35,7 +35,7 @@ class DistributedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run, seen from one of them: its rank among `size`."""
+    """Describes the processes of a run as seen from one of them: its rank among `size`."""
 
     rank: int = 0
     size: int = 1
@@ -44,7 +44,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True in the process that writes files and shows bars."""
+        """Tell whether this process writes files and shows bars."""
         return self.rank == 0
 
     def device(self) -> torch.device:

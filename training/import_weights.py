@@ -60,7 +60,7 @@ class Imported:
     """of the file that was read"""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Make it ready for JSON."""
         return {
             "sha256": self.sha256,
             "preprocessing": self.preprocessing,
@@ -71,7 +71,7 @@ class Imported:
 def import_start_weights(
     path: Path, out: Path, *, network: str, preprocessing: str | None = None, width: float = 1.0
 ) -> Imported:
-    """Backbone weights from `path`, a classifier or an FCN, to `out`, for `init.imagenet`.
+    """Write the backbone of `path`, a classifier or an FCN, to `out`, for `init.imagenet`.
 
     `preprocessing` None: what the file's convention implies. `width`: of the file's network.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
@@ -103,7 +103,7 @@ def import_checkpoint(
     modality: Modality | None = None,
     name: str | None = None,
 ) -> Imported:
-    """A whole FCN from `path`, such as the authors' released files, to the checkpoint `out`.
+    """Write the whole FCN of `path`, such as the authors' released files, to the checkpoint `out`.
 
     The released nets were trained with `pad100`. `dataset`: the classes of its scores, in order;
     None: those of the released net with as many classes, see `RELEASED`. `modality` None: what the
@@ -199,7 +199,7 @@ def _read(path: Path, network: str, preprocessing: str | None) -> _File:
 
 
 def _released(layers: LayerWeights, heads: tuple[str, ...]) -> tuple[DatasetInfo, str]:
-    """Classes and pixels of the authors' net with as many scores.
+    """Find classes and pixels of the authors' net with as many scores.
 
     Raises: WeightsError if they have no such net.
     """
@@ -226,7 +226,7 @@ def _known(network: str) -> BackboneSpec:
 
 
 def _spec(network: str, layers: LayerWeights, width: float, padding: str = "same") -> NetworkSpec:
-    """An FCN-32s; one that needs fc6 with as many channels there as the file has."""
+    """Describe an FCN-32s; one that needs fc6 with as many channels there as the file has."""
     fc6 = layers.get("fc6", layers.get(f"fc6{STREAMS[0]}"))
     channels = None
     if BACKBONES[network].fc6_is_needed and fc6 is not None and fc6.bias is not None:
@@ -237,7 +237,7 @@ def _spec(network: str, layers: LayerWeights, width: float, padding: str = "same
 
 
 def _paths(backbone: Backbone) -> dict[str, str]:
-    """The file's layers -> the paths of their modules. Of two streams, `color.conv1_1` is the
+    """Map the file's layers to the paths of their modules. Of two streams, `color.conv1_1` is the
     file's conv1_1color."""
     paths = {}
     for layer, path in convolutions(backbone).items():

@@ -24,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Learner:
-    """A network on its device, and everything that trains it.
+    """Holds a network on its device, and everything that trains it.
 
     `iteration` is how many of `total` are done. `class_weights`: float [C] on that device, or None.
     `teacher`: a network that gives the same classes, or None.
@@ -178,7 +178,7 @@ class Learner:
 def _memory_format(
     network: SegmentationNetwork, device: torch.device, bf16: bool
 ) -> torch.memory_format:
-    """Channels last is what tensor cores and bf16 kernels want, and depthwise convolutions on a
+    """Choose channels last for tensor cores and bf16 kernels, and for depthwise convolutions on a
     CPU; the large plain ones in fp32 took a fifth longer with it there (bench/LOG.md)."""
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 2 for m in network.modules())
     if device.type == "cpu" and not bf16 and not depthwise:

@@ -29,7 +29,7 @@ Reduction = Literal["mean", "sum"]
 
 
 class LossConfig(BaseModel):
-    """The section `loss` of a config."""
+    """Holds the section `loss` of a config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -82,7 +82,7 @@ def make_contract(
     logits: bool = False,
     measured: dict[str, Any] | None = None,
 ) -> Contract:
-    """Scores are named `<split>_<metric>`, in 0..1. Raises: ContractError."""
+    """Make a contract. Scores are named `<split>_<metric>`, in 0..1. Raises: ContractError."""
     scores = {}
     for split, values in _splits(checkpoint, measured):
         scores.update({f"{split}_{metric}": round(values[metric], 6) for metric in _METRICS})
@@ -103,7 +103,7 @@ def make_contract(
 
 
 def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, Any] | None) -> str:
-    """Markdown: what the model is, what it was trained on, how, and how well it does."""
+    """Write Markdown: what the model is, what it was trained on, how, and how well it does."""
     data = contract.training_data
     imported = checkpoint.config.get("imported")
     origin = (
@@ -212,7 +212,7 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 
 def next_version(folder: Path) -> int:
-    """One above the highest version of the model whose folder this is."""
+    """Count one above the highest version of the model whose folder this is."""
     if not folder.is_dir():
         return 1
     taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]

@@ -38,7 +38,7 @@ class Calibration:
 
     @classmethod
     def from_folder(cls, folder: Path, count: int, compare: int) -> Calibration:
-        """Both kinds evenly spaced over the folder. Raises: QuantizeError if it has no image."""
+        """Space both kinds evenly over the folder. Raises: QuantizeError if it has no image."""
         if not folder.is_dir():
             raise QuantizeError(f"there is no folder {folder}")
         paths = list_files(folder, IMAGE_ENDINGS)
@@ -51,7 +51,7 @@ class Calibration:
     def from_dataset(
         cls, name: str | None, root: Path, count: int, compare: int, scored: Sequence[str] = ()
     ) -> Calibration:
-        """Ranges from its split train, comparison on val. Raises: DatasetError."""
+        """Take ranges from its split train, compare on val. Raises: DatasetError."""
         name = name or guess_dataset(root)
         train, val = (open_dataset(name, root, split) for split in ("train", "val"))
         return cls(
@@ -61,35 +61,52 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionReport:
+    """Reports on a file of lower precision.
+
+    `agreement`: share of its labels equal to the fp32 file's over `compared` images, in which that
+    one finds `classes` classes: one tells little.
+    """
+
+    path: str
+    calibrated: int
+    compared: int
+    agreement: float
+    classes: int
+    file_bytes: int
+    scores: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def outcome(self) -> list[str]:
+        """Give the last lines of the table: the file's size, its agreement and its scores."""
+        return [
+            f"{self.path}: {self.file_bytes / 2**20:.1f} MiB; labels agree with fp32 on "
+            f"{self.agreement:.3%} of the pixels of {self.compared} images",
+            *(["warning: these are all of one class, which proves little"] * (self.classes == 1)),
+            *(f"{name} {100 * score:.2f}" for name, score in self.scores.items()),
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """`agreement`: share of labels equal to the fp32 file's if this layer alone is quantised."""
+    """Holds a layer's `agreement`: the share of equal labels if it alone is quantised."""
 
     layer: str
     agreement: float
     quantized: bool
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizeReport:
-    """`agreement`: of the file that was written, with the fp32 file, over `compared` images, in
-    which the fp32 file finds `classes` classes: one tells little."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeReport(ConversionReport):
+    """Reports on an int8 file. `agreement_of_all`: with every layer quantised."""
 
-    path: str
     method: str
     reduce_range: bool
-    calibrated: int
-    compared: int
-    agreement: float
     agreement_of_all: float
-    """with every layer quantised"""
-    classes: int
     layers: tuple[LayerReport, ...]
-    file_bytes: int
-    scores: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def table(self) -> str:
         width = max(len(row.layer) for row in self.layers)
@@ -99,35 +116,24 @@ class QuantizeReport:
             for row in self.layers
         ]
         lines.append(f"with every layer quantised, labels agree on {self.agreement_of_all:.3%}")
-        return "\n".join([*lines, *_outcome(self)])
+        return "\n".join([*lines, *self.outcome()])
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRange:
-    """`largest`: absolute value that the layer's convolution gave on the images."""
+    """Holds the `largest` absolute value that a layer's convolution gave on the images."""
 
     layer: str
     largest: float
     half: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Fp16Report:
-    """`agreement`: share of labels equal to the fp32 file's over `compared` images, in which it
-    finds `classes` classes, with every fp16 number rounded as a GPU rounds it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp16Report(ConversionReport):
+    """Reports on an fp16 file, compared with every fp16 number rounded as a GPU rounds it."""
 
-    path: str
-    calibrated: int
-    compared: int
     headroom: float
-    agreement: float
-    classes: int
     layers: tuple[LayerRange, ...]
-    file_bytes: int
-    scores: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def table(self) -> str:
         width = max(len(row.layer) for row in self.layers)
@@ -137,7 +143,7 @@ class Fp16Report:
             f"{'fp16' if row.half else 'fp32'}"
             for row in self.layers
         ]
-        return "\n".join([*lines, *_outcome(self)])
+        return "\n".join([*lines, *self.outcome()])
 
 
 def quantize_file(
@@ -193,10 +199,11 @@ def quantize_file(
     scores = _scores(simulate(proto), model.contract, calibration.scored, progress)
     _write(proto, replace(model.contract, precision="int8", scores=scores), target)
     return QuantizeReport(
-        str(target), method, reduce_range, len(calibration.ranges), len(images), agreement, of_all,
-        _classes(wanted),
-        tuple(LayerReport(layer, alone[layer], layer in chosen) for layer in model.layers),
-        target.stat().st_size, scores,
+        path=str(target), method=method, reduce_range=reduce_range,
+        calibrated=len(calibration.ranges), compared=len(images), agreement=agreement,
+        agreement_of_all=of_all, classes=_classes(wanted),
+        layers=tuple(LayerReport(layer, alone[layer], layer in chosen) for layer in model.layers),
+        file_bytes=target.stat().st_size, scores=scores,
     )  # fmt: skip
 
 
@@ -234,11 +241,11 @@ def convert_file_to_fp16(
     scores = _scores(session, model.contract, calibration.scored, progress)
     _write(proto, replace(model.contract, precision="fp16", scores=scores), target)
     half = converter.fp16_layers(keep_float)
+    rows = (LayerRange(layer, converter.largest(layer), layer in half) for layer in model.layers)
     return Fp16Report(
-        str(target), len(calibration.ranges), len(images), headroom, agreement,
-        _classes(wanted),
-        tuple(LayerRange(layer, converter.largest(layer), layer in half) for layer in model.layers),
-        target.stat().st_size, scores,
+        path=str(target), calibrated=len(calibration.ranges), compared=len(images),
+        headroom=headroom, agreement=agreement, classes=_classes(wanted), layers=tuple(rows),
+        file_bytes=target.stat().st_size, scores=scores,
     )  # fmt: skip
 
 
@@ -251,7 +258,7 @@ def _reader(path: Path) -> Callable[[], UInt8Array]:
 
 
 def _spread(images: Images, count: int) -> Images:
-    """`count` of them, evenly spaced."""
+    """Pick `count` of them, evenly spaced."""
     places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     return [images[place] for place in places]
 
@@ -265,7 +272,7 @@ def _labels(
 
 
 def _agreement(wanted: Iterable[UInt8Array], got: Iterable[UInt8Array]) -> float:
-    """Share of equal labels, the mean over images."""
+    """Compute the share of equal labels, the mean over images."""
     return float(np.mean([(a == b).mean() for a, b in zip(wanted, got, strict=True)]))
 
 
@@ -273,20 +280,10 @@ def _classes(labels: Iterable[UInt8Array]) -> int:
     return len(set().union(*(np.unique(each).tolist() for each in labels)))
 
 
-def _outcome(report: QuantizeReport | Fp16Report) -> list[str]:
-    """The last lines of a report: the file's size, its agreement with the fp32 file, its scores."""
-    return [
-        f"{report.path}: {report.file_bytes / 2**20:.1f} MiB; labels agree with fp32 on "
-        f"{report.agreement:.3%} of the pixels of {report.compared} images",
-        *(["warning: these are all of one class, which proves little"] * (report.classes == 1)),
-        *(f"{name} {100 * score:.2f}" for name, score in report.scores.items()),
-    ]
-
-
 def _scores(
     session: Any, contract: Contract, scored: Sequence[SegmentationDataset], progress: bool
 ) -> dict[str, float]:
-    """`<split>_<metric>`, in 0..1, as `fcn export` names them."""
+    """Measure `<split>_<metric>`, in 0..1, as `fcn export` names them."""
     scores: dict[str, float] = {}
     for data in scored:
         confusion = Confusion(data.num_classes)

@@ -26,7 +26,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """`scale` is drawn log-uniformly; the colour amounts are half-widths around 1.
+    """Sets how images change: `scale` is drawn log-uniformly; colours by half-widths around 1.
 
     Raises: ValueError naming the field that makes no sense.
     """

@@ -47,7 +47,7 @@ class Network:
         self._palette = palette(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, batch: UInt8Array) -> UInt8Array:
-        """Labels uint8 RGB [N,H,W,3]: uint8 [N,H,W]."""
+        """Gives the labels, uint8 [N,H,W], of uint8 RGB [N,H,W,3]."""
         (label_maps,) = self._session.run(["label_map"], {self._input: batch})
         return np.asarray(label_maps, np.uint8)
 

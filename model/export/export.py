@@ -36,7 +36,7 @@ SPEC_KEY = "fcn_network"
 
 
 class ServedNetwork(nn.Module):
-    """uint8 [N,H,W,3] RGB -> uint8 [N,H,W] class ids, and with `logits` also float [N,C,H,W]."""
+    """Turns uint8 RGB [N,H,W,3] into class ids, uint8 [N,H,W], and `logits`, float [N,C,H,W]."""
 
     def __init__(self, network: SegmentationNetwork, logits: bool) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def export(
 
 
 def with_halo(network: SegmentationNetwork, contract: Contract) -> Contract:
-    """The contract with the network's `context_px`, whole strides of it."""
+    """Adds the network's `context_px` to the contract, in whole strides."""
     stride, halo = contract.input.stride, network.halo_px
     px = None if halo is None else -(-halo // stride) * stride
     return dataclasses.replace(contract, input=dataclasses.replace(contract.input, context_px=px))
@@ -89,8 +89,8 @@ def with_halo(network: SegmentationNetwork, contract: Contract) -> Contract:
 def for_inference(
     network: SegmentationNetwork, lowering: Lowering = "phases"
 ) -> SegmentationNetwork:
-    """A copy on the CPU with norms folded, padding that is alike computed once, and the fixed
-    upsamplings computed by `lowering`."""
+    """Copies the network to the CPU with norms folded, padding that is alike computed once, and
+    the fixed upsamplings computed by `lowering`."""
     served = copy.deepcopy(network).cpu().float().eval()
     fold_norms(served)
     served.backbone.fold_constant_padding()
@@ -127,6 +127,6 @@ def _to_onnx(network: SegmentationNetwork, contract: Contract) -> onnx.ModelProt
         raise ExportError("torch.onnx.export gave nothing")
     proto: onnx.ModelProto = program.model_proto
     tidy(proto, contract)
-    merge_slices(proto)
+    proto = merge_slices(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -55,17 +55,19 @@ class Fp16Converter:
         }
 
     def largest(self, layer: str) -> float:
-        """Largest absolute value that the layer's convolution gave."""
+        """Gives the largest absolute value that the layer's convolution gave."""
         nodes = (_node(self.model.proto, name) for name in self.model.layers[layer])
         return max(self._largest[node.output[0]] for node in nodes)
 
     def fp16_layers(self, keep_float: Sequence[str] = ()) -> set[str]:
-        """Those that `convert` gives fp16 arithmetic."""
+        """Lists the layers that `convert` gives fp16 arithmetic."""
         half = self._half(keep_float)
         return {layer for layer, names in self.model.layers.items() if half.issuperset(names)}
 
     def convert(self, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
-        """`keep_float`: layers left in fp32 besides those whose values need it.
+        """Makes the fp16 file.
+
+        `keep_float`: layers left in fp32 besides those whose values need it.
 
         Raises: QuantizeError naming a layer that is unknown, or if no layer is left.
         """
@@ -119,7 +121,7 @@ class Fp16Converter:
 
 
 def _candidates(model: Fp32Model, floats: set[str]) -> list[onnx.NodeProto]:
-    """From the first convolutions to the last activations."""
+    """Lists the nodes from the first convolutions to the last activations."""
     graph = model.proto.graph
     behind: set[str] = set()
     """Tensors that some convolution lies before."""
@@ -145,7 +147,7 @@ def _float_tensors(proto: onnx.ModelProto) -> set[str]:
 
 
 def _convert(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
-    """fp16 weights for the nodes of `half`, and a cast for each tensor that crosses over."""
+    """Gives the nodes of `half` fp16 weights, and each tensor that crosses over a cast."""
     graph = proto.graph
     _convert_weights(graph, half, floats)
     made_half = {name for node in graph.node if node.name in half for name in node.output}
@@ -167,7 +169,7 @@ def _convert(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
 
 
 def _convert_weights(graph: onnx.GraphProto, half: set[str], floats: set[str]) -> None:
-    """A weight that fp32 nodes use too gets a copy."""
+    """Converts weights; one that fp32 nodes use too gets a copy."""
     tensors = {t.name: t for t in graph.initializer if t.name in floats}
     users = {name: [n.name in half for n in graph.node if name in n.input] for name in tensors}
     for name, of_half in users.items():
@@ -189,7 +191,7 @@ def _convert_weights(graph: onnx.GraphProto, half: set[str], floats: set[str]) -
 
 
 def _round(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
-    """Weights and tensors of `half` with 11 significant bits, all in fp32."""
+    """Rounds weights and tensors of `half` to 11 significant bits, all in fp32."""
     graph = proto.graph
     held = {tensor.name for tensor in graph.initializer}
     split = "eleven_bits"

@@ -71,14 +71,14 @@ def _layers(graph: onnx.GraphProto) -> dict[str, tuple[str, ...]]:
 
 
 def _layer(node: onnx.NodeProto) -> str:
-    """`network.backbone.dw1.conv.weight` -> `backbone.dw1`; else the node's name."""
+    """Names a layer: `network.backbone.dw1.conv.weight` -> `backbone.dw1`; else by its node."""
     weight = _PART.sub(".weight", node.input[1])
     name = weight.removeprefix("network.").removesuffix(".weight").removesuffix(".conv")
     return name if weight.endswith(".weight") else node.name
 
 
 def simulate(proto: onnx.ModelProto, threads: int = 0, *, optimized: bool = False) -> Any:
-    """A session that computes what an exact integer convolution would, in float.
+    """Opens a session that computes what an exact integer convolution would, in float.
 
     Without the runtime's fusions every DequantizeLinear gives the float value of its integers, and
     sums of their products are exact far beyond 8 bits, as they are with VNNI. Fused, a CPU with
@@ -95,7 +95,7 @@ def tensor_ranges(
     images: Iterable[UInt8Array],
     look: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, tuple[np.float32, np.float32]]:
-    """Lowest and highest value of each of the model's inner tensors `names` over the images.
+    """Finds the lowest and highest value of each of the inner tensors `names` over the images.
 
     Ours rather than ONNX Runtime's calibrators, which add reductions to the graph and took three
     times as long (bench/LOG.md). `images`: uint8 RGB [H,W,3], of any sizes. `look` is shown every

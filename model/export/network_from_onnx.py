@@ -31,7 +31,7 @@ class NetworkFromOnnxError(ValueError):
 
 
 def network_from_onnx(path: Path) -> tuple[SegmentationNetwork, Contract]:
-    """The network of a file that `fcn export` wrote, in fp32, and its contract.
+    """Rebuilds the network of a file that `fcn export` wrote in fp32, and reads its contract.
 
     Its labels have been compared with the file's on random images. Raises: NetworkFromOnnxError.
     """

@@ -45,7 +45,7 @@ def metadata(proto: onnx.ModelProto) -> dict[str, str]:
 def session(
     model: Path | onnx.ModelProto, *, threads: int = 0, optimized: bool = True, extra: Any = ()
 ) -> Any:
-    """An ONNX Runtime session on the CPU, silent about what it raises anyway.
+    """Opens an ONNX Runtime session on the CPU, silent about what it raises anyway.
 
     `extra`: names of inner tensors that become outputs, of a copy of `model`.
     """
@@ -64,7 +64,7 @@ def session(
 
 
 def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy whose outputs include these tensors."""
+    """Copies a model so that its outputs include these tensors."""
     wider = copied(proto)
     there = {value.name for value in wider.graph.output}
     wider.graph.output.extend(
@@ -75,7 +75,7 @@ def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A hidden name in the nearest folder of `path` that exists, renamed to `path` at the end.
+    """Gives a hidden name in the nearest folder of `path` that exists, and renames it at the end.
 
     The folders between are made only then: nothing wrong, and no empty version folder, is ever
     seen in a model repository.
@@ -93,7 +93,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 def save(
     proto: onnx.ModelProto, contract: Contract, path: Path, more: Mapping[str, str] | None = None
 ) -> None:
-    """With the contract, and `more` beside it, in the file's metadata."""
+    """Saves a file with the contract, and `more` beside it, in its metadata."""
     helper.set_model_props(proto, {METADATA_KEY: contract.to_json(), **(more or {})})
     onnx.save_model(proto, str(path))
 
@@ -109,7 +109,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def random_images(random: np.random.Generator, count: int, height: int, width: int) -> UInt8Array:
-    """uint8 [N,H,W,3]: patches with some grain, rather than noise that makes all features alike."""
+    """Draws uint8 [N,H,W,3]: patches with some grain, for noise would make all features alike."""
     coarse = random.integers(0, 256, (count, height // 8 + 2, width // 8 + 2, 3), np.uint8)
     large = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
     grain = random.integers(0, 32, large.shape, np.uint8)

@@ -32,7 +32,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """ONNX Runtime against PyTorch on random images of `sizes`."""
+    """Compares ONNX Runtime with PyTorch on random images of `sizes`."""
 
     sizes: tuple[tuple[int, int, int], ...]
     largest_logit_difference: float | None

@@ -41,7 +41,7 @@ class Quantizer:
         self.ranges = _calibrate(model, images, method)
 
     def quantize(self, layers: Sequence[str], *, reduce_range: bool = False) -> onnx.ModelProto:
-        """`layers`: those to quantise; the others stay in float.
+        """Makes the int8 file. `layers`: those to quantise; the others stay in float.
 
         `reduce_range`: 7-bit weights, for CPUs with AVX2 alone, whose 8-bit products overflow
         16 bits. Raises: QuantizeError naming a layer that is unknown.
@@ -82,7 +82,7 @@ class Quantizer:
 
 
 def take_pixels(proto: onnx.ModelProto, contract: Contract) -> None:
-    """Pixels themselves as the first quantised tensor, where normalisation is (x - c) / d.
+    """Makes the pixels the first quantised tensor, where normalisation is (x - c) / d.
 
     Cast, Sub and Div by one number each, then QuantizeLinear, are four passes over the image that
     end where they began if the scale is 1/d and the zero point c: they are left out.
@@ -126,7 +126,7 @@ def take_pixels(proto: onnx.ModelProto, contract: Contract) -> None:
 
 
 def _calibrate(model: Fp32Model, images: Iterable[UInt8Array], method: Method) -> Any:
-    """The range of every tensor that may become 8-bit, as ONNX Runtime's quantiser wants it."""
+    """Finds the range of every tensor that may become 8-bit, for ONNX Runtime's quantiser."""
     from onnxruntime.quantization.calibrate import (
         CalibrationMethod,
         HistogramCollector,

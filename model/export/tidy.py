@@ -6,7 +6,9 @@ from itertools import chain
 from typing import Any
 
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
+from onnx_ir.convenience import get_const_tensor
+from onnxscript.rewriter import RewriteRule, rewrite
 
 from model.contract import Contract
 
@@ -39,60 +41,25 @@ def tidy(proto: onnx.ModelProto, contract: Contract) -> None:
             dims[axis].dim_param = name
 
 
-def merge_slices(proto: onnx.ModelProto) -> None:
-    """One `Slice` where two follow each other on different axes.
+def merge_slices(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Make one `Slice` of two that follow each other on different axes, with steps of 1.
 
     torch's exporter writes a crop of rows and columns as two, and each copies its whole result.
     """
-    graph = proto.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    results = {value.name for value in graph.output}
-    index = 0
-    while index < len(graph.node):
-        second = graph.node[index]
-        first = _producer(graph, second.input[0]) if second.op_type == "Slice" else None
-        if (
-            first is None
-            or first.output[0] in results
-            or _uses(graph, first.output[0]) != 1
-            or not _are_on_different_axes(first, second, constants)
-        ):
-            index += 1
-            continue
-        stem = second.output[0]
-        joined = []
-        for place, part in enumerate(("starts", "ends", "axes"), start=1):
-            name = f"{stem}_{part}"
-            pair = [first.input[place], second.input[place]]
-            joined.append(helper.make_node("Concat", pair, [name], axis=0))
-        merged = helper.make_node(
-            "Slice", [first.input[0], *(node.output[0] for node in joined)], [stem], name=stem
-        )
-        del graph.node[index]
-        for node in (merged, *reversed(joined)):
-            graph.node.insert(index, node)
-        graph.node.remove(first)
+    return rewrite(proto, [RewriteRule(_two_slices, _one_slice, _are_on_different_axes)])
 
 
-def _are_on_different_axes(
-    first: onnx.NodeProto, second: onnx.NodeProto, constants: dict[str, Any]
-) -> bool:
-    """Tell it of two slices with axes in the file, and steps of 1."""
-    for node in (first, second):
-        if len(node.input) < 4 or node.input[3] not in constants:
-            return False
-        steps = node.input[4] if len(node.input) > 4 else ""
-        if steps and (steps not in constants or (constants[steps] != 1).any()):
-            return False
-    axes = [int(axis) for node in (first, second) for axis in constants[node.input[3]]]
+def _two_slices(op: Any, x: Any, s1: Any, e1: Any, a1: Any, s2: Any, e2: Any, a2: Any) -> Any:
+    return op.Slice(op.Slice(x, s1, e1, a1, [1]), s2, e2, a2, [1])
+
+
+def _one_slice(op: Any, x: Any, s1: Any, e1: Any, a1: Any, s2: Any, e2: Any, a2: Any) -> Any:
+    starts, ends, axes = (op.Concat(*pair, axis=0) for pair in ((s1, s2), (e1, e2), (a1, a2)))
+    return op.Slice(x, starts, ends, axes)
+
+
+def _are_on_different_axes(_context: Any, a1: ir.Value, a2: ir.Value, **_: Any) -> bool:
+    axes = [get_const_tensor(axis) for axis in (a1, a2)]
+    places = [int(place) for axis in axes if axis is not None for place in axis.numpy()]
     # A negative axis may be any other: leave such slices as they are.
-    return min(axes) >= 0 and len(set(axes)) == len(axes)
-
-
-def _producer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    """The `Slice` that gives `name`."""
-    return next((n for n in graph.node if n.op_type == "Slice" and name in n.output), None)
-
-
-def _uses(graph: onnx.GraphProto, name: str) -> int:
-    return sum(list(node.input).count(name) for node in graph.node)
+    return None not in axes and min(places) >= 0 and len(set(places)) == len(places)

@@ -127,7 +127,8 @@ def use_winograd(network: nn.Module, layers: Sequence[str]) -> None:
 def _product_weight(
     taps: np.ndarray, rows: int, columns: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Weights [outputs,inputs,a,b] of one of the 16 products over the tiles, and the dilations."""
+    """Makes the weights [outputs,inputs,a,b] of one of the 16 products over the tiles, and the
+    dilations."""
     found = taps
     dilations = []
     for axis, place in ((2, rows), (3, columns)):
@@ -146,7 +147,7 @@ def _product_weight(
 
 
 def _signed_sum(parts: Sequence[Tensor], which: int) -> Tensor:
-    """The four parts along one axis added as output `which` takes them; its first sign is +."""
+    """Adds the four parts along one axis as output `which` takes them; its first sign is +."""
     chosen = [(part, sign) for part, sign in zip(parts, _A[which], strict=True) if sign]
     total = chosen[0][0]
     for part, sign in chosen[1:]:

@@ -49,7 +49,7 @@ _MAX_LAYERS = 10_000
 
 @cache
 def _net_parameter() -> Any:
-    """The class of the message, made from the table."""
+    """Makes the class of the message from the table."""
     file = FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -68,7 +68,7 @@ def _net_parameter() -> Any:
 
 
 def caffe_layers(data: bytes) -> LayerWeights:
-    """Every layer that has weights: its first blob and, as bias, its second.
+    """Reads every layer that has weights: its first blob and, as bias, its second.
 
     Raises: WeightsError if the bytes are no NetParameter, are cut short, or no layer has weights.
     """
@@ -115,7 +115,7 @@ def _name(name: bytes) -> str:
 
 
 def _array(blob: Any) -> Array:
-    """float32 or float64."""
+    """Reads a blob as float32 or float64."""
     if blob.data and blob.double_data:
         raise WeightsError("a blob has both single and double precision data")
     count = len(blob.data) or len(blob.double_data)

@@ -108,7 +108,7 @@ def upsampling_of(
     odd_kernels: bool = False,
     heads: tuple[str, ...] = ("",),
 ) -> Upsampling:
-    """`fixed` if the file's inner upsamplings are bilinear, or absent; else `learned`.
+    """Says `fixed` if the file's inner upsamplings are bilinear, or absent; else `learned`.
 
     `odd_kernels`: that of an upsampling by f is 2f - 1 wide, as in FCN-AlexNet; else 2f.
     Raises: WeightsError if the last one is not bilinear.
@@ -130,7 +130,7 @@ def upsampling_of(
 def needed_layers(
     variant: Variant, upsampling: Upsampling, heads: tuple[str, ...], modality: Modality
 ) -> dict[str, str]:
-    """The file's layers that a network's heads are filled from -> the paths of their modules."""
+    """Maps the file's layers that fill a network's heads to the paths of their modules."""
     names = [*SCORES[variant], *(_INNER[variant] if upsampling == "learned" else ())]
     needed = {name: name for head in heads for name in (layer_name(n, head) for n in names)}
     if modality == "rgb-hha":

@@ -20,7 +20,9 @@ class WeightsError(ValueError):
 
 
 class Layer(NamedTuple):
-    """`weight`: [O,I,H,W] of a convolution, [O,I] of a fully connected layer ([1,1,O,I] in old
+    """Holds a layer's numbers.
+
+    `weight`: [O,I,H,W] of a convolution, [O,I] of a fully connected layer ([1,1,O,I] in old
     Caffe files). `bias`: [O], or [1,1,1,O], or None. `flatten`: the order in which a fully
     connected layer took its input map's cells: CHW in Caffe and PyTorch, HWC in Keras.
     """
@@ -34,8 +36,8 @@ LayerWeights = dict[str, Layer]
 
 
 class Norm(NamedTuple):
-    """A batch norm with running statistics: (x - mean) / sqrt(variance + eps) * scale + shift;
-    each [C]. The file does not say `eps`."""
+    """Holds a batch norm's statistics: (x - mean) / sqrt(variance + eps) * scale + shift; each
+    [C]. The file does not say `eps`."""
 
     mean: Array
     variance: Array
@@ -45,7 +47,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file's layers and batch norms in its own order and names."""
+    """Holds a file's layers and batch norms in its own order and names."""
 
     layers: LayerWeights
     convention: Convention
@@ -67,7 +69,7 @@ _UNUSED = "num_batches_tracked"
 def pair_up(
     arrays: dict[str, Array], source: str, convention: Convention | None = None
 ) -> WeightsFile:
-    """Layers from arrays named `<layer>/w` and `/b`, `<layer>.weight` and `.bias`, or as Keras
+    """Makes layers of arrays named `<layer>/w` and `/b`, `<layer>.weight` and `.bias`, or as Keras
     does `<layer>/kernel` and `/bias` (`:0` at the end allowed), its kernels [H,W,I,O] or [I,O],
     `depthwise_kernel` [H,W,C,1]. Batch norms are known by their `running_mean` or `moving_mean`.
 

@@ -34,7 +34,7 @@ class Normed:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """A file's layer names -> the network's, by convention.
+    """Maps a file's layer names to the network's, by convention.
 
     `dropped`: layers, by the network's names, that an FCN has no use for: the classifiers.
     `preprocessing`: what the network can be fed. `implied`: by a file's convention.
@@ -54,7 +54,7 @@ class Names:
     depthwise: frozenset[str] = frozenset()
 
     def renamed(self, layers: LayerWeights, convention: Convention) -> LayerWeights:
-        """With the network's names; what the table does not know keeps its own."""
+        """Renames layers as the network does; what the table does not know keeps its own name."""
         table = {
             "torchvision": self.torchvision,
             "keras": self.keras,
@@ -64,7 +64,7 @@ class Names:
         return _renamed(layers, table)
 
     def read(self, file: WeightsFile) -> tuple[LayerWeights, dict[str, str]]:
-        """The layers by the network's names, batch norms folded in, and which norm went where.
+        """Gives the layers by the network's names, batch norms folded in, and where each norm went.
 
         Raises: WeightsError if the file is of another network, if a norm has no place, or if two
         layers are the same one.
@@ -102,7 +102,7 @@ def is_tflite(layers: LayerWeights, depthwise: frozenset[str]) -> bool:
 
 
 def from_tflite(layers: LayerWeights, depthwise: frozenset[str]) -> LayerWeights:
-    """Every layer as [O,I,H,W]. Raises: WeightsError naming a layer that is no convolution."""
+    """Turns every layer to [O,I,H,W]. Raises: WeightsError naming one that is no convolution."""
     turned: LayerWeights = {}
     for name, layer in layers.items():
         if layer.weight.ndim != 4:

@@ -16,7 +16,7 @@ from model.weights.layers import Layer, LayerWeights, Norm, WeightsError
 def fold_norms(
     layers: LayerWeights, norms: Mapping[str, Norm], after: Mapping[str, str], eps: float
 ) -> LayerWeights:
-    """float32. `after`: a norm's name -> that of the convolution it follows.
+    """Folds into float32. `after`: a norm's name -> that of the convolution it follows.
 
     Raises: WeightsError naming a norm that follows none, or whose length is not its channels.
     """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from model.weights.caffe import caffe_layers
@@ -17,14 +18,10 @@ from model.weights.layers import Array, WeightsError, WeightsFile, pair_up
 
 _MAX_BYTES = 2**31 - 1
 """The most that a protocol buffer may hold, and four times VGG16."""
-_MAX_HEADER_BYTES = 100_000_000
-"""Source: `MAX_HEADER_SIZE` of huggingface/safetensors (recalled)."""
-_NO_HEADER = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
-_SAFETENSORS_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """The layers of a .pth, .pt, .npz, .safetensors or .caffemodel.
+    """Reads the layers of a .pth, .pt, .npz, .safetensors or .caffemodel.
 
     Raises: WeightsError naming the file; FileNotFoundError or another OSError.
     """
@@ -40,7 +37,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz; pickles are refused. Raises: WeightsError, OSError."""
+    """Reads the arrays of an .npz; pickles are refused. Raises: WeightsError, OSError."""
     try:
         # Opened here: given a path, numpy leaves a broken archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -68,23 +65,23 @@ def _caffe(path: Path) -> WeightsFile:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def _torch(path: Path) -> WeightsFile:
+def _state_dict(path: Path) -> WeightsFile:
     with path.open("rb") as file:
-        return _state_dict(path, file)
-
-
-def _state_dict(path: Path, file: IO[bytes]) -> WeightsFile:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch.load raises whatever the broken archive brings up, and its text on a file with
-        # code in it explains how to run that code.
-        raise WeightsError(
-            f"{path} is not a state dict of plain tensors (damaged, or it holds code, which is "
-            "never run)"
-        ) from error
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # torch.load raises whatever the broken archive brings up, and its text on a file with
+            # code in it explains how to run that code.
+            raise WeightsError(
+                f"{path} is not a state dict of plain tensors (damaged, or it holds code, which is "
+                "never run)"
+            ) from error
     if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path} is not a state dict: want a mapping from names to tensors")
+    return _of_tensors(path, state)
+
+
+def _of_tensors(path: Path, state: dict[Any, Any]) -> WeightsFile:
     arrays: dict[str, Array] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -96,37 +93,16 @@ def _state_dict(path: Path, file: IO[bytes]) -> WeightsFile:
 
 
 def _safetensors(path: Path) -> WeightsFile:
-    """A length of 8 bytes, a JSON header, the numbers.
-
-    Source: https://github.com/huggingface/safetensors, "Format".
-    """
-    data = memoryview(path.read_bytes())
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise WeightsError(f"{path} is not a safetensors file, or cut short")
     try:
-        header: dict[str, Any] = json.loads(bytes(data[8 : 8 + length]))
-        header.pop("__metadata__", None)
-        body = data[8 + length :]
-        arrays = {name: _tensor(entry, body) for name, entry in header.items()}
-    # Text that is no JSON, or not of these keys, or a shape that does not fit its bytes.
-    except _NO_HEADER as error:
+        tensors = load(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or cut short: {error}") from error
-    return pair_up(arrays, str(path), "torchvision")
-
-
-def _tensor(entry: dict[str, Any], body: memoryview) -> Array:
-    start, end = entry["data_offsets"]
-    if not 0 <= start <= end <= len(body):
-        raise ValueError(f"bytes {start} to {end} of {len(body)}")
-    return np.frombuffer(body[start:end], _SAFETENSORS_TYPES[entry["dtype"]]).reshape(
-        entry["shape"]
-    )
+    return _of_tensors(path, dict(sorted(tensors.items())))  # they come in any order
 
 
 _READERS: dict[str, Callable[[Path], WeightsFile]] = {
-    ".pth": _torch,
-    ".pt": _torch,
+    ".pth": _state_dict,
+    ".pt": _state_dict,
     ".npz": _npz,
     ".safetensors": _safetensors,
     ".caffemodel": _caffe,

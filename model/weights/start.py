@@ -20,7 +20,7 @@ from model.weights.read import read_npz
 def write_start_weights(
     path: Path, layers: LayerWeights, *, network: str, preprocessing: str
 ) -> None:
-    """Written beside and renamed into place."""
+    """Writes a file of start weights beside `path` and renames it."""
     arrays: dict[str, Array] = {"network": np.array(network)}
     arrays["preprocessing"] = np.array(preprocessing)
     for name, layer in layers.items():

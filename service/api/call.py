@@ -1,12 +1,12 @@
 """Leads one request through its life, whichever transport brought it.
 
-    call = calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining)
+    call = calls.begin("grpc", "Segment", offered_id, time_left=context.time_remaining, address=...)
     try:
         with call:
             call.authenticate(authorization, api_key)
             ...                     # read the message, translate it
             call.uploaded()         # from here the time is ours
-            call.answered(await segmenter.segment(image, options))
+            call.answered(await segmenter.segment(image, options, call))
     except BaseException:
         ...                         # print call.outcome, if somebody is left to be told
 
@@ -14,26 +14,29 @@ A call begins with an id and a record, and its block ends with one count and one
 happens in it: before a caller is told of a failure, and before gRPC sends the answer. A failure
 becomes an `Outcome`, which `http/problem.py` and `grpc/handlers.py` print.
 
-What must hold for every request of every transport attaches here, one file each: a limit by key in
-`Call.authenticate`, where any ServiceError is answered as such; spans in `Calls.begin` and
-`Call.__exit__`, made from the record; an audit log in `Call.__exit__`, where the record says who
-asked for what, and how it ended.
+What must hold for every request of every transport attaches here, one file each: the limits of a
+caller in `Call.authenticate` and `Call.charge`, where any ServiceError is answered as such; spans
+in `Calls.begin` and `Call.__exit__`, made from the record; an audit log in `Call.__exit__`, where
+the record says who asked for what, and how it ended.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import random
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from service.api.keys import Caller, Keys, offered
+from service.api.keys import ANYBODY, PREDICT, Keys, offered
+from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
 from service.core.types import SegmentReply
-from service.errors import Cancelled, DeadlineExceeded, ServiceError
+from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
 HEADER: Final = "x-request-id"
@@ -72,13 +75,29 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """Title and detail in one line: of the log, and of gRPC's status."""
+        """Gives title and detail in one line, for the log and gRPC's status."""
         return f"{self.title}: {self.detail}"
 
 
 def outcome_of(error: ServiceError, request_id: str) -> Outcome:
     """Takes everything from the error and its row of the table."""
     return Outcome(status_of(error), error.title, str(error), request_id, retry_after_s(error))
+
+
+def network_of(address: str) -> str:
+    """Returns an IPv4 address, or the /64 of an IPv6 address, all of which one caller may have.
+
+    Source: RFC 6177, section 2.
+    """
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 def _no_deadline() -> float | None:
@@ -95,11 +114,16 @@ class Calls:
         *,
         deadline_s: float,
         model_label: Callable[[str | None], str],
+        limits: Limits = NO_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """keys: None lets everybody in. deadline_s: allowed to requests that bring no deadline.
-        model_label: names the model of a failed request for metrics, from the name it gave."""
+        model_label: names the model of a failed request for metrics, from the name it gave. limits:
+        of callers whose key has none of its own, and of each address that needs no key."""
         self.telemetry = telemetry
-        self.keys = keys
+        self.keys = keys or Keys(None, admin_key=None, rejected=telemetry.rejected)
+        self.limiter = Limiter(limits, clock)
+        self.limited = self.keys.required or limits != NO_LIMITS
         self.deadline_s = deadline_s
         self.model_label = model_label
 
@@ -110,33 +134,47 @@ class Calls:
         offered_id: str | None = None,
         *,
         time_left: Callable[[], float | None] = _no_deadline,
+        address: str = "",
     ) -> Call:
         """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
+        address: of the connection's other end.
         """
         if offered_id is None or not is_valid_id(offered_id):
             offered_id = f"{_random.getrandbits(128):032x}"
-        return Call(self, RequestRecord(transport, method, offered_id, _OK[transport]), time_left)
+        record = RequestRecord(transport, method, offered_id, _OK[transport])
+        return Call(self, record, time_left, network_of(address))
 
 
 class Call:
     """Accompanies one request, or one image of a stream, from its first byte to its answer.
 
     outcome: how it failed, once it has and somebody is left to be told. time_left: seconds to the
-    transport's own deadline; None without one.
+    transport's own deadline; None without one. client: whose it is, by key or else by address, for
+    its turn among others.
     """
 
-    __slots__ = ("_asked_model", "_caller", "_calls", "outcome", "record", "time_left")
+    __slots__ = (
+        *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered", "_usage"),
+        *("client", "outcome", "record", "time_left"),
+    )
 
     def __init__(
-        self, calls: Calls, record: RequestRecord, time_left: Callable[[], float | None]
+        self,
+        calls: Calls,
+        record: RequestRecord,
+        time_left: Callable[[], float | None],
+        address: str,
     ) -> None:
         self.record = record
         self._calls = calls
         self.time_left = time_left
-        self._caller: Caller | None = None
+        self.client = self._address = address
+        self._caller = ANYBODY
+        self._usage: Usage | None = None
+        self._charged = self._entered = False
         self._asked_model: tuple[str | None] | None = None
         self.outcome: Outcome | None = None
 
@@ -151,22 +189,40 @@ class Call:
     ) -> None:
         if error is not None:
             self._failed(error)
+        if self._entered and self._usage is not None:
+            self._usage.leave()
         self._calls.telemetry.finished(self.record)
 
     @property
     def id(self) -> str:
         return self.record.request_id
 
-    def authenticate(self, authorization: str | None, api_key: str | None) -> None:
-        """Finds out whose key came with the request, where the server has keys.
+    def authenticate(
+        self, authorization: str | None, api_key: str | None, role: str = PREDICT
+    ) -> None:
+        """Finds out whose key came with the request, and counts it among that caller's.
 
-        authorization, api_key: the headers, or metadata, of those names.
+        authorization, api_key: the headers, or metadata, of those names. role: what the key must be
+        good for.
 
-        Raises: NotAuthenticated.
+        Raises: NotAuthenticated, NotAllowed, LimitExceeded.
         """
-        if self._calls.keys is not None:
-            self._caller = self._calls.keys.admit(offered(authorization, api_key))
-            self.record.caller = self._caller.name
+        self.identify(authorization, api_key, role)
+        self._enter()
+
+    def identify(self, authorization: str | None, api_key: str | None, role: str = PREDICT) -> None:
+        """Does as `authenticate`, for a stream: its parts are counted, and it may stay open.
+
+        Raises: NotAuthenticated, NotAllowed, LimitExceeded.
+        """
+        keys = self._calls.keys
+        if role == PREDICT and not keys.required:
+            return
+        found = offered(authorization, api_key)
+        self._caller = keys.admit(found, role=role, address=self._address)
+        if name := self._caller.name:
+            self.record.caller = name
+            self.client = f"key {name}"
 
     def part(self, method: str, request_id: str) -> Call:
         """Begins a call within this one, of the same caller and deadline: one message of a stream.
@@ -174,14 +230,41 @@ class Call:
         Its key is judged by `check_key`, inside the part's own block.
         """
         record = RequestRecord(self.record.transport, method, request_id, self.record.code)
-        part = Call(self._calls, record, self.time_left)
+        part = Call(self._calls, record, self.time_left, self._address)
         part._caller, record.caller = self._caller, self.record.caller
+        part.client = self.client
         return part
 
     def check_key(self) -> None:
-        """Refuses who is known no more: a stream may outlive its key. Raises: NotAuthenticated."""
-        if self._calls.keys is not None and self._caller is not None:
+        """Lets a part of a stream in, which may outlive its key.
+
+        Raises: NotAuthenticated when the key is known no more, LimitExceeded.
+        """
+        if self._calls.keys.required:
             self._calls.keys.check(self._caller)
+        self._enter()
+
+    def charge(self, pixels: int) -> None:
+        """Counts the pixels of one image of the request, before it is decoded.
+
+        Raises: LimitExceeded, for the first only.
+        """
+        if self._usage is not None:
+            self._usage.take_pixels(pixels, judged=not self._charged)
+            self._charged = True
+
+    def limit_headers(self) -> list[tuple[str, str]]:
+        """Tells the caller its limits and what is left of them; nothing where it has none."""
+        return [] if self._usage is None else self._usage.headers()
+
+    def _enter(self) -> None:
+        """Raises: LimitExceeded."""
+        if not self._calls.limited:
+            return
+        self._usage = self._calls.limiter.usage(self.client, self._caller.limits)
+        if self._usage is not None:
+            self._usage.enter()
+            self._entered = True
 
     def seconds_left(self, asked_s: float | None = None) -> float:
         """Says how long the answer may take: as asked, or as the server is set up, within the
@@ -225,6 +308,8 @@ class Call:
         if not isinstance(error, ServiceError):
             _log.error("request %s failed", self.id, exc_info=error)
             error = ServiceError(_FAULT)
+        if isinstance(error, LimitExceeded):
+            self._calls.telemetry.limited(self.record.caller, error.limit)
         self.refuse(outcome_of(error, self.id))
 
     def _note(self, status: Status) -> None:

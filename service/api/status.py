@@ -48,6 +48,7 @@ _ROWS: Final[dict[type[errors.ServiceError], tuple[int, grpc.StatusCode, bool]]]
     errors.NotAllowed: (403, _C.PERMISSION_DENIED, False),
     errors.ModelNotReady: (503, _C.UNAVAILABLE, True),
     errors.Overloaded: (429, _C.RESOURCE_EXHAUSTED, True),
+    errors.LimitExceeded: (429, _C.RESOURCE_EXHAUSTED, True),
     errors.UploadTooSlow: (408, _C.DEADLINE_EXCEEDED, False),
     errors.DeadlineExceeded: (504, _C.DEADLINE_EXCEEDED, False),
     errors.Cancelled: (CLIENT_CLOSED_REQUEST, _C.CANCELLED, False),
@@ -69,7 +70,7 @@ def status_of(error: errors.ServiceError) -> Status:
 
 
 def retry_after_s(error: errors.ServiceError) -> int | None:
-    """Whole seconds to wait before the next try, at least 1; None when a retry cannot help."""
+    """Counts whole seconds before the next try, at least 1; None when a retry cannot help."""
     if not status_of(error).retry:
         return None
     return max(1, math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S)))

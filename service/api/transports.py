@@ -16,6 +16,7 @@ from service.api.http.middleware import under_prefix
 from service.api.http.routes import create_app
 from service.api.http.segment import SegmentEndpoint, segment_first
 from service.api.keys import Keys
+from service.api.limits import Limits
 from service.api.oip import grpc as oip_grpc
 from service.api.oip.grpc import OipGrpc
 from service.api.oip.infer import Inference
@@ -34,15 +35,20 @@ def build(
     config: ApiConfig,
     *,
     keys: Keys | None,
-    admin_key: str | None,
     ready: Callable[[], bool],
 ) -> tuple[ASGIApp, GrpcServer]:
-    """Must be called inside the event loop that runs them.
+    """Builds them; must be called inside the event loop that runs them.
 
-    keys: None lets everybody in. admin_key: opens the model repository; None lets nobody in. ready:
-    whether new requests are wanted: models loaded and not draining.
+    keys: None lets everybody in, but nobody to the model repository. ready: whether new requests
+    are wanted: models loaded and not draining.
     """
-    calls = Calls(telemetry, keys, deadline_s=config.deadline_s, model_label=segmenter.metric_label)
+    calls = Calls(
+        telemetry,
+        keys,
+        deadline_s=config.deadline_s,
+        model_label=segmenter.metric_label,
+        limits=Limits.of(config.limits.split()),
+    )
     uploads = Uploads(
         max_count=config.max_uploads,
         max_bytes=config.max_uploads_bytes,
@@ -51,7 +57,7 @@ def build(
     )
     statistics: Statistics = defaultdict(Counts)
     inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
-    operations = Operations(segmenter, statistics, admin_key=admin_key, ready=ready)
+    operations = Operations(segmenter, statistics, ready=ready)
 
     segment = SegmentEndpoint(
         segmenter,

@@ -46,7 +46,7 @@ class Uploads:
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bodies being read, and their bytes so far."""
+        """Counts bodies being read, and their bytes so far."""
         return self._count, self._bytes
 
     @contextmanager

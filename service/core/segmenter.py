@@ -24,16 +24,17 @@ from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import settle
 from service.core.batching.threads import Pool
 from service.core.batching.tiles import run_in_tiles
+from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.engines.memory import admitted_pixels, available_memory_bytes, whole_pixels
-from service.core.images.decode import check_pixels, decode, prepare
+from service.core.images.decode import decode, prepare
 from service.core.images.header import Header, read_header
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
 from service.core.outputs.registry import Encoder, all_outputs
 from service.core.types import (
+    Client,
     Clock,
     IndexEntry,
     ModelState,
@@ -71,8 +72,8 @@ class Segmenter:
         """
         cores = available_cores()
         self._config = config
-        memory_bytes = available_memory_bytes()
-        self._whole_pixels = config.max_whole_pixels or whole_pixels(memory_bytes)
+        memory_bytes = memory.available_memory_bytes()
+        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
         self._observer = observer or Observer()
         self._clock = clock
         self._pool = Pool(config.pool_workers or cores, clock)
@@ -92,7 +93,9 @@ class Segmenter:
         self._admission = Admission(
             max_requests=config.max_inflight,
             max_bytes=config.max_inflight_bytes,
-            max_pixels=config.max_inflight_pixels or admitted_pixels(memory_bytes),
+            max_pixels=config.max_image_pixels,
+            max_memory_bytes=memory.admitted_bytes(memory_bytes, config.max_inflight_pixels),
+            max_decode_bytes=memory.largest_image_bytes(memory_bytes),
             observer=self._observer,
         )
         self._started = False
@@ -144,7 +147,7 @@ class Segmenter:
     def status(
         self, name: str | None, version: str | None = None
     ) -> tuple[ModelStatus, VersionStatus]:
-        """Finds the model and version that a request of these names means, ready or not.
+        """Finds what a request of these names means, ready or not.
 
         Raises: InvalidParameter, UnknownModel, UnknownVersion.
         """
@@ -194,10 +197,12 @@ class Segmenter:
             deadline = None if deadline_s is None else self._clock() + deadline_s
             queues[0].check(deadline, Priority.HIGH)
 
-    async def segment(self, image: bytes | UInt8Array, options: SegmentOptions) -> SegmentReply:
+    async def segment(
+        self, image: bytes | UInt8Array, options: SegmentOptions, client: Client | None = None
+    ) -> SegmentReply:
         """Labels an image and encodes the reply. Cancelling the task drops the work.
 
-        image: a file's bytes, or its pixels, uint8 RGB [H,W,3].
+        image: a file's bytes, or its pixels, uint8 RGB [H,W,3]. client: who asks.
 
         Raises: any ServiceError but ModelLoadError.
         """
@@ -208,21 +213,19 @@ class Segmenter:
             header = read_header(image, max_bytes=self._config.max_image_bytes)
         else:
             header = Header("RGB", image.shape[0], image.shape[1])
-        # Room before the decode: a flood of uploads must not become a flood of pixels. An image
-        # above the limit is refused by its header, and so never has more pixels than that.
-        pixels = min(header.height * header.width, self._config.max_image_pixels)
+        # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
-        permit = self._admission.admit(model.queue, n_bytes, pixels, deadline, options.priority)
+        permit = self._admission.admit(model.queue, header, n_bytes, deadline, options.priority)
         with model, permit:
+            if client is not None:
+                client.charge(header.pixels)
             limits = self._config.max_image_pixels, self._whole_pixels
             job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
             try:
                 return await self._run(job)
-            except DeadlineExceeded:
-                self._observer.rejected("deadline")
-                raise
-            except asyncio.CancelledError:
-                self._observer.rejected("cancelled")
+            except (DeadlineExceeded, asyncio.CancelledError) as error:
+                late = isinstance(error, DeadlineExceeded)
+                self._observer.rejected("deadline" if late else "cancelled")
                 raise
 
     async def drain(self, timeout_s: float) -> bool:
@@ -253,7 +256,7 @@ class Segmenter:
             if job.decoded_s:
                 timings.decode_s = job.decoded_s - began
                 self._observer.stage(model.name, "decode", timings.decode_s)
-                self._observer.image_pixels(job.pixels)
+                self._observer.image_pixels(job.header.pixels)
         if result is _TOO_LARGE:
             result = await run_in_tiles(
                 job.tensor,
@@ -352,10 +355,6 @@ class _Job:
         """Returns the upload's height and width, upright."""
         return self.rgb.shape[0], self.rgb.shape[1]
 
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
-
     def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts what the model gave for the tensor to the upload's size."""
         return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
@@ -367,9 +366,7 @@ class _Job:
         """
         self._decode()
         request, tensor = self.permit.request, self.tensor
-        if self.pixels != self.permit.pixels:
-            loop = request.future.get_loop()
-            loop.call_soon_threadsafe(self.permit.correct, self.pixels)
+        self.permit.decoded()
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
         if height * width > self.max_whole_pixels:
@@ -388,12 +385,12 @@ class _Job:
         if isinstance(self.image, bytes):
             self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
         else:
-            check_pixels(self.header.height, self.header.width, self.max_image_pixels)
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)
+        # Not held twice, if the tensor is a padded copy.
+        self.rgb = self.tensor[: self.rgb.shape[0], : self.rgb.shape[1]]
         self.decoded_s = self.clock()
 
 
 def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
-    height, width = rgb.shape[:2]
-    return encoder.encode(rgb, label_map[:height, :width], None, Timings())
+    return encoder.encode(rgb, label_map[: rgb.shape[0], : rgb.shape[1]], None, Timings())

@@ -120,6 +120,16 @@ class SegmentReply:
     scores: tuple[Float32Array, ...] = ()
 
 
+class Client(Protocol):
+    """Says who asks. client: whose request it is, for its turn among others."""
+
+    client: str
+
+    def charge(self, pixels: int) -> None:
+        """Is told of an admitted image, before it is decoded. Raises: LimitExceeded."""
+        ...
+
+
 class ModelState(StrEnum):
     """Says what a version does.
 
@@ -204,7 +214,8 @@ class Observer:
     Called on the event loop, `queue_depth` on any thread but one at a time; must not block or
     raise. stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
-    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one).
+    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one),
+    "guesses" (after too many wrong keys).
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...

@@ -87,7 +87,7 @@ def segformer() -> nn.Module:
 
 
 def write(network: nn.Module, path: Path, size: tuple[int, int], *, fixed: bool = False) -> None:
-    """By torch's exporter; `fixed`: for one image of `size` (height, width) only."""
+    """Exports by torch; `fixed`: for one image of `size` (height, width) only."""
     example = torch.zeros(1 if fixed else 2, 3, *size)
     axes = {} if fixed else dict.fromkeys(ANY_SIZE, torch.export.Dim.DYNAMIC)
     with warnings.catch_warnings():

@@ -22,7 +22,7 @@ PROBLEM = {"type": "urn:fcn:problem:not-authenticated", "title": "Not authentica
 
 @pytest.fixture
 def locked(wide: Visit) -> Iterator[Visit]:
-    """As a server with keys answers: 401 to all but its pages. Its words are in docs/api.md."""
+    """Answers as a server with keys: 401 to all but its pages. Its words are in docs/api.md."""
     page = wide.page
     sent: list[str] = []
 

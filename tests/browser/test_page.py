@@ -357,7 +357,7 @@ def test_there_are_no_empty_panels_while_the_first_answer_is_waited_for(desk: Vi
 def test_the_background_is_left_alone(
     desk: Visit, hidden: list[int], drawn: list[int], asked: list[str] | None
 ) -> None:
-    """As in the server's overlays, unless nothing else is shown."""
+    """It is as in the server's overlays, unless nothing else is shown."""
     found = desk.page.evaluate(
         """async (hidden) => {
           const { Classes } = await import("/web/js/classes.js");

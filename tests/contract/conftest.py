@@ -14,15 +14,18 @@ MAX_IMAGE_BYTES = 100_000
 MAX_IMAGE_PIXELS = 1_000_000
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serves `tiny` (versions 1, with logits, and 2, which favours green) and `other`."""
-    repository: Path = tmp_path_factory.mktemp("models")
+def models(repository: Path) -> Path:
+    """Write `tiny` (versions 1, with logits, and 2, which favours green) and `other`."""
     write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))
     write_model(repository, "other", 1, bias=(0, 0, 300))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(
-        repository,
+        models(tmp_path_factory.mktemp("models")),
         default_model="tiny",
         max_image_bytes=MAX_IMAGE_BYTES,
         max_image_pixels=MAX_IMAGE_PIXELS,
@@ -36,11 +39,8 @@ MAX_PIXELS = 40_000
 
 @pytest.fixture(scope="session")
 def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `server`, with an admin key, `first` for version 1, and a queue of six images."""
-    repository: Path = tmp_path_factory.mktemp("oip")
-    write_model(repository, "tiny", 1, logits=True)
-    write_model(repository, "tiny", 2, bias=(0, 300, 0))
-    write_model(repository, "other", 1, bias=(0, 0, 300))
+    """Runs another, with an admin key, `first` for version 1, and a queue of six images."""
+    repository = models(tmp_path_factory.mktemp("oip"))
     (repository / "aliases.toml").write_text('first = "tiny/1"\n')
     with running(
         repository,

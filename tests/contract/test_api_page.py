@@ -58,7 +58,7 @@ SAID = [
     ("sh", ('fcn_model_info{model="tiny"',)),
     ("python", ("SERVING",)),
 ]
-"""Of each snippet its language, and what it prints, beside the images that it writes."""
+"""Each snippet's language, and what it prints, beside the images that it writes."""
 
 
 def test_there_are_snippets() -> None:

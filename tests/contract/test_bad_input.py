@@ -66,83 +66,42 @@ def assert_status(error: grpc.RpcError, code: grpc.StatusCode, kind: str, *words
 
 @dataclass(frozen=True)
 class Case:
-    """One request that is wrong, as both transports can say it."""
+    """One request that is wrong, as both transports can say it; what they are told has `words`."""
 
     status: int
-    code: grpc.StatusCode
     kind: str
-    words: tuple[str, ...]
+    words: tuple[str, ...] = ()
     body: bytes = GOOD
     query: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+    code: grpc.StatusCode = _Code.INVALID_ARGUMENT
+
+
+def wrong(name: str, value: object, *words: str, text: str = "") -> Case:
+    """A parameter that is wrong; `text`: as the query has it."""
+    query = {name: text or str(value)}
+    return Case(400, "invalid-parameter", words, query=query, fields={name: value})
+
+
+def unknown(name: str, value: str, *words: str) -> Case:
+    found = {name: value}
+    return Case(404, f"unknown-{name}", words, query=found, fields=found, code=_Code.NOT_FOUND)
 
 
 CASES = {
-    "empty body": Case(400, _Code.INVALID_ARGUMENT, "invalid-image", ("empty",), body=b""),
-    "text": Case(
-        415, _Code.INVALID_ARGUMENT, "unsupported-image-format", ("JPEG",), body=b"hello " * 99
-    ),
-    "truncated JPEG": Case(
-        400, _Code.INVALID_ARGUMENT, "invalid-image", (), body=jpeg(street(64, 64))[:-200]
-    ),
+    "empty body": Case(400, "invalid-image", ("empty",), b""),
+    "text": Case(415, "unsupported-image-format", ("JPEG",), b"hello " * 99),
+    "truncated JPEG": Case(400, "invalid-image", (), jpeg(street(64, 64))[:-200]),
     "20000x20000 header": Case(
-        413,
-        _Code.INVALID_ARGUMENT,
-        "image-too-large",
-        ("20000x20000", "scale it down"),
-        body=huge_png_header(),
+        413, "image-too-large", ("20000x20000", "scale it down"), huge_png_header()
     ),
-    "animated GIF": Case(
-        415, _Code.INVALID_ARGUMENT, "unsupported-image-format", (), body=animated_gif()
-    ),
-    "unknown model": Case(
-        404,
-        _Code.NOT_FOUND,
-        "unknown-model",
-        ("'nope'", "other, tiny"),
-        query={"model": "nope"},
-        fields={"model": "nope"},
-    ),
-    "unknown version": Case(
-        404,
-        _Code.NOT_FOUND,
-        "unknown-version",
-        ("'9'", "1, 2"),
-        query={"version": "9"},
-        fields={"version": "9"},
-    ),
-    "unknown output": Case(
-        400,
-        _Code.INVALID_ARGUMENT,
-        "invalid-parameter",
-        ("no output",),
-        query={"output": "masks"},
-        fields={"output": 77},
-    ),
-    "alpha above 1": Case(
-        400,
-        _Code.INVALID_ARGUMENT,
-        "invalid-parameter",
-        ("alpha",),
-        query={"alpha": "1.5"},
-        fields={"alpha": 1.5},
-    ),
-    "alpha not a number": Case(
-        400,
-        _Code.INVALID_ARGUMENT,
-        "invalid-parameter",
-        ("alpha",),
-        query={"alpha": "nan"},
-        fields={"alpha": float("nan")},
-    ),
-    "unknown class": Case(
-        400,
-        _Code.INVALID_ARGUMENT,
-        "invalid-parameter",
-        ("'cat'",),
-        query={"classes": "red,cat"},
-        fields={"classes": ["red", "cat"]},
-    ),
+    "animated GIF": Case(415, "unsupported-image-format", (), animated_gif()),
+    "unknown model": unknown("model", "nope", "'nope'", "other, tiny"),
+    "unknown version": unknown("version", "9", "'9'", "1, 2"),
+    "unknown output": wrong("output", 77, "no output", text="masks"),
+    "alpha above 1": wrong("alpha", 1.5, "alpha"),
+    "alpha not a number": wrong("alpha", float("nan"), "alpha"),
+    "unknown class": wrong("classes", ["red", "cat"], "'cat'", text="red,cat"),
 }
 
 

@@ -18,7 +18,6 @@ from fcn_client import (
     InvalidImage,
     InvalidInput,
     InvalidParameter,
-    NotAuthenticated,
     SegmentOptions,
     ServerError,
     UnknownVersion,
@@ -26,8 +25,8 @@ from fcn_client import (
 )
 from fcn_client.types import ImageLike
 from tests.drawing import jpeg, png, read_png, street
-from tests.serving import ROOT, Server, environment, running
-from tests.tiny_models import CLASSES, expected_label_map, write_model
+from tests.serving import ROOT, Server, environment
+from tests.tiny_models import CLASSES, expected_label_map
 from tests.unit.client.clients import EITHER, Awaited, Client, Threaded
 from tests.unit.repository.pages import blocks
 
@@ -171,30 +170,6 @@ def test_every_option_of_the_api(server: Server, client: Threaded | Awaited) -> 
     half: Any = client.segment(png(RGB), "probabilities", version="1", dtype="float16").value
     assert (half.dtype, half.shape) == ("float16", (3, 40, 56))
     np.testing.assert_array_equal(half.argmax(0), expected_label_map(RGB))
-
-
-def test_a_server_with_keys(tmp_path: Path) -> None:
-    """What the fakes of tests/unit/client say of keys, the server does."""
-    write_model(tmp_path / "models", "tiny", 1)
-    keys = tmp_path / "keys"
-    keys.write_text("alice alice-has-this-key\n")
-    keys.chmod(0o600)
-    with running(tmp_path / "models", api_keys_file=keys) as server:
-        for transport in ("rest", "grpc"):
-            url = address(server, transport)
-            with FcnClient(url) as nobody:
-                assert nobody.ready()
-                for ask in (nobody.models, lambda asker=nobody: asker.segment(RGB)):
-                    with pytest.raises(NotAuthenticated) as raised:
-                        ask()
-                    assert (raised.value.status, raised.value.attempts) == (401, 1)
-            with FcnClient(url, api_key="alice-has-this-key") as alice:
-                assert [model.name for model in alice.models()] == ["tiny"]
-                np.testing.assert_array_equal(alice.segment(RGB).value, expected_label_map(RGB))
-        with FcnClient(url, api_key="alice-has-this-key") as alice:
-            assert [outcome.ok for outcome in alice.segment_stream([RGB] * 3)] == [True] * 3
-        with FcnClient(url, api_key="another") as wrong, pytest.raises(NotAuthenticated):
-            list(wrong.segment_stream([RGB] * 3))
 
 
 def test_there_are_snippets() -> None:

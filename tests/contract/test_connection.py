@@ -1,4 +1,4 @@
-"""What a connection to `POST /segment` goes through, byte by byte."""
+"""A connection to `POST /segment` is followed byte by byte."""
 
 from __future__ import annotations
 
@@ -140,19 +140,6 @@ def test_other_requests_on_the_same_connection(link: Link) -> None:
     assert link.answer()[0] == 405
     link.send(ordinary())
     assert link.answer()[0] == 200
-
-
-def test_http_1_0(link: Link) -> None:
-    link.send(ordinary().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
-    assert link.answer()[0] == 200
-    assert link.is_over()  # as is this version's way, when nobody says otherwise
-
-
-def test_what_is_no_http_ends_the_connection(link: Link) -> None:
-    link.send(ordinary())
-    assert link.answer()[0] == 200
-    link.send(b"POST /segment HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")
-    assert link.file.readline().split()[1] == b"400"
 
 
 def test_a_head_without_an_end_is_refused(link: Link) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,9 @@ from service.api.stubs import inference_pb2 as oip
 from service.api.stubs import inference_pb2_grpc as oip_grpc
 from tests.contract.conftest import ADMIN_KEY
 from tests.contract.oip import Request
+from tests.contract.test_openapi import schemathesis
 from tests.drawing import png, street
-from tests.serving import Server, environment, running
+from tests.serving import Server, running
 from tests.tiny_models import expected_label_map, write_model
 
 ALICE, BOB = "alice-has-this-key", "bob+has/another=1"
@@ -112,10 +110,13 @@ def assert_unauthenticated(error: pytest.ExceptionInfo[grpc.RpcError]) -> None:
 def test_without_a_key_nothing_is_answered(keyed: Server, headers: dict[str, str]) -> None:
     """Nor with the admin key, which is for other things."""
     before = keyed.metric(REFUSED)
-    for method, path in CLOSED:
-        content = GOOD if method == "POST" else None
-        reply = keyed.rest.request(method, path, headers=headers, content=content)
-        assert_refused(reply, path)
+    # From an address of its own: so many wrong keys from one are slowed.
+    transport = httpx.HTTPTransport(local_address=f"127.0.1.{1 + len(str(headers)) % 250}")
+    with httpx.Client(base_url=keyed.url, transport=transport) as client:
+        for method, path in CLOSED:
+            content = GOOD if method == "POST" else None
+            reply = client.request(method, path, headers=headers, content=content)
+            assert_refused(reply, path)
     keyed.settles(REFUSED, before + len(CLOSED))
 
 
@@ -293,12 +294,18 @@ def test_our_own_client(keyed: Server, transport: str) -> None:
     with FcnClient(url, api_key=ALICE) as client:
         assert (client.segment(rgb).value == expected_label_map(rgb)).all()
         assert [model.name for model in client.models()] == ["tiny"]
+        if transport == "grpc":
+            assert [outcome.ok for outcome in client.segment_stream([rgb] * 3)] == [True] * 3
     for wrong in (None, "a-key-of-nobody-here"):
         with FcnClient(url, api_key=wrong) as client:
-            with pytest.raises(NotAuthenticated, match="X-API-Key: KEY"):
-                client.segment(rgb)
-            with pytest.raises(NotAuthenticated, match="X-API-Key: KEY"):
-                client.models()
+            assert client.ready()
+            calls: list[Callable[[], object]] = [client.models, lambda c=client: c.segment(rgb)]  # type: ignore[misc]
+            if transport == "grpc":
+                calls.append(lambda c=client: list(c.segment_stream([rgb])))  # type: ignore[misc]
+            for call in calls:
+                with pytest.raises(NotAuthenticated, match="X-API-Key: KEY") as raised:
+                    call()
+                assert (raised.value.status, raised.value.attempts) == (401, 1)
 
 
 def test_the_page_says_what_needs_a_key(keyed: Server, server: Server) -> None:
@@ -329,30 +336,19 @@ def test_the_page_says_what_needs_a_key(keyed: Server, server: Server) -> None:
         assert found[field] == example[field]
 
 
-def test_schemathesis(keyed: Server, tmp_path: Path) -> None:
-    """It sends the key, and, in a check of its own, leaves it out and sends a wrong one."""
+def test_schemathesis(key_file: Path, tmp_path: Path) -> None:
+    """It sends the key, and, in a check of its own, leaves it out and sends a wrong one.
+
+    To a server of its own, which has not had so many wrong ones yet that it slows them.
+    """
+    write_model(tmp_path / "models", logits=True)
+    with running(tmp_path / "models", api_keys_file=key_file) as keyed:
+        _schemathesis(keyed, tmp_path)
+
+
+def _schemathesis(keyed: Server, tmp_path: Path) -> None:
     series = (REFUSED, 'fcn_caller_requests_total{caller="alice"}')
     before = [keyed.metric(name) for name in series]
-    config = tmp_path / "schemathesis.toml"
-    plain = Path(__file__).with_name("schemathesis.toml").read_text()
-    config.write_text(f'{plain}\n[auth.openapi.apiKey]\napi_key = "{ALICE}"\n')
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("st"),
-            "--no-color",
-            f"--config-file={config}",
-            "run",
-            f"{keyed.url}/openapi.json",
-            "--max-examples=1",
-            "--generation-deterministic",
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"Tested: (\d+)", done.stdout)
+    assert schemathesis(keyed, tmp_path, 1, f'\n[auth.openapi.apiKey]\napi_key = "{ALICE}"\n')
     for name, n in zip(series, before, strict=True):
         keyed.wait_for(name, n + 1)

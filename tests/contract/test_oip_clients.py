@@ -21,7 +21,7 @@ from tests.serving import ROOT, Server, environment
 def test_client(
     oip_server: Server, tmp_path: Path, script: str, arguments: tuple[str, ...], ways: int
 ) -> None:
-    """What the clients compare with are /segment's answers."""
+    """The clients are compared with /segment's answers."""
     python = clients_python()
     for number, image in enumerate(IMAGES):
         (tmp_path / f"{number}.png").write_bytes(png(image))

@@ -16,13 +16,14 @@ from tests.contract.conftest import ADMIN_KEY, MAX_IMAGE_BYTES, MAX_PIXELS
 from tests.contract.oip import CASES, FILES, IMAGES, INFER, Request, elements, tensors
 from tests.drawing import UInt8Array, png, read_png, street
 from tests.serving import Server
+from tests.waiting import until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of IMAGES."""
+    """Asks /segment for each of IMAGES."""
     return np.stack([read_png(segmented(oip_server, image)) for image in IMAGES])
 
 
@@ -292,8 +293,7 @@ def test_statistics(oip_server: Server) -> None:
     before = counts()
     Request().post(oip_server.rest)
     CASES["rank"].request.post(oip_server.rest)
-    after = counts()
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2, 1]
+    until(lambda: [b - a for a, b in zip(before, counts(), strict=True)] == [1, 2, 1])
     listed = oip_server.rest.get("/v2/models/stats").json()["model_stats"]
     assert [(s["name"], s["version"]) for s in listed] == [
         ("other", "1"),
@@ -314,6 +314,26 @@ def test_repository_with_a_wrong_key(oip_server: Server, offered: str | None) ->
     for path in ("index", "models/other/load", "models/other/unload"):
         reply = oip_server.rest.post(f"/v2/repository/{path}", headers=headers)
         assert_error(reply, 401, "Authorization: Bearer")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "advice"),
+    [
+        ("models/tiny/load", {"parameters": 5}, "parameters is to be an object, or left out"),
+        ("models/tiny/load", {"parameters": ["config"]}, "parameters is to be an object"),
+        ("models/tiny/load", {"parameters": ""}, "parameters is to be an object"),
+        ("models/tiny/unload", {"parameters": True}, "parameters is to be an object"),
+        ("index", {"ready": "yes"}, "ready is to be true or false, or left out"),
+        ("index", {"ready": 1}, "ready is to be true or false"),
+        ("index", [{}], "no JSON object"),
+        ("models/tiny/load", 5, "no JSON object"),
+    ],
+)
+def test_repository_with_a_member_of_another_type(
+    oip_server: Server, path: str, body: object, advice: str
+) -> None:
+    reply = oip_server.rest.post(f"/v2/repository/{path}", headers=ADMIN, json=body)
+    assert_error(reply, 400, advice)
 
 
 def test_repository(oip_server: Server) -> None:

@@ -8,10 +8,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
-    ProtoReflectionDescriptorDatabase,
-)
 
 from service.api.stubs import inference_pb2 as pb
 from service.api.stubs import inference_pb2_grpc as pb_grpc
@@ -30,7 +26,7 @@ def stub(oip_server: Server) -> pb_grpc.GRPCInferenceServiceStub:
 
 @pytest.fixture(scope="module")
 def label_maps(oip_server: Server) -> UInt8Array:
-    """What /segment answers for each of IMAGES."""
+    """Asks /segment for each of IMAGES."""
     replies = [oip_server.rest.post("/segment?version=1", content=png(image)) for image in IMAGES]
     return np.stack([read_png(reply.content) for reply in replies])
 
@@ -193,11 +189,3 @@ def test_repository(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
     stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="other"), metadata=ADMIN)
     listed = stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=ADMIN).models
     assert ("other", "READY") in [(m.name, m.state) for m in listed]
-
-
-def test_health_and_reflection(oip_server: Server) -> None:
-    service = "inference.GRPCInferenceService"
-    health = health_pb2_grpc.HealthStub(oip_server.channel)
-    reply = health.Check(health_pb2.HealthCheckRequest(service=service))
-    assert reply.status == health_pb2.HealthCheckResponse.SERVING
-    assert service in ProtoReflectionDescriptorDatabase(oip_server.channel).get_services()

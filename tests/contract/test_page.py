@@ -1,4 +1,4 @@
-"""What a browser gets, as HTTP: types, policy, caching; programs still get JSON."""
+"""A browser gets types, policy and caching over HTTP; programs still get JSON."""
 
 from __future__ import annotations
 

@@ -36,15 +36,6 @@ FORMATS = {
 }
 
 
-def test_label_map_is_the_networks(server: Server) -> None:
-    reply = server.rest.post(
-        "/segment?version=1", content=png(RGB), headers={"Content-Type": "image/png"}
-    )
-    assert reply.status_code == 200
-    assert reply.headers["content-type"] == "image/png"
-    np.testing.assert_array_equal(read_png(reply.content), expected_label_map(RGB))
-
-
 @pytest.mark.parametrize("media_type", FORMATS)
 def test_three_ways_one_answer(server: Server, media_type: str) -> None:
     image = encode(RGB, FORMATS[media_type])
@@ -153,27 +144,6 @@ def test_model_and_version_are_chosen(server: Server) -> None:
         assert CLASSES[label].id == label
 
 
-@pytest.mark.parametrize(
-    ("accept", "media_type"),
-    [
-        ("*/*", "image/png"),
-        ("image/*", "image/png"),
-        ("image/png", "image/png"),
-        ("application/json", "application/json"),
-        ("text/html, application/json;q=0.9, */*;q=0.1", "application/json"),
-        ("application/json;q=0.2, image/png;q=0.7", "image/png"),
-    ],
-)
-def test_accept_chooses(server: Server, accept: str, media_type: str) -> None:
-    reply = server.rest.post(
-        "/segment",
-        content=png(RGB),
-        headers={"Content-Type": "image/png", "Accept": accept},
-    )
-    assert reply.status_code == 200
-    assert reply.headers["content-type"] == media_type
-
-
 def test_output_wins_over_accept(server: Server) -> None:
     reply = server.rest.post(
         "/segment?output=json",
@@ -181,25 +151,6 @@ def test_output_wins_over_accept(server: Server) -> None:
         headers={"Content-Type": "image/png", "Accept": "image/png"},
     )
     assert reply.headers["content-type"] == "application/json"
-
-
-def test_one_pixel_gets_its_one_label(server: Server) -> None:
-    image = png(np.array([[[0, 0, 9]]], np.uint8))
-    reply = server.rest.post(
-        "/segment?version=1", content=image, headers={"Content-Type": "image/png"}
-    )
-    np.testing.assert_array_equal(read_png(reply.content), [[2]])
-    call = server.stub.Segment(pb.SegmentRequest(image=image, version="1"), timeout=30)
-    np.testing.assert_array_equal(read_png(call.body), [[2]])
-
-
-def test_chunked_upload_in_small_pieces(server: Server) -> None:
-    image = png(RGB)
-    pieces = (image[n : n + 7] for n in range(0, len(image), 7))
-    reply = server.rest.post("/segment", content=pieces, headers={"Content-Type": "image/png"})
-    assert reply.status_code == 200
-    whole = server.rest.post("/segment", content=image, headers={"Content-Type": "image/png"})
-    assert reply.content == whole.content
 
 
 def test_server_timing_names_the_stages(server: Server) -> None:

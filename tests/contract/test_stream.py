@@ -35,7 +35,7 @@ def answers(
 
 @pytest.fixture(scope="module")
 def expected(server: Server) -> list[bytes]:
-    """What Segment answers to IMAGES."""
+    """Asks Segment for IMAGES."""
     return [
         server.stub.Segment(pb.SegmentRequest(image=p, version="1"), timeout=30).body
         for p in IMAGES
@@ -131,19 +131,18 @@ def test_a_message_that_is_none(
 
 
 def test_an_item_is_a_segment_to_the_operator(server: Server) -> None:
-    def counted(method: str) -> float:
-        return server.metric(
-            f'fcn_requests_total{{code="OK",method="{method}",'
-            f'model="{"tiny" if method == "Segment" else ""}",transport="grpc"}}'
-        )
-
-    before = counted("Segment"), counted("SegmentStream")
+    counts = [
+        f'fcn_requests_total{{code="OK",method="{method}",model="{model}",transport="grpc"}}'
+        for method, model in (("Segment", "tiny"), ("SegmentStream", ""))
+    ]
+    before = [server.metric(series) for series in counts]
     call = server.stub.SegmentStream(
         iter([item(0), item(1)]), metadata=(("x-request-id", "a-drive"),), timeout=30
     )
     assert len(list(call)) == 2
     assert dict(call.trailing_metadata())["x-request-id"] == "a-drive"
-    assert (counted("Segment"), counted("SegmentStream")) == (before[0] + 2, before[1] + 1)
+    for series, count, more in zip(counts, before, (2, 1), strict=True):
+        server.settles(series, count + more)
     lines = [line for line in server.log().splitlines() if "request_id=a-drive" in line]
     assert sum("grpc Segment OK request_id=a-drive/frame-" in line for line in lines) == 2
     assert sum("grpc SegmentStream OK request_id=a-drive " in line for line in lines) == 1

@@ -54,7 +54,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def files(wheel: Path) -> set[str]:
-    """What a wheel installs, but for its own metadata."""
+    """Lists what a wheel installs, but for its own metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 

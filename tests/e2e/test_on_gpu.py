@@ -24,7 +24,7 @@ UInt8Array = npt.NDArray[np.uint8]
 MODEL = ROOT / "model_repository" / "camvid-fcn8s-mobilenet_v1" / "1" / "model.onnx"
 SHAPES = ((1, 97, 131), (3, 97, 131), (2, 128, 96), (1, 64, 160), (3, 64, 160))
 MIN_AGREEMENT = 0.999
-"""Without TF32. Sums are added up in another order, and labels change where two are as likely."""
+"""Agreement without TF32: other orders of sums change labels where two are as likely."""
 
 
 @pytest.fixture(params=["pretended", "real"])

@@ -13,6 +13,7 @@ from tests.serving import running, write_slow_model
 
 SECONDS = 2.5
 ALONE = 8
+RUN = 'fcn_batch_size_sum{model="slow"}'
 
 
 def ask(url: str, due: list[float]) -> list[Answer]:
@@ -24,27 +25,34 @@ def ask(url: str, due: list[float]) -> list[Answer]:
         client.close()
 
 
+def infer_s(answers: list[Answer]) -> list[float]:
+    """Reads how long the model took, by the server's word, for those with an answer."""
+    return [load.stages_of(a.timing)["infer"] / 1000 for a in answers if a.status == 200]
+
+
 def test_a_flood(tmp_path: Path) -> None:
-    """The bounds are wide: this machine has other things to do, and may have more of them by now
-    than when the server was measured alone."""
+    """How many a second it answers is for bench.versus to say, on a quiet machine: here the answers
+    are counted, and held against what the model did meanwhile."""
     write_slow_model(tmp_path, turns=300)
-    with running(tmp_path, instances=1, alone_threads=1) as server:
+    with running(tmp_path, instances=1, alone_threads=1, max_batch=1) as server:
         url = f"{server.url}/segment"
-        # All due at once: with one instance they are answered one after the other.
-        alone = ask(f"{url}?deadline_ms=60000", [0.0] * ALONE)
-        assert {answer.status for answer in alone} == {200}
-        capacity = ALONE / max(answer.done_s for answer in alone)
+        calm = infer_s(ask(f"{url}?deadline_ms=60000", [0.0] * ALONE))
+        run_before = server.metric(RUN)
         # In runs, not in seconds: how long one takes is up to who else is on this machine.
-        deadline_s = 6 / capacity
+        deadline_s = 6 * sum(calm) / len(calm)
         url = f"{url}?deadline_ms={int(1000 * deadline_s)}"
-        answers = ask(url, load.poisson(3 * capacity, SECONDS, seed=1))
+        answers = ask(url, load.poisson(4 / min(calm), SECONDS, seed=1))
         assert {answer.status for answer in answers} <= {200, 429, 504}
         found = load.summary(answers, since_s=0.0, until_s=SECONDS, deadline_s=deadline_s)
         assert found["refused"] > 0.2 * len(answers)
-        assert found["expired"] + found["late"] < 0.2 * len(answers)
-        # Without admission next to nothing is in time: 0.00 to 0.03 (docs/performance.md).
-        assert found["goodput_per_s"] > 0.1 * capacity
         assert found["refusals_with_retry_after"] == found["refused"]
+        assert found["expired"] + found["late"] < 0.3 * len(answers)
+        # What the model ran was in time; without admission next to nothing is.
+        run = server.metric(RUN) - run_before
+        assert found["answered"] - found["late"] > 0.5 * run
+        # And nobody was refused while it had nothing to do.
+        during = infer_s(answers)
+        assert run * sum(during) / len(during) > 0.3 * SECONDS
         # Soon after the flood a caller is answered at once again.
         (after,) = ask(url, [0.0])
         assert after.status == 200

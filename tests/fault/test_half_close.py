@@ -28,7 +28,7 @@ def server(slow_repository: Path) -> Iterator[Server]:
 
 @pytest.mark.parametrize("requests", [1, 2])
 def test_who_waits_is_answered_however_long_it_takes(server: Server, requests: int) -> None:
-    """Of several, those that wait for the one before, too."""
+    """So are those of several that wait for the one before."""
     links = [Link(server) for _ in range(3)]
     for link in links:
         link.send(MESSAGE * requests)

@@ -338,7 +338,7 @@ def test_a_stream_past_its_deadline_drops_its_work(server: Server) -> None:
 
 @pytest.mark.parametrize("sent", [10, -1])
 def test_an_upload_that_is_left_half_way(server: Server, sent: int) -> None:
-    """In the JSON, and in the tensor behind it."""
+    """It ends in the JSON, or in the tensor behind it."""
     gone = 'fcn_requests_total{code="499",method="ModelInfer",model="tiny",transport="rest"}'
     before = server.metric(gone)
     head, body = built(Request())

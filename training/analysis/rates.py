@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SgdRates:
-    """The numbers of `torch.optim.SGD`: v = momentum * v + gradient + weight_decay * w; w -= lr *
-    v."""
+    """Holds the numbers of `torch.optim.SGD`.
+
+    v = momentum * v + gradient + weight_decay * w; w -= lr * v.
+    """
 
     lr: float
     momentum: float
@@ -31,7 +33,7 @@ class SgdRates:
 
     @property
     def effective_lr(self) -> float:
-        """How far a constant gradient moves a weight per iteration in the long run."""
+        """Says how far a constant gradient moves a weight per iteration in the long run."""
         return self.lr / (1 - self.momentum)
 
 

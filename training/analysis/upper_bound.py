@@ -36,7 +36,7 @@ PAPER_MEAN_IU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
 def coarsened(
     target: UInt8Array, factor: int, num_classes: int, method: Method = "majority"
 ) -> UInt8Array:
-    """Down- and upsample by `factor`: uint8 [H,W] with void -> uint8 [H,W] without.
+    """Resample down and up by `factor`: uint8 [H,W] with void becomes uint8 [H,W] without.
 
     A cell without a labelled pixel gets class 0, which is scored nowhere.
     Raises: ValueError if `factor` < 1.
@@ -88,7 +88,7 @@ def upper_bounds(
 
 @dataclass(frozen=True, slots=True)
 class UpperBoundReport:
-    """The bounds for a reader, and for a program."""
+    """Holds the bounds for a reader, and for a program."""
 
     data: SegmentationDataset
     method: Method
@@ -96,7 +96,7 @@ class UpperBoundReport:
     confusions: dict[int, Confusion]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; shares in 0..1."""
+        """Make it ready for JSON; shares in 0..1."""
         return {
             "dataset": self.data.info.data.name,
             "split": self.data.split,

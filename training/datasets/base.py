@@ -45,7 +45,7 @@ class DatasetError(ValueError):
 
 
 class Sample(NamedTuple):
-    """`image` RGB uint8 [H,W,3]; `target` uint8 [H,W], class ids and VOID.
+    """Holds an `image`, RGB uint8 [H,W,3], and its `target`, uint8 [H,W], class ids and VOID.
 
     Where the data set's `modality` is not RGB, `image` is [H,W,C] as `Modality` says. Where it has
     K > 1 heads, `target` is [H,W,K], each counting its own classes from 0.
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """Class lists and origin; both end up in the contract of a network trained on it."""
+    """Holds class lists and origin, which end up in the contract of a network trained on them."""
 
     heads: dict[str, tuple[ClassInfo, ...]]
     """Class list of each labelling, by the name of the head that learns it; an only one is ""."""
@@ -69,12 +69,12 @@ class DatasetInfo:
     def single_head(
         cls, classes: tuple[ClassInfo, ...], data: TrainingData, modality: Modality = RGB
     ) -> DatasetInfo:
-        """The ordinary case: one labelling."""
+        """Make the ordinary case: one labelling."""
         return cls({"": classes}, data, modality)
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """The class list of the first or only head."""
+        """Give the class list of the first or only head."""
         return next(iter(self.heads.values()))
 
     @property
@@ -84,7 +84,7 @@ class DatasetInfo:
 
     @property
     def head_sizes(self) -> dict[str, int]:
-        """Number of classes by head."""
+        """Count classes by head."""
         return {head: len(classes) for head, classes in self.heads.items()}
 
 
@@ -98,7 +98,7 @@ class SegmentationDataset:
 
     @property
     def num_classes(self) -> int:
-        """Size of the class list of the first or only head."""
+        """Count the classes of the first or only head."""
         return len(self.info.classes)
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ def check_labels(target: UInt8Array, num_classes: int, path: Path) -> None:
 
 
 class Pixels(NamedTuple):
-    """A file's pixels as they are stored, and what Pillow says of them."""
+    """Holds a file's pixels as they are stored, and what Pillow says of them."""
 
     mode: str
     format: str | None

@@ -61,7 +61,7 @@ class SplitReport:
 
     @property
     def problem(self) -> str:
-        """The first problem; empty if there is none."""
+        """Give the first problem; empty if there is none."""
         if not self.problems:
             return ""
         kind, found = next(iter(self.problems.items()))

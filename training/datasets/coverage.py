@@ -64,17 +64,17 @@ class Coverage:
 
     @property
     def labelled(self) -> int:
-        """The pixels that have a class."""
+        """Count the pixels that have a class."""
         return int(self.counts[:, :VOID].sum())
 
     @property
     def void(self) -> float:
-        """Void's share of all pixels."""
+        """Give void's share of all pixels."""
         return float(self.counts[:, VOID].sum() / max(1, self.counts.sum()))
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each class's share of the labelled pixels, by name; of several heads `head/name`."""
+        """Give each class's share of the labelled pixels, by name; of several heads `head/name`."""
         shares: dict[str, float] = {}
         for counts, (head, names) in zip(self.counts, self.class_names.items(), strict=True):
             total = max(1, int(counts[:VOID].sum()))
@@ -87,7 +87,7 @@ class Coverage:
 
     @property
     def absent(self) -> list[str]:
-        """The classes without a pixel."""
+        """List the classes without a pixel."""
         return [name for name, share in self.shares.items() if not share]
 
     @property

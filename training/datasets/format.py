@@ -39,7 +39,7 @@ def _png_labels(_root: Path, info: DatasetInfo) -> LabelReader:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One data set's format. `root` is always the folder that the user named."""
+    """Describes one data set's format. `root` is always the folder that the user named."""
 
     layout: str
     """Says what root must hold, as a user would."""
@@ -62,7 +62,7 @@ class Format:
 
 
 class FormatDataset(SegmentationDataset):
-    """A data set whose labels the format's reader reads."""
+    """Reads a data set whose labels the format's reader reads."""
 
     def __init__(
         self, info: DatasetInfo, pairs: Sequence[Pair], split: str, reader: LabelReader

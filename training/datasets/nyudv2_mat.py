@@ -50,7 +50,7 @@ def mat_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def hha_path(root: Path, number: int) -> Path:
-    """Where the HHA of image `number` lies, counting from 1."""
+    """Locate the HHA of image `number`, counting from 1."""
     return on_disk(root / f"data/hha/img_{_FIRST_ID + number}.png")
 
 

@@ -30,7 +30,7 @@ class ServerLost(EvaluationError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that was not scored, and why."""
+    """Names an image that was not scored, and says why."""
 
     image: Path
     error: str
@@ -38,7 +38,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The result of one pass: the counts over the `images` that were scored."""
+    """Holds the result of one pass: the counts over the `images` that were scored."""
 
     confusion: Confusion
     images: int

@@ -58,7 +58,7 @@ class Report:
 
     @property
     def unlabelled(self) -> list[str]:
-        """The classes without a labelled pixel, whose scores say nothing; of several heads
+        """List the classes without a labelled pixel, whose scores say nothing; of several heads
         `head/name`."""
         names = [
             f"{head}/{name}" if len(self.data.info.heads) > 1 else name

@@ -42,7 +42,7 @@ ClassNames = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class NetworkTarget:
-    """A network that runs in this process."""
+    """Runs a network in this process."""
 
     name: str
     kind: Literal["checkpoint", "onnx"]
@@ -56,7 +56,7 @@ class NetworkTarget:
 
 @dataclass(frozen=True, slots=True)
 class ServerTarget:
-    """A model behind an address; it gets the image files as they are."""
+    """Asks a model behind an address, which gets the image files as they are."""
 
     name: str
     kind: Literal["rest", "grpc"]

@@ -3,7 +3,7 @@
 `network` reads the file, `probe` learns by running it what the file does not say, `output` reads
 what it answers, and `meaning` says by word or proof what those numbers are. `preprocessing` is how
 it wants its image, `wrap` puts around it what a server's contract asks for, `reference` computes
-the same in numpy, and `file` compares the two and writes.
+the same without ONNX, and `file` compares the two and writes.
 """
 
 from model.export.adopt.file import AdoptReport, adopt

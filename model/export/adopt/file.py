@@ -46,7 +46,7 @@ _TRIAL_PX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Images of one size. `classes`: how many of them the reference found; one tells little."""
+    """Compares images of one size. `classes`: how many the reference found; one tells little."""
 
     images: int
     height: int
@@ -58,7 +58,9 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class AdoptReport:
-    """`label_agreement`: the worst row's. `largest_difference`: between the network's probabilities
+    """Reports on the file that was written.
+
+    `label_agreement`: the worst row's. `largest_difference`: between the network's probabilities
     and those of the served logits, None without `logits`. `size`: what every image is resized to.
     `meaning`: logits, probabilities or labels, "" if nothing depends on it."""
 
@@ -82,7 +84,7 @@ class AdoptReport:
         return asdict(self)
 
     def table(self) -> str:
-        """For people."""
+        """Writes the report for people."""
         lines = ["images         size  equal labels  classes found"]
         lines += [
             f"{row.images:6}  {f'{row.height}x{row.width}':>11}  {row.label_agreement:12.4%}  "
@@ -217,7 +219,7 @@ def _compare(
 
 
 def _trials(probed: Probed, given: Sequence[UInt8Array]) -> Iterator[tuple[str, UInt8Array]]:
-    """Random images of random sizes, a batch among them, and the smallest; then the user's."""
+    """Yields random images of random sizes, a batch and the smallest too; then the user's."""
     random = np.random.default_rng(0)
     smallest, multiple = probed.min_side_px, probed.multiple_of_px
     sides = [random.integers(32, 257, 2) for _ in range(_RANDOM_SIZES)]
@@ -232,7 +234,7 @@ def _trials(probed: Probed, given: Sequence[UInt8Array]) -> Iterator[tuple[str, 
 
 
 def _with_halo(adopted: Any, proto: onnx.ModelProto, contract: Contract) -> Contract:
-    """The contract with stride and `context_px` if the graph has them and a trial confirms them.
+    """Adds stride and `context_px` to the contract if the graph has them and a trial confirms them.
 
     The trial: networks of any origin may know places, as by coordinates that they add to the
     image, which no receptive field shows. Equal labels of a single class confirm nothing.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from model.export.adopt.errors import AdoptError
-from model.export.onnx_file import attributes
 
 MEANINGS: Final = ("logits", "probabilities", "labels")
 
@@ -41,7 +39,7 @@ _DEEPEST: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Holds what the graph tells: `meaning`, "" if nothing, times `scale` plus `offset`.
+    """Holds what the graph tells: `meaning`, "" if nothing.
 
     A meaning is "probabilities", "log probabilities", "logits" or "labels"; `node` is the kind of
     node that gave it.
@@ -49,14 +47,6 @@ class Evidence:
 
     meaning: str = ""
     node: str = ""
-    scale: float = 1.0
-    offset: float = 0.0
-
-    @property
-    def is_scaled(self) -> bool:
-        """Tell of probabilities that do not lie in 0..1 any more. One minus them are some too."""
-        ends = sorted((self.offset, self.offset + self.scale))
-        return self.meaning == "probabilities" and not np.allclose(ends, (0, 1), atol=_SLACK)
 
 
 _NOTHING: Final = Evidence()
@@ -70,7 +60,7 @@ def evidence_of(graph: onnx.GraphProto, output: str) -> Evidence:
 class _Walk:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output if name}
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._constants = {tensor.name for tensor in graph.initializer}
         self._known: dict[str, Evidence] = {}
 
     def back(self, name: str, depth: int = 0) -> Evidence:
@@ -95,81 +85,20 @@ class _Walk:
         if kind in _LINEAR:
             # A linear layer straight after probabilities may be a blur of them, or a last layer.
             return Evidence("logits", kind) if first.meaning in ("", "logits") else _NOTHING
-        if kind in ("Clip", "Max", "Min") and len(parts) == 1:
-            return self._clipped(node, first)
-        if kind in ("Concat", "Max", "Mean", "Min"):
+        if kind == "Clip":
+            return first if "probabilities" in first.meaning else _NOTHING
+        if kind == "Concat":
             return first if all(part == first for part in parts) else _NOTHING
-        if kind == "Log" and first.meaning == "probabilities" and not first.is_scaled:
+        if kind == "Log" and first.meaning == "probabilities":
             return Evidence("log probabilities", first.node)
-        if kind == "Neg":
-            return replace(first, scale=-first.scale, offset=-first.offset)
-        if kind in ("Add", "Sub", "Sum") and len(parts) > 1:
+        before = self._makers.get(node.input[0]) if kind == "DequantizeLinear" else None
+        if before is not None and before.op_type == "QuantizeLinear":
+            return self.back(before.input[0], depth)
+        if kind in _AFFINE and node.input[0] not in self._constants:
+            # Logits stay logits; probabilities may not lie in 0..1 any more.
             known = {part.meaning for part in parts if part.meaning}
             return next(p for p in parts if p.meaning) if known == {"logits"} else _NOTHING
-        if len(parts) == 1 and kind in _AFFINE:
-            return self._affine(node, first)
         return _NOTHING
-
-    def _constant(self, name: str) -> npt.NDArray[Any] | None:
-        tensor = self._constants.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
-
-    def _clipped(self, node: onnx.NodeProto, inner: Evidence) -> Evidence:
-        """Evidence that outlasts the clipping, where the bounds leave it what it was."""
-        low, high = -np.inf, np.inf
-        if node.op_type == "Clip":
-            given = attributes(node)
-            low, high = given.get("min", low), given.get("max", high)
-            bounds = [*node.input[1:], "", ""][:2]
-        else:
-            other = next((name for name in node.input if name in self._constants), "")
-            bounds = [other, ""] if node.op_type == "Max" else ["", other]
-        known = [self._constant(name) for name in bounds]
-        if any(
-            name and (value is None or value.size != 1)
-            for name, value in zip(bounds, known, strict=True)
-        ):
-            return _NOTHING
-        low, high = (
-            float(default if value is None else value.item())
-            for value, default in zip(known, (low, high), strict=True)
-        )
-        if inner.meaning == "probabilities":
-            ends = sorted((inner.offset, inner.offset + inner.scale))
-            slack = _SLACK * (ends[1] - ends[0])
-            return inner if low <= ends[0] + slack and high >= ends[1] - slack else _NOTHING
-        if inner.meaning == "logits":
-            return inner if low < 0 < high else _NOTHING
-        return inner
-
-    def _affine(self, node: onnx.NodeProto, inner: Evidence) -> Evidence:
-        """Evidence times and plus constants. Logits stay logits, whatever the factors."""
-        kind, names = node.op_type, node.input
-        values = [self._constant(name) for name in names]
-        if inner.meaning == "logits" and kind != "Div" or not inner.meaning:
-            return inner
-        constants = [float(v.ravel()[0]) for v in values if v is not None and v.size == 1]
-        if len(constants) != sum(v is not None for v in values):
-            return inner if inner.meaning == "logits" and values[0] is None else _NOTHING
-        constant = constants[0] if constants else 0.0
-        if kind in ("Div", "QuantizeLinear") and (values[0] is not None or constant == 0):
-            return _NOTHING  # a constant divided by it, or nonsense
-        if kind in ("QuantizeLinear", "DequantizeLinear"):
-            zero = constants[1] if len(constants) > 1 else 0.0
-            if kind == "QuantizeLinear":
-                return replace(
-                    inner, scale=inner.scale / constant, offset=inner.offset / constant + zero
-                )
-            return replace(
-                inner, scale=inner.scale * constant, offset=(inner.offset - zero) * constant
-            )
-        if kind == "Mul":
-            return replace(inner, scale=inner.scale * constant, offset=inner.offset * constant)
-        if kind == "Div":
-            return replace(inner, scale=inner.scale / constant, offset=inner.offset / constant)
-        if kind == "Sub" and values[0] is not None:
-            return replace(inner, scale=-inner.scale, offset=constant - inner.offset)
-        return replace(inner, offset=inner.offset + (-constant if kind == "Sub" else constant))
 
 
 def meaning_of_scores(
@@ -185,7 +114,7 @@ def meaning_of_scores(
     """
     shown = all(_sum_to_one(values, axis) for values in results)
     by_values = shown and all(_within(values) for values in results)
-    by_graph = evidence.meaning == "probabilities" and not evidence.is_scaled
+    by_graph = evidence.meaning == "probabilities"
     if stated == "probabilities":
         if not by_graph and not all(_within(values) for values in results):
             raise AdoptError(
@@ -194,7 +123,7 @@ def meaning_of_scores(
             )
         return stated if shown else ""
     if stated == "logits":
-        if by_values or evidence.meaning == "probabilities":
+        if by_values or by_graph:
             by = f", by the graph's {evidence.node}" if evidence.node else ""
             raise AdoptError(f"{name} is probabilities{by}: leave --output-is logits out")
         return stated
@@ -213,7 +142,7 @@ def meaning_of_one(
     Raises: AdoptError if what is stated is not so.
     """
     inside = all(_within(values) for values in results)
-    proven = evidence.meaning == "probabilities" and not evidence.is_scaled
+    proven = evidence.meaning == "probabilities"
     if stated == "probabilities":
         if not inside and not proven:
             raise AdoptError(
@@ -221,7 +150,7 @@ def meaning_of_one(
             )
         return stated
     if stated == "logits":
-        if evidence.meaning == "probabilities":
+        if proven:
             raise AdoptError(
                 f"{name} is probabilities, by the graph's {evidence.node}: leave --output-is "
                 "logits out"

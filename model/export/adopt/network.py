@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +36,9 @@ _MOST_BYTES: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """`proto`: weights inside, constants as initializers. `path`: the file as it was given.
+    """Describes a network to be adopted.
+
+    `proto`: weights inside, constants as initializers. `path`: the file as it was given.
 
     `input` and `output` are tensor names, `layout` is the input's, "NCHW" or "NHWC".
     `height_px`, `width_px`: the only ones it takes, or None for a free side. `one_at_a_time`: its
@@ -63,7 +64,9 @@ class Network:
 def open_network(
     path: Path, *, output: str | None = None, layout: str | None = None, opset: int = OLDEST_OPSET
 ) -> Network:
-    """`output`: which, where there are several. `layout`: of the input, where it cannot be seen.
+    """Reads a network's file and describes it.
+
+    `output`: which, where there are several. `layout`: of the input, where it cannot be seen.
 
     opset: what the graph is at least brought to. Raises: AdoptError.
     """
@@ -112,36 +115,18 @@ def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise AdoptError(f"there is no file {path}")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path))
     except Exception as error:  # protobuf's errors share no base class with onnx's
-        raise AdoptError(f"{path} cannot be read as an ONNX model: {error}") from error
-    outside = {
-        entry.value
-        for tensor in _tensors(proto.graph)
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for name in sorted(outside):
-        if not (path.parent / name).is_file():
-            raise AdoptError(
-                f"{path} keeps weights in {name!r}, which is not beside it: put that file into "
-                f"{path.parent}"
-            )
-    if outside:
-        weights = sum((path.parent / name).stat().st_size for name in outside)
-        if weights > _MOST_BYTES:
-            raise AdoptError(
-                f"{path} has {weights / 2**30:.1f} GiB of weights and one ONNX file holds 2: "
-                "export the network in fp16"
-            )
-        try:
-            onnx.load_external_data_for_model(proto, str(path.parent))
-        except Exception as error:
-            raise AdoptError(
-                f"the weights of {path} cannot be read, so copy their files anew: "
-                f"{first_line(error)}"
-            ) from error
+        raise AdoptError(
+            f"{path} cannot be read as an ONNX model: {first_line(error)}; what it keeps in other "
+            "files must lie beside it"
+        ) from error
+    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weights > _MOST_BYTES:
+        raise AdoptError(
+            f"{path} has {weights / 2**30:.1f} GiB of weights and one ONNX file holds 2: export "
+            "the network in fp16"
+        )
     # Until IR version 4, every weight had to be listed as an input, too.
     proto.ir_version = max(proto.ir_version, _IR_VERSION)
     for value in (*proto.graph.input, *proto.graph.output):
@@ -154,17 +139,6 @@ def _read(path: Path) -> onnx.ModelProto:
             f"{path} is not a valid ONNX model, so export it anew: {first_line(error)}"
         ) from error
     return proto
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Weights, those in constants and subgraphs too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -286,7 +260,7 @@ def _dims(value: onnx.ValueInfoProto) -> list[Any]:
 
 
 def described(value: onnx.ValueInfoProto) -> str:
-    """`'out' float[N,21,H,W]`, as far as the file says so."""
+    """Writes `'out' float[N,21,H,W]`, as far as the file says so."""
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name!r} {str(value.type.WhichOneof('value')).removesuffix('_type')}"

@@ -29,7 +29,9 @@ class Original:
             ) from error
 
     def run(self, values: FloatArray) -> npt.NDArray[Any]:
-        """values: float [N,H,W,3] in the network's channel order; whole ones get them rounded.
+        """Runs the network.
+
+        values: float [N,H,W,3] in its channel order; networks of whole numbers get them rounded.
 
         Raises whatever the runtime raises.
         """

@@ -24,7 +24,9 @@ _VOID: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """kind: "scores" of every class, "score" of class 1 alone, or "label_map".
+    """Describes an output.
+
+    kind: "scores" of every class, "score" of class 1 alone, or "label_map".
 
     axis: of the channels, None where the output has none. meaning: "logits", "probabilities" or
     "labels", or "" where nothing depends on it. threshold: above it a "score" means class 1.
@@ -36,7 +38,7 @@ class Output:
     threshold: float = 0.0
 
     def plane(self, dims: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width of a result of these dimensions."""
+        """Gives height and width of a result of these dimensions."""
         height, width = (d for place, d in enumerate(dims) if place not in (0, self.axis))
         return height, width
 
@@ -49,7 +51,7 @@ def read_output(
     *,
     logits: bool,
 ) -> Output:
-    """results: what came out for images of each size. Raises: AdoptError."""
+    """Tells what the network answers. results: by image size. Raises: AdoptError."""
     evidence = evidence_of(network.proto.graph, network.output)
     size, first = next(iter(results.items()))
     name, dims = f"output {network.output!r}", first.shape
@@ -130,7 +132,7 @@ def _check_ids(name: str, values: list[npt.NDArray[Any]], classes: int) -> None:
 def _channels(
     shown: str, size: tuple[int, int], dims: tuple[int, ...], options: AdoptOptions, classes: int
 ) -> int | None:
-    """The axis of the scores' channels, None where there is none and one score."""
+    """Finds the axis of the scores' channels, None where there is none and one score."""
     if len(dims) == 3 and classes == 2:
         return None
     if len(dims) != 4:
@@ -169,30 +171,17 @@ def _one_score(
     meaning = meaning_of_one(name, options.output_is, evidence, values)
     threshold = options.threshold
     lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
-    if evidence.is_scaled and not meaning:
-        ends = sorted((evidence.offset, evidence.offset + evidence.scale))
-        if threshold is None or logits:
-            raise AdoptError(
-                f"{name} is the probabilities of {evidence.node} stretched to {ends[0]:g}.."
-                f"{ends[1]:g}: say the --threshold above which it means class 1 (half of it is "
-                f"{sum(ends) / 2:g}), without --logits"
-            )
-    elif not meaning and (threshold is None or logits):
+    if not meaning and (threshold is None or logits):
         raise AdoptError(
             f"does {name} give logits or probabilities? It is one score from {lowest:.3g} to "
             f"{highest:.3g}, and its graph does not tell: say --output-is logits (class 1 above "
             "0), probabilities (above 0.5) or labels"
             + (", or leave --logits out" if logits else ", or a --threshold")
         )
-    else:
-        ends = [0.0, 1.0] if meaning == "probabilities" else [-np.inf, np.inf]
     if threshold is None:
         threshold = 0.5 if meaning == "probabilities" else 0.0
-    elif not ends[0] < threshold < ends[1]:
-        raise AdoptError(
-            f"{name} gives probabilities: the threshold {threshold:g} is not one between "
-            f"{ends[0]:g} and {ends[1]:g}"
-            if meaning == "probabilities" or evidence.is_scaled
-            else f"the threshold {threshold:g} is no finite number"
-        )
+    elif meaning == "probabilities" and not 0 < threshold < 1:
+        raise AdoptError(f"{name} gives probabilities: the threshold {threshold:g} is not in 0..1")
+    elif not np.isfinite(threshold):
+        raise AdoptError(f"the threshold {threshold:g} is no finite number")
     return Output("score", axis, meaning, threshold)

@@ -23,7 +23,7 @@ def chosen(
     scale: float | None = None,
     color_order: str | None = None,
 ) -> Preprocessing:
-    """A preset, or numbers, of which those that are left out do nothing. Raises: AdoptError."""
+    """Takes a preset, or numbers; those that are left out do nothing. Raises: AdoptError."""
     numbers = {"mean": mean, "std": std, "scale": scale}
     given = {name: value for name, value in numbers.items() if value is not None}
     if preset is None and not given:
@@ -51,7 +51,7 @@ def is_plain(preprocessing: Preprocessing) -> bool:
 
 
 def preprocess(preprocessing: Preprocessing, values: FloatArray) -> FloatArray:
-    """Float RGB [N,H,W,3] in 0..255 -> float32 [N,H,W,3] in the network's channel order."""
+    """Turns float RGB [N,H,W,3] in 0..255 into float32 in the network's channel order."""
     ordered = values[..., ::-1] if preprocessing.color_order == "BGR" else values
     scaled = ordered * np.float32(preprocessing.scale)
     mean, std = (np.array(part, np.float32) for part in (preprocessing.mean, preprocessing.std))

@@ -136,7 +136,7 @@ def _try(
 def _at_fixed_size(
     original: Original, options: AdoptOptions, size: tuple[int, int]
 ) -> tuple[_Results, bool]:
-    """And whether only one image at a time."""
+    """Runs the network at its size, and tells whether only one image at a time works."""
     failure: Exception | None = None
     for count in _counts(original):
         try:
@@ -147,7 +147,7 @@ def _at_fixed_size(
 
 
 def _find_multiple(original: Original, options: AdoptOptions) -> tuple[int, _Results, bool]:
-    """The smallest whose multiples the network takes, and what it gave."""
+    """Finds the smallest number whose multiples the network takes, and what it gave."""
     given = options.multiple_of_px
     failure: Exception | None = None
     for count, multiple in product(_counts(original), (given,) if given else _MULTIPLES):
@@ -167,7 +167,7 @@ def _find_multiple(original: Original, options: AdoptOptions) -> tuple[int, _Res
 def _find_smallest(
     original: Original, options: AdoptOptions, multiple: int, results: _Results, single: bool
 ) -> int:
-    """The smallest side that works; what it gives is added to `results`."""
+    """Finds the smallest side that works; what it gives is added to `results`."""
     largest, _ = _sides(multiple)
     for side in sorted({-(-side // multiple) * multiple for side in _SMALLEST}):
         try:
@@ -183,7 +183,7 @@ def _find_smallest(
 
 
 def _counts(original: Original) -> Iterator[int]:
-    """Two images at once first; one where that fails, as where a batch of one is baked in."""
+    """Yields two images at once, then one where that fails: a batch of one may be baked in."""
     if not original.network.one_at_a_time:
         yield 2
     yield 1
@@ -208,7 +208,7 @@ def _is_turned(given: tuple[int, int], got: tuple[int, int]) -> bool:
 
 
 def _sides(multiple: int) -> tuple[int, int]:
-    """Two of about 100 pixels, or a little more, that share no other divisor."""
+    """Picks two of about 100 pixels, or a little more, that share no other divisor."""
     first = _prime(max(5, -(-97 // multiple)))
     return multiple * first, multiple * _prime(max(first + 1, -(-131 // multiple)))
 

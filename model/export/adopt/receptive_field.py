@@ -33,7 +33,7 @@ _OVER_CHANNELS: Final = {"ArgMax": 0, "Concat": -1, "LogSoftmax": -1, "Softmax":
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """Cell i of a map depends on the pixels `stride * i + first` .. `stride * i + last`.
+    """Says that cell i of a map depends on the pixels `stride * i + first` .. `stride * i + last`.
 
     Along one axis; the larger of height and width where they differ. `axes`: which of the tensor's
     axes are height and width. `coarsest` is the largest stride on the way to this map.
@@ -51,11 +51,11 @@ class ReceptiveField:
         )
 
     def shifted(self, moves: Sequence[int]) -> ReceptiveField:
-        """Cell i is what cell i + move was, by the moves along height and width."""
+        """Moves cells: cell i is what cell i + move was, by the moves along height and width."""
         return self.moved(self.stride, self.stride * min(moves), self.stride * max(moves))
 
     def without(self, axis: int) -> ReceptiveField:
-        """After an axis before height and width is gone."""
+        """Drops an axis before height and width."""
         height, width = (place - (place > axis) for place in self.axes)
         return replace(self, axes=(height, width))
 
@@ -66,8 +66,8 @@ class UnboundedField(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Halo:
-    """Parts of an image start at multiples of `stride` and have `halo_px` more, a multiple of it
-    too, on every side."""
+    """Says how to cut an image: parts start at multiples of `stride` and have `halo_px` more, a
+    multiple of it too, on every side."""
 
     halo_px: int
     stride: int
@@ -87,13 +87,11 @@ def halo_of(proto: onnx.ModelProto, contract: Contract) -> Halo:
 
 
 class _Walk:
-    """The receptive field of each tensor so far, by its name."""
+    """Follows the receptive field of each tensor, by its name."""
 
     def __init__(self, graph: onnx.GraphProto, image: str) -> None:
         self.fields = {image: ReceptiveField((1, 2))}
         self._constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-        self._shapes: dict[str, list[bool]] = {}
-        """Tensors made of sizes: which of them are constants."""
 
     def pass_through(self, node: onnx.NodeProto) -> None:
         constants = self._constants
@@ -101,19 +99,13 @@ class _Walk:
             constants[node.output[0]] = numpy_helper.to_array(attributes(node)["value"])
             return
         inputs = [self.fields[name] for name in node.input if name in self.fields]
-        if node.op_type == "Concat" and not inputs:
-            known = [name in constants for name in node.input]
-            if all(known):
-                parts = [np.atleast_1d(constants[name]) for name in node.input]
-                constants[node.output[0]] = np.concatenate(parts)
-            self._shapes[node.output[0]] = known
         if inputs and node.op_type != "Shape":
             # Else sizes and constants: they say where the image ends, not what is in it.
             field = self._behind(node, _joined(node, inputs))
             self.fields.update(dict.fromkeys(node.output, field))
 
     def _behind(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """The field of what `node` makes of a map with this one."""
+        """Finds the field of what `node` makes of a map with this one."""
         given = attributes(node)
         match node.op_type:
             case kind if kind in _SAME:
@@ -129,15 +121,10 @@ class _Walk:
             case "DepthToSpace":
                 fine = field.stride / given["blocksize"]
                 return field.moved(fine, -fine * (given["blocksize"] - 1), Fraction(0))
-            case "SpaceToDepth":
-                block = given["blocksize"]
-                return field.moved(field.stride * block, Fraction(0), field.stride * (block - 1))
             case "Gather":
                 return self._gather(node, field, given.get("axis", 0))
             case "Pad":
                 return self._pad(node, field, given)
-            case "Reshape":
-                return self._reshape(node, field)
             case "Resize":
                 return self._resize(node, field, given)
             case "Slice":
@@ -152,7 +139,7 @@ class _Walk:
     def _window(
         self, node: onnx.NodeProto, field: ReceptiveField, given: dict[str, Any]
     ) -> ReceptiveField:
-        """Poolings and convolutions, also those that enlarge."""
+        """Follows poolings and convolutions, also those that enlarge."""
         if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             raise _unbounded(node, "pads by the image's size")
         if "output_shape" in given:
@@ -177,7 +164,7 @@ class _Walk:
         return field.moved(field.stride * high, -field.stride * max(pads[:2]), field.stride * last)
 
     def _slice(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """A crop from a fixed start; where it ends is the image's size."""
+        """Follows a crop from a fixed start; where it ends is the image's size."""
         names = [*node.input, "", ""]
         starts, axes = self._constants.get(names[1]), self._constants.get(names[3])
         if starts is None or axes is None:
@@ -218,20 +205,8 @@ class _Walk:
         centre = (fine - field.stride) / 2
         return field.moved(fine, centre - field.stride, centre + field.stride)
 
-    def _reshape(self, node: onnx.NodeProto, field: ReceptiveField) -> ReceptiveField:
-        """Only what splits or joins channels, as [N,C*k,h,w] -> [N,C,k,h,w], keeps places apart.
-
-        Recognised by sizes of the image in the last two places of the new shape and nowhere else
-        but in the first.
-        """
-        constant = self._shapes.get(node.input[1], [])
-        moves = constant[-2:] != [False, False] or not all(constant[1:-2])
-        if len(constant) < 3 or moves or field.axes[1] != field.axes[0] + 1:
-            raise _unbounded(node, "may move pixels")
-        return replace(field, axes=(len(constant) - 2, len(constant) - 1))
-
     def _gather(self, node: onnx.NodeProto, field: ReceptiveField, axis: int) -> ReceptiveField:
-        """One channel, or channels in another order."""
+        """Follows one channel, or channels in another order."""
         index = self._constants.get(node.input[1])
         if index is None or axis < 1 or axis in field.axes:
             raise _unbounded(node, "is not of channels")
@@ -247,7 +222,7 @@ class _Walk:
 
 
 def _joined(node: onnx.NodeProto, inputs: Sequence[ReceptiveField]) -> ReceptiveField:
-    """All that the maps of several inputs see. Raises: UnboundedField."""
+    """Joins what the maps of several inputs see. Raises: UnboundedField."""
     if len({(field.axes, field.stride) for field in inputs}) > 1:
         raise _unbounded(node, "joins maps of different strides")
     return replace(

@@ -1,4 +1,4 @@
-"""The right answers of an adopted file, computed in numpy around the network as it was given."""
+"""The right answers of an adopted file, computed by torch and numpy around the network as given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from model.export.adopt.options import AdoptOptions
 from model.export.adopt.original import Original
@@ -20,7 +22,8 @@ _TINY = np.float32(1e-30)
 def reference(
     original: Original, probed: Probed, options: AdoptOptions, images: UInt8Array
 ) -> tuple[UInt8Array, FloatArray | None]:
-    """uint8 RGB [N,H,W,3] -> labels uint8 [N,H,W] and probabilities [N,C,H,W], None of labels.
+    """Gives labels uint8 [N,H,W] and probabilities [N,C,H,W] of uint8 RGB [N,H,W,3]; a network of
+    labels has no probabilities.
 
     Image by image, so that a network which mixes those of a batch is found out. Probabilities,
     rather than the logits that are served: a softmax of these has to give what the network says.
@@ -62,13 +65,13 @@ def _one(
 
 
 def softmax(scores: FloatArray) -> FloatArray:
-    """[C,H,W] -> probabilities over its first axis."""
+    """Computes probabilities over the first axis of [C,H,W]."""
     powers = np.exp(scores - scores.max(axis=0, keepdims=True))
     return np.asarray(powers / powers.sum(axis=0, keepdims=True), np.float32)
 
 
 def fit(values: FloatArray, size: tuple[int, int], antialias: bool) -> FloatArray:
-    """Float [H,W,3] -> [h,w,3], half-pixel bilinear; with `antialias` by Pillow."""
+    """Resizes float [H,W,3] to [h,w,3], half-pixel bilinear; with `antialias` by Pillow."""
     if not antialias:
         return bilinear(values.transpose(2, 0, 1), size, align_corners=False).transpose(1, 2, 0)
     planes = [Image.fromarray(np.ascontiguousarray(values[..., c])) for c in range(3)]
@@ -77,34 +80,14 @@ def fit(values: FloatArray, size: tuple[int, int], antialias: bool) -> FloatArra
 
 
 def bilinear(planes: FloatArray, size: tuple[int, int], align_corners: bool) -> FloatArray:
-    """Float [C,h,w] -> [C,H,W], edges repeated."""
-    if planes.shape[1:] == size:
-        return planes
-    rows = _weights(planes.shape[1], size[0], align_corners)
-    columns = _weights(planes.shape[2], size[1], align_corners)
-    return np.asarray(np.matmul(np.matmul(rows, planes), columns.T), np.float32)
-
-
-def _weights(given: int, wanted: int, align_corners: bool) -> FloatArray:
-    """[wanted, given]: each row has the two neighbours' shares."""
-    places = np.arange(wanted, dtype=np.float64)
-    if align_corners:
-        places *= (given - 1) / (wanted - 1) if wanted > 1 else 0.0
-    else:
-        places = (places + 0.5) * given / wanted - 0.5
-    places = places.clip(0, given - 1)
-    first = np.floor(places).astype(np.int64)
-    second = np.minimum(first + 1, given - 1)
-    share = places - first
-    weights = np.zeros((wanted, given))
-    every = np.arange(wanted)
-    np.add.at(weights, (every, first), 1 - share)
-    np.add.at(weights, (every, second), share)
-    return weights.astype(np.float32)
+    """Resizes float [C,h,w] to [C,H,W], edges repeated."""
+    batch = torch.from_numpy(np.ascontiguousarray(planes))[None]
+    resized = functional.interpolate(batch, size, mode="bilinear", align_corners=align_corners)
+    return np.asarray(resized[0].numpy())
 
 
 def nearest(plane: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """[h,w] -> [H,W]: the cell whose middle is nearest, the first of two as near."""
+    """Resizes [h,w] to [H,W]: the cell whose middle is nearest, the first of two as near."""
     for axis, wanted in enumerate(size):
         given = plane.shape[axis]
         places = (np.arange(wanted) + 0.5) * given / wanted - 0.5

@@ -25,7 +25,8 @@ _TINY = 1e-30
 def wrap(
     network: Network, probed: Probed, options: AdoptOptions, classes: int, *, logits: bool
 ) -> onnx.ModelProto:
-    """uint8 RGB `image` [N,H,W,3] -> uint8 `label_map` [N,H,W], and float `logits` [N,C,H,W]."""
+    """Makes a graph from uint8 RGB `image` [N,H,W,3] to uint8 `label_map` [N,H,W], and float
+    `logits` [N,C,H,W]."""
     model = ir.from_proto(onnx.compose.add_prefix(network.proto, _PREFIX))
     (pixels,), (raw,) = model.graph.inputs, model.graph.outputs
     inner, weights = list(model.graph), list(model.graph.initializers.values())
@@ -78,7 +79,7 @@ def wrap(
 
 
 class _Nodes(Tape):
-    """Nodes and constants to be added, in the words of the network's opset."""
+    """Collects nodes and constants to be added, in the words of the network's opset."""
 
     def __init__(self, opset: int) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class _Nodes(Tape):
         scales: ir.Value | None = None,
         **attributes: Any,
     ) -> ir.Value:
-        """Inputs that are not used could not be left out before opset 13."""
+        """Resizes; inputs that are not used could not be left out before opset 13."""
         empty = None if self._opset >= 13 else self.constant([], np.float32)
         inputs = [value, empty, scales or empty, *([sizes] if sizes else [])]
         return self.add("Resize", *inputs, **attributes)
@@ -125,7 +126,7 @@ class _Nodes(Tape):
 def _preprocessed(
     nodes: _Nodes, image: ir.Value, network: Network, probed: Probed, options: AdoptOptions
 ) -> ir.Value:
-    """From uint8 [N,H,W,3] to what the network takes."""
+    """Turns uint8 [N,H,W,3] into what the network takes."""
     pixels = options.preprocessing
     value = nodes.add("Transpose", image, perm=[0, 3, 1, 2])
     if pixels.color_order == "BGR":
@@ -166,7 +167,7 @@ def _postprocessed(
     *,
     logits: bool,
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Labels uint8 [N,H,W] and, if wanted, logits float [N,C,H,W]."""
+    """Gives labels uint8 [N,H,W] and, if wanted, logits float [N,C,H,W]."""
     output = probed.output
     if output.kind == "label_map":
         return _labels(nodes, image, raw, probed), None
@@ -213,7 +214,7 @@ def _labels(nodes: _Nodes, image: ir.Value, raw: ir.Value, probed: Probed) -> ir
 def _at_image_size(
     nodes: _Nodes, value: ir.Value, image: ir.Value, probed: Probed, **attributes: Any
 ) -> ir.Value:
-    """[N,C,h,w] -> [N,C,H,W] of the image."""
+    """Resizes [N,C,h,w] to [N,C,H,W] of the image."""
     if probed.full_size:
         return value
     aligned = attributes["coordinate_transformation_mode"] == "align_corners"
@@ -226,7 +227,7 @@ def _at_image_size(
 
 
 def _logits(nodes: _Nodes, scores: ir.Value, output: Output) -> ir.Value:
-    """Such that their softmax is the network's probabilities, and their arg max the labels."""
+    """Makes logits whose softmax is the network's probabilities, and whose arg max the labels."""
     threshold = np.float32(output.threshold)
     shares = output.meaning == "probabilities"
     if output.kind == "score":

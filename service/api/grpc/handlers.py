@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -46,7 +47,13 @@ async def handle(
     """Lets the call in and returns what `work` does, or aborts with its error as status details."""
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     offered_id = metadata.get(HEADER)
-    call = calls.begin("grpc", method, offered_id, time_left=context.time_remaining)
+    call = calls.begin(
+        "grpc",
+        method,
+        offered_id,
+        time_left=context.time_remaining,
+        address=_address(context.peer()),
+    )
     context.set_trailing_metadata(((HEADER, call.id),))
     try:
         with call:
@@ -115,7 +122,7 @@ def stream_stream(
     """Makes the handler of a call that reads and writes on gRPC's context, as it goes."""
 
     async def handler(_: AsyncIterator[M], context: Context) -> None:
-        await handle(calls, method, context, lambda call: work(call, context))
+        await handle(calls, method, context, lambda call: work(call, context), Call.identify)
 
     return grpc.stream_stream_rpc_method_handler(
         handler,
@@ -143,6 +150,11 @@ def malformed(kind: type[Message]) -> InvalidParameter:
     return InvalidParameter(
         f"the message is no {descriptor.name}: use stubs generated from {descriptor.file.name}"
     )
+
+
+def _address(peer: str) -> str:
+    """Reads `ipv4:127.0.0.1:5000` -> `127.0.0.1`; `ipv6:%5B::1%5D:5000` -> `::1`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 def _trailers(outcome: Outcome) -> tuple[tuple[str, str | bytes], ...]:

@@ -141,7 +141,8 @@ class Segmentation:
     ) -> pb.SegmentResponse:
         """Raises: any ServiceError but ModelLoadError."""
         call.asks_for(request.model or None)
-        reply = await self._segmenter.segment(request.image, _options(request, deadline_s))
+        options = _options(request, deadline_s)
+        reply = await self._segmenter.segment(request.image, options, call)
         call.answered(reply)
         return _response(reply)
 

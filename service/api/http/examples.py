@@ -34,6 +34,7 @@ ERRORS: Final[tuple[errors.ServiceError, ...]] = (
     errors.UnknownVersion("the model has no version '9': choose from 1, 2"),
     errors.UploadTooSlow(30.0),
     errors.Overloaded(2.0),
+    errors.LimitExceeded("this caller may ask for 10 requests a second", 1.0, "requests"),
     errors.InferenceFailed(),
     errors.ModelNotReady("the models are still loading: try again in a moment"),
     errors.ShuttingDown(),

@@ -76,7 +76,9 @@ class RequestMiddleware:
         if head:  # answered as GET, less the body: RFC 9110, section 9.3.2
             scope = {**scope, "method": "GET"}
         scope["fcn_headers"] = headers
-        scope["fcn_call"] = call = self._calls.begin("rest", "other", headers.get(HEADER))
+        address, _ = scope["client"] or ("", 0)
+        call = self._calls.begin("rest", "other", headers.get(HEADER), address=address)
+        scope["fcn_call"] = call
         flow = _Flow(receive, send, call, headers, head=head)
         try:
             with call:
@@ -138,6 +140,8 @@ class _Flow:
             self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._call.id
+            for name, value in self._call.limit_headers():
+                headers[name] = value
             if self._call.record.timings is not None:
                 headers["Server-Timing"] = _server_timing(self._call.record.timings)
             if self._unread and (self._closes or status == _TOO_SLOW):

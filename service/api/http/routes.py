@@ -36,7 +36,7 @@ def create_app(
     segment: SegmentEndpoint,
     ready: Callable[[], bool],
 ) -> FastAPI:
-    """`ready` says whether new requests are wanted: models loaded and not draining."""
+    """Makes the application. `ready`: whether requests are wanted, models loaded, not draining."""
     app = FastAPI(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
@@ -50,7 +50,7 @@ def create_app(
     )
     app.add_middleware(RequestMiddleware, calls=calls)
     app.add_exception_handler(HTTPException, _framework_error)
-    describe, has_keys = app.openapi, calls.keys is not None
+    describe, has_keys = app.openapi, calls.keys.required
 
     def complete() -> dict[str, Any]:
         document = describe()

@@ -52,7 +52,7 @@ class SegmentEndpoint:
         with self._uploads.begin() as received:
             image = await self._uploads.in_time(self._read(headers, receive, received))
         call.uploaded()
-        reply = await unless_disconnected(self._segmenter.segment(image, options), receive)
+        reply = await unless_disconnected(self._segmenter.segment(image, options, call), receive)
         call.answered(reply)
         await send({"type": "http.response.start", "status": 200, "headers": _reply_headers(reply)})
         await send({"type": "http.response.body", "body": reply.body})

@@ -21,6 +21,7 @@ from service.api.grpc.handlers import (
     stream_unary,
     unary,
 )
+from service.api.keys import ADMIN
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
 from service.api.oip.parameters import flag, refuse_shared_memory
@@ -96,12 +97,8 @@ class OipGrpc:
 
     def _unary(self, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
         request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
-        admit = self._admit_admin if name.startswith("Repository") else Call.authenticate
+        admit = _admit_admin if name.startswith("Repository") else Call.authenticate
         return unary(self._calls, name, request, response, work, admit)
-
-    def _admit_admin(self, call: Call, authorization: str | None, api_key: str | None) -> None:
-        """Raises: NotAllowed, NotAuthenticated."""
-        self._operations.check_admin(authorization)
 
     async def _load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
         await self._operations.load(request.model_name, request.parameters)
@@ -166,6 +163,11 @@ class OipGrpc:
             return _read(request)
 
         return await self._inference.answer(call, model, version, read, _response)
+
+
+def _admit_admin(call: Call, authorization: str | None, api_key: str | None) -> None:
+    """Raises: NotAllowed, NotAuthenticated, LimitExceeded."""
+    call.authenticate(authorization, api_key, ADMIN)
 
 
 def _documented(name: str, operation: Callable[..., Document]) -> Work:

@@ -23,7 +23,7 @@ from service.api.oip.tensors import (
     output_tensors,
 )
 from service.core.segmenter import Segmenter
-from service.core.types import SegmentOptions, SegmentReply
+from service.core.types import Client, SegmentOptions, SegmentReply
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -75,6 +75,7 @@ class Inference:
                 request.outputs,
                 max_pixels=self._max_pixels,
                 as_numbers=request.scores_as_numbers,
+                client=call,
             )
             call.answered(replies[0])
             tensors = output_tensors(request.outputs, replies)
@@ -109,6 +110,7 @@ async def segment_all(
     *,
     max_pixels: int,
     as_numbers: bool,
+    client: Client | None = None,
 ) -> list[SegmentReply]:
     """Answers in the order of `images`; the first that fails fails them all.
 
@@ -121,7 +123,7 @@ async def segment_all(
     # Each has its share: what all of them would take is known before the first is run.
     options = replace(options, max_scores_bytes=max_bytes // len(images))
     equal_sizes = any(name != OVERLAY for name in outputs)
-    run = _Run(segmenter, images, options, max_pixels, equal_sizes)
+    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client)
     if len(images) == 1:
         await run.work()
         return [run.replies[0]]
@@ -144,6 +146,7 @@ class _Run:
         options: SegmentOptions,
         max_pixels: int,
         equal_sizes: bool,
+        client: Client | None,
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}
         self._segmenter = segmenter
@@ -151,6 +154,7 @@ class _Run:
         self._options = options
         self._max_pixels = max_pixels
         self._equal_sizes = equal_sizes
+        self._client = client
         self._ends_s = None if options.deadline_s is None else time.monotonic() + options.deadline_s
         self._under_way = 0
         self._next_answer = asyncio.Event()
@@ -168,7 +172,7 @@ class _Run:
             next_answer = self._next_answer
             self._under_way += 1
             try:
-                reply = await self._segmenter.segment(image, options)
+                reply = await self._segmenter.segment(image, options, self._client)
             except Overloaded:
                 # Unless the room is taken by images of the same request: it will come back.
                 if self._under_way == 1:

@@ -9,7 +9,6 @@ configuration, statistics and the model repository, as far as its perf_analyzer 
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,12 +18,9 @@ from service.core.segmenter import Segmenter
 from service.core.types import ModelState, ModelStatus, VersionStatus
 from service.errors import (
     InvalidParameter,
-    NotAllowed,
-    NotAuthenticated,
     quoted,
 )
 
-SCHEME: Final = "bearer"
 Document = dict[str, Any]
 SERVER: Final = {
     "name": "fcn-serve",
@@ -53,14 +49,11 @@ class Operations:
         segmenter: Segmenter,
         statistics: Statistics,
         *,
-        admin_key: str | None,
         ready: Callable[[], bool],
     ) -> None:
-        """admin_key: opens the repository; None lets nobody in. ready: whether new requests are
-        wanted."""
+        """ready: whether new requests are wanted."""
         self._segmenter = segmenter
         self._statistics = statistics
-        self._key = admin_key
         self._ready = ready
 
     def server_live(self) -> Document:
@@ -123,26 +116,8 @@ class Operations:
             ]
         }
 
-    def check_admin(self, authorization: str | None) -> None:
-        """Lets the operator in. authorization: the header or metadata of that name, `Bearer KEY`.
-
-        Raises: NotAllowed, NotAuthenticated.
-        """
-        if self._key is None:
-            raise NotAllowed(
-                "this server has no admin key, so nobody may list, load or unload its models: set "
-                "FCN_ADMIN_KEY or FCN_ADMIN_KEY_FILE and start it again"
-            )
-        scheme, _, offered = (authorization or "").partition(" ")
-        # In constant time: how long it takes must not tell how much of a guess was right.
-        same = hmac.compare_digest(offered.strip().encode(), self._key.encode())
-        if scheme.lower() != SCHEME or not same:
-            raise NotAuthenticated(
-                "the admin key is missing or wrong: send it in the header Authorization: Bearer KEY"
-            )
-
     def repository_index(self, ready: bool = False, repository_name: str = "") -> list[Document]:
-        """ready: those only."""
+        """Lists the models. ready: those only."""
         return [
             {
                 "name": entry.name,

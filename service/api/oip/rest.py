@@ -9,13 +9,14 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.http.middleware import call_of, unless_disconnected
 from service.api.http.problem import OIP_PREFIX
+from service.api.keys import ADMIN
 from service.api.oip import json_codec
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
@@ -36,6 +37,7 @@ from service.errors import (
 _INLINE_BYTES: Final = 16 * 1024
 _MAX_ADMIN_BODY_BYTES: Final = 64 * 1024
 
+T = TypeVar("T")
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -128,25 +130,29 @@ class OipRest:
             )
 
     async def index(self, request: Request) -> Response:
-        ready = (await self._admitted(request)).get("ready", False) is True
-        return JSONResponse(self._operations.repository_index(ready))
+        document = await self._admitted(request)
+        ready = _member(document, "ready", bool, "true or false")
+        return JSONResponse(self._operations.repository_index(bool(ready)))
 
     async def load(self, request: Request, name: str) -> Response:
         document = await self._admitted(request)
-        await self._operations.load(name, document.get("parameters"))
+        parameters = _member(document, "parameters", dict, "an object")
+        await self._operations.load(name, parameters)
         return JSONResponse({})
 
     async def unload(self, request: Request, name: str) -> Response:
-        await self._admitted(request)
+        _member(await self._admitted(request), "parameters", dict, "an object")
         await self._operations.unload(name)
         return JSONResponse({})
 
     async def _admitted(self, request: Request) -> dict[str, Any]:
         """Reads the body of an operator's request, {} for none.
 
-        Raises: NotAllowed, NotAuthenticated, InvalidParameter, ImageTooLarge.
+        Raises: NotAllowed, NotAuthenticated, LimitExceeded, InvalidParameter, ImageTooLarge.
         """
-        self._operations.check_admin(request.headers.get("authorization"))
+        headers = request.headers
+        call = call_of(request.scope)
+        call.authenticate(headers.get("authorization"), headers.get("x-api-key"), ADMIN)
         with self._uploads.begin() as received:
             body = await self._uploads.in_time(
                 read_raw(chunks(request.receive, received), _MAX_ADMIN_BODY_BYTES)
@@ -158,6 +164,17 @@ class OipRest:
         if not isinstance(document, dict):
             raise InvalidParameter("the body is no JSON object: send one, or nothing")
         return document
+
+
+def _member(document: Document, name: str, kind: type[T], words: str) -> T | None:
+    """Returns a member of an operator's request; None where it is left out or null.
+
+    words: the kind, in words. Raises: InvalidParameter.
+    """
+    value = document.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise InvalidParameter(f"{name} is to be {words}, or left out")
 
 
 def _json(operation: Callable[..., Document]) -> Endpoint:

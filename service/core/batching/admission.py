@@ -1,31 +1,53 @@
-"""Bounds what the service holds at once over all its models: requests, their bytes and pixels."""
+"""Bounds what the service holds at once over all its models: requests, uploads, their memory."""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from service.core.batching.policy import InferenceRequest
 from service.core.batching.queue import BatchQueue
+from service.core.engines.memory import BYTES_PER_ADMITTED_PIXEL
+from service.core.images.decode import check_pixels
+from service.core.images.header import Header
 from service.core.types import Observer, Priority
-from service.errors import Overloaded
+from service.errors import ImageTooLarge, Overloaded
+
+BYTES_PER_PREPARED_PIXEL: Final = 6
+"""Bytes for RGB as it was decoded, and as the network reads it."""
+WORTH_A_TURN_BYTES: Final = 4 << 20
+"""Less is given back with the answer: a turn of the event loop costs more."""
 
 
 class Admission:
     """Counts what is held, on one event loop."""
 
     def __init__(
-        self, *, max_requests: int, max_bytes: int, max_pixels: int, observer: Observer
+        self,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        max_pixels: int,
+        max_memory_bytes: int,
+        max_decode_bytes: int,
+        observer: Observer,
     ) -> None:
-        """A request larger than max_bytes or max_pixels still fits when nothing else is held."""
+        """Takes the limits; a request larger than max_bytes or max_memory_bytes still fits when
+        nothing else is held.
+
+        max_bytes: of the uploads. max_pixels: of one image. max_memory_bytes: that images take,
+        decoded and while they are. max_decode_bytes: that one may take while it is.
+        """
+        self._max_pixels = max_pixels
+        self._max_decode_bytes = max_decode_bytes
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._max_pixels = max_pixels
+        self._max_memory_bytes = max_memory_bytes
         self._observer = observer
         self._requests = 0
         self._bytes = 0
-        self._pixels = 0
+        self._memory_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -35,15 +57,15 @@ class Admission:
 
     @property
     def held(self) -> tuple[int, int, int]:
-        """Counts requests, bytes and pixels."""
-        return self._requests, self._bytes, self._pixels
+        """Counts requests, the bytes of their uploads, and those that their images take."""
+        return self._requests, self._bytes, self._memory_bytes
 
-    def check(self, queue: BatchQueue, n_bytes: int = 0, pixels: int = 0) -> None:
+    def check(self, queue: BatchQueue, n_bytes: int = 0, memory_bytes: int = 0) -> None:
         """Finds out whether so much fits now. Raises: Overloaded."""
         if self._requests and (
             self._requests >= self._max_requests
             or self._bytes + n_bytes > self._max_bytes
-            or self._pixels + pixels > self._max_pixels
+            or self._memory_bytes + memory_bytes > self._max_memory_bytes
         ):
             self._observer.rejected("overloaded")
             raise Overloaded(queue.retry_after_s())
@@ -51,27 +73,36 @@ class Admission:
     def admit(
         self,
         queue: BatchQueue,
+        header: Header,
         n_bytes: int,
-        pixels: int,
         deadline: float | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> Permit:
         """Takes room here and in a model's queue, until the end of the permit's `with` block.
 
-        Raises: Overloaded, and as `BatchQueue.reserve`.
+        n_bytes: of the upload. Raises: ImageTooLarge, Overloaded, and as `BatchQueue.reserve`.
         """
-        self.check(queue, n_bytes, pixels)
-        request = queue.reserve(pixels, deadline, priority)
-        self._hold(1, n_bytes, pixels)
-        return Permit(self, queue, request, n_bytes, pixels)
+        check_pixels(header.height, header.width, self._max_pixels)
+        if header.decode_bytes > self._max_decode_bytes:
+            raise ImageTooLarge(
+                f"to decode this {header.format} file takes {header.decode_bytes >> 20} MiB and "
+                f"this server has {self._max_decode_bytes >> 20} for an image: scale it down, or "
+                "save it as a baseline JPEG"
+            )
+        memory_bytes = max(header.decode_bytes, BYTES_PER_PREPARED_PIXEL * header.pixels)
+        self.check(queue, n_bytes, memory_bytes)
+        request = queue.reserve(header.pixels, deadline, priority)
+        self._hold(1, n_bytes, memory_bytes)
+        held_bytes = BYTES_PER_ADMITTED_PIXEL * header.pixels
+        return Permit(self, queue, request, n_bytes, memory_bytes, held_bytes)
 
     async def until_idle(self) -> None:
         await self._idle.wait()
 
-    def _hold(self, requests: int, n_bytes: int, pixels: int) -> None:
+    def _hold(self, requests: int, n_bytes: int, memory_bytes: int) -> None:
         self._requests += requests
         self._bytes += n_bytes
-        self._pixels += pixels
+        self._memory_bytes += memory_bytes
         if requests:
             self._observer.inflight(self._requests)
             if self._requests:
@@ -81,9 +112,17 @@ class Admission:
 
 
 class Permit:
-    """Holds one request's room: its bytes and pixels here, and its slot in a model's queue."""
+    """Holds one request's room: its bytes here, and its slot in a model's queue."""
 
-    __slots__ = ("_admission", "_bytes", "_ended", "_queue", "pixels", "request")
+    __slots__ = (
+        "_admission",
+        "_bytes",
+        "_ended",
+        "_held_bytes",
+        "_memory_bytes",
+        "_queue",
+        "request",
+    )
 
     def __init__(
         self,
@@ -91,23 +130,27 @@ class Permit:
         queue: BatchQueue,
         request: InferenceRequest,
         n_bytes: int,
-        pixels: int,
+        memory_bytes: int,
+        held_bytes: int,
     ) -> None:
+        """memory_bytes: until the image is decoded; held_bytes: from then on."""
         self._admission = admission
         self._queue = queue
         self._bytes = n_bytes
         self._ended = False
         self.request = request
-        self.pixels = pixels
+        self._memory_bytes = memory_bytes
+        self._held_bytes = held_bytes
 
-    def correct(self, pixels: int) -> None:
-        """Holds as many pixels as the decoded image has, whatever its header seemed to say.
+    def decoded(self) -> None:
+        """Gives back what only decoding takes; called on any thread."""
+        if self._memory_bytes - self._held_bytes > WORTH_A_TURN_BYTES:
+            self.request.future.get_loop().call_soon_threadsafe(self._hold_less)
 
-        May come late: after the end nothing is held.
-        """
+    def _hold_less(self) -> None:
         if not self._ended:
-            self._admission._hold(0, 0, pixels - self.pixels)
-            self.pixels = pixels
+            self._admission._hold(0, 0, self._held_bytes - self._memory_bytes)
+            self._memory_bytes = self._held_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -120,4 +163,4 @@ class Permit:
     ) -> None:
         self._ended = True
         self._queue.release(self.request)
-        self._admission._hold(-1, -self._bytes, -self.pixels)
+        self._admission._hold(-1, -self._bytes, -self._memory_bytes)

@@ -214,7 +214,10 @@ def provider_options(
 
 
 def _cuda_options(device: int, config: SegmenterConfig) -> dict[str, str]:
-    """Source of the keys: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
+    """Makes CUDA's options.
+
+    Source of the keys: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
+    """
     cuda = {
         "device_id": str(device),
         # The default, EXHAUSTIVE, searches anew for every new shape: 634 ms against 1.9 ms

@@ -18,11 +18,12 @@ MIN_WHOLE_PIXELS, MAX_WHOLE_PIXELS = 1024 * 1024, 16 * 1024 * 1024
 
 RESERVED_BYTES: Final = 700_000_000
 """Bytes besides the images between admission and answer: the process, two inferences of FCN-8s
-MobileNetV1 on a megapixel each, uploads. A container that 24 callers sent images of 12 megapixels
-took 744 MB with 48 million pixels admitted and 1155 MB with 160 million; one of 1 GiB takes 909."""
+MobileNetV1 on a megapixel each, uploads (docs/operations.md has what containers took)."""
+RESERVED_ALONE_BYTES: Final = 450_000_000
+"""Bytes besides an image that is alone: the process, and one inference on a megapixel."""
 BYTES_PER_ADMITTED_PIXEL: Final = 4
 """Bytes for RGB, and a label map or what is rendered of it."""
-MIN_ADMITTED_PIXELS, MAX_ADMITTED_PIXELS = 10_000_000, 160_000_000
+MIN_ADMITTED_BYTES, MAX_ADMITTED_BYTES = 40_000_000, 1_000_000_000
 """Fewer would turn small images away that take little; more would only wait."""
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -49,10 +50,19 @@ def whole_pixels(memory_bytes: int) -> int:
     return max(MIN_WHOLE_PIXELS, min(MAX_WHOLE_PIXELS, memory_bytes // BYTES_PER_PIXEL))
 
 
-def admitted_pixels(memory_bytes: int) -> int:
-    """Returns the pixels of all images between admission and answer; one image always fits."""
-    room = (memory_bytes - RESERVED_BYTES) // BYTES_PER_ADMITTED_PIXEL
-    return max(MIN_ADMITTED_PIXELS, min(MAX_ADMITTED_PIXELS, room))
+def admitted_bytes(memory_bytes: int, pixels: int | None = None) -> int:
+    """Returns the bytes of all images between admission and answer; one image always fits.
+
+    pixels: as many as are wished for, whatever the memory.
+    """
+    if pixels is not None:
+        return BYTES_PER_ADMITTED_PIXEL * pixels
+    return max(MIN_ADMITTED_BYTES, min(MAX_ADMITTED_BYTES, memory_bytes - RESERVED_BYTES))
+
+
+def largest_image_bytes(memory_bytes: int) -> int:
+    """Returns the bytes that the decoding of one image may take."""
+    return max(MIN_ADMITTED_BYTES, memory_bytes - RESERVED_ALONE_BYTES)
 
 
 def trim_heap() -> None:

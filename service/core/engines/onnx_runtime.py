@@ -197,7 +197,7 @@ def _check_signature(session: ort.InferenceSession, contract: Contract, path: Pa
 
 
 def _check_tensor(node: Any, dtype: str, shape: tuple[str | int, ...], path: Path) -> None:
-    """Sizes given as numbers must be those or unknown (a string or None); letters may be any."""
+    """Checks sizes: numbers must be those or unknown (a string or None); letters may be any."""
     fits = len(node.shape) == len(shape) and all(
         isinstance(want, str) or not isinstance(got, int) or got == want
         for got, want in zip(node.shape, shape, strict=True)

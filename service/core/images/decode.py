@@ -11,7 +11,7 @@ Pillow decodes, except plain JPEGs, of which libjpeg alone makes the same pixels
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -27,7 +27,8 @@ from PIL import (
 
 from model.contract import InputSpec
 from service.core.images.bare import bare
-from service.core.images.header import Header
+from service.core.images.header import Header, damaged
+from service.core.images.structure import check_structure
 from service.core.images.tiff import CONVERT, Tiff, read_tiff
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
@@ -37,17 +38,21 @@ _MODES_8_BIT: Final = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 )
 _MODES_16_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_TURNED: Final[Mapping[int, Image.Transpose]] = MappingProxyType(
+_STORED: Final[Mapping[int, Callable[[UInt8Array], UInt8Array]]] = MappingProxyType(
+    # EXIF's orientations: the upright image, looked at in the order in which the file stores it.
     {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
+        2: lambda upright: upright[:, ::-1],
+        3: lambda upright: upright[::-1, ::-1],
+        4: lambda upright: upright[::-1],
+        5: lambda upright: upright.transpose(1, 0, 2),
+        6: lambda upright: upright[:, ::-1].transpose(1, 0, 2),
+        7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda upright: upright[::-1].transpose(1, 0, 2),
     }
 )
+_STRIP_PIXELS: Final = 1 << 16
+"""Pixels of Pillow's that become RGB at a time: of a whole image it would make copies, and each
+takes four bytes a pixel."""
 
 # Pillow's own limit is a constant of its choosing and only warns up to twice that; `decode` checks
 # the caller's limit at the same moment, before any pixel is read.
@@ -61,20 +66,34 @@ TiffImagePlugin.READ_LIBTIFF = True
 Image.preinit()
 
 
-def decode(body: bytes, header: Header, *, max_pixels: int) -> UInt8Array:
+def decode(
+    body: bytes, header: Header, *, max_pixels: int, buffer: memoryview | None = None
+) -> UInt8Array:
     """Decodes to uint8 RGB [H,W,3], C-contiguous, upright; read-only, as it is the network's input
     and the overlay's background without a copy.
+
+    buffer: where the pixels are to be, of at least as many bytes; None: in memory of their own.
 
     CPU-bound; call it on a worker thread. Raises: InvalidImage, UnsupportedImageFormat,
     ImageTooLarge.
     """
     if header.format == "JPEG":
         check_whole(body, header)
-    if header.plain and header.height * header.width <= max_pixels:
-        rgb = _by_libjpeg(body, header)
-        if rgb is not None:
-            return rgb
-    return _by_pillow(body, header.format, max_pixels)
+    check_pixels(header.height, header.width, max_pixels)
+    n_bytes = 3 * header.pixels
+    rgb = (
+        np.empty(n_bytes, np.uint8)
+        if buffer is None
+        else np.frombuffer(buffer, count=n_bytes, dtype=np.uint8)
+    )
+    if not header.plain or header.several_scans:
+        check_structure(body, header)
+    if header.plain and _by_libjpeg(body, header, rgb):
+        rgb = rgb.reshape(header.height, header.width, 3)
+    else:
+        rgb = _by_pillow(body, header, rgb)
+    rgb.flags.writeable = False
+    return rgb
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -126,41 +145,41 @@ def padded_side(px: int, spec: InputSpec) -> int:
     return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px
 
 
-def _by_libjpeg(body: bytes, header: Header) -> UInt8Array | None:
-    """Decodes a plain JPEG by libjpeg-turbo without Pillow around it; None: ask Pillow.
+def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:
+    """Decodes a plain JPEG by libjpeg-turbo without Pillow around it; False: ask Pillow.
 
     The pixels are Pillow's, which has the same library inside; what is saved is Pillow's Python and
     its copy from four bytes a pixel to three. Of a file in which libjpeg finds so much as a warning
     this says nothing: so what is accepted, and what is said of what is not, is Pillow's in every
     case. The interpreter is free meanwhile.
+
+    rgb: uint8, as many as the pixels need, in which they are put.
     """
     try:
         # libjpeg's own reading of the header, by which it then makes the array: nothing that
         # passed as small before can turn out large.
         height, width, color, _ = simplejpeg.decode_jpeg_header(body)
         if (height, width) != (header.height, header.width) or color not in _COLORS:
-            return None
-        rgb: UInt8Array = simplejpeg.decode_jpeg(body, "RGB", strict=True)
+            return False
+        simplejpeg.decode_jpeg(body, "RGB", strict=True, buffer=rgb)
     except Exception:  # of libjpeg's complaints, all are ValueError so far
-        return None
-    rgb.flags.writeable = False
-    return rgb
+        return False
+    return True
 
 
-def _by_pillow(body: bytes, name: str, max_pixels: int) -> UInt8Array:
+def _by_pillow(body: bytes, header: Header, rgb: UInt8Array) -> UInt8Array:
+    name = header.format
     try:
         tiff = read_tiff(body) if name == "TIFF" else None
-        if tiff is not None:
-            check_pixels(*tiff.tile, max_pixels)
         try:
-            return _opened(body if tiff is None else tiff.body, name, max_pixels, tiff)
+            return _opened(body if tiff is None else tiff.body, header, rgb, tiff)
         except (InvalidImage, UnsupportedImageFormat, ImageTooLarge, MemoryError):
             raise
         except Exception:
             rest = bare(body, name)
             if rest is None:
                 raise
-            return _opened(rest[0], name, max_pixels, None, rest[1])
+            return _opened(rest[0], header, rgb, None, rest[1])
     except (InvalidImage, UnsupportedImageFormat, ImageTooLarge):
         raise
     except MemoryError as error:
@@ -168,16 +187,18 @@ def _by_pillow(body: bytes, name: str, max_pixels: int) -> UInt8Array:
     except Exception as error:
         # On damaged bytes Pillow's plugins raise anything: OSError, SyntaxError, struct.error,
         # zlib.error, IndexError, ... Its text may quote the file, so it stays out of ours.
-        raise InvalidImage(
-            f"the {name} file is truncated or damaged, or of a rare kind: check that it opens in a "
-            "viewer and send it whole, or save it anew as an 8-bit RGB PNG or JPEG"
-        ) from error
+        raise InvalidImage(damaged(name)) from error
 
 
 def _opened(
-    body: bytes, name: str, max_pixels: int, tiff: Tiff | None, orientation: int | None = None
+    body: bytes,
+    header: Header,
+    rgb: UInt8Array,
+    tiff: Tiff | None,
+    orientation: int | None = None,
 ) -> UInt8Array:
     """Raises what Pillow raises, besides."""
+    name = header.format
     try:
         image = Image.open(io.BytesIO(body), formats=(name,))
     except UnidentifiedImageError as error:
@@ -185,32 +206,39 @@ def _opened(
             raise
         raise UnsupportedImageFormat(f"the TIFF file is {tiff.summary}: {CONVERT}") from error
     with image:
-        _check_header(image, name, max_pixels)
+        _check_header(image, header)
         if name == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
             raise UnsupportedImageFormat(
                 "the JPEG file is CMYK without Adobe's marker, so that nobody knows whether its "
                 "zero is all ink or none: save it as RGB"
+            )
+        if image.mode not in _MODES_8_BIT | _MODES_16_BIT:
+            raise UnsupportedImageFormat(
+                f"the {name} file has pixels of kind {image.mode!r}: send 8 or 16 bits per "
+                "channel, grey, RGB or CMYK"
             )
         image.load()
         if tiff is not None:
             orientation = tiff.orientation
         elif orientation is None:
             orientation = _orientation(image)
-        turn = _TURNED.get(orientation)
-        upright = image if turn is None else image.transpose(turn)
-        rgb = _to_rgb(upright, name, 16 if tiff is None else tiff.bits)
+        height, width = header.height, header.width
+        if orientation in (5, 6, 7, 8):
+            height, width = width, height
+        upright = rgb.reshape(height, width, 3)
+        stored = _STORED[orientation](upright) if orientation in _STORED else upright
+        _put_rgb(image, stored, 16 if tiff is None else tiff.bits)
         if tiff is not None and tiff.inverted:
-            rgb = 255 - rgb
-        rgb.flags.writeable = False
-        return rgb
+            np.subtract(255, upright, out=upright)
+        return upright
 
 
-def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
+def _check_header(image: Image.Image, header: Header) -> None:
     """Judges it before `load`: nothing has been decompressed yet."""
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise InvalidImage(f"the {name} file says it is {height}x{width}: it has no pixels")
-    check_pixels(height, width, max_pixels)
+    name = header.format
+    if image.size != (header.width, header.height):
+        # What was admitted, and has its room, is of another size.
+        raise InvalidImage(f"the {name} file says two sizes of itself: save it anew")
     # A JPEG's further images (MPO) are previews and depth maps, and of a TIFF the one page is
     # chosen; elsewhere which one is meant is anyone's guess.
     frames = 1 if name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
@@ -229,22 +257,20 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _to_rgb(image: Image.Image, name: str, bits: int) -> UInt8Array:
-    if image.mode in _MODES_16_BIT:
-        highest = (1 << bits) - 1
-        deep = np.asarray(image).astype(np.uint32)
-        grey = ((deep * 255 + highest // 2) // highest).astype(np.uint8)  # to the nearest
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode not in _MODES_8_BIT:
-        raise UnsupportedImageFormat(
-            f"the {name} file has pixels of kind {image.mode!r}: send 8 or 16 bits per channel, "
-            "grey, RGB or CMYK"
-        )
-    if image.mode != "RGB":
-        # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
-        image.info.pop("transparency", None)
-        if image.mode == "La":  # grey times alpha, which Pillow makes RGB of in two steps
-            image = image.convert("LA")
-        image = image.convert("RGB")
-    # Pillow packs its four bytes a pixel into three, a copy of its own that nobody else holds.
-    return np.asarray(image)
+def _put_rgb(image: Image.Image, stored: UInt8Array, bits: int) -> None:
+    """Puts an image's pixels into uint8 [H,W,3], rows as they are stored."""
+    # Dropped like any alpha; Pillow would warn of a palette's transparency on conversion.
+    image.info.pop("transparency", None)
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows)))
+        if image.mode in _MODES_16_BIT:
+            highest = (1 << bits) - 1
+            deep = np.asarray(strip).astype(np.uint32)
+            grey = (deep * 255 + highest // 2) // highest  # to the nearest
+            stored[top : top + rows] = grey[:, :, None]
+            continue
+        if strip.mode == "La":  # grey times alpha, which Pillow makes RGB of in two steps
+            strip = strip.convert("LA")
+        stored[top : top + rows] = np.asarray(strip.convert("RGB"))

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from service.core.images.tiff_words import NAMES, listed
+from service.core.images.tiff_words import summary as describe
 from service.errors import InvalidImage, UnsupportedImageFormat
 
 CONVERT: Final = "save it as 8-bit RGB, interleaved, with LZW, Deflate or no compression, or as PNG"
@@ -48,19 +51,6 @@ _ONLY: Final = {332: (1,), 336: (0, 255), 346: (0,), 32997: (1,)}
 _ONLY_OF_YCBCR: Final = {529: (299, 587, 114), 532: (0, 255000, 128000, 255000, 128000, 255000)}
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)
-_NAMES: Final = {
-    _WHITE_IS_ZERO: "grey",
-    _BLACK_IS_ZERO: "grey",
-    _RGB: "RGB",
-    _PALETTE: "palette",
-    _MASK: "transparency mask",
-    _CMYK: "CMYK",
-    _YCBCR: "YCbCr",
-    8: "CIE L*a*b*",
-    9: "ICC L*a*b*",
-    32803: "sensor (CFA)",
-    34892: "raw",
-}
 _BITS_OF: Final = {
     _WHITE_IS_ZERO: (1, 2, 4, 8, 12, 16),
     _BLACK_IS_ZERO: (1, 2, 4, 8, 12, 16),
@@ -79,9 +69,13 @@ _ASSOCIATED: Final = 1
 # The types of whole numbers, and RATIONAL, a pair.
 _CODES: Final = {1: "B", 3: "H", 4: "I", 5: "II", 13: "I", 16: "Q", 18: "Q"}
 _PLACES: Final = {3: "u2", 4: "u4", 16: "u8"}
-_JPEG_END: Final = b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+MAX_SCANS: Final = 40
+"""Scans of a JPEG. Each of them goes over the whole image, however few bytes it has; encoders write
+10 for colour, and up to 20 where they search for the smallest file."""
 _NOT_THE_IMAGE: Final = 0b1101  # NewSubfileType: a reduced copy, a mask, a depth map
-_MAX_DIRECTORIES, _MAX_ENTRIES, _MAX_VALUES, _MAX_PARTS = 1000, 10_000, 1 << 12, 1 << 20
+_MAX_DIRECTORIES, _MAX_ENTRIES, _MAX_VALUES, _MAX_PARTS = 128, 2048, 1 << 12, 1 << 18
+_MAX_TILE_SIDE: Final = 1024  # or twice the image's
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +83,13 @@ class Tiff:
     """Holds what is left to do once Pillow has read the pixels.
 
     body: a file for Pillow, of the one image. orientation: as in EXIF, 1..8. inverted: whether the
-    pixels are grey and their zero is white. bits: of a sample. tile: its height and width, zeros if
-    there are none; libtiff unpacks whole ones.
+    pixels are grey and their zero is white. bits: of a sample.
     """
 
     body: bytes
     orientation: int
     inverted: bool
     bits: int
-    tile: tuple[int, int]
     summary: str
 
 
@@ -106,13 +98,30 @@ def read_tiff(body: bytes) -> Tiff:
 
     Raises: InvalidImage, UnsupportedImageFormat.
     """
-    try:
+    with _understood():
         return _Directory.chosen(body).judged()
-    except (struct.error, IndexError, ValueError, ZeroDivisionError) as error:
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Raises: InvalidImage, where the parser met what it does not understand."""
+    try:
+        yield
+    except (struct.error, IndexError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise InvalidImage(
             "the TIFF file is truncated or damaged: check that it opens in a viewer and send it "
             "whole"
         ) from error
+
+
+def stored_in(body: bytes) -> tuple[int, int, int, float]:
+    """Returns the image's height and width, and the bytes that Pillow takes for each pixel and
+    libtiff, which unpacks whole tiles and strips.
+
+    Raises: InvalidImage, UnsupportedImageFormat.
+    """
+    with _understood():
+        return _Directory.chosen(body).stored()
 
 
 class _Directory:
@@ -164,6 +173,30 @@ class _Directory:
             other = self._number(_SUBFILE_TYPE, 1) == 2
         return not other and self._number(_PHOTOMETRIC, -1) != _MASK
 
+    def stored(self) -> tuple[int, int, int, float]:
+        """Returns what `stored_in` does."""
+        height, width = self._number(_HEIGHT, 0), self._number(_WIDTH, 0)
+        bits, samples = self._numbers(_BITS, (1,))[0], self._number(_SAMPLES, 1)
+        photometric = self._number(_PHOTOMETRIC, -1)
+        single = samples == 1 and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE)
+        in_pillow = (1 if bits <= 8 else 2) if single else 4
+        if 324 in self._of:
+            rows, columns = tile = self._number(323, 0), self._number(322, 0)
+            if any(
+                side > max(_MAX_TILE_SIDE, 2 * of)
+                for side, of in zip(tile, (height, width), strict=True)
+            ):
+                raise UnsupportedImageFormat(
+                    f"the TIFF file has tiles of {rows}x{columns} (height x width) for an image of "
+                    f"{height}x{width}: {CONVERT}"
+                )
+        else:
+            rows, columns = min(self._number(278, height), height), width
+        # A JPEG's coefficients may be there besides; YCbCr becomes RGB with four bytes.
+        jpeg = self._number(_COMPRESSION, 1) == _JPEG
+        part_bytes = 4 + 6 if jpeg else 4 if photometric == _YCBCR else bits * samples / 8
+        return height, width, in_pillow, rows * columns * part_bytes / max(1, height * width)
+
     def judged(self) -> Tiff:
         """Refuses what Pillow reads wrongly, or not at all."""
         photometric = self._number(_PHOTOMETRIC, -1)
@@ -175,7 +208,7 @@ class _Directory:
         planar = self._number(_PLANAR, 1)
         predictor = self._number(_PREDICTOR, 1)
         extra = samples - _COLORS_OF.get(photometric, 1)
-        summary = _summary(photometric, depths, formats, samples, compression, planar)
+        summary = describe(photometric, depths, formats, samples, compression, planar)
 
         def must(good: bool, why: str) -> None:
             if not good:
@@ -185,7 +218,7 @@ class _Directory:
         must(set(formats) == {1}, "signed, floating-point and complex samples have no known white")
         must(
             len(set(depths)) == 1 and bits in _BITS_OF[photometric],
-            f"{_NAMES[photometric]} is read with {_listed(_BITS_OF[photometric])} bits a sample",
+            f"{NAMES[photometric]} is read with {listed(_BITS_OF[photometric])} bits a sample",
         )
         must(0 <= extra <= 3 and planar in (1, 2), "samples are missing or too many")
         must(not self._big or self._order == "<", "big-endian BigTIFF is not read")
@@ -223,7 +256,6 @@ class _Directory:
             orientation=orientation if 1 <= orientation <= 8 else 1,
             inverted=photometric == _WHITE_IS_ZERO,
             bits=bits,
-            tile=(self._number(323, 0), self._number(322, 0)),
             summary=summary,
         )
 
@@ -242,6 +274,10 @@ class _Directory:
             ends = zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True)
             # A writer may have padded the end.
             good = all(self._body.find(_JPEG_END, max(at, end - 16), end) >= 0 for at, end in ends)
+            if self._body.count(_JPEG_SCAN) > MAX_SCANS * len(offsets):
+                raise UnsupportedImageFormat(
+                    f"the TIFF file has JPEGs of more than {MAX_SCANS} scans: {CONVERT}"
+                )
         if compression == 1 and not tiled:
             height, width = self._number(_HEIGHT, 0), self._number(_WIDTH, 0)
             if photometric == _YCBCR:
@@ -348,25 +384,7 @@ def _pages(body: bytes) -> Iterator[_Directory]:
         at, entries = page.next_at, entries + page.entries
     if not seen:
         raise struct.error
-
-
-def _summary(
-    photometric: int,
-    depths: tuple[int, ...],
-    formats: tuple[int, ...],
-    samples: int,
-    compression: int,
-    planar: int,
-) -> str:
-    name = _NAMES.get(photometric, f"of photometric interpretation {photometric}")
-    kinds = {1: "", 2: " signed", 3: " floating-point"}
-    kind = kinds.get(formats[0], f" format-{formats[0]}") if len(set(formats)) == 1 else " mixed"
-    stored = "separate" if planar == 2 else "interleaved"
-    return (
-        f"{name}, {_listed(tuple(dict.fromkeys(depths)))}-bit{kind}, {samples} {stored} "
-        f"{'sample' if samples == 1 else 'samples'}, compression {compression}"
-    )
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
+    if at and at not in seen:
+        raise UnsupportedImageFormat(
+            f"the TIFF file has more than {len(seen)} pages: save the one that is meant alone"
+        )

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Loader:
-    """`load`, on any thread, then `start`."""
+    """Loads models: call `load`, on any thread, then `start`."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class ModelManager:
-    """`start`, then `load`, `unload` and `watch`, then `close`; `registry` has what serves."""
+    """Changes what is served: `start`, then `load`, `unload` and `watch`, then `close`."""
 
     def __init__(
         self,

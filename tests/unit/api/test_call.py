@@ -223,6 +223,9 @@ class Context:
     def time_remaining(self) -> float:
         return self.left_s
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:5000"
+
     async def abort(self, *status: object) -> None:
         raise aio.InternalError("Failed execute_batch")
 

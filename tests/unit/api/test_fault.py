@@ -42,7 +42,7 @@ class Broken:
     def metric_label(self, name: str | None) -> str:
         return name or "tiny"
 
-    async def segment(self, image: object, options: object) -> Any:
+    async def segment(self, image: object, options: object, client: object) -> Any:
         raise KeyError("a secret of ours")
 
 
@@ -52,7 +52,7 @@ class Parts:
     def __init__(self, keys: Any = None) -> None:
         self.telemetry, broken = Telemetry(0.175), cast(Segmenter, Broken())
         self.rest, self.grpc = build(
-            broken, self.telemetry, ApiConfig(), keys=keys, admin_key=None, ready=lambda: True
+            broken, self.telemetry, ApiConfig(), keys=keys, ready=lambda: True
         )
 
     def counted(self, code: str, method: str, transport: str) -> bool:
@@ -151,7 +151,10 @@ async def test_grpc(method: str, traceback: Any) -> None:
 class Limited:
     """Keys whose holders have asked for too much: a limit by key would be told like this."""
 
-    def admit(self, keys: object) -> Any:
+    required = True
+
+    def admit(self, keys: object, *, role: str, address: str) -> Any:
+        assert address == "127.0.0.1"
         raise Overloaded(7.5)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.api import keys as module
-from service.api.keys import Keys, offered, parse
-from service.errors import NotAuthenticated, StartError
+from service.api.keys import Keys, line_of, offered, parse
+from service.api.limits import FREE_GUESSES, Limits
+from service.errors import LimitExceeded, NotAllowed, NotAuthenticated, StartError
+from tests.waiting import soon
 
 ALICE, BOB, CAROL = "alice-has-this-key", "bob/has+another=1", "carol.is~the#third"
 TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
@@ -23,12 +27,13 @@ TEXT = f"# callers\n\nalice {ALICE}\n  bob\t{BOB}  \r\n#carol {CAROL}\n"
 def keys(path: Path, text: str = TEXT, admin_key: str | None = None) -> tuple[Keys, list[str]]:
     """And what the observer is told."""
     path.write_text(text)
+    path.chmod(0o600)
     told: list[str] = []
     return Keys(path, admin_key=admin_key, rejected=told.append), told
 
 
 def write(path: Path, text: str) -> None:
-    """By a file beside it: a moment at which it is half written would be another test."""
+    """Writes by a file beside it: a moment at which it is half written would be another test."""
     path.with_name("new").write_text(text)
     path.with_name("new").replace(path)
 
@@ -72,6 +77,41 @@ def test_what_is_wrong_is_told_by_its_line_and_without_the_key(text: str, says: 
         parse(text, admin_key="the-admin-key-itself")
     for word in text.split():
         assert len(word) < 10 or word not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ("role=root", "line 1: of role, created and limits; use each|role is predict, admin"),
+        ("requests_s=many", "line 1: .*requests_s is to be a number above 0"),
+        ("role", "line 1 has 3 words"),
+        ("since=May", "use each of requests_s, megapixels_s, in_flight once"),
+        ("created=$(date)", "created is a date"),
+    ],
+)
+def test_fields_that_are_wrong(fields: str, says: str) -> None:
+    with pytest.raises(StartError, match=says):
+        parse(f"alice {ALICE} {fields}")
+
+
+def test_fields_and_digests() -> None:
+    digest = hashlib.sha256(ALICE.encode()).hexdigest()
+    words = "role=predict,admin requests_s=10 in_flight=2 created=2026-11-30T21:00:00Z"
+    (caller,) = parse(f"alice sha256:{digest} {words}")
+    assert (caller, caller.plain) == (
+        replace(parse(f"alice {ALICE} {words}")[0], plain=False),
+        False,
+    )
+    assert caller.roles == {"predict", "admin"} and caller.limits == Limits(10.0, None, 2)
+    assert line_of(caller) == f"alice sha256:{digest} {words}"
+    assert parse(line_of(caller)) == (caller,)
+    for wrong in (digest[:-2], digest + "00", "x" * 64):
+        with pytest.raises(StartError, match="digest on line 1 is not whole"):
+            parse(f"alice sha256:{wrong}")
+    with pytest.raises(StartError, match="have the same key"):
+        parse(f"a {ALICE}\nb sha256:{digest}")
+    with pytest.raises(StartError, match="is the admin key"):
+        parse(f"a sha256:{digest}", admin_key=ALICE)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +164,86 @@ def test_who_is_let_in(tmp_path: Path) -> None:
     assert told == ["unauthenticated"] * 7
 
 
+def test_roles(tmp_path: Path) -> None:
+    operator = "the operator's own key"
+    text = f"alice {ALICE}\nbob {BOB} role=admin\ncarol {CAROL} role=predict,admin\n"
+    found, _ = keys(tmp_path / "keys", text, operator)
+    for role, may in (("predict", {ALICE, CAROL}), ("admin", {BOB, CAROL, operator})):
+        for key in (ALICE, BOB, CAROL, operator):
+            if key in may:
+                found.admit([key], role=role)
+            else:
+                with pytest.raises(NotAuthenticated, match="the (API|admin) key is missing"):
+                    found.admit([key], role=role)
+    assert found.admit([BOB, ALICE]).name == "alice", "either of two headers"
+    nobody, _ = keys(tmp_path / "keys", f"alice {ALICE}\n")
+    with pytest.raises(NotAllowed, match="has no admin key.*role admin"):
+        nobody.admit([ALICE], role="admin")
+
+
+def test_a_stream_ends_for_a_caller_who_lost_its_role(tmp_path: Path) -> None:
+    found, _ = keys(tmp_path / "keys")
+    alice = found.admit([ALICE])
+    write(tmp_path / "keys", f"alice {ALICE} requests_s=5\n")
+    look_twice(found)
+    found.check(alice)
+    write(tmp_path / "keys", f"alice {ALICE} role=admin\n")
+    look_twice(found)
+    with pytest.raises(NotAuthenticated, match="no longer valid"):
+        found.check(alice)
+
+
+def test_who_guesses_is_slowed_and_nobody_with_a_long_key_beside_it(tmp_path: Path) -> None:
+    path, now = tmp_path / "keys", [0.0]
+    counted, told = list[int](), list[str]()
+    long = "k" * 32
+    path.write_text(f"alice {ALICE}\nbob {long}\n")
+    found = Keys(
+        path,
+        admin_key=None,
+        rejected=told.append,
+        wrong=lambda: counted.append(1),
+        clock=lambda: now[0],
+    )
+
+    def ask(*tried: str, address: str = "192.0.2.1") -> str:
+        try:
+            return found.admit(tried, address=address).name
+        except (NotAuthenticated, LimitExceeded) as error:
+            return type(error).__name__
+
+    for _ in range(50):
+        assert ask() == ask("") == "NotAuthenticated", "no key is no guess"
+    for n in range(FREE_GUESSES + 1):
+        assert ask(f"wrong-{n}") == "NotAuthenticated"
+    assert ask("wrong") == ask(ALICE) == "LimitExceeded", "the right one is not told, either"
+    assert ask("x" * 32) == "LimitExceeded"
+    assert ask(long) == "bob"
+    assert ask(ALICE, address="192.0.2.2") == "alice"
+    assert ask() == "NotAuthenticated"
+    assert len(counted) == FREE_GUESSES + 2
+    assert told.count("guesses") == 3
+    now[0] += 2.1
+    assert ask(ALICE) == "alice"
+
+
+def test_a_file_that_everybody_may_read_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    digest = hashlib.sha256(ALICE.encode()).hexdigest()
+    for text, mode, tells in (
+        (f"alice {ALICE}\n", 0o644, True),
+        (f"alice {ALICE}\n", 0o640, False),
+        (f"alice sha256:{digest}\n", 0o644, False),
+    ):
+        caplog.clear()
+        path.write_text(text)
+        path.chmod(mode)
+        Keys(path, admin_key=None, rejected=lambda reason: None)
+        assert ("chmod o-rwx" in caplog.text) is tells
+
+
 def test_every_key_is_compared_in_constant_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,33 +291,75 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
     assert not lets_in(found, ALICE)
 
 
-@pytest.mark.parametrize("wrong", ["alice short\n", "", None])
+def broken(path: Path, how: str) -> None:
+    if how == "half":
+        write(path, TEXT[: TEXT.index(BOB) + 5])
+    elif how == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    else:
+        path.unlink()
+        if how == "directory":
+            path.mkdir()
+        elif how == "loop":
+            path.symlink_to(path)
+
+
+@pytest.mark.parametrize("how", ["half", "binary", "deleted", "directory", "loop"])
 def test_a_file_that_is_broken_keeps_the_keys_and_is_told_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """An empty one is not broken: nobody is to be let in any more."""
-    path = tmp_path / "keys"
-    found, _ = keys(path)
-    path.unlink() if wrong is None else write(path, wrong)
+    path, stale = tmp_path / "keys", list[bool]()
+    path.write_text(TEXT)
+    path.chmod(0o600)
+    found = Keys(path, admin_key=None, rejected=lambda reason: None, stale=stale.append)
+    broken(path, how)
     for _ in range(4):
         found.look()
-    assert lets_in(found, ALICE) == (wrong != "")
+    assert lets_in(found, ALICE) and lets_in(found, BOB)
     (line,) = caplog.records
-    if wrong == "":
-        assert "nobody is let in" in line.message and line.levelno == logging.WARNING
-    else:
-        assert "the API keys stay as they are" in line.message and line.levelno == logging.ERROR
+    assert "the API keys stay as they are" in line.message and line.levelno == logging.ERROR
+    assert set(stale) == {True}
+    path.rmdir() if how == "directory" else path.unlink(missing_ok=True)
     write(path, f"bob {BOB}\n")
     look_twice(found)
     assert [lets_in(found, key) for key in (ALICE, BOB)] == [False, True]
+    assert stale[-1] is False
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
+def test_a_file_without_a_key_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+    write(path, "")
+    look_twice(found)
+    assert not lets_in(found, ALICE)
+    (line,) = caplog.records
+    assert "nobody is let in" in line.message and line.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_file_that_could_not_be_read_for_a_while_is_read_once_it_can(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    path = tmp_path / "keys"
+    found, _ = keys(path)
+
+    def fails(*args: object, **kwargs: object) -> str:
+        raise error
+
+    write(path, f"bob {BOB}\n")
+    with monkeypatch.context() as lacking:
+        lacking.setattr(Path, "read_text", fails)
+        for _ in range(4):
+            found.look()
+    assert lets_in(found, ALICE)
+    assert len(caplog.records) == 1
+    found.look()
+    assert not lets_in(found, ALICE), "the key was taken out of the file"
 
 
 async def test_it_is_watched_and_a_fault_does_not_end_that(
@@ -216,8 +378,8 @@ async def test_it_is_watched_and_a_fault_does_not_end_that(
 
     monkeypatch.setattr(found, "_seen", sometimes)
     watching = asyncio.create_task(found.watch())
-    await eventually(lambda: "looking at the API keys failed" in caplog.text)
+    await soon(lambda: "looking at the API keys failed" in caplog.text)
     failing = False
     write(path, f"carol {CAROL}\n")
-    await eventually(lambda: lets_in(found, CAROL))
+    await soon(lambda: lets_in(found, CAROL))
     watching.cancel()

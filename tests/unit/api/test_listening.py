@@ -17,7 +17,7 @@ Answer = list[tuple[int, int, int, str, tuple[Any, ...]]]
 
 
 def answer(*addresses: str) -> Callable[..., Answer]:
-    """What getaddrinfo finds for a name with these addresses."""
+    """Finds, as getaddrinfo does, a name with these addresses."""
 
     def found(host: str, port: int, **_: object) -> Answer:
         return [

@@ -1,4 +1,4 @@
-"""What a request of several images may be answered with."""
+"""A request of several images is answered for all of them, within limits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.tiny_models import expected_logits, write_model
 
 IMAGES = [street(10, 20, seed=n) for n in range(3)]
 BYTES = 3 * 3 * 10 * 20 * 4
-"""Of the logits of all of them."""
+"""Bytes of the logits of all of them."""
 
 
 @pytest.mark.parametrize("as_numbers", [False, True])
 async def test_scores_of_all_images_together_are_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_numbers: bool
 ) -> None:
-    """As bytes, or as numbers, which take several times the room."""
+    """They count as bytes, or as numbers, which take several times the room."""
     write_model(tmp_path, logits=True)
     limit = "MAX_SCORES_AS_NUMBERS_BYTES" if as_numbers else "MAX_SCORES_BYTES"
     other = "MAX_SCORES_BYTES" if as_numbers else "MAX_SCORES_AS_NUMBERS_BYTES"

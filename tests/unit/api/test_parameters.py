@@ -86,6 +86,8 @@ def test_deadlines_out_of_range(text: str) -> None:
         ("application/geo+json", "polygons"),
         ("application/x-npy, application/json;q=0.5", "probabilities"),
         ("application/*", "json"),
+        ("image/*", "label_map"),
+        ("text/html, application/json;q=0.9, */*;q=0.1", "json"),
         ("image/png;q=0, */*", "json"),
     ],
 )

@@ -67,7 +67,7 @@ def test_client_and_server_have_the_same_stubs(suffix: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["upb", "python"])
 def test_both_load_in_one_process(implementation: str) -> None:
-    """In both orders, with either implementation of protobuf, and messages can be handed over."""
+    """They do in both orders, with either implementation of protobuf, and hand messages over."""
     script = (
         "from {0} import segmentation_pb2 as a; from {1} import segmentation_pb2 as b;"
         "sent = a.SegmentRequest(image=b'x', classes=['road'], output=a.OUTPUT_JSON);"

@@ -1,4 +1,4 @@
-"""What Kubernetes and Docker put into a container under our prefix is told from settings."""
+"""Variables that Kubernetes and Docker set under our prefix are told from settings."""
 
 from __future__ import annotations
 

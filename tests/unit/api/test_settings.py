@@ -16,7 +16,6 @@ from service.settings import (
     environment_name,
     load_settings,
     parse_sizes,
-    unknown_names,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
@@ -35,19 +34,6 @@ def test_flags_win_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatc
     settings = load_settings({"http_port": "9003"})
     assert (settings.http_port, settings.grpc_port) == (9003, 9002)
     assert settings.host == "127.0.0.1"
-
-
-def test_unknown_names_are_told_the_closest() -> None:
-    assert unknown_names(["PATH", "FCN_HTTP_PORT", "fcn_host"]) == []
-    (sentence,) = unknown_names(["FCN_PORT"])
-    assert sentence.startswith("FCN_PORT is not a setting")
-    assert "FCN_HTTP_PORT" in sentence or "FCN_GRPC_PORT" in sentence
-
-
-def test_unknown_names_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FCN_API_KEYS", "x")
-    with pytest.raises(SettingsError, match="FCN_API_KEYS is not a setting"):
-        load_settings()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +151,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "root_path": "/fcn",
         "drain_delay_s": "28",
         "drain_s": "29",
+        "limits": "requests_s=30",
     }
     settings = load_settings(given)
     for made, default in (
@@ -255,6 +242,8 @@ def test_the_admin_key_may_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ({"limits": "requests=1"}, "use each of requests_s, megapixels_s, in_flight once"),
+        ({"limits": "in_flight=0"}, "in_flight is to be a number above 0"),
         ({"admin_key": "short"}, "the admin key has 5 characters: give it 16"),
         ({"admin_key_file": "nowhere"}, "FCN_ADMIN_KEY_FILE 'nowhere' cannot be read: No such"),
         ({"admin_key_file": "nowhere", "admin_key": "k" * 16}, "both set"),

@@ -57,7 +57,7 @@ def test_nothing_has_no_percentiles() -> None:
 
 
 def load_of(latencies: list[float], refusals: list[float], seconds: float) -> dict[str, Any]:
-    """What bench.load prints of so many answers."""
+    """Prints, as bench.load does, so many answers."""
     counts = dict.fromkeys(("late", "expired", "hung_up", "other_errors"), 0)
     rate = len(latencies) / seconds
     return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from fcn_client.stubs import segmentation_pb2 as pb
+from fcn_client.types import ClassInfo
 from service.api.status import TABLE, TYPE_PREFIX, Status
 from service.errors import NotAuthenticated, ServiceError
 from tests.drawing import encode
@@ -86,10 +88,10 @@ class Script:
     silent: frozenset[str] = frozenset()
     body: bytes = field(default_factory=label_map_png)
     asked: list[dict[str, str]] = field(default_factory=list)
-    """Of each request, its query (or fields), id, and the connection it came by."""
+    """Each request's query (or fields), id, and the connection it came by."""
     connections: set[object] = field(default_factory=set)
     headers: list[Mapping[str, str]] = field(default_factory=list)
-    """Of each request, all of them."""
+    """All headers of each request."""
 
     def next(self, **request: str) -> Refusal | None:
         self.asked.append(request)
@@ -98,7 +100,7 @@ class Script:
         return self.refusals[number] if number < len(self.refusals) else None
 
     def barred(self, headers: Mapping[str, str]) -> Refusal | None:
-        """What somebody without the key is told. headers: with names in lower case."""
+        """Says what somebody without the key is told. headers: with names in lower case."""
         self.headers.append(headers)
         if self.key is None or headers.get("authorization") == f"Bearer {self.key}":
             return None
@@ -270,3 +272,27 @@ def grpc_server(script: Script) -> Iterator[str]:
 
 
 SERVERS = {"rest": http_server, "grpc": grpc_server}
+
+
+class Drawn:
+    """A labeller without a model: class 1 everywhere."""
+
+    name, version, identity = "drawn", "1", "drawn 1"
+    classes: tuple[ClassInfo, ...] = (
+        ClassInfo(0, "a", (1, 2, 3)),
+        ClassInfo(1, "b", (4, 5, 6)),
+    )
+
+    def __init__(self, before: Callable[[int], None] = lambda n: None) -> None:
+        self.before, self.calls = before, 0
+
+    def __call__(self, body: bytes) -> bytes:
+        self.calls += 1
+        self.before(self.calls)
+        with Image.open(io.BytesIO(body)) as image:
+            labels = Image.new("P", image.size, 1)
+        labels.putpalette(bytes(768))
+        return encode(labels)
+
+    def close(self) -> None:
+        pass

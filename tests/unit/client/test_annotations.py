@@ -30,7 +30,7 @@ NAMES = [c.name for c in CLASSES]
 
 
 def unpacked(data: list[int]) -> npt.NDArray[np.uint8]:
-    """What the decoder of thi.ng/rle-pack, and so Label Studio, makes of it: flattened RGBA.
+    """Decodes as thi.ng/rle-pack, and so Label Studio, does: flattened RGBA.
 
     Source: thi.ng/rle-pack, README: a run is a 1, a copy of single values a 0 in front.
     """

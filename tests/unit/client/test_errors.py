@@ -158,7 +158,7 @@ def test_a_message_too_large_for_grpc_is_a_large_image() -> None:
 
 
 def test_a_proxys_refusals_have_the_same_classes() -> None:
-    """What is in front of the server may ask for the key, in its own words."""
+    """A proxy may ask for the key in its own words."""
     for status, code, error in (
         (401, "UNAUTHENTICATED", NotAuthenticated),
         (403, "PERMISSION_DENIED", NotAllowed),

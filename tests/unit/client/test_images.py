@@ -1,4 +1,4 @@
-"""What callers have, to what is sent; what is sent back, to arrays."""
+"""Images become what is sent, and what is sent back becomes arrays."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_arrays_are_sent_without_loss() -> None:
 
 
 class Damaged(Image.Image):
-    """As one whose file is broken inside: Pillow's plugins then raise anything."""
+    """Stands for an image whose file is broken inside: Pillow's plugins then raise anything."""
 
     def load(self) -> None:
         raise SyntaxError("broken PNG file")

@@ -13,32 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cli.main import main
 from fcn_client.errors import InvalidInput
 from fcn_client.predict import Folder, Summary, find, outputs, predict
-from fcn_client.types import ClassInfo
 from tests.drawing import animated_gif, encode, png, street
 from tests.tiny_models import write_model
+from tests.unit.client.fakes import Drawn
 
 IMAGE = png(street())
-
-
-class Drawn:
-    """A labeller without a model: class 1 everywhere."""
-
-    name, version, identity = "drawn", "1", "drawn 1"
-    classes: tuple[ClassInfo, ...] = (ClassInfo(0, "a", (1, 2, 3)), ClassInfo(1, "b", (4, 5, 6)))
-
-    def __call__(self, image: bytes) -> bytes:
-        with Image.open(io.BytesIO(image)) as read:
-            labels = Image.new("P", read.size, 1)
-        labels.putpalette(bytes(768))
-        return encode(labels)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from fcn_client.errors import FcnConnectionError, InvalidInput, NotAuthenticated
 from fcn_client.images import overlay
 from fcn_client.predict import Folder, find, predict
 from fcn_client.predict.frames import frames, turned
-from fcn_client.types import ClassInfo
 from tests.conftest import need
 from tests.drawing import animated_gif, encode, jpeg, png, read_png, street
 from tests.serving import Server, running
 from tests.tiny_models import CLASSES, expected_label_map, write_model
+from tests.unit.client.fakes import Drawn
 
 PALETTE = np.zeros((256, 3), np.uint8)
 PALETTE[:3] = [c.color for c in CLASSES]
@@ -248,30 +248,6 @@ def test_turned_frames_are_upright() -> None:
             return rgb
 
     np.testing.assert_array_equal(turned(Frame()), np.rot90(rgb, -1))
-
-
-class Drawn:
-    """A labeller without a model: class 1 everywhere."""
-
-    name, version, identity = "drawn", "1", "drawn 1"
-    classes: tuple[ClassInfo, ...] = (
-        ClassInfo(0, "a", (1, 2, 3)),
-        ClassInfo(1, "b", (4, 5, 6)),
-    )
-
-    def __init__(self, before: Callable[[int], None] = lambda n: None) -> None:
-        self.before, self.calls = before, 0
-
-    def __call__(self, body: bytes) -> bytes:
-        self.calls += 1
-        self.before(self.calls)
-        with Image.open(io.BytesIO(body)) as image:
-            labels = Image.new("P", image.size, 1)
-        labels.putpalette(bytes(768))
-        return encode(labels)
-
-    def close(self) -> None:
-        pass
 
 
 WITHDRAWN = NotAuthenticated("the key was taken away")

@@ -26,7 +26,7 @@ def report(capsys: pytest.CaptureFixture[str], words: list[str]) -> dict[str, An
 def test_two_networks_are_never_mixed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which file runs depends on the machine and the settings, not on the repository alone."""
+    """The file that runs depends on the machine and the settings, not on the repository alone."""
     monkeypatch.setenv("FCN_INTRA_OP_THREADS", "1")
     repository, photos, out = tmp_path / "models", tmp_path / "photos", tmp_path / "out"
     model = write_model(repository)

@@ -29,7 +29,7 @@ def test_a_sentence_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tasks_and_threads_have_the_same_names() -> None:
-    """What fcn_client/aio/ imports from one, fcn_client/sync/ imports from the other."""
+    """Names that fcn_client/aio/ imports from one, fcn_client/sync/ imports from the other."""
     names = set(threads.__all__)
     assert names <= set(vars(tasks)) and names <= set(vars(threads))
 

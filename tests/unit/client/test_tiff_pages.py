@@ -1,4 +1,4 @@
-"""What of a TIFF is a frame, and that overlays are drawn over what the server reads."""
+"""Pages of a TIFF are frames or not, and overlays are drawn over what the server reads."""
 
 from __future__ import annotations
 

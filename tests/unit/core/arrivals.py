@@ -75,7 +75,7 @@ class Arrival:
 
 @dataclass
 class Told:
-    """What became of an arrival."""
+    """Says what became of an arrival."""
 
     arrival: Arrival
     came_s: float

@@ -14,7 +14,7 @@ from service.core.types import Float32Array, Instance, Observer, UInt8Array
 POISON = 13
 """A batch with an image whose first value is this makes the device fail."""
 WARM_UP_SIZE = (256, 256)
-"""Of these a device says nothing: the loader warms it up with one."""
+"""A device says nothing of these: the loader warms it up with one."""
 WAIT_S = 60.0
 """When a test that hangs gives up; no passing test waits for it."""
 

@@ -53,6 +53,17 @@ def test_what_cannot_be_seen_is_not_gone() -> None:
     assert watch.settled({"a": 1}) == set()
 
 
+def test_what_could_not_be_acted_on_is_returned_again_until_it_was() -> None:
+    watch = watching(a=1)
+    watch.settled({"a": 2})
+    for _ in range(3):
+        assert watch.settled({"a": 2}) == {"a"}
+        watch.again("a")
+    assert watch.settled({"a": 3}) == set(), "it changes once more: it may be half written"
+    assert watch.settled({"a": 3}) == {"a"}
+    assert watch.settled({"a": 3}) == set()
+
+
 def test_a_files_stamp_differs_when_the_file_does(tmp_path: Path) -> None:
     file = tmp_path / "file"
     assert file_stamp(file) is None

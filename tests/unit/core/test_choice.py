@@ -254,7 +254,7 @@ def half_beside(path: Path) -> Path:
 
 
 _LABELS = {"fp32": 0, "fp16": 1, "int8": 2}
-"""Of grey: red comes first of equals; the other files call everything green or blue."""
+"""Grey in all three: red comes first of equals; the other files call everything green or blue."""
 
 
 def chosen(path: Path, precision: str, provider: str = "cpu") -> str:

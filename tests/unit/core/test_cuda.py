@@ -1,4 +1,4 @@
-"""On pretended GPUs: what ONNX Runtime is told, and what is said when it does not start.
+"""ONNX Runtime is told what to do on pretended GPUs, and errors say why it does not start.
 
 On a real one, tests/e2e/test_on_gpu.py compares the labels, and bench.gpu measures.
 """
@@ -88,7 +88,7 @@ def test_a_provider_that_silently_falls_back_is_refused(
     capsys: pytest.CaptureFixture[str],
     provider: str,
 ) -> None:
-    """As a GPU build does without its libraries: the session opens, elsewhere."""
+    """A GPU build does so without its libraries: the session opens, elsewhere."""
     complaint = "Failed to load libcublasLt.so.13: no such file\nPlease follow https://"
     pretend(monkeypatch, starts=(CUDA,) if provider == "tensorrt" else (), complaint=complaint)
     with pytest.raises(ModelLoadError, match="here: ONNX Runtime takes .* instead of ") as caught:

@@ -68,7 +68,7 @@ def test_lossy_formats_come_back_nearly(kind: str, options: dict[str, Any]) -> N
 
 
 def turned(rgb: UInt8Array, orientation: int) -> UInt8Array:
-    """What a camera that writes this EXIF orientation stores for an upright image."""
+    """Turns an upright image as a camera that writes this EXIF orientation stores it."""
     undo = {
         1: rgb,
         2: rgb[:, ::-1],
@@ -106,19 +106,28 @@ def test_exif_orientation_is_applied_to_jpeg(orientation: int) -> None:
     assert np.abs(rgb.astype(int) - blocks).mean() < 5
 
 
-def test_pixels_are_copied_once_out_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed: list[bytes] = []
+def test_pillows_pixels_become_rgb_a_strip_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.core.images.decode._STRIP_PIXELS", 5 * 32)
+    packed: list[int] = []
     pack = Image.Image.tobytes
 
     def tobytes(self: Image.Image, *args: Any) -> bytes:
-        packed.append(pack(self, *args))
-        return packed[-1]
+        packed.append(self.height)
+        return pack(self, *args)
 
     monkeypatch.setattr(Image.Image, "tobytes", tobytes)
-    monkeypatch.setattr(Image.Image, "copy", None)
-    rgb = read(encode(RGB, "PNG"))
-    assert len(packed) == 1
-    assert np.shares_memory(rgb, np.frombuffer(packed[0], np.uint8))
+    assert (read(encode(RGB, "PNG")) == RGB).all()
+    assert packed == [5, 5, 5, 5, 4]
+
+
+def test_the_pixels_are_put_where_the_caller_wants_them() -> None:
+    for body in (encode(RGB, "PNG"), encode(RGB, "JPEG")):
+        there = bytearray(3 * RGB.size + 1)
+        header = read_header(body, max_bytes=1 << 20)
+        rgb = decode(body, header, max_pixels=1 << 20, buffer=memoryview(there))
+        assert np.shares_memory(rgb, np.frombuffer(there, np.uint8))
+        assert (rgb == read(body)).all()
+        assert not any(there[RGB.size :])
 
 
 RGBA = np.dstack([RGB, np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)])
@@ -300,9 +309,7 @@ def test_the_callers_limit_counts_and_not_pillows(monkeypatch: pytest.MonkeyPatc
     # 200 million pixels in a 1-bit PNG: above Pillow's own limit, within this caller's.
     image = Image.new("1", (20_000, 10_000))
     body = encode(image, "PNG")
-    monkeypatch.setattr(
-        "service.core.images.decode._to_rgb", lambda image, name, bits: np.zeros((1, 1, 3))
-    )
+    monkeypatch.setattr("service.core.images.decode._put_rgb", lambda image, stored, bits: None)
     read(body, max_pixels=200_000_000)
     with pytest.raises(ImageTooLarge):
         read(body, max_pixels=199_999_999)

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from service.core.images.decode import _by_libjpeg, _by_pillow, check_whole, decode
+from service.core.images.decode import _by_libjpeg, decode
 from service.core.images.header import read_header
 from service.errors import ImageTooLarge, ServiceError
 from tests.drawing import UInt8Array, encode, street
@@ -69,20 +70,22 @@ def ours(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
 
 def pillows(body: bytes, max_pixels: int = MOST) -> tuple[Any, ...]:
     def read() -> UInt8Array:
-        check_whole(body, read_header(body, max_bytes=MOST))
-        return _by_pillow(body, "JPEG", max_pixels)
+        header = read_header(body, max_bytes=MOST)
+        return decode(body, replace(header, plain=False), max_pixels=max_pixels)
 
     return outcome(read)
 
 
 def is_plain(body: bytes, max_pixels: int = MOST) -> bool:
-    """Whether libjpeg alone decodes it."""
+    """Says whether libjpeg alone decodes it."""
     try:
         header = read_header(body, max_bytes=MOST)
     except ServiceError:
         return False
-    fits = header.height * header.width <= max_pixels
-    return header.plain and fits and _by_libjpeg(body, header) is not None
+    fits = header.pixels <= max_pixels
+    return (
+        header.plain and fits and _by_libjpeg(body, header, np.empty(3 * header.pixels, np.uint8))
+    )
 
 
 PLAIN = street(37, 53)

@@ -1,4 +1,4 @@
-"""Which versions of a model are served, and by which names."""
+"""Versions of a model are served by policy, under the names that they have."""
 
 from __future__ import annotations
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from service.core.engines.memory import (
-    MAX_ADMITTED_PIXELS,
+    MAX_ADMITTED_BYTES,
     MAX_WHOLE_PIXELS,
-    MIN_ADMITTED_PIXELS,
+    MIN_ADMITTED_BYTES,
     MIN_WHOLE_PIXELS,
-    admitted_pixels,
+    admitted_bytes,
     available_memory_bytes,
+    largest_image_bytes,
     whole_pixels,
 )
 
@@ -46,9 +47,15 @@ def test_pixels_follow_the_memory_within_bounds() -> None:
 
 def test_what_is_admitted_follows_the_memory_within_bounds() -> None:
     gib = 1 << 30
-    assert admitted_pixels(1) == MIN_ADMITTED_PIXELS
-    assert 48_000_000 < admitted_pixels(gib) < 100_000_000
-    assert admitted_pixels(2 * gib) == admitted_pixels(1 << 50) == MAX_ADMITTED_PIXELS
+    assert admitted_bytes(1) == MIN_ADMITTED_BYTES
+    assert 300_000_000 < admitted_bytes(gib) < 500_000_000
+    assert admitted_bytes(2 * gib) == admitted_bytes(1 << 50) == MAX_ADMITTED_BYTES
+
+
+def test_an_image_that_is_alone_may_take_more_but_not_all() -> None:
+    gib = 1 << 30
+    assert largest_image_bytes(1) == MIN_ADMITTED_BYTES
+    assert admitted_bytes(gib) < largest_image_bytes(gib) < gib
 
 
 _FAULTS = """

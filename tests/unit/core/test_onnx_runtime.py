@@ -221,7 +221,7 @@ def resident_mb_over_many_sizes(path: Path) -> tuple[float, float]:
 
 
 def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
-    """On the shipped model it was measured, too (bench/LOG.md)."""
+    """It was measured on the shipped model, too (bench/LOG.md)."""
     path = tiny_models.write_model(tmp_path)
     before, after = in_own_process(resident_mb_over_many_sizes, path)
     assert after < before + 5

@@ -79,7 +79,7 @@ def test_filled_again_they_are_the_label_map(
 
 
 def connected(mask: BoolArray) -> bool:
-    """Whether one walk over shared sides reaches all of the mask."""
+    """Says whether one walk over shared sides reaches all of the mask."""
     left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
     todo = [left.pop()]
     while todo:

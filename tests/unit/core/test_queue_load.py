@@ -117,7 +117,7 @@ def check_answer(told: Told) -> None:
 @settings(max_examples=50, deadline=None)
 @given(arrivals=ARRIVALS, max_batch=st.integers(1, 5))
 def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None:
-    """In order of arrival within shape and priority; and after the age cap nobody overtakes."""
+    """It keeps to arrival within shape and priority; and after the age cap nobody overtakes."""
     # Values are names here, from one that does not fail.
     patient = [
         Arrival(a.after_s, a.shape, POISON + 1 + n, a.priority, 0.0, None, None)
@@ -180,7 +180,7 @@ def test_a_rare_size_does_not_starve() -> None:
 
 @pytest.mark.parametrize("priority", [Priority.HIGH, Priority.LOW])
 def test_priorities_count_for_a_while(priority: Priority) -> None:
-    """Of images that came at once high goes first and low last; low is answered in a flood, too."""
+    """High goes first and low last of images that came at once; a flood leaves low its answers."""
 
     async def scenario() -> list[int]:
         machine = Machine(lambda batch: RUN_S)

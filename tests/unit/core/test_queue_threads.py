@@ -1,4 +1,4 @@
-"""What a device thread makes for the reply, and images that other threads bring."""
+"""A device thread makes the reply's parts, and takes images that other threads bring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which loaded model and version a request means."""
+"""A request means a loaded model and version."""
 
 from __future__ import annotations
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
-from service.core.images.header import Header, read_header
+from service.core.images.header import read_header
 from service.core.types import ModelState, Network, UInt8Array
 from service.errors import (
     DeadlineExceeded,
+    ImageTooLarge,
     InferenceFailed,
     ModelLoadError,
     ModelNotReady,
@@ -156,10 +157,10 @@ async def test_permits_are_taken_before_the_decode(tmp_path: Path) -> None:
 async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_PIXELS", 1)
-    for memory_bytes, room in ((1, False), (1 << 40, True)):
+    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_BYTES", 1)
+    for memory_bytes, room in ((460_000_000, False), (1 << 40, True)):
         monkeypatch.setattr(
-            "service.core.segmenter.available_memory_bytes", lambda m=memory_bytes: m
+            "service.core.engines.memory.available_memory_bytes", lambda m=memory_bytes: m
         )
         async with on_device(tmp_path) as (segmenter, device):
             device.hold()
@@ -177,19 +178,43 @@ async def test_by_default_the_memory_decides_how_many_pixels_are_admitted(
                     await second
 
 
-async def test_pixels_that_no_header_told_are_counted_once_they_are_decoded(tmp_path: Path) -> None:
+async def test_what_decoding_takes_is_held_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.core.batching.admission.WORTH_A_TURN_BYTES", 0)
     body = io.BytesIO()
     Image.fromarray(RGB).save(body, "TIFF", big_tiff=True)
-    assert read_header(body.getvalue(), max_bytes=1 << 20) == Header("TIFF")
+    n_bytes, header = len(body.getvalue()), read_header(body.getvalue(), max_bytes=1 << 20)
+    assert header.decode_bytes > 7 * header.pixels
     async with on_device(tmp_path) as (segmenter, device):
         device.hold()
         first = send(segmenter, body.getvalue())
+        await asyncio.sleep(0)
+        assert segmenter._admission.held == (1, n_bytes, header.decode_bytes)
         await device.entered()
         await settle()
-        assert segmenter._admission.held == (1, len(body.getvalue()), 23 * 31)
+        assert segmenter._admission.held == (1, n_bytes, 4 * 23 * 31)
         device.release()
         await first
         assert segmenter._admission.held == (0, 0, 0)
+
+
+async def test_an_image_that_takes_more_than_there_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.core.engines.memory.RESERVED_ALONE_BYTES", 0)
+    monkeypatch.setattr("service.core.engines.memory.MIN_ADMITTED_BYTES", 1)
+    takes = read_header(PNG, max_bytes=1 << 20).decode_bytes
+    for there, fits in ((takes, True), (takes - 1, False)):
+        monkeypatch.setattr(
+            "service.core.engines.memory.available_memory_bytes", lambda there=there: there
+        )
+        async with on_device(tmp_path) as (segmenter, _):
+            if fits:
+                await segmenter.segment(PNG, OPTIONS)
+            else:
+                with pytest.raises(ImageTooLarge, match="to decode this PNG file takes"):
+                    await segmenter.segment(PNG, OPTIONS)
 
 
 async def test_before_its_model_is_known_a_request_is_refused_only_where_one_serves(

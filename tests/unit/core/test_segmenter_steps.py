@@ -1,4 +1,4 @@
-"""What each step costs, and images that are run in tiles."""
+"""Each step's cost is told, and large images are run in tiles."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ def test_every_field_reaches_the_network() -> None:
         "vgg16",
         "16s",
         upsampling="learned",
+        pool4_scale=0.01,
         fc6_channels=32,
         skip_channels=12,
         dropout=0.25,
@@ -59,7 +60,7 @@ def test_every_field_reaches_the_network() -> None:
     backbone = network.backbone
     assert isinstance(backbone, VGG16)
     assert (network.variant, network.num_classes, network.stride) == ("16s", 7, 16)
-    assert network.upscore2.mode == "learned"
+    assert (network.upscore2.mode, network.pool4_scale) == ("learned", 0.01)
     assert isinstance(network.score_pool4, nn.Sequential)
     assert network.score_pool4[0].weight.shape == (12, 512, 3, 3)
     assert (backbone.channels[32], backbone.drop7.p) == (32, 0.25)
@@ -101,11 +102,24 @@ def test_every_backbone_is_what_its_spec_says(name: str) -> None:
     assert set(own.taps) == set(backbone.channels) == set(backbone.maps)
     assert own.preprocessing[0] in ("caffe", backbone.weights_preprocessing)
     assert bool(backbone.norm_pairs()) is (own.norms == "always") is spec.has_norms
-    with torch.inference_mode():
-        maps = backbone(torch.rand(1, 3, 50, 33) * 255)
-    for stride, channels in backbone.channels.items():
-        assert maps[stride].shape == (1, channels, -(-50 // stride), -(-33 // stride))
-        assert backbone.maps[stride].stride == stride
+    assert {stride: at.stride for stride, at in backbone.maps.items()} == {s: s for s in own.taps}
+    for height, width in ((1, 1), (2, 7), (33, 1), (50, 33), (96, 64)):
+        with torch.inference_mode():
+            maps = backbone(torch.rand(1, 3, height, width) * 255)
+        for stride, channels in backbone.channels.items():
+            assert maps[stride].shape == (1, channels, -(-height // stride), -(-width // stride))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_fc6_and_fc7_are_pretrained_only_at_their_own_width(name: str) -> None:
+    def pretrained(fc6_channels: int) -> set[str]:
+        with torch.device("meta"):
+            backbone = build(NetworkSpec(name, "32s", fc6_channels=fc6_channels), 2).backbone
+        parts = backbone.pretrained_modules()
+        return {name for name, module in backbone.named_children() if module in parts}
+
+    assert len(pretrained(512)) > 4
+    assert pretrained(4096) - pretrained(512) == {"fc6", "fc7"}
 
 
 @pytest.mark.parametrize(
@@ -152,8 +166,3 @@ def test_every_backbone_is_what_its_spec_says(name: str) -> None:
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NetworkSpec(**fields)
-
-
-def test_architecture_tells_the_paddings_apart() -> None:
-    assert NetworkSpec("vgg16", variant="16s").architecture == "fcn16s-vgg16"
-    assert NetworkSpec("vgg16", padding="pad100").architecture == "fcn8s-vgg16-pad100"

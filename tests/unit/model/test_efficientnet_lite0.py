@@ -57,7 +57,7 @@ def arrays() -> Arrays:
 
 
 def run_port(arrays: Arrays, x: Tensor) -> dict[str, Tensor]:
-    """What TensorFlow computes, at sides that its stride-2 layers halve: the last map of each
+    """Computes as TensorFlow does, at sides that its stride-2 layers halve: the last map of each
     number of channels."""
 
     def layer(conv: str, norm: str, x: Tensor, stride: int = 1, linear: bool = False) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from model.backbones.conv_norm import ConvNorm
 from model.backbones.mobilenet_v1 import MobileNetV1
@@ -62,41 +60,6 @@ def write(path: Path, arrays: Arrays) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 33), (2, 3), (31, 32), (65, 40), (97, 17)])
-def test_a_map_at_stride_s_has_the_ceiling_of_side_over_s(size: tuple[int, int]) -> None:
-    with torch.inference_mode():
-        features = backbone()(torch.zeros(1, 3, *size))
-    for at, channels, stride in (
-        (features[8], 256, 8),
-        (features[16], 512, 16),
-        (features[32], 1024, 32),
-    ):
-        assert tuple(at.shape) == (1, channels, *(math.ceil(side / stride) for side in size))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (7, 8)])
-def test_window_i_of_a_strided_layer_starts_at_2i(size: tuple[int, int], groups: int) -> None:
-    torch.manual_seed(0)
-    layer = ConvNorm(2, 2, stride=2, groups=groups, activation=False).eval()
-    layer.norm.eps = 0.0
-    image = torch.randn(1, 2, *size)
-    weight = layer.conv.weight.detach().numpy()
-    rows, columns = math.ceil(size[0] / 2), math.ceil(size[1] / 2)
-    padded = np.zeros((2, 2 * rows + 1, 2 * columns + 1), np.float32)
-    padded[:, : size[0], : size[1]] = image[0].numpy()
-    wanted = np.zeros((2, rows, columns), np.float32)
-    for channel in range(2):
-        seen = slice(channel, channel + 1) if groups == 2 else slice(0, 2)
-        for row in range(rows):
-            for column in range(columns):
-                window = padded[seen, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
-                wanted[channel, row, column] = (window * weight[channel]).sum()
-    with torch.inference_mode():
-        got = layer(image)[0].numpy()
-    np.testing.assert_allclose(got, wanted, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (6, 9)])
 def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -> None:
     """Value and gradients: training computes the layer another way, for speed."""
@@ -115,37 +78,6 @@ def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -
         )
     for trained, evaluated in zip(*results, strict=True):
         torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12)
-
-
-def test_weights_arrive_where_they_belong(weights: Path, arrays: Arrays) -> None:
-    network = backbone()
-    network.load_imagenet(weights)
-    image = random_images(1, 3, 8, 8)
-    with torch.inference_mode():
-        got = network.dw1(network.conv0(network.preprocess(image)))  # type: ignore[operator]
-    first = functional.conv2d(
-        functional.pad((image - 128) / 128, (0, 2, 0, 2)),
-        torch.from_numpy(arrays["conv0/w"]),
-        torch.from_numpy(arrays["conv0/b"]),
-        stride=2,
-    ).clamp(0, 6)
-    second = functional.conv2d(
-        first,
-        torch.from_numpy(arrays["dw1/w"]),
-        torch.from_numpy(arrays["dw1/b"]),
-        padding=1,
-        groups=32,
-    ).clamp(0, 6)
-    torch.testing.assert_close(got, second, rtol=1e-4, atol=1e-5)
-
-
-def test_the_norms_left_by_the_file_only_add_its_bias(weights: Path, arrays: Arrays) -> None:
-    network = backbone()
-    network.load_imagenet(weights)
-    ones = torch.ones(1, 1024, 1, 1)
-    with torch.inference_mode():
-        got = layers(network)["pw13"].norm(ones).flatten()
-    torch.testing.assert_close(got, 1 + torch.from_numpy(arrays["pw13/b"]), rtol=0, atol=1e-6)
 
 
 def test_every_layer_but_fc6_is_loaded(weights: Path) -> None:
@@ -202,41 +134,6 @@ def test_a_weights_file_that_does_not_fit(
     path = write(tmp_path / "bad.npz", change(arrays))
     with pytest.raises(ValueError, match=message):
         backbone().load_imagenet(path)
-
-
-def _text(path: Path) -> None:
-    path.write_text("not a weights file")
-
-
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _cut_short(path: Path) -> None:
-    np.savez(path, a=np.zeros(1000))
-    path.write_bytes(path.read_bytes()[:600])
-
-
-def _single_array(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def _pickled(path: Path) -> None:
-    np.savez(path, a=np.array([{}], dtype=object))
-
-
-@pytest.mark.parametrize("spoil", [_text, _empty, _cut_short, _single_array, _pickled])
-def test_a_file_that_is_no_npz_of_arrays(spoil: Callable[[Path], None], tmp_path: Path) -> None:
-    path = tmp_path / "bad.npz"
-    spoil(path)
-    with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz of arrays"):
-        backbone().load_imagenet(path)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        backbone().load_imagenet(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize("loaded", [True, False])

@@ -39,21 +39,24 @@ def channels(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
-def test_colour_is_less_the_mean_of_the_data_set() -> None:
-    given = vgg().preprocess(channels(92.318, 97.203, 117.19))
-    assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)  # BGR
+@pytest.mark.parametrize(
+    ("modality", "pixel", "wanted"),
+    [
+        ("rgb", (92.318, 97.203, 117.19), (1, 0, 0)),  # to BGR
+        ("rgbd", (92.318, 97.203, 117.19, 7.844 + 0.5), (1, 0, 0, 0.5)),
+        ("hha", (133.431, 94.076, 118.477), (1, 0, 0)),  # which is not flipped
+    ],
+)
+def test_pixels_are_less_the_mean_of_the_data_set(
+    modality: Modality, pixel: tuple[float, ...], wanted: tuple[float, ...]
+) -> None:
+    given = vgg(modality).preprocess(channels(*pixel))
+    assert torch.allclose(given, channels(*wanted), atol=1e-4)
+
+
+def test_another_data_set_has_another_mean() -> None:
     sift = VGG16("same", 8, preprocessing="siftflow", width=1 / 32)
     given = sift.preprocess(channels(108.353, 115.294, 115.578))
-    assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)
-
-
-def test_depth_is_the_fourth_channel() -> None:
-    given = vgg("rgbd").preprocess(channels(92.318, 97.203, 117.19, 7.844 + 0.5))
-    assert torch.allclose(given, channels(1, 0, 0, 0.5), atol=1e-4)
-
-
-def test_hha_is_not_flipped() -> None:
-    given = vgg("hha").preprocess(channels(133.431, 94.076, 118.477))
     assert torch.allclose(given, channels(1, 0, 0), atol=1e-4)
 
 

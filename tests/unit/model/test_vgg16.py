@@ -6,7 +6,6 @@ on narrow ones, whose blocks have a few channels.
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import pytest
@@ -77,31 +76,6 @@ def test_both_forms_take_the_same_weights() -> None:
     assert "mean" not in same.state_dict()
 
 
-# A full period of the coarsest stride and one more, then sides at and around larger multiples.
-SIDES = [*range(1, 35), 63, 64, 65, 224, 255, 256, 257, 500, 1299, 1300, 4999]
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_output_has_the_size_of_the_input(padding: Padding, variant: Variant) -> None:
-    with torch.device("meta"):
-        network = build(NetworkSpec("vgg16", variant, padding=padding, fc6_channels=8), 5).eval()
-        wrong = [
-            (height, width)
-            for height, width in zip(SIDES, reversed(SIDES), strict=True)
-            if network(torch.empty(2, 3, height, width)).shape != (2, 5, height, width)
-        ]
-    assert wrong == []
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (33, 1), (31, 65), (96, 64), (101, 50)])
-def test_same_maps_have_the_ceiling_of_the_side_over_the_stride(size: tuple[int, int]) -> None:
-    features = narrow("same").eval()(torch.zeros(1, 3, *size))
-    for at, stride in ((features[8], 8), (features[16], 16), (features[32], 32)):
-        assert at is not None
-        assert tuple(at.shape[2:]) == tuple(math.ceil(side / stride) for side in size)
-
-
 def caffe_net(weights: dict[str, Tensor], images: Tensor, variant: Variant) -> Tensor:
     """The authors' net layer by layer, with their numbers, for the same weights.
 
@@ -162,37 +136,6 @@ def test_pad100_is_the_authors_net(variant: Variant) -> None:
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * largest)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_an_answer_does_not_depend_on_its_batch_mates(padding: Padding) -> None:
-    network = FCN(narrow(padding), 3).eval()
-    randomise_scores(network)
-    images = torch.rand(2, 3, 33, 20) * 255
-    with torch.inference_mode():
-        together, alone = network(images), network(images[:1])
-    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_shifting_the_image_by_the_stride_shifts_the_logits_by_as_much(padding: Padding) -> None:
-    """A wrong crop leaves this true, a wrong padding or pooling does not; see the test above."""
-    torch.manual_seed(0)
-    network = FCN(narrow(padding), 3).eval()
-    randomise_scores(network)
-    grey = torch.tensor([122.67892, 116.66877, 104.00699]).view(1, 3, 1, 1)  # zero to the net
-    scene = grey.expand(1, 3, 700, 1).clone()
-    scene[:, :, 320:360] += 60 * torch.randn(1, 3, 40, 1)
-    moved = scene.roll(32, dims=2)
-    with torch.inference_mode():
-        before, after = network(scene), network(moved)
-    # 404 pixels of receptive field reach the border from the outer parts.
-    torch.testing.assert_close(
-        before[:, :, 300:380],
-        after[:, :, 332:412],
-        rtol=1e-3,
-        atol=1e-3 * float(before.abs().max()),
-    )
-
-
 def test_caffe_normalisation_flips_to_bgr_and_takes_the_mean() -> None:
     red = torch.tensor([255.0, 10.0, 20.0]).view(1, 3, 1, 1)
     got = narrow("same", "caffe").preprocess(red).flatten()
@@ -232,17 +175,6 @@ def test_dropout_is_elementwise_and_only_in_training() -> None:
     by_map = (kept & active).sum(dim=(2, 3)) / active.sum(dim=(2, 3)).clamp(min=1)
     busy = active.sum(dim=(2, 3)) > 50
     assert busy.any() and ((by_map[busy] > 0.2) & (by_map[busy] < 0.8)).all()
-
-
-def test_fc6_and_fc7_are_pretrained_only_at_vggs_own_width() -> None:
-    def pretrained(fc_channels: int) -> set[str]:
-        with torch.device("meta"):
-            backbone = VGG16("same", fc_channels)
-        parts = backbone.pretrained_modules()
-        return {name for name, module in backbone.named_children() if module in parts}
-
-    assert {"conv1_1", "conv5_3", "fc6", "fc7"} <= pretrained(4096)
-    assert pretrained(4096) - pretrained(512) == {"fc6", "fc7"}
 
 
 def test_activations_neither_vanish_nor_explode_at_the_start() -> None:

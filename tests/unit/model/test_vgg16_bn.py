@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
-import model.build
 from model.backbones.vgg16 import VGG16
-from model.build import NetworkSpec
-from model.export.export import for_inference
-from model.fcn import FCN
 from model.weights.layers import Layer
 from model.weights.start import write_start_weights
 
@@ -29,7 +24,7 @@ def random_images(count: int, height: int = 40, width: int = 48) -> Tensor:
 
 
 def write_weights(path: Path) -> Path:
-    """Of a plain VGG16, with biases."""
+    """Writes those of a plain VGG16, with biases."""
     random = np.random.default_rng(0)
     layers = {}
     for name, module in backbone(batch_norm=False).named_modules():
@@ -61,26 +56,6 @@ def test_in_training_each_map_has_mean_0_and_variance_1_before_its_relu() -> Non
     )
 
 
-def test_folded_norms_compute_the_same() -> None:
-    network = FCN(backbone(), 5)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            module.running_mean = torch.randn(module.num_features)
-            module.running_var = torch.rand(module.num_features) + 0.5
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    network.eval()
-    folded = for_inference(network, "conv_transpose")
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    with torch.inference_mode():
-        wanted, got = network(random_images(1)), folded(random_images(1))
-    assert wanted.abs().max() > 0
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
-
-
 def test_imagenet_weights_of_the_plain_net_start_it_as_that_net(tmp_path: Path) -> None:
     """Also after its norms were given the statistics of images, and then in training, too."""
     path = write_weights(tmp_path / "vgg16.npz")
@@ -104,11 +79,3 @@ def test_imagenet_weights_of_the_plain_net_start_it_as_that_net(tmp_path: Path) 
         trained = normed.train()(images)
     for one, other in zip(trained.values(), wanted.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
-
-
-def test_the_spec_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = NetworkSpec("vgg16", batch_norm=True)
-    with torch.device("meta"):
-        network = model.build.build(spec, 2)
-    assert isinstance(network.backbone, VGG16) and network.backbone.batch_norm
-    assert len(network.backbone.norm_pairs()) == 13

@@ -1,4 +1,4 @@
-"""What a message advises exists: commands, their flags, the flags' choices, and settings."""
+"""Advice in messages names what exists: commands, their flags, the flags' choices, and settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def wrong(text: str, own: str | None) -> Iterator[str]:
-    """What the text names and there is not. own: the command whose file it is in."""
+    """Lists what the text names and there is not. own: the command whose file it is in."""
     named = _COMMAND.findall(text)
     for name in named:
         if name not in OPTIONS:

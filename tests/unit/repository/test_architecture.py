@@ -22,7 +22,7 @@ REQUIRED = {
 
 
 def rows() -> dict[str, list[str]]:
-    """What is added -> the cells that say where, of the table "Where to add what"."""
+    """Reads the table "Where to add what": what is added -> the cells that say where."""
     table = PAGE.partition("## Where to add what")[2].partition("\n## ")[0]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     return {cells[0]: [cell for cell in cells[1:] if cell.strip(" |")] for cells in lines[1:]}

@@ -223,7 +223,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
 
 
 def test_a_reader_who_left_is_no_error(tmp_path: Path) -> None:
-    """As in `fcn models --json | head`: no traceback from run() nor from the interpreter's end."""
+    """One leaves in `fcn models --json | head`: no traceback from run() nor at the very end."""
     (tmp_path / "demo_command.py").write_text(
         "HELP = ''\n"
         "def configure(parser): pass\n"

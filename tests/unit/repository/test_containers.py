@@ -36,7 +36,7 @@ def test_the_override_in_the_documentation_sets_what_are_settings() -> None:
 
 
 def test_every_stage_that_installs_takes_an_index() -> None:
-    """Without BuildKit a stage does not know the arguments of the one it is made from."""
+    """A stage built without BuildKit does not know the arguments of the one it is made from."""
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     for stage in re.split(r"^FROM ", dockerfile, flags=re.M)[1:]:
         before, installs, _ = stage.partition("/pip install")

@@ -95,7 +95,7 @@ def test_each_broken_rule_is_noticed(copy: Path) -> None:
 
 
 def reported(module: str, statement: str, rule: str, *, report: str) -> bool:
-    """Whether the report's section on `rule` has a line with the importer and the imported."""
+    """Says whether the report's section on `rule` has a line with the importer and the imported."""
     # A heading underlined with dashes, then the section; the text before the first is [0].
     parts = re.split(r"^(.+)\n-{5,}$", report.partition("Broken contracts")[2], flags=re.M)
     section = next(

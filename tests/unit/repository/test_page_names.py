@@ -30,7 +30,7 @@ _ENDINGS = (".yaml", ".toml", ".json", ".onnx", ".md", ".svg", ".jpg", ".png")
 
 
 def is_there(dotted: str) -> bool:
-    """Whether it is a module, or a name in one."""
+    """Says whether it is a module, or a name in one."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:count])
@@ -42,7 +42,7 @@ def is_there(dotted: str) -> bool:
 
 
 def absent(line: str, metrics: set[str]) -> Iterator[str]:
-    """What the line names and there is not."""
+    """Lists what the line names and there is not."""
     for file in _FILE.findall(line):
         if not (ROOT / file).exists():
             yield f"there is no {file}"

@@ -28,7 +28,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings: small letters, no punctuation, blanks as dashes."""
+    """Makes anchors as GitHub does: small letters, no punctuation, blanks as dashes."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -47,7 +47,7 @@ def test_the_tree_names_what_is_there() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `make serve` starts it, on free ports; a tiny model where none is shipped yet."""
+    """Starts it as `make serve` does, on free ports; a tiny model where none is shipped yet."""
     repository = SHIPPED
     if not any(SHIPPED.glob("*/*/model.onnx")):
         repository = tmp_path_factory.mktemp("models")

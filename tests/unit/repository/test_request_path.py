@@ -60,9 +60,7 @@ def tracing() -> Iterator[Trace]:
 @asynccontextmanager
 async def asking(transport: str, segmenter: Segmenter, telemetry: Telemetry) -> AsyncIterator[Ask]:
     """How to send the image over one transport and check that it was answered."""
-    rest, grpc = build(
-        segmenter, telemetry, ApiConfig(), keys=None, admin_key=None, ready=segmenter.ready
-    )
+    rest, grpc = build(segmenter, telemetry, ApiConfig(), keys=None, ready=segmenter.ready)
     if transport == "grpc":
         target = f"127.0.0.1:{grpc.bind('127.0.0.1:0')}"
         await grpc.start()

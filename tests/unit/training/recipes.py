@@ -8,13 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from training.checkpoint import Checkpoint
 from training.config import TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]
 
 NARROW: dict[str, Any] = {"backbone": "mobilenet_v1", "width": 0.125, "fc6_channels": 16}
+
+
 """The same layers as at full width, in a fraction of the time."""
+PLAIN: dict[str, Any] = {
+    "network": {
+        "backbone": "alexnet",
+        "variant": "32s",
+        "fc6_channels": 8,
+        "dropout": 0.0,
+        "width": 0.125,
+    },
+    "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05},
+}
+"""Changes: without norms and dropout, which see and draw for each batch alone."""
 
 
 def raw_recipe(root: Path) -> dict[str, Any]:
@@ -59,3 +75,14 @@ class Run:
         """A folder to write into."""
         shutil.copytree(self.folder, to)
         return to
+
+
+def equal(a: Any, b: Any) -> bool:
+    """To the bit."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)

@@ -19,24 +19,11 @@ from model.backbones.googlenet import GoogLeNet
 from model.backbones.mobilenet_v1 import MobileNetV1
 from model.backbones.vgg16 import VGG16
 from model.fcn import FCN, AnyVariant
-from tests.unit.training.recipes import MakeConfig, Run
+from tests.unit.training.recipes import PLAIN, MakeConfig, Run
 from tests.unit.training.test_train import assert_same_state
 from training.config import ConfigError
 from training.loader import EpochPlan, StepSampler
 from training.train import train
-
-# Without norms and dropout, which see and draw for each batch alone.
-PLAIN: dict[str, Any] = {
-    "network": {
-        "backbone": "alexnet",
-        "variant": "32s",
-        "fc6_channels": 8,
-        "dropout": 0.0,
-        "width": 0.125,
-    },
-    "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05},
-    "loss__dice": 0.0,
-}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -46,7 +33,7 @@ def test_as_one_batch_of_all_their_images(
 ) -> None:
     """`mean` weighs by labelled pixels, of which these crops have unequal numbers. The last case
     has more than the 6 images there are: then a step is all of them."""
-    plain = {**PLAIN, "loss__reduction": reduction}
+    plain = {**PLAIN, "loss__dice": 0.0, "loss__reduction": reduction}
     if reduction == "sum":
         plain |= {"optimizer__head_lr": 1e-5, "optimizer__backbone_lr": 1e-5}
     small = {"schedule__batch_size": batch_size, "schedule__accumulate": accumulate}

@@ -263,7 +263,7 @@ def test_disagreement_writes_nothing(tmp_path: Path) -> None:
         ({"dtype": TensorProto.BFLOAT16}, {}, r"no image: export .* with one of float"),
         ({"pool": 3}, {}, r"does not run on images whose sides are multiples of 128 or less"),
         ({}, {"threshold": 0.5}, r"a threshold is for networks with a single score"),
-        ({"classes": 1, "end": "Sigmoid"}, {"threshold": 3.0, "classes": 2}, r"is not one"),
+        ({"classes": 1, "end": "Sigmoid"}, {"threshold": 3.0, "classes": 2}, r"is not in 0"),
         ({"labels": "flat"}, {"logits": True}, r"there are no logits to give"),
         ({}, {"output_is": "labels"}, r"is no label map"),
     ],

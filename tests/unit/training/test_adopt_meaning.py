@@ -58,8 +58,6 @@ FOLLOWERS: dict[str, Tail] = {
     ),
     "clip": lambda g, v: g.add("Clip", v, f32(g, 0), f32(g, 1)),
     "clip inside": lambda g, v: g.add("Clip", v, f32(g, 1e-6), f32(g, 1 - 1e-6)),
-    "mul by 1": lambda g, v: g.add("Mul", v, f32(g, 1)),
-    "255 and back": lambda g, v: g.add("Div", g.add("Mul", v, f32(g, 255)), f32(g, 255)),
     "quantised": quantised,
     "pool": lambda g, v: g.add("AveragePool", v, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     "reshape": lambda g, v: g.add("Reshape", v, g.constant([0, 0, 0, -1])),
@@ -211,7 +209,7 @@ def averaged_labels(graph: Graph, value: str) -> str:
 
 
 def saturated(graph: Graph, value: str) -> str:
-    """In a trial it is 0 or 1, and on other images anything between."""
+    """Adds what is 0 or 1 in a trial, and on other images anything between."""
     steep = graph.add("Mul", graph.add("Sub", value, f32(graph, -0.013)), f32(graph, 1e7))
     return by_hand(graph, graph.add("Clip", steep, f32(graph, -60), f32(graph, 60)))
 
@@ -230,14 +228,20 @@ UNCLEAR: dict[str, tuple[Tail, int, str]] = {
     ),
     "cut at 0.4": (lambda g, v: g.add("Min", sigmoid(g, v), f32(g, 0.4)), FLOAT, QUESTION),
     "tanh": (lambda g, v: g.add("Tanh", v), FLOAT, QUESTION),
-    "times 255": (times_255, FLOAT, r"stretched to 0..255: say the --threshold .* is 127.5"),
+    "times 255": (times_255, FLOAT, QUESTION),
+    "one minus": (lambda g, v: g.add("Sub", f32(g, 1), sigmoid(g, v)), FLOAT, QUESTION),
+    "whole probabilities, unscaled": (
+        lambda g, v: g.add("Cast", sigmoid(g, v), to=TensorProto.INT32),
+        TensorProto.INT32,
+        r"probabilities of Sigmoid in whole numbers",
+    ),
     "bytes": (as_bytes, TensorProto.UINT8, r"answers classes 13 to .* the class list has 2"),
     "mask": (mask, TensorProto.UINT8, r"a mask of 0 and 255"),
     "averaged labels": (averaged_labels, FLOAT, r"made of labels, by the graph's Greater"),
     "whole probabilities": (
         lambda g, v: g.add("Cast", times_255(g, v), to=TensorProto.INT32),
         TensorProto.INT32,
-        r"probabilities of Sigmoid in whole numbers",
+        r"answers classes \d+ to .* the class list has 2",
     ),
 }
 
@@ -259,7 +263,6 @@ def test_unclear_is_asked(case: str, tmp_path: Path) -> None:
         (times_255, {"threshold": 127.5}, 127.5),
         (lambda g, v: g.add("Relu", v), {"threshold": 0.25}, 0.25),
         (lambda g, v: g.add("Tanh", v), {"output_is": "logits", "logits": True}, 0),
-        (lambda g, v: g.add("Sub", f32(g, 1), sigmoid(g, v)), {}, 0.5),
         (first_of_two, {}, 0.5),
         (lambda g, v: g.add("Sub", v, f32(g, 0.2)), {}, 0),
     ],
@@ -276,10 +279,6 @@ def test_stated(tail: Tail, said: dict[str, Any], above: float, tmp_path: Path) 
     assert len(np.unique(labels)) == 2
 
 
-def independent(graph: Graph, value: str) -> str:
-    return sigmoid(graph, value)
-
-
 def half(graph: Graph, value: str) -> str:
     return graph.add("Mul", graph.add("Softmax", value, axis=1), f32(graph, 0.5))
 
@@ -290,14 +289,14 @@ def half(graph: Graph, value: str) -> str:
         (1, sigmoid, {"output_is": "logits"}, r"is probabilities, by the graph's Sigmoid"),
         (1, lambda g, v: v, {"output_is": "probabilities"}, r"its values leave 0\.\.1"),
         (1, sigmoid, {"output_is": "labels"}, r"has fractions"),
-        (1, times_255, {"threshold": 300.0}, r"not one between 0 and 255"),
+        (1, sigmoid, {"threshold": 300.0}, r"threshold 300 is not in 0\.\.1"),
         (1, lambda g, v: v, {"threshold": float("nan")}, r"no finite number"),
         (1, by_hand, {"threshold": 0.5, "logits": True}, r"or leave --logits out"),
         (3, lambda g, v: v, {"output_is": "probabilities"}, r"its values leave 0\.\.1"),
         (3, sigmoid, {"output_is": "probabilities", "logits": True}, r"do not sum to 1"),
         (3, sigmoid, {"output_is": "logits", "logits": True}, r"is probabilities, by"),
-        (3, independent, {"logits": True}, r"do not sum to 1 .* leave --logits out"),
-        (3, half, {"logits": True}, r"do not sum to 1 over the classes"),
+        (3, sigmoid, {"logits": True}, r"do not sum to 1 .* leave --logits out"),
+        (3, half, {"logits": True}, r"say --output-is logits or"),
         (3, lambda g, v: g.add("Relu", v), {"logits": True}, r"say --output-is logits or"),
     ],
 )
@@ -309,7 +308,7 @@ def test_wrong_words(
         adopted(tmp_path, path, max(2, channels), **said)
 
 
-@pytest.mark.parametrize("tail", [independent, half, lambda g, v: g.add("Relu", v)])
+@pytest.mark.parametrize("tail", [sigmoid, half, lambda g, v: g.add("Relu", v)])
 def test_labels_need_no_meaning(tail: Tail, tmp_path: Path) -> None:
     """The highest of several scores is the label, whatever they are."""
     path = network(tmp_path / "n.onnx", 3, tail)

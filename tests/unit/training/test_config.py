@@ -21,13 +21,6 @@ def recipe(tmp_path: Path, streets: Path) -> Path:
     return path
 
 
-def test_defaults(make_config: MakeConfig) -> None:
-    config = make_config()
-    assert config.optimizer.kind == "adamw"
-    assert config.data.train_split == "train"
-    assert config.seed == 1337
-
-
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     assert load_config(path, ["data.root=somewhere"]).name == path.stem

@@ -143,12 +143,6 @@ def test_siftflow_both(tmp_path: Path) -> None:
         open_dataset("siftflow_both", tmp_path, "trainval")
 
 
-def test_siftflow_without_the_lists(tmp_path: Path) -> None:
-    miniatures.siftflow(tmp_path, {"test": ["a"]})
-    with pytest.raises(DatasetError, match=r"trainval\.txt: No such file.*data/sift-flow"):
-        open_dataset("siftflow", tmp_path, "trainval")
-
-
 def test_nyudv2(tmp_path: Path) -> None:
     written = miniatures.nyudv2(tmp_path, {"train": ["5003"], "val": ["5001"], "test": ["5002"]})
     data = open_dataset("nyudv2", tmp_path, "trainval")

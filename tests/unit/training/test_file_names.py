@@ -129,7 +129,7 @@ def test_what_is_refused(
 
 
 def rename(root: Path) -> None:
-    """As if every file had been through a camera, a Mac and a zip."""
+    """Renames as if every file had been through a camera, a Mac and a zip."""
     for path in [p for p in root.rglob("*") if p.suffix in (".jpg", ".png", ".mat")]:
         path.rename(path.with_suffix(path.suffix.upper()))
         (path.parent / f"._{path.name}").write_bytes(MAC)

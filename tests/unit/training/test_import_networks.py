@@ -105,7 +105,7 @@ def test_vgg16_with_batch_norms_is_folded(tmp_path: Path, capsys: Capture) -> No
 
 
 def googlenet_blobs() -> Blobs:
-    """Of BVLC's GoogLeNet, with both auxiliary classifiers."""
+    """Gives those of BVLC's GoogLeNet, with both auxiliary classifiers."""
     backbone = GoogLeNet(width=WIDTHS["googlenet"])
     blobs: Blobs = {}
     for name, path in convolutions(backbone).items():
@@ -199,7 +199,7 @@ def test_mobilenet_weights_that_do_not_fit(tmp_path: Path, capsys: Capture) -> N
 def test_torchvisions_other_networks_are_refused(
     network: str, layer: str, reason: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    """By name and with what differs, not as so many unknown layers."""
+    """They are named with what differs, not as so many unknown layers."""
     torch.save({f"{layer}.weight": torch.zeros(2, 3, 1, 1)}, tmp_path / "a.pth")
     error = failure(capsys, network, tmp_path / "a.pth")
     assert "a.pth: it is " in error and reason in error and "caffemodel" in error

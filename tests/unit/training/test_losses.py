@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -90,25 +89,6 @@ def test_all_void_gives_zero_and_a_finite_gradient(weights: Tensor | None) -> No
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.eq(0).all()
-
-
-def test_bf16_logits_are_summed_in_fp32() -> None:
-    logits, target = batch()
-    low = logits.bfloat16()
-    assert cross_entropy(low, target).dtype == torch.float32
-    assert float(cross_entropy(low, target)) == float(cross_entropy(low.float(), target))
-
-
-def test_fp16_logits_do_not_overflow_the_sum() -> None:
-    """A new network's loss on one VOC image: ln 21 at each of 187,500 pixels."""
-    logits = torch.zeros(1, 21, 375, 500, dtype=torch.float16, requires_grad=True)
-    target = torch.zeros(1, 375, 500, dtype=torch.uint8)
-    loss = cross_entropy(logits, target, reduction="sum")
-    assert float(loss.detach()) == pytest.approx(187_500 * math.log(21), rel=1e-4)
-    assert float(loss.detach().half()) == math.inf  # the trap
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
@@ -255,12 +235,6 @@ def test_dice_against_one_hot(void: bool) -> None:
         for c in (0, 1)
     ]
     assert float(soft_dice(logits, target)) == pytest.approx(1 - sum(dices) / 2, rel=1e-5)
-
-
-def test_dice_of_a_perfect_answer_is_zero() -> None:
-    _, target = batch(void=False)
-    sure = 100.0 * torch.nn.functional.one_hot(target.long(), 3).permute(0, 3, 1, 2)
-    assert float(soft_dice(sure, target)) == pytest.approx(0, abs=1e-5)
 
 
 def test_weights_fall_with_frequency() -> None:

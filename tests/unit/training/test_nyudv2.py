@@ -60,11 +60,6 @@ def test_hha(folders: Path) -> None:
     assert (both == np.concatenate([color, hha], axis=2)).all()
 
 
-def test_color_alone_needs_no_more(tmp_path: Path) -> None:
-    miniatures.nyudv2(tmp_path, SPLITS)
-    assert open_dataset("nyudv2", tmp_path, "train")[0].image.shape[2] == 3
-
-
 @pytest.mark.parametrize(
     ("name", "folder"),
     [("nyudv2_rgbd", "depth"), ("nyudv2_hha", "hha"), ("nyudv2_rgb_hha", "hha")],
@@ -118,13 +113,6 @@ def test_mat(mat: Path) -> None:
         labels = scene.labels[INNER]
         wanted = np.where(labels == 0, VOID, nyu.mapping()[labels.astype(int) - 1] - 1)
         assert (sample.target == wanted).all()
-
-
-def test_mat_is_what_matlab_writes(mat: Path) -> None:
-    content = (mat / "nyu_depth_v2_labeled.mat").read_bytes()[:520]
-    assert content.startswith(b"MATLAB 7.3 MAT-file")
-    assert content[124:128] == b"\x00\x02IM"
-    assert content[512:] == b"\x89HDF\r\n\x1a\n"
 
 
 def test_mat_depth(mat: Path) -> None:

@@ -54,7 +54,7 @@ def encoded(mode: str, name: str, orientation: int, **options: Any) -> bytes | N
 
 
 def served(body: bytes) -> Any:
-    """What the network would get; None if the server refuses."""
+    """Gives what the network would get; None if the server refuses."""
     try:
         return decode(body, read_header(body, max_bytes=sys.maxsize), max_pixels=1 << 24)
     except ServiceError:

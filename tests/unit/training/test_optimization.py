@@ -30,13 +30,6 @@ def kinds(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
     }
 
 
-def test_every_parameter_is_in_one_group() -> None:
-    net = build(NARROW, 4)
-    optimizer = make_optimizer(net, CONFIG)
-    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(members) == sorted(id(p) for p in net.parameters())
-
-
 def test_rates_and_decay_by_kind_of_parameter() -> None:
     net = build(SKIPPING, 4)
     optimizer = make_optimizer(net, CONFIG)
@@ -96,13 +89,6 @@ def test_score_alone_learns(upsampling: Upsampling) -> None:
     assert moved == {f"{name}.{part}" for name in scores for part in ("weight", "bias")}
 
 
-def test_sgd() -> None:
-    net = build(NARROW, 4)
-    optimizer = make_optimizer(net, OptimizerConfig(kind="sgd", momentum=0.99))
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert {group["momentum"] for group in optimizer.param_groups} == {0.99}
-
-
 def test_polynomial_schedule() -> None:
     config = ScheduleConfig(epochs=1, power=0.9)
     assert lr_factor(0, 100, config) == 1
@@ -149,12 +135,3 @@ def _start_share() -> float:
     for iteration in range(1, 13):
         share *= min(0.5, (1 + iteration) / (10 + iteration))
     return share
-
-
-def test_average_does_not_share_memory_with_the_network() -> None:
-    layer = nn.Linear(1, 1)
-    average = WeightAverage(layer, decay=0.9)
-    before = average.state["weight"].clone()
-    with torch.no_grad():
-        layer.weight.add_(1)
-    assert torch.equal(average.state["weight"], before)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 from model.build import build
 from tests.unit.training.conftest import SIZES
-from tests.unit.training.recipes import MakeConfig, Run
+from tests.unit.training.recipes import MakeConfig, Run, equal
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import open_dataset
@@ -34,17 +33,6 @@ def log(run_dir: Path) -> list[dict[str, str]]:
     for row in rows:
         del row["images_per_s"]
     return rows
-
-
-def equal(a: Any, b: Any) -> bool:
-    """To the bit."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
 
 
 def assert_same_state(a: Checkpoint, b: Checkpoint) -> None:
@@ -195,11 +183,6 @@ def test_a_mask_is_learned_from(tmp_path: Path, make_config: MakeConfig, streets
         for mask in ("all", "shape")
     )
     assert not equal(whole.weights, part.weights)
-
-
-def test_a_run_is_not_overwritten(begun: Run) -> None:
-    with pytest.raises(ConfigError, match=r"last\.pt exists: continue it with --resume"):
-        train(begun.config, begun.folder)
 
 
 def test_nothing_to_resume(tmp_path: Path, make_config: MakeConfig) -> None:

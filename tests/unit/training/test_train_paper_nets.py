@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from model.build import build
 from tests.unit.training.recipes import MakeConfig
 from training.checkpoint import load_checkpoint
 from training.train import train
@@ -29,13 +28,3 @@ def test_two_steps(tmp_path: Path, make_config: MakeConfig, network: dict[str, A
     images = torch.rand(1, 3, 20, 30) * 255
     with torch.inference_mode():
         assert saved.build_network()(images).shape == (1, 4, 20, 30)
-
-
-def test_score_alone_learns(tmp_path: Path, make_config: MakeConfig) -> None:
-    """Everything else is as the seed made it."""
-    config = make_config(network=ALEXNET, optimizer__trainable="score_layers", schedule__epochs=1)
-    done = train(config, tmp_path, stop_after=2, run_log=None)
-    torch.manual_seed(config.seed)
-    begun = build(config.network, 4).state_dict()
-    moved = {name for name, value in done.weights.items() if not torch.equal(value, begun[name])}
-    assert moved == {"score_fr.weight", "score_fr.bias"}

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from cli.main import main
-from tests.unit.training.recipes import changed, raw_recipe
+from tests.unit.training.recipes import PLAIN, changed, raw_recipe
 from training import distributed
 from training.config import ConfigError, TrainConfig, parse_config
 from training.datasets import open_dataset
@@ -28,30 +28,19 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.predictors import NetworkPredictor
 from training.train import Trainer, train
 
-PLAIN: dict[str, Any] = {
-    # Without norms and dropout, which see and draw for each process's images alone.
-    "network": {
-        "backbone": "alexnet",
-        "variant": "32s",
-        "fc6_channels": 8,
-        "dropout": 0.0,
-        "width": 0.125,
-    },
-    "optimizer": {"kind": "sgd", "head_lr": 0.05, "backbone_lr": 0.05, "weight_decay": 1e-4},
-    "schedule__ema_decay": 0.5,
-}
+AVERAGED = {**PLAIN, "optimizer__weight_decay": 1e-4, "schedule__ema_decay": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
-    "mean": PLAIN,  # with class weights and Dice
-    "uneven": {**PLAIN, "schedule__batch_size": 3},
+    "mean": AVERAGED,  # with class weights and Dice
+    "uneven": {**AVERAGED, "schedule__batch_size": 3},
     "accumulated": {
-        **PLAIN,
+        **AVERAGED,
         "schedule__batch_size": 2,
         "schedule__accumulate": 3,
         "loss__dice": 0.0,
         "activation_checkpointing": True,
     },
     "sum": {
-        **PLAIN,
+        **AVERAGED,
         "loss": {"reduction": "sum"},
         "optimizer__head_lr": 1e-5,
         "optimizer__backbone_lr": 1e-5,

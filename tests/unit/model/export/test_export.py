@@ -17,7 +17,6 @@ from torch import nn
 from model.build import NetworkSpec
 from model.contract import METADATA_KEY, Contract, InputSpec
 from model.export import export as export_module
-from model.export.adopt.receptive_field import halo_of
 from model.export.export import SPEC_KEY, ServedNetwork, export, for_inference
 from model.export.fp32_model import load_fp32
 from model.export.onnx_file import random_images, session
@@ -42,14 +41,6 @@ def make_contract(logits: bool = True, classes: int = CLASSES, smallest: int = 1
 def exported() -> tuple[FCN, Path]:
     made = exports.exported()
     return made.network, made.path
-
-
-def test_the_report_of_a_file_that_passes() -> None:
-    report = exports.exported().report
-    assert report.label_agreement >= 0.999
-    assert report.largest_logit_difference is not None
-    assert report.largest_logit_difference < 1e-4
-    assert (1, 1, 1) in report.sizes
 
 
 def test_one_file_with_the_contract_inside(exported: tuple[FCN, Path]) -> None:
@@ -108,7 +99,7 @@ def _groups(node: onnx.NodeProto) -> int:
 
 
 def test_labels_are_ordered_after_arg_max(exported: tuple[FCN, Path]) -> None:
-    """On one number per pixel; the crops are one node each."""
+    """So one number per pixel moves; the crops are one node each."""
     graph = onnx.load(exported[1]).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.index("ArgMax") < kinds.index("DepthToSpace")
@@ -121,6 +112,7 @@ def test_every_lowering_is_the_same_network(lowering: Lowering) -> None:
     assert made.report.label_agreement == 1.0
     assert made.report.largest_logit_difference is not None
     assert made.report.largest_logit_difference < 1e-4
+    assert (1, 1, 1) in made.report.sizes
 
 
 @pytest.mark.parametrize("lowering", get_args(Lowering))
@@ -128,7 +120,7 @@ def test_every_lowering_is_the_same_network(lowering: Lowering) -> None:
 def test_labels_and_logits_of_every_variant_and_lowering(
     variant: Variant, lowering: Lowering
 ) -> None:
-    """In torch, where no file is written."""
+    """They are computed in torch, where no file is written."""
     network = make_network(variant)
     images = torch.randint(0, 256, (2, 45, 61, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -181,27 +173,27 @@ def test_a_layer_in_winograds_form_becomes_8_bit() -> None:
     assert (exact == eight).mean() > 0.8
 
 
-def test_the_halo_is_that_of_the_graph() -> None:
-    """Found from the layers of the network, and by the walk through a graph of any origin."""
-    for made in (exports.exported(), exports.exported(lowering="conv_transpose")):
-        halo = halo_of(onnx.load(made.path), made.contract)
-        assert -(-halo.halo_px // 32) * 32 == made.contract.input.context_px
-
-
 def test_parity_sizes_respect_the_smallest_side(exported: tuple[FCN, Path]) -> None:
     network, path = exported
     report = check_parity(network, make_contract(smallest=40), path, [(1, 8, 50)])
     assert report.sizes == ((1, 40, 50),)
 
 
-def test_norms_fold_into_the_same_function() -> None:
-    network = make_network()
+@pytest.mark.parametrize(
+    "spec",
+    [SMALL, NetworkSpec("vgg16", "8s", batch_norm=True, fc6_channels=8, width=1 / 16)],
+    ids=lambda spec: str(spec.backbone),
+)
+def test_norms_fold_into_the_same_function(spec: NetworkSpec) -> None:
+    network = exports.randomised(spec)
     folded = for_inference(network, "conv_transpose")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the original is kept"
     images = torch.rand(1, 3, 40, 50) * 255
     with torch.inference_mode():
-        torch.testing.assert_close(folded(images), network(images), rtol=1e-3, atol=1e-3)
+        wanted = network(images)
+        atol = 1e-4 * float(wanted.abs().max())
+        torch.testing.assert_close(folded(images), wanted, rtol=1e-3, atol=atol)
 
 
 def test_class_counts_must_agree(tmp_path: Path) -> None:

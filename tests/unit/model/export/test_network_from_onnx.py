@@ -67,7 +67,7 @@ def test_a_vgg16_with_its_preprocessing() -> None:
 def test_a_file_of_before_networks_were_described(
     exported: tuple[FCN, Path], tmp_path: Path
 ) -> None:
-    """As the shipped model's: its name and its weights tell the same."""
+    """Its name and its weights tell the same, as the shipped model's do."""
     found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", SMALL.architecture))
     assert found.spec == SMALL
 

@@ -103,7 +103,7 @@ def test_halved_and_doubled() -> None:
         (
             [helper.make_node("Reshape", ["x", "shape"], ["y"])],
             {"shape": _ints([0, 3, -1, 8])},
-            "may move pixels",
+            "may see every pixel",
         ),
         (
             [helper.make_node("Gather", ["x", "index"], ["y"], axis=2)],
@@ -141,11 +141,12 @@ def test_what_may_see_every_pixel_is_named(
         halo_of(_graph(nodes, **constants), _contract())
 
 
-def test_depth_to_space_and_back() -> None:
-    """A block of 4 pixels becomes one cell and 4 pixels again: each depends on its block."""
-    there = helper.make_node("SpaceToDepth", ["x"], ["deep"], blocksize=4)
+def test_depth_to_space() -> None:
+    """Each of 4x4 pixels depends on the block of 4x4 that a strided convolution saw."""
+    deep = helper.make_node("Conv", ["x", "weight"], ["deep"], strides=[4, 4])
     back = helper.make_node("DepthToSpace", ["deep"], ["y"], blocksize=4)
-    assert halo_of(_graph([there, back]), _contract()) == Halo(4, 4)
+    weight = np.zeros((16, 3, 4, 4), np.float32)
+    assert halo_of(_graph([deep, back], weight=weight), _contract()) == Halo(4, 4)
 
 
 def test_pads_and_crops_move_the_reach() -> None:

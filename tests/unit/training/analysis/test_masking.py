@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, Sample
 from training.evaluation.metrics import Confusion, ScoreError
 
-FILL = (1, 2, 3)
+FILL, NINE = (1, 2, 3), (9, 9, 9)
 SEEN = [[10, 11, 12], [20, 21, 22], [30, 31, 32], [40, 41, 42]]
 
 
@@ -32,15 +33,18 @@ def sample() -> Sample:
     return Sample(np.array([SEEN], np.uint8), np.array([[0, 3, VOID, 1]], np.uint8))
 
 
-def test_hide_foreground(sample: Sample) -> None:
-    masked = hide_foreground(sample, FILL)
-    assert masked.image.tolist() == [[SEEN[0], [1, 2, 3], [1, 2, 3], [1, 2, 3]]]
-    assert masked.target is sample.target
-
-
-def test_hide_background(sample: Sample) -> None:
-    masked = hide_background(sample, FILL)
-    assert masked.image.tolist() == [[[1, 2, 3], SEEN[1], [1, 2, 3], SEEN[3]]]
+@pytest.mark.parametrize(
+    ("mask", "row"),
+    [
+        (partial(hide_foreground, fill=FILL), [SEEN[0], FILL, FILL, FILL]),
+        (partial(hide_background, fill=FILL), [FILL, SEEN[1], FILL, SEEN[3]]),
+        (partial(shape, foreground=NINE, rest=FILL), [FILL, NINE, FILL, NINE]),
+    ],
+    ids=["foreground", "background", "shape"],
+)
+def test_what_is_left(sample: Sample, mask: Any, row: list[Any]) -> None:
+    masked = mask(sample)
+    assert masked.image.tolist() == [[list(pixel) for pixel in row]]
     assert masked.target is sample.target
 
 
@@ -52,10 +56,9 @@ def test_another_class_may_be_the_background(sample: Sample) -> None:
 
 
 def test_shape_tells_where_but_not_which(sample: Sample) -> None:
-    masked = shape(sample, foreground=(9, 9, 9), rest=FILL)
-    assert masked.image.tolist() == [[[1, 2, 3], [9, 9, 9], [1, 2, 3], [9, 9, 9]]]
+    masked = shape(sample, NINE, FILL)
     other = Sample(255 - sample.image, np.array([[0, 1, VOID, 2]], np.uint8))
-    assert (shape(other, (9, 9, 9), FILL).image == masked.image).all()
+    assert (shape(other, NINE, FILL).image == masked.image).all()
 
 
 @pytest.mark.parametrize("mask", [hide_foreground, hide_background, shape])

@@ -34,19 +34,6 @@ def test_majority_by_hand() -> None:
     assert coarsened(target, 2, 3).tolist() == expected
 
 
-def test_nearest_takes_the_middle_pixel_and_the_majority_where_it_is_void() -> None:
-    target = np.array(
-        [
-            [1, 1, 1, 0, 2, 2],
-            [1, 2, 1, 0, VOID, 0],
-            [1, 1, 1, 2, 2, 2],
-        ],
-        np.uint8,
-    )
-    assert coarsened(target, 3, 3, "nearest").tolist() == [[2, 2, 2, 2, 2, 2]] * 3
-    assert coarsened(target, 3, 3, "majority").tolist() == [[1, 1, 1, 2, 2, 2]] * 3
-
-
 @given(
     seed=st.integers(0, 1000),
     height=st.integers(1, 23),
@@ -73,26 +60,9 @@ def test_against_a_plain_loop(
             assert (found[cell] == wanted).all()
 
 
-@pytest.mark.parametrize("method", ["majority", "nearest"])
-def test_factor_one_changes_nothing(streets: Path, method: Method) -> None:
-    data = open_dataset("folder", streets, "val")
-    (confusion,) = upper_bounds(data, [1], method, progress=False).values()
-    assert confusion.scores().mean_iu == 1.0
-
-
 def test_a_factor_below_one() -> None:
     with pytest.raises(ValueError, match="factor 0: want 1 or more"):
         coarsened(np.zeros((2, 2), np.uint8), 0, 2)
-
-
-def test_no_constant_cell_beats_the_majority_in_pixel_accuracy(streets: Path) -> None:
-    data = open_dataset("folder", streets, "val")
-    for factor in (4, 8, 16):
-        majority, nearest = (
-            upper_bounds(data, [factor], method, progress=False)[factor].scores()
-            for method in ("majority", "nearest")
-        )
-        assert nearest.pixel_accuracy <= majority.pixel_accuracy
 
 
 def test_bounds_fall_with_the_factor(streets: Path) -> None:

@@ -135,18 +135,22 @@ def test_progress_counts_images(
     assert "image/s" in err
 
 
-def test_an_answer_of_another_size(data: SegmentationDataset) -> None:
-    with pytest.raises(EvaluationError, match=r"0000\.jpg: the answer is 39x56 .* is 40x56"):
-        evaluate(lambda image: np.zeros((39, 56), np.uint8), data, progress=False)
-
-
-def test_an_answer_with_a_label_that_is_no_class(data: SegmentationDataset) -> None:
-    with pytest.raises(ScoreError, match="prediction 9 is not below 4"):
-        evaluate(lambda image: np.full(image.shape[:2], 9, np.uint8), data, progress=False)
-
-
-def test_equal_class_lists() -> None:
-    check_classes(("sky", "road"), "x.pt", info("sky", "road"))
+@pytest.mark.parametrize(
+    ("size", "label", "error", "complaint"),
+    [
+        ((39, 56), 0, EvaluationError, r"0000\.jpg: the answer is 39x56 .* is 40x56"),
+        ((40, 56), 9, ScoreError, "prediction 9 is not below 4"),
+    ],
+)
+def test_an_answer_that_is_none(
+    data: SegmentationDataset,
+    size: tuple[int, int],
+    label: int,
+    error: type[Exception],
+    complaint: str,
+) -> None:
+    with pytest.raises(error, match=complaint):
+        evaluate(lambda image: np.full(size, label, np.uint8), data, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -158,5 +162,6 @@ def test_equal_class_lists() -> None:
     ],
 )
 def test_class_lists_that_differ(names: tuple[str, ...], complaint: str) -> None:
+    check_classes(("sky", "road"), "x.pt", info("sky", "road"))
     with pytest.raises(EvaluationError, match=f"{complaint}.*: give the class list"):
         check_classes(names, "x.pt", info("sky", "road"))

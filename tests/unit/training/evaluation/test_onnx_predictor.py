@@ -25,23 +25,22 @@ def test_label_map_and_contract(tmp_path: Path) -> None:
         assert (label_map == expected_label_map(image)).all()
 
 
-def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"there is no file .*none\.onnx"):
-        OnnxPredictor(tmp_path / "none.onnx")
-
-
-def test_junk(tmp_path: Path) -> None:
-    path = tmp_path / "junk.onnx"
-    path.write_bytes(b"junk")
-    with pytest.raises(EvaluationError, match=r"junk\.onnx cannot be loaded as an ONNX model"):
-        OnnxPredictor(path)
-
-
-def test_without_contract(tmp_path: Path) -> None:
-    path = tmp_path / "bare.onnx"
-    onnx.save(build(), str(path))
-    with pytest.raises(ContractError, match=r"bare\.onnx has no contract .*fcn export"):
-        OnnxPredictor(path)
+@pytest.mark.parametrize(
+    ("content", "error", "complaint"),
+    [
+        (None, EvaluationError, r"there is no file .*a\.onnx"),
+        (b"junk", EvaluationError, r"a\.onnx cannot be loaded as an ONNX model"),
+        (build().SerializeToString(), ContractError, r"a\.onnx has no contract .*fcn export"),
+    ],
+    ids=["missing", "junk", "bare"],
+)
+def test_what_is_no_model(
+    tmp_path: Path, content: bytes | None, error: type[Exception], complaint: str
+) -> None:
+    if content is not None:
+        (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(error, match=complaint):
+        OnnxPredictor(tmp_path / "a.onnx")
 
 
 def test_an_image_the_graph_refuses(tmp_path: Path) -> None:

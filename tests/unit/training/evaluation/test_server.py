@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_client import FcnClient, FcnError
-from tests.drawing import png, street
+from fcn_client import FcnClient
+from tests.drawing import encode, png, street
 from tests.tiny_models import expected_label_map
 from tests.unit.training import brightest
 from tests.unit.training.evaluation.fake_server import FakeServer, Reply, model, problem
@@ -78,54 +78,11 @@ def test_model_by_name_or_default(
     assert len(predict.class_names) == (1 if chosen == "a" else 3)
 
 
-def test_no_such_model(open_predictor: OpenPredictor) -> None:
-    with pytest.raises(FcnError, match="'huge'.* tiny"):
-        open_predictor("huge")
-
-
-def test_a_busy_server_is_asked_again(
-    server: FakeServer, open_predictor: OpenPredictor, image: Path
-) -> None:
-    predict = open_predictor()
-    replies = [problem(429, "overloaded", **{"Retry-After": "0"})] * 3
-    server.segment = lambda body: replies.pop() if replies else server.label(body)
-    assert (predict(image) == expected_label_map(street())).all()
-
-
-def test_an_image_too_late_once_is_asked_for_again(
-    server: FakeServer, open_predictor: OpenPredictor, image: Path
-) -> None:
-    predict = open_predictor()
-    replies = [problem(504, "deadline-exceeded")]
-    server.segment = lambda body: replies.pop() if replies else server.label(body)
-    assert (predict(image) == expected_label_map(street())).all()
-
-
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_an_image_that_a_proxy_failed_on_is_asked_for_again(
-    server: FakeServer, open_predictor: OpenPredictor, image: Path, status: int
-) -> None:
-    """Its page is no problem document."""
-    predict = open_predictor()
-    replies: list[Reply] = [(status, b"<html>", {"Content-Type": "text/html"})]
-    server.segment = lambda body: replies.pop() if replies else server.label(body)
-    assert (predict(image) == expected_label_map(street())).all()
-
-
-def test_an_image_too_late_twice_fails_alone(
-    server: FakeServer, open_predictor: OpenPredictor, image: Path
-) -> None:
-    predict = open_predictor()
-    server.segment = lambda _body: problem(504, "deadline-exceeded")
-    with pytest.raises(ImageFailed, match=r"asked 2 times; see --deadline"):
-        predict(image)
-    assert len(server.posts) == 2
-
-
 @pytest.mark.parametrize(
     "reply",
     [
         problem(415, "unsupported-image-format"),
+        problem(504, "deadline-exceeded"),
         (500, b"<html>", {}),
         (200, b"hello", {"Content-Type": "image/png"}),
         (200, png(np.zeros((2, 2, 3), np.uint8)), {"Content-Type": "image/png"}),
@@ -173,28 +130,23 @@ def test_the_images_that_were_answered_are_scored(
     assert evaluation.confusion.scores().mean_iu == 1
 
 
-def test_a_label_that_cannot_be_read_costs_its_image_alone(
-    server: FakeServer, data: SegmentationDataset
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        (b"hello", "cannot read the label"),
+        (encode(Image.new("L", (3, 2))), "but the label is 2x3"),
+    ],
+)
+def test_a_wrong_label_costs_its_image_alone(
+    server: FakeServer, data: SegmentationDataset, label: bytes, complaint: str
 ) -> None:
-    data.pairs[1][1].write_bytes(b"hello")
+    data.pairs[1][1].write_bytes(label)
     target = open_target(server.url)
     evaluation = score(target, data, progress=False)
     target.close()
     assert evaluation.images == len(data) - 1
     (failure,) = evaluation.failures
-    assert "cannot read the label" in failure.error
-
-
-def test_a_label_of_another_size_costs_its_image_alone(
-    server: FakeServer, data: SegmentationDataset
-) -> None:
-    Image.new("L", (3, 2)).save(data.pairs[1][1])
-    target = open_target(server.url)
-    evaluation = score(target, data, progress=False)
-    target.close()
-    assert evaluation.images == len(data) - 1
-    (failure,) = evaluation.failures
-    assert "but the label is 2x3" in failure.error
+    assert complaint in failure.error
 
 
 def test_a_lost_server_keeps_what_was_scored(server: FakeServer, data: SegmentationDataset) -> None:

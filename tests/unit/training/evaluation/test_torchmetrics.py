@@ -70,7 +70,11 @@ many = settings(max_examples=60, deadline=None)
 @many
 def test_the_matrix_and_what_does_not_depend_on_absent_classes(case: Case) -> None:
     counts = multiclass_confusion_matrix(*case.tensors, CLASSES, ignore_index=VOID)
+    twice = case.confusion
+    twice.add(case.target, np.where(case.target == VOID, VOID, case.prediction))
     assert np.array_equal(case.confusion.counts, counts.numpy())
+    assert np.array_equal(twice.counts, 2 * counts.numpy())
+    assert twice.class_shares().sum() == pytest.approx(1)
     scores = case.confusion.scores()
     pixel = multiclass_accuracy(*case.tensors, CLASSES, average="micro", ignore_index=VOID)
     weighted = multiclass_jaccard_index(
