@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import time
+from typing import Any, Final
 
 from service.api.keys import Keys
 from service.api.transports import build
+from service.core.batching.threads import end_all
 from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
@@ -18,6 +20,10 @@ from service.listening import HttpServer, joined, listen
 from service.settings import Settings
 from service.telemetry import Telemetry, configure_logging
 
+HEALTH_S: Final = 0.5
+"""Between looks at the readiness, for gRPC's health service."""
+ENDING_S: Final = 2.0
+"""Longest wait for runs that were told to end."""
 _log = logging.getLogger("fcn.app")
 
 
@@ -90,7 +96,9 @@ class _Server:
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
+        hopeless = asyncio.create_task(segmenter.hopeless.wait())
         watching = asyncio.create_task(self._keys.watch())
+        tasks: list[asyncio.Task[Any]] = [stop, hopeless, watching]
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -98,23 +106,35 @@ class _Server:
                 loading.result()
                 await self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
-                await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+                tasks.append(asyncio.create_task(self._tell_health()))
+                await asyncio.wait((serving, stop, hopeless), return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not self._stopping.is_set():
                 serving.result()
                 raise StartError("the REST server stopped by itself; its log line says why")
         finally:
-            stop.cancel()
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
             idle = loading.done()
             loading.cancel()
             idle = await self._drain(http, serving) and idle
             idle = idle and not segmenter.loading
-        if not idle:
-            # A thread is inside the runtime, which cannot be interrupted; a normal exit would
-            # wait for it.
+        code = 0
+        if segmenter.hopeless.is_set():
+            _log.critical("leaving, to be started anew: two models in a minute had to be given up")
+            code = 1
+        if not (end_all(ENDING_S) and idle):
+            # A thread is inside the runtime and does not listen; a normal exit would wait for it.
             logging.shutdown()
-            os._exit(0)
-        return 0
+            os._exit(code)
+        return code
+
+    async def _tell_health(self) -> None:
+        """Has gRPC's health service say what `/readyz` says."""
+        told = True
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            if told is not (ready := self._segmenter.ready()):
+                await self._grpc.set_serving(told := ready)
 
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""

@@ -38,7 +38,8 @@ class SegmenterConfig:
     admitted and waiting for one model. max_wait_s: longest predicted wait for the device at which
     a request is taken. max_batch: images in one inference; None for 8 on a GPU and 1 elsewhere.
     max_batch_pixels bounds a batch's memory: N * H * W; one image always fits. max_whole_pixels: a
-    larger image is run in tiles; None: as the memory allows.
+    larger image is run in tiles; None: as the memory allows. stuck_after_s: a run may always take
+    so long before the watchdog ends it.
     """
 
     model_repository: Path = Path("model_repository")
@@ -67,6 +68,7 @@ class SegmenterConfig:
     max_batch: int | None = None
     max_batch_pixels: int = 8 * 1024 * 1024
     max_whole_pixels: int | None = None
+    stuck_after_s: float = 10.0
 
 
 @dataclass(frozen=True)

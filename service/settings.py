@@ -151,6 +151,10 @@ class Settings(BaseSettings):
     """Largest image that is run in one piece, height times width; a larger one is run in
     overlapping tiles, with the same labels. By default chosen from the memory this process may
     use."""
+    stuck_after_s: float = Field(SegmenterConfig.stuck_after_s, ge=1)
+    """Seconds that a run of the network may always take. One that takes longer, and 20 times longer
+    than was predicted, is ended, and its images are answered 503. TensorRT, which builds engines,
+    gets 60 times as long."""
     deadline_ms: int = Field(round(1000 * ApiConfig.deadline_s), ge=1)
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(ApiConfig.latency_target_s, gt=0)

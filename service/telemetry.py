@@ -116,10 +116,17 @@ class Telemetry(Observer):
             )
         )
         self._queue_depth = _by_labels(
-            gauge("fcn_queue_depth", "Images waiting for a model.", ("model",))
+            gauge("fcn_queue_depth", "Images waiting for a model.", ("model", "version"))
         )
         self._rejected = _by_labels(
             counter("fcn_rejected_total", "Requests not served, by reason.", ("reason",))
+        )
+        self._stuck = _by_labels(
+            counter(
+                "fcn_stuck_runs_total",
+                "Runs far longer than they may be, by what became of them.",
+                ("model", "outcome"),
+            )
         )
         self._callers = _by_labels(
             counter(
@@ -185,6 +192,8 @@ class Telemetry(Observer):
         """Publishes which versions are loaded, in place of what was published before."""
         self._model_info.clear()
         for model in models:
+            for outcome in ("ended", "lost"):  # from 0 on: an alert sees the first, too
+                self._stuck(model.name, outcome)
             for v in model.versions:
                 self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
 
@@ -194,8 +203,8 @@ class Telemetry(Observer):
     def batch(self, model: str, size: int) -> None:
         self._batch_size(model).observe(size)
 
-    def queue_depth(self, model: str, n: int) -> None:
-        self._queue_depth(model).set(n)
+    def queue_depth(self, model: str, version: str, n: int) -> None:
+        self._queue_depth(model, version).set(n)
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)
@@ -212,6 +221,9 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def stuck(self, model: str, outcome: str) -> None:
+        self._stuck(model, outcome).inc()
 
     def connections(self, n: int) -> None:
         self._connections.set(n)

@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from service.config import SegmenterConfig
 from service.core.batching.admission import Admission, Permit
-from service.core.batching.policy import InferenceResult, Postprocess
-from service.core.batching.queue import settle
+from service.core.batching.policy import InferenceResult, Postprocess, settle
 from service.core.batching.threads import Pool
 from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
@@ -89,6 +88,8 @@ class Segmenter:
             changed=changed or (lambda models: None),
         )
         self._registry = self._manager.registry
+        self.hopeless = self._manager.watchdog.hopeless
+        """Set when runs hang one after the other and cannot be ended: the process should end."""
         self._watching: asyncio.Task[None] | None = None
         self._admission = Admission(
             max_requests=config.max_inflight,
@@ -166,15 +167,9 @@ class Segmenter:
         return self._registry.metric_label(name)
 
     def ready(self) -> bool:
-        """Tells whether new requests are taken and every loaded model's default version answers.
-
-        A version that could not be loaded does not count: it never served.
-        """
-        return (
-            self._started
-            and not self._draining
-            and all(m.default.state is ModelState.READY for m in self.models())
-        )
+        """Tells whether new requests are taken, and the default version of any model answers."""
+        ready = [model.default.state is ModelState.READY for model in self.models()]
+        return self._started and not self._draining and (any(ready) or not ready)
 
     def check(self, options: SegmentOptions) -> None:
         """Refuses what `segment` would refuse now whatever the image, before its upload.

@@ -37,6 +37,10 @@ class Instance(Protocol):
         """Returns the logits float32 [N,C,H,W], too; only where the contract names that output."""
         ...
 
+    def terminate(self) -> None:
+        """Has the run at hand raise soon, if the runtime can; called on any thread."""
+        return
+
 
 class Dtype(StrEnum):
     """Names the type of probabilities as numpy does; uint8 is 255 times the probability."""
@@ -216,16 +220,19 @@ class Observer:
     admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
     "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one),
     "guesses" (after too many wrong keys).
+    outcome of a run that took far too long is "ended", or "lost" with its model.
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...
 
     def batch(self, model: str, size: int) -> None: ...
 
-    def queue_depth(self, model: str, n: int) -> None: ...
+    def queue_depth(self, model: str, version: str, n: int) -> None: ...
 
     def inflight(self, n: int) -> None: ...
 
     def rejected(self, reason: str) -> None: ...
+
+    def stuck(self, model: str, outcome: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...

@@ -94,9 +94,9 @@ def test_a_broken_version_is_told_of_and_takes_nothing_down(
     path = repository / "tiny" / "9" / "model.onnx"
     path.parent.mkdir()
     path.write_bytes(b"not a model")
-    until(lambda: listed(server, "tiny")["versions"][-1]["version"] == "9")
+    until(lambda: listed(server, "tiny")["versions"][-1]["state"] == "failed")
     broken = listed(server, "tiny")["versions"][-1]
-    assert broken["state"] == "failed"
+    assert broken["version"] == "9"
     assert broken["reason"].startswith("tiny/9/model.onnx cannot be loaded as an ONNX model")
     assert "contract" not in broken
     assert listed(server, "tiny")["default_version"] != "9"

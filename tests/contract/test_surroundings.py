@@ -23,7 +23,8 @@ METRICS = {
     "fcn_request_duration_seconds": {"transport", "model"},
     "fcn_stage_duration_seconds": {"stage", "model"},
     "fcn_batch_size": {"model"},
-    "fcn_queue_depth": {"model"},
+    "fcn_queue_depth": {"model", "version"},
+    "fcn_stuck_runs": {"model", "outcome"},
     "fcn_rejected": set(),  # {reason}, once there is one
     "fcn_caller_requests": set(),  # {caller}, once there is one
     "fcn_limited": set(),  # {caller, limit}, once there is one

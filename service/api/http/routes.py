@@ -108,7 +108,9 @@ class _Rest:
     async def readyz(self, request: Request) -> Response:
         _note(request, "Ready", probe=True)
         if not self._ready():
-            raise ModelNotReady("not ready: the models are loading, or the server is draining")
+            raise ModelNotReady(
+                "not ready: the models are loading or have failed, or the server is draining"
+            )
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

@@ -1,5 +1,7 @@
 """Decides which images run next and predicts how long: one queue, without threads or a clock.
 
+How requests are answered is here, too.
+
 Every image has a rank: the moment it came, a head start earlier when its priority is high and as
 much later when it is low. The image of the least rank leads; a batch is the leader and the next
 images of exactly its shape that want the same of the network. Such mates overtake older images of
@@ -10,12 +12,16 @@ more batch, and a low priority for at most twice the head start longer than a hi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from service.core.types import Float32Array, Priority, UInt8Array
+from service.core.types import Clock, Float32Array, Priority, UInt8Array
+from service.errors import DeadlineExceeded
+
+T = TypeVar("T")
 
 AGE_CAP_S: Final = 0.1
 """About two inferences of an ordinary image."""
@@ -84,6 +90,44 @@ class InferenceRequest:
         self.kind = image.shape, wants_logits
 
 
+def settle(future: asyncio.Future[Any], outcome: object) -> None:
+    """Answers whoever awaits `future`, from any thread; does nothing if nobody does any more.
+
+    outcome: the result, or the exception to raise.
+    """
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        future.get_loop().call_soon_threadsafe(settle_now, future, outcome)
+
+
+def settle_now(future: asyncio.Future[Any], outcome: object) -> None:
+    """Does what `settle` does, on the event loop."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Clock) -> T:
+    """Waits for a future, which is done afterwards, whatever happens.
+
+    deadline: a moment of `clock`, or None. Raises: DeadlineExceeded, and what the future raises.
+    """
+    if deadline is None:
+        return await future
+    left_s = deadline - clock()
+    if left_s <= 0:
+        future.cancel()
+        raise DeadlineExceeded()
+    # The error is made only when it comes to that.
+    timer = future.get_loop().call_later(left_s, lambda: settle_now(future, DeadlineExceeded()))
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
 class LatencyModel:
     """Predicts the seconds of a run from its pixels: a mean in which old runs fade."""
 
@@ -111,13 +155,19 @@ class LatencyModel:
 class Batch:
     """Lists the requests that one instance runs at once, since `started_s`.
 
-    latency: the model that predicts such runs, and learns from this one.
+    latency: the model that predicts such runs, and learns from this one. terminate: tells the
+    instance to end the run. expected_s, busy_s, stuck: what the run should take, has taken, and
+    whether that is far too long, for the watchdog.
     """
 
     requests: list[InferenceRequest]
     started_s: float
     latency: LatencyModel
     pixels: int = field(init=False)
+    terminate: Callable[[], None] = field(init=False, default=lambda: None)
+    expected_s: float = 0.0
+    busy_s: float = 0.0
+    stuck: bool = False
 
     def __post_init__(self) -> None:
         self.pixels = sum(request.pixels for request in self.requests)

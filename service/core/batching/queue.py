@@ -22,8 +22,9 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import copy
+from typing import Final
 
 from service.core.batching.policy import (
     AGE_CAP_S,
@@ -33,55 +34,18 @@ from service.core.batching.policy import (
     InferenceResult,
     LatencyModel,
     Postprocess,
+    result_by,
+    settle,
+    settle_now,
 )
 from service.core.types import Clock, Observer, Priority, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
-
-T = TypeVar("T")
 
 DEADLINE_SHARE: Final = 0.75
 """Wait and run may take this share of the time to a deadline. The rest is for decoding, encoding,
 and predictions that were too good: work that comes too late is lost for everybody."""
 
 _log = logging.getLogger(__name__)
-
-
-def settle(future: asyncio.Future[Any], outcome: object) -> None:
-    """Answers whoever awaits `future`, from any thread; does nothing if nobody does any more.
-
-    outcome: the result, or the exception to raise.
-    """
-    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-        future.get_loop().call_soon_threadsafe(settle_now, future, outcome)
-
-
-def settle_now(future: asyncio.Future[Any], outcome: object) -> None:
-    """Does what `settle` does, on the event loop."""
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-async def result_by(future: asyncio.Future[T], deadline: float | None, clock: Clock) -> T:
-    """Waits for a future, which is done afterwards, whatever happens.
-
-    deadline: a moment of `clock`, or None. Raises: DeadlineExceeded, and what the future raises.
-    """
-    if deadline is None:
-        return await future
-    left_s = deadline - clock()
-    if left_s <= 0:
-        future.cancel()
-        raise DeadlineExceeded()
-    # The error is made only when it comes to that.
-    timer = future.get_loop().call_later(left_s, lambda: settle_now(future, DeadlineExceeded()))
-    try:
-        return await future
-    finally:
-        timer.cancel()
 
 
 class BatchQueue:
@@ -94,6 +58,7 @@ class BatchQueue:
         self,
         *,
         model: str,
+        version: str = "",
         instances: int,
         full_device: bool = False,
         max_batch: int,
@@ -106,13 +71,14 @@ class BatchQueue:
     ) -> None:
         """Opens the queue.
 
-        model: its name, for the observer. instances: how many share the device. full_device:
+        model, version: for the observer. instances: how many share the device. full_device:
         whether there is one more, which takes all of the device for a lone image.
 
         max_batch, max_batch_pixels, age_cap_s: see `BatchPolicy`. max_queue: images reserved or
         waiting. max_wait_s: longest predicted wait for the device at which an image is still taken.
         """
         self._model = model
+        self._version = version
         self._instances = instances
         self._has_full_device = full_device
         self._max_queue = max_queue
@@ -128,6 +94,8 @@ class BatchQueue:
         self._latency = LatencyModel()
         self._full_device_latency = LatencyModel()
         self._error: Exception | None = None  # why it is closed
+        self.stuck = False
+        """Tells of a run that is busy for far longer than it may; set by the watchdog."""
         self._lock = threading.Lock()
         self._shared_instance = threading.Condition(self._lock)
         self._full_device = threading.Condition(self._lock)
@@ -138,8 +106,19 @@ class BatchQueue:
 
     @property
     def alive(self) -> bool:
-        """Tells whether it takes requests: neither after `close` nor after a fault of its own."""
-        return self._error is None
+        """Tells whether it takes requests: not once it is closed, nor while a run is stuck."""
+        return self._error is None and not self.stuck
+
+    @property
+    def closed(self) -> bool:
+        """Tells whether it has ended, by `close` or a fault of its own."""
+        return self._error is not None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Collection[Batch]]:
+        """Lends the batches that instances run; none of them ends meanwhile."""
+        with self._lock:
+            yield self._running
 
     def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:
         """Finds out whether there is room now, and takes none.
@@ -196,7 +175,7 @@ class BatchQueue:
                 if request.future.done():
                     return
                 if self._error is not None:
-                    settle(request.future, type(self._error)())
+                    settle(request.future, copy(self._error))
                 elif request.deadline is not None and now >= request.deadline:
                     settle(request.future, DeadlineExceeded())  # its timer is late
                 else:
@@ -243,8 +222,10 @@ class BatchQueue:
 
     def retry_singly(self, batch: Batch, error: BaseException) -> None:
         """Takes back a batch that failed: each image runs alone, and one that did is answered."""
-        alone = len(batch.requests) == 1
-        if alone:
+        alone = len(batch.requests) == 1 or batch.stuck
+        if batch.stuck:  # and has been answered
+            _log.warning("%s: the run that was stuck has ended", self._model)
+        elif alone:
             _log.error("%s: inference failed", self._model, exc_info=error)
             settle(batch.requests[0].future, InferenceFailed())
         else:
@@ -264,23 +245,25 @@ class BatchQueue:
     def close(self, error: Exception | None = None, lost: Iterable[InferenceRequest] = ()) -> None:
         """Answers everybody with an error, and takes nothing more.
 
-        error: ShuttingDown by default. lost: requests to be answered that are in no list here. A
-        run cannot be interrupted; its result has no taker. Drain first to lose nothing.
+        error: ShuttingDown by default. lost: requests to be answered that are in no list here.
+        Runs are told to end; their results have no taker. Drain first to lose nothing.
         """
         requests = list(lost)
         with self._lock:
             if self._error is None:
                 self._error = error or ShuttingDown()
-                requests += (r for batch in self._running for r in batch.requests)
+                for batch in self._running:
+                    requests += batch.requests
+                    batch.terminate()
                 requests += (*self._retries, *self._policy)
                 self._running.clear()
                 self._retries.clear()
                 self._policy.clear()
-            ended = type(self._error)
+            ended = self._error
             self._shared_instance.notify_all()
             self._full_device.notify_all()
         for request in requests:
-            settle(request.future, ended())
+            settle(request.future, copy(ended))
         with self._lock, contextlib.suppress(Exception):  # a faulty observer may be why it ends
             self._observe_depth()
 
@@ -302,7 +285,7 @@ class BatchQueue:
 
     def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
         if self._error is not None:
-            raise type(self._error)()
+            raise copy(self._error)
         if self._waiting() >= self._max_queue + self._instances - len(self._running):
             self._observer.rejected("queue_full")
         elif self._is_too_late(pixels, deadline, priority):
@@ -357,6 +340,10 @@ class BatchQueue:
         if may_take and (requests := self._next_requests()):
             latency = self._full_device_latency if full_device else self._latency
             batch = Batch(requests, self._clock(), latency)
+            # The full device's may know nothing yet.
+            batch.expected_s = max(
+                known.seconds(batch.pixels, len(requests)) for known in (self._latency, latency)
+            )
             self._running.add(batch)
         if len(self._policy) != depth:
             self._observe_depth()
@@ -395,4 +382,4 @@ class BatchQueue:
 
     def _observe_depth(self) -> None:
         """Tells the observer while the lock is held: else it might be told an older depth last."""
-        self._observer.queue_depth(self._model, len(self._policy))
+        self._observer.queue_depth(self._model, self._version, len(self._policy))

@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
@@ -21,8 +22,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from service.core.batching.policy import Batch, InferenceResult
-from service.core.batching.queue import BatchQueue, result_by, settle, settle_now
+from service.core.batching.policy import Batch, InferenceResult, result_by, settle, settle_now
+from service.core.batching.queue import BatchQueue
 from service.core.types import Clock, Float32Array, Instance
 from service.errors import ShuttingDown
 
@@ -203,6 +204,7 @@ def _serve_next(instance: Instance, queue: BatchQueue, clock: Clock) -> bool:
     batch = queue.next_batch(full_device=instance.full_device)
     if batch is None:
         return False
+    batch.terminate = instance.terminate
     try:
         results = run(instance, batch, clock)
     except BaseException as error:
@@ -212,12 +214,18 @@ def _serve_next(instance: Instance, queue: BatchQueue, clock: Clock) -> bool:
     return True
 
 
-@atexit.register
-def _end() -> None:
-    """Waits for the runs at hand: a thread inside a runtime would return into nothing if the
-    interpreter ended first."""
+def end_all(timeout_s: float = 10.0) -> bool:
+    """Ends the runs at hand and their threads; returns whether they have ended.
+
+    A thread inside a runtime would return into nothing if the interpreter ended first.
+    """
     serving = list(_serving.items())
     for _, queue in serving:
         queue.close()
+    ends_s = time.monotonic() + timeout_s
     for thread, _ in serving:
-        thread.join()
+        thread.join(max(0.0, ends_s - time.monotonic()))
+    return not any(thread.is_alive() for thread, _ in serving)
+
+
+atexit.register(end_all)

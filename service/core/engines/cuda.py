@@ -92,7 +92,20 @@ def open_instances(
     return instances
 
 
-class CudaInstance(Instance):
+class OrtInstance(Instance):
+    """Ends a run of ONNX Runtime, which listens between two nodes of the graph.
+
+    Each run has options of its own: whoever ends the one before does not end it.
+    """
+
+    _options: Any = None
+
+    def terminate(self) -> None:
+        if self._options is not None:
+            self._options.terminate = True
+
+
+class CudaInstance(OrtInstance):
     """Calls one session on one GPU.
 
     Buffers on the device stay the same for a shape. The calling thread waits for each step; copies
@@ -119,14 +132,16 @@ class CudaInstance(Instance):
         for name, value in self._contract.feeds(batch).items():
             if name != image:
                 binding.bind_cpu_input(name, value)
-        self._session.run_with_iobinding(binding)
+        self._options = ort.RunOptions()
+        self._session.run_with_iobinding(binding, self._options)
         binding.synchronize_outputs()
         return np.array(label_maps.numpy(), np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Keeps no buffers: logits take a hundred times the memory, and are asked for seldom."""
         names = [self._contract.outputs.label_map, self._contract.outputs.logits]
-        label_maps, logits = self._session.run(names, self._contract.feeds(batch))
+        self._options = ort.RunOptions()
+        label_maps, logits = self._session.run(names, self._contract.feeds(batch), self._options)
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
     def _buffers_of(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:

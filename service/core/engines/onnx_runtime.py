@@ -18,11 +18,12 @@ from service.config import SegmenterConfig
 from service.core.engines.cuda import (
     CPU,
     EXECUTION_PROVIDERS,
+    OrtInstance,
     built_for,
     open_instances,
 )
 from service.core.engines.warm_up import first_line
-from service.core.types import Float32Array, Instance, Network, UInt8Array
+from service.core.types import Float32Array, Network, UInt8Array
 from service.errors import ModelLoadError
 
 _BRIEF_SPINNING: Final = (1, 31)
@@ -101,7 +102,7 @@ def _open_on_gpus(
         return None
 
 
-class CpuInstance(Instance):
+class CpuInstance(OrtInstance):
     """Calls one session of ONNX Runtime on the CPU, which may be shared with other instances."""
 
     def __init__(
@@ -116,14 +117,16 @@ class CpuInstance(Instance):
     def run(self, batch: UInt8Array) -> UInt8Array:
         """Raises whatever the runtime raises."""
         names = [self._contract.outputs.label_map]
-        (label_maps,) = self._session.run(names, self._feeds(batch))
+        self._options = ort.RunOptions()
+        (label_maps,) = self._session.run(names, self._feeds(batch), self._options)
         return np.asarray(label_maps, np.uint8)
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
         outputs = self._contract.outputs
         names = [outputs.label_map, outputs.logits]
-        label_maps, logits = self._session.run(names, self._feeds(batch))
+        self._options = ort.RunOptions()
+        label_maps, logits = self._session.run(names, self._feeds(batch), self._options)
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
     def _feeds(self, batch: UInt8Array) -> dict[str, npt.NDArray[Any]]:
@@ -153,7 +156,7 @@ def _open(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if spin:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
-    options.log_severity_level = 3  # errors: warnings of its graph passes are not for operators
+    options.log_severity_level = 4  # what goes wrong is raised, and logged in our own lines
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

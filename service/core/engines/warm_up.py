@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,6 +12,9 @@ from model.contract import InputSpec
 from service.core.images.decode import padded_side
 from service.core.types import Clock, Instance, Network
 from service.errors import ModelLoadError
+
+RUN_S: Final = 120.0
+"""Longest warm-up run, but for TensorRT: what loops for ever must not hold up other models."""
 
 Shape = tuple[int, int, int]
 """N, height and width of a batch."""
@@ -90,12 +95,20 @@ def _try(network: Network, instance: Instance, shape: Shape) -> None:
         f"{height}x{width} image" if count == 1 else f"batch of {count} {height}x{width} images"
     )
     black = np.zeros((*shape, 3), np.uint8)
+    too_long = threading.Timer(RUN_S, instance.terminate)
+    if network.provider != "tensorrt":  # which builds an engine now
+        too_long.start()
     try:
         label_maps = instance.run(black)
     except Exception as error:
+        why = first_line(error)
+        if too_long.finished.is_set():
+            why = f"it took longer than {RUN_S:g} s and was ended"
         raise ModelLoadError(
-            f"model {network.contract.model_name} fails on a black {images}: {first_line(error)}"
+            f"model {network.contract.model_name} fails on a black {images}: {why}"
         ) from error
+    finally:
+        too_long.cancel()
     if label_maps.shape != shape:
         raise ModelLoadError(
             f"model {network.contract.model_name} answers a {images} with shape "

@@ -42,9 +42,9 @@ class Loader:
         clock: Clock,
     ) -> None:
         self._open = open_network
-        self._config = config
-        self._observer = observer
-        self._clock = clock
+        self.config = config
+        self.observer = observer
+        self.clock = clock
         self._at_work = 0
 
     @property
@@ -66,14 +66,15 @@ class Loader:
         shared = sum(not instance.full_device for instance in network.instances)
         queue = BatchQueue(
             model=file.name,
+            version=file.version,
             instances=shared,
             full_device=shared < len(network.instances),
             max_batch=self._max_batch(network, settings),
-            max_batch_pixels=self._config.max_batch_pixels,
-            max_queue=self._config.max_queue,
-            max_wait_s=self._config.max_wait_s,
-            observer=self._observer,
-            clock=self._clock,
+            max_batch_pixels=self.config.max_batch_pixels,
+            max_queue=self.config.max_queue,
+            max_wait_s=self.config.max_wait_s,
+            observer=self.observer,
+            clock=self.clock,
         )
         queue.seed(size[0] * size[1], seconds)
         return LoadedModel(file.name, file.version, network, queue, source_of(file, settings))
@@ -84,7 +85,7 @@ class Loader:
         # not stand back.
         nice = DEVICE_NICE if model.provider == "cpu" else 0
         model.threads = serve(
-            model.network.instances, model.queue, name=model.name, nice=nice, clock=self._clock
+            model.network.instances, model.queue, name=model.name, nice=nice, clock=self.clock
         )
         _log.info("serving %s version %s on %s", model.name, model.version, model.provider)
 
@@ -92,19 +93,19 @@ class Loader:
         self, file: ModelFile, settings: ModelSettings, network: Network, size: tuple[int, int]
     ) -> float:
         """Has it answer before anybody waits; returns the seconds that an image of `size` takes."""
-        wanted = (*self._config.warm_up_sizes, *settings.warm_up_sizes)
+        wanted = (*self.config.warm_up_sizes, *settings.warm_up_sizes)
         sizes = [*accepted_sizes(wanted, network.contract.input), size]
         warm_up(network, sizes)
         if network.provider != "cpu":
             self._warm_up_batches(file, network, sizes, self._max_batch(network, settings))
-        began = self._clock()
+        began = self.clock()
         warm_up(network, [size])
-        return (self._clock() - began) / len(network.instances)
+        return (self.clock() - began) / len(network.instances)
 
     def _max_batch(self, network: Network, settings: ModelSettings) -> int:
         # On a CPU a batch takes as long as its images one by one: it would delay the first.
         usual = 1 if network.provider == "cpu" else MAX_BATCH
-        return settings.max_batch or self._config.max_batch or usual
+        return settings.max_batch or self.config.max_batch or usual
 
     def _warm_up_batches(
         self, file: ModelFile, network: Network, sizes: Sequence[tuple[int, int]], max_batch: int
@@ -113,16 +114,16 @@ class Loader:
 
         Raises: ModelLoadError.
         """
-        shapes = batch_shapes(sizes, max_batch, self._config.max_batch_pixels)
-        began = self._clock()
-        left = warm_up_batches(network, shapes, BATCHES_S, self._clock)
+        shapes = batch_shapes(sizes, max_batch, self.config.max_batch_pixels)
+        began = self.clock()
+        left = warm_up_batches(network, shapes, BATCHES_S, self.clock)
         _log.info(
             "%s version %s: warmed up %d of %d batches in %.1f s",
             file.name,
             file.version,
             len(shapes) - len(left),
             len(shapes),
-            self._clock() - began,
+            self.clock() - began,
         )
         if left:
             _log.warning(

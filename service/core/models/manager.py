@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from service.changes import SettledChanges, poll
 from service.core.engines.memory import trim_heap
@@ -26,8 +26,9 @@ from service.core.models.model_settings import (
 )
 from service.core.models.registry import LoadedModel, ModelRegistry
 from service.core.models.repository import ModelFile, ModelFolder, find, look, require
+from service.core.models.watchdog import TICK_S, Watchdog
 from service.core.types import IndexEntry, ModelState, ModelStatus
-from service.errors import ModelLoadError, UnknownModel, quoted
+from service.errors import ModelLoadError, ModelNotReady, UnknownModel, quoted
 
 Key = tuple[str, str]
 """Name and version."""
@@ -35,6 +36,10 @@ Failure = tuple[str, object]
 """Why a version does not serve, and its `LoadedModel.source`; None if it is not the model file but
 model.toml that is wrong."""
 
+UNLOAD_S: Final = 60.0
+"""Longest time that an unload waits for the requests that the model has."""
+JOIN_S: Final = 5.0
+"""Longest wait for runs that were told to end."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +70,9 @@ class ModelManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unlogged: list[str] = []
         self._repository_error = ""
+        self.watchdog = Watchdog(
+            loader.config.stuck_after_s, observer=loader.observer, clock=loader.clock
+        )
 
     @property
     def busy(self) -> bool:
@@ -84,6 +92,7 @@ class ModelManager:
                 self._log_failures()
             self._check_names()
         self._changed(self.registry.statuses())
+        self._spawn(self._guard())
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again and serves what is new, changed, or failed before.
@@ -97,12 +106,21 @@ class ModelManager:
     async def unload(self, name: str) -> None:
         """Returns once all its requests are answered and it is closed; until `load` it stays so.
 
-        Raises: UnknownModel.
+        Raises: UnknownModel; ModelNotReady when that does not come within `UNLOAD_S`.
         """
+        try:
+            async with asyncio.timeout(UNLOAD_S):
+                await self._unload(name)
+        except TimeoutError:
+            raise ModelNotReady(
+                f"model {quoted(name)} is still being unloaded after {UNLOAD_S:g} s, or another is "
+                "being loaded: ask again"
+            ) from None
+
+    async def _unload(self, name: str) -> None:
         async with self._one_change:
-            if not self.registry.versions(name) and not any(
-                key[0] == name for key in self._failures
-            ):
+            known = {key[0] for key in self._failures} | {model.name for model in self._draining}
+            if not self.registry.versions(name) and name not in known:
                 raise UnknownModel(
                     f"there is no model {quoted(name)} to unload: loaded are "
                     f"{', '.join(self.registry.names()) or 'none'}"
@@ -171,6 +189,24 @@ class ModelManager:
             model.close()
         for task in self._tasks:
             task.cancel()
+
+    async def _guard(self) -> None:
+        """Has the watchdog look, and replaces what it has given up."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                for model in self.watchdog.look([*self.registry.models(), *self._draining]):
+                    self._spawn(self._replace(model))
+            except Exception:
+                _log.exception("the watchdog failed: looking again")
+
+    async def _replace(self, lost: LoadedModel) -> None:
+        async with self._one_change:
+            folder = self._folders.get(lost.name)
+            if folder is not None and self.registry.get(lost.name, lost.version) is lost:
+                await self._reconcile(folder, retry_failed=True)
+                self._log_failures()
+        self._changed(self.registry.statuses())
 
     async def _load(self, name: str) -> None:
         async with self._one_change:
@@ -274,8 +310,15 @@ class ModelManager:
         self._draining.pop(model, None)
         name, version, last = model.name, model.version, [model]
         del model  # only `last` holds it, and the thread takes it out of there
-        await asyncio.to_thread(_free, last)
-        _log.info("closed %s version %s", name, version)
+        if await asyncio.to_thread(_free, last):
+            _log.info("closed %s version %s", name, version)
+        else:
+            _log.error(
+                "%s version %s is closed and one of its runs does not end: its memory and a core "
+                "come back when the server is started anew",
+                name,
+                version,
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Makes a task that goes on when whoever asked for it leaves."""
@@ -346,7 +389,9 @@ class ModelManager:
         self._repository_error = error
 
 
-def _free(last: list[LoadedModel]) -> None:
-    """Waits for a closed model's threads, and returns its memory to the system."""
-    last.pop().join()
+def _free(last: list[LoadedModel]) -> bool:
+    """Waits for a closed model's threads, and returns its memory to the system; tells whether they
+    have ended."""
+    ended = last.pop().join(JOIN_S)
     trim_heap()
+    return ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -30,7 +31,7 @@ class LoadedModel:
     """Holds one version of a model. Whoever uses it does so in its `with` block.
 
     It takes requests from `Loader.start` to `close`. source: what it was made of, see `source_of`.
-    palette: see `Contract.palette`.
+    palette: see `Contract.palette`. lost: whether the watchdog has given it up.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LoadedModel:
     source: object = None
     threads: Sequence[threading.Thread] = ()
     palette: npt.NDArray[np.uint8] = field(init=False)
+    lost: bool = False
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,10 +69,12 @@ class LoadedModel:
         """Fails what it still has with ShuttingDown."""
         self.queue.close()
 
-    def join(self) -> None:
-        """Waits, after `close`, for the end of the device threads."""
+    def join(self, timeout_s: float) -> bool:
+        """Waits, after `close`, for the end of the device threads; returns whether they ended."""
+        ends_s = time.monotonic() + timeout_s
         for thread in self.threads:
-            thread.join()
+            thread.join(max(0.0, ends_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in self.threads)
 
     async def until_unused(self) -> None:
         if self._users:

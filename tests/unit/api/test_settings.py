@@ -141,6 +141,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "max_batch": "18",
         "max_batch_pixels": "19",
         "max_whole_pixels": "21",
+        "stuck_after_s": "20",
         "max_uploads": "22",
         "max_uploads_bytes": "23",
         "upload_timeout_s": "24",

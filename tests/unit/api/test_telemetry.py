@@ -76,7 +76,8 @@ def test_scrapes_hold_every_observation() -> None:
     for _ in range(2):
         telemetry.rejected("overloaded")
         telemetry.batch("m", 3)
-        telemetry.queue_depth("m", 5)
+        telemetry.queue_depth("m", "1", 5)
+        telemetry.queue_depth("m", "2", 0)
         telemetry.image_pixels(100)
     telemetry.inflight(4)
     lines = telemetry.scrape().decode().splitlines()
@@ -84,7 +85,8 @@ def test_scrapes_hold_every_observation() -> None:
         'fcn_rejected_total{reason="overloaded"} 2.0',
         'fcn_batch_size_bucket{le="2.0",model="m"} 0.0',
         'fcn_batch_size_bucket{le="3.0",model="m"} 2.0',
-        'fcn_queue_depth{model="m"} 5.0',
+        'fcn_queue_depth{model="m",version="1"} 5.0',
+        'fcn_queue_depth{model="m",version="2"} 0.0',
         "fcn_image_pixels_sum 200.0",
         "fcn_inflight_requests 4.0",
     ):

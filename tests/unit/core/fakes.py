@@ -107,6 +107,7 @@ class Recorder(Observer):
         self.inflights: list[int] = []
         self.reasons: list[str] = []
         self.pixels: list[int] = []
+        self.stuck_runs: list[tuple[str, str]] = []
         self._depth_changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # where somebody waits for a depth
 
@@ -118,7 +119,7 @@ class Recorder(Observer):
     def batch(self, model: str, size: int) -> None:
         self.batches.append(size)
 
-    def queue_depth(self, model: str, n: int) -> None:
+    def queue_depth(self, model: str, version: str, n: int) -> None:
         self.depths.append(n)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._depth_changed.set)
@@ -139,6 +140,9 @@ class Recorder(Observer):
 
     def rejected(self, reason: str) -> None:
         self.reasons.append(reason)
+
+    def stuck(self, model: str, outcome: str) -> None:
+        self.stuck_runs.append((model, outcome))
 
     def image_pixels(self, n: int) -> None:
         self.pixels.append(n)

@@ -88,10 +88,10 @@ class _OnGpu:
         ]
         return [_Part(CPU if op in self._pretended.on_cpu else CUDA, op) for op in operators]
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         self._opened.runs += 1
         self._opened.nice.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)

@@ -125,7 +125,7 @@ def test_a_graph_that_wants_its_images_elsewhere_still_sees_them_change(
     monkeypatch.setattr(
         session, "io_binding", lambda: Copying(session._session.io_binding()), raising=False
     )
-    monkeypatch.setattr(session, "run_with_iobinding", lambda bound: run(bound._binding))
+    monkeypatch.setattr(session, "run_with_iobinding", lambda bound, how: run(bound._binding, how))
     for seed in range(3):
         pixels = batch(2, 8, 8, seed=seed)
         assert (instance.run(pixels) == tiny_models.expected_label_map(pixels)).all()
@@ -136,7 +136,7 @@ def test_what_the_runtime_raises_is_passed_on_and_the_next_run_goes_well(
 ) -> None:
     instance = instance_of(tmp_path, monkeypatch)
 
-    def fail(binding: Any) -> None:
+    def fail(binding: Any, options: Any) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:

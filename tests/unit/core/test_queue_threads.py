@@ -188,7 +188,7 @@ async def test_what_had_been_run_when_the_queue_was_closed_is_answered() -> None
 
 async def test_a_fault_where_an_image_comes_ends_the_queue_and_answers_everybody() -> None:
     class Broken(Recorder):
-        def queue_depth(self, model: str, n: int) -> None:
+        def queue_depth(self, model: str, version: str, n: int) -> None:
             raise RuntimeError("a fault")
 
     queue = new_queue(observer=Broken())

@@ -15,6 +15,7 @@ from PIL import Image
 
 from model.contract import METADATA_KEY, Contract, InputSpec
 from service.core.images.header import read_header
+from service.core.models import manager
 from service.core.types import ModelState, Network, UInt8Array
 from service.errors import (
     DeadlineExceeded,
@@ -316,7 +317,11 @@ async def test_draining_gives_up_in_time_and_closing_answers_the_rest(tmp_path: 
             await first
 
 
-async def test_a_model_whose_worker_died_is_not_ready(tmp_path: Path) -> None:
+async def test_a_model_whose_worker_died_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "TICK_S", 600.0)  # else it is loaded anew
+
     class Dead(BaseException):
         """Not an Exception, so that it is no failure of one batch."""
 
