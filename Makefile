@@ -59,8 +59,8 @@ bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's
 lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites constraints.txt
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --no-emit-options \
-		--extra cpu --extra openvino --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
-	{ echo "# Tested versions of extras cpu, openvino, train and dev. Made by 'make lock'."; \
+		--extra cpu --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+	{ echo "# Tested versions of extras cpu, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
 
@@ -75,7 +75,7 @@ $(VENV)/.serve: $(LOCK) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(LOCK) | $(BIN)/python
-	$(PIP) -e './fcn_client[progress]' -e '.[cpu,openvino,train,dev]'
+	$(PIP) -e './fcn_client[progress]' -e '.[cpu,train,dev]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.

@@ -105,11 +105,27 @@ def load_command(name: str) -> Command:
     return cast(Command, importlib.import_module(f"cli.{name.replace('-', '_')}"))
 
 
+def _open_closed_streams() -> None:
+    """Gives a process that was started without one a stdout and stderr that go nowhere: else the
+    next file or socket would have that number, and be written to."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
     # ONNX Runtime 1.29 and newer reports model and machine facts to its makers unless this is set
     # before it is imported. A self-hosted service calls nobody; ORT_DISABLE_TELEMETRY=0 undoes it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # gRPC's core writes to stderr past the log, and would wait there for a reader who stopped.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text of this encoding
             stream.reconfigure(errors="backslashreplace")

@@ -194,5 +194,11 @@ def _version(entry: pb.Model) -> ModelVersion:
     except (IndexError, ValueError) as error:
         raise DecodeError(f"the list of models cannot be read: {error!r}") from error
     return ModelVersion(
-        entry.version, entry.state, entry.precision, entry.provider, classes, contract
+        entry.version,
+        entry.state,
+        entry.precision,
+        entry.provider,
+        classes,
+        contract,
+        entry.engine,
     )

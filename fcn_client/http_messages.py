@@ -126,6 +126,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
                 provider=str(v.get("provider", "")),
                 classes=classes_of(v["contract"]) if v.get("contract") else (),
                 contract=v.get("contract") or {},
+                engine=str(v.get("engine", "")),
             )
             for v in entry["versions"]
         ),

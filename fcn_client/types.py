@@ -108,7 +108,8 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """Describes a version. `contract`: all that its file says, as in `GET /v1/models`."""
+    """Describes a version. `contract`: all that its file says, as in `GET /v1/models`. `engine`: ""
+    from servers that do not tell."""
 
     version: str
     state: str
@@ -116,6 +117,7 @@ class ModelVersion:
     provider: str
     classes: tuple[ClassInfo, ...]
     contract: Mapping[str, Any] = field(repr=False)
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import sys
+import threading
 import time
 from typing import Any, Final
 
@@ -18,10 +19,11 @@ from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
 from service.settings import Settings
-from service.telemetry import Telemetry, configure_logging
+from service.telemetry import FLUSH_S, STDERR, Telemetry, configure_logging
 
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
+STDOUT: Final = 1
 ENDING_S: Final = 2.0
 """Longest wait for runs that were told to end."""
 _log = logging.getLogger("fcn.app")
@@ -38,8 +40,22 @@ def serve(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings))
     except (ServiceError, StartError) as error:
-        sys.stderr.write(f"fcn serve: {error}\n")
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        _say(STDERR, f"fcn serve: {error}")
         return 1
+
+
+def _say(descriptor: int, line: str) -> None:
+    """Writes a line, but waits for no reader who has stopped, and minds none who has left."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(FLUSH_S)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -104,7 +120,7 @@ class _Server:
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await self._grpc.set_serving(True)
+                self._grpc.set_serving(True)
                 self._announce(http_sockets[0].getsockname()[1], grpc_port)
                 tasks.append(asyncio.create_task(self._tell_health()))
                 await asyncio.wait((serving, stop, hopeless), return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +150,7 @@ class _Server:
         while True:
             await asyncio.sleep(HEALTH_S)
             if told is not (ready := self._segmenter.ready()):
-                await self._grpc.set_serving(told := ready)
+                self._grpc.set_serving(told := ready)
 
     def _bind_grpc(self) -> int:
         """Returns the port gRPC listens on. Raises: StartError."""
@@ -155,6 +171,7 @@ class _Server:
     def _on_signal(self, number: int) -> None:
         if self._stopping.is_set():
             _log.warning("second signal: leaving at once")
+            logging.shutdown()
             os._exit(128 + number)
         self._stopping.set()
 
@@ -165,7 +182,7 @@ class _Server:
         """
         config, segmenter = self._config, self._segmenter
         self._draining = True
-        await self._grpc.retire()
+        self._grpc.retire()
         if self._stopping.is_set():
             _log.info("draining: up to %g s for requests in flight", config.drain_s)
             await asyncio.sleep(config.drain_delay_s)
@@ -185,9 +202,11 @@ class _Server:
         """Writes the one line on stdout, for whoever started this; all else is on stderr."""
         host, serving = self._settings.host, self._segmenter.models()
         models = ", ".join(f"{m.name}/{m.default_version}" for m in serving)
-        providers = sorted({m.default.provider for m in serving})
-        sys.stdout.write(
+        runs = {
+            f"{m.default.provider} ({m.default.engine}, {m.default.precision})" for m in serving
+        }
+        _say(
+            STDOUT,
             f"fcn serve: ready: REST http://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(providers)}\n"
+            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(sorted(runs))}",
         )
-        sys.stdout.flush()

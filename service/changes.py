@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -60,6 +60,15 @@ class SettledChanges(Generic[T]):
     def again(self, name: str) -> None:
         """Has a change returned at the next look, too: it could not be acted on."""
         self._acted_on.pop(name, None)
+
+
+def due_again(looks: dict[str, int], failed: Iterable[str]) -> set[str]:
+    """Counts the looks at which each name has failed; returns those to be tried again now: after 2,
+    4, 8, ... looks, and then every 64. What was lacking, memory say, may be there by then."""
+    now = {name: looks.get(name, 0) + 1 for name in failed}
+    looks.clear()
+    looks.update(now)
+    return {name for name, n in now.items() if n > 1 and (n.bit_count() == 1 or n % 64 == 0)}
 
 
 async def poll(look: Callable[[], Awaitable[None]], every_s: float, what: str) -> None:

@@ -26,12 +26,12 @@ class SegmenterConfig:
     model_repository: see `service.core.models.repository`. model_poll_s: seconds between looks for
     new, changed and removed models; 0: never. default_model: used when none is asked for.
 
-    provider: "auto", "cpu", "cuda" or "tensorrt". engine: "onnxruntime" or "openvino", of the CPU.
-    precision: "auto", "fp32", "fp16" or "int8". devices: indexes of the GPUs; empty for all that
-    are visible. gpu_mem_limit_bytes: of each GPU, for one model. instances, intra_op_threads,
-    alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run before the first
-    request, as far as the model takes them, besides an ordinary one. pool_workers: threads that
-    decode and encode; None for as many as cores.
+    provider: "auto", "cpu", "cuda" or "tensorrt". engine, precision: see `choice.open_network`.
+    cache_dir: folder for compiled networks; None keeps none. devices: indexes of the GPUs; empty
+    for all that are visible. gpu_mem_limit_bytes: of each GPU, for one model. instances,
+    intra_op_threads, alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run
+    before the first request, as far as the model takes them, besides an ordinary one.
+    pool_workers: threads that decode and encode; None for as many as cores.
 
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; pixels None: as the memory allows. One request always fits. max_queue: images
@@ -48,8 +48,9 @@ class SegmenterConfig:
 
     provider: str = "auto"
     provider_options: ProviderOptions = field(default_factory=dict)
-    engine: str = "onnxruntime"
+    engine: str = "auto"
     precision: str = "auto"
+    cache_dir: Path | None = None
     devices: tuple[int, ...] = ()
     gpu_mem_limit_bytes: int | None = None
     instances: int | None = None

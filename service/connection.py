@@ -104,6 +104,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._exchange is None and not self._pending:
             self._began_s = self._moved_s
         self._pending += memoryview(self._buffer)[:nbytes]
+        self._buffer = bytearray()
         self.go_on()
 
     def eof_received(self) -> bool:

@@ -8,6 +8,7 @@ Every second all of them are looked at, which costs less than a timer for each.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ DESCRIPTORS_SHARE: Final = 2
 """One of so many descriptors may be an HTTP connection. gRPC, models, keys and the loop have the
 others: a server that can open no more can't read its key file, either."""
 _LOOK_EVERY_S: Final = 1.0
+_ROOM_SHARE: Final = 64
+"""Room is made for a 64th of all at a time: looking for the idlest takes half a millisecond, and
+somebody may open a thousand a second."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,15 @@ class Connections:
         self._unread.discard(connection)
 
     def _make_room(self) -> bool:
-        """Ends one that waits for its caller: of the address that has most, the idlest."""
+        """Ends some that wait for their callers: of the address that has most, the idlest."""
         waiting = [(c, moved) for c in self._open if (moved := c.moved_s()) is not None]
-        if not waiting:
-            return False
-        found, _ = max(waiting, key=lambda item: (self._of_address[item[0].address], -item[1]))
-        found.end("full")
-        return True
+        count = max(1, self.bounds.max_connections // _ROOM_SHARE)
+        first = heapq.nlargest(
+            count, waiting, lambda item: (self._of_address[item[0].address], -item[1])
+        )
+        for connection, _ in first:
+            connection.end("full")
+        return bool(first)
 
     def _look_later(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)

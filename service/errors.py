@@ -108,6 +108,24 @@ class Overloaded(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class MessageTooLarge(ServiceError):
+    """Is of gRPC, whose methods have limits of their own."""
+
+    kind = "message-too-large"
+    title = "Message too large"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"the message is larger than {max_bytes} bytes, as it is or unpacked: send a smaller "
+            "or more compressed image, and nothing else that is large"
+        )
+
+
+class UnknownMethod(ServiceError):
+    kind = "unknown-method"
+    title = "Unknown method"
+
+
 class LimitExceeded(ServiceError):
     """`limit` names which one, for the metrics; `retry_after_s` > 0 says when more is allowed."""
 

@@ -22,7 +22,7 @@ MAX_TARGET_BYTES: Final = 8000
 MAX_TRAILER_BYTES: Final = 4 * 1024
 MAX_CHUNK_LINE_BYTES: Final = 256
 """Nobody uses the extensions that could make the line before a chunk longer than its size."""
-FREE_CHUNKS: Final = 1024
+FREE_CHUNKS: Final = 128
 MIN_CHUNK_BYTES: Final = 64
 """Chunks beyond the free ones are this long on average: each costs the event loop as much as a
 large one."""

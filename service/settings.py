@@ -94,13 +94,17 @@ class Settings(BaseSettings):
     provider_options: str = ""
     """Options of ONNX Runtime's GPU providers, as JSON over the service's own:
     `{"cuda": {"use_tf32": 0}, "tensorrt": {"trt_engine_cache_enable": 1}}`."""
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """Engine of the network on the CPU; `fcn tune` measures which is faster. OpenVINO serves only
-    where its labels are those of ONNX Runtime."""
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
-    """Precision of the file that is served: `fp32` is `model.onnx`, `fp16` and `int8` the
-    `model.fp16.onnx` and `model.int8.onnx` beside it; `auto` takes fp16 on a GPU, and int8 on a CPU
-    with instructions for it (VNNI, AMX, Arm's dot product), where there is such a file."""
+    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Engine of the network on the CPU: `auto` takes the one that is faster on processors like this
+    one; `fcn tune` measures. OpenVINO serves only where its labels are those of ONNX Runtime."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+    """Precision of the network: `fp32` is `model.onnx`, `fp16` and `int8` the `model.fp16.onnx` and
+    `model.int8.onnx` beside it, `bf16` is `model.onnx` rounded by OpenVINO on a CPU made for that
+    (AMX, AVX512_BF16). `auto` takes fp16 on a GPU; on a CPU int8 where it has instructions for it
+    (VNNI, AMX, Arm's dot product) and there is such a file, else bf16 where that is faster."""
+    cache_dir: Path | None = None
+    """Folder for networks that OpenVINO compiled, 512 MiB at most, so that the next start need not
+    compile them; by default none are kept."""
     instances: int | None = Field(SegmenterConfig.instances, ge=1)
     """Inferences at once: on the CPU by default one per core, 8 at most; on each GPU 2, each with a
     copy of the model."""
@@ -205,15 +209,6 @@ class Settings(BaseSettings):
             if isinstance(source, EnvSettingsSource):
                 source.env_vars = without_links(source.env_vars)
         return init_settings, env_settings, dotenv_settings
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _no_engine_by_measurement(cls, engine: object) -> object:
-        if engine == "auto":
-            raise ValueError(
-                "`auto` is gone: measure once with fcn tune, or name onnxruntime or openvino"
-            )
-        return engine
 
     @field_validator("root_path")
     @classmethod

@@ -5,14 +5,17 @@ Metric names are fixed by docs/api.md; dashboards and alerts rely on them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import sys
+import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Literal, TypeVar, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +44,10 @@ Ending = Literal[
     "unread", "full", "refused", "bad_request", "failed",
 ]  # fmt: skip
 """Why an HTTP connection ended; docs/api.md explains each."""
+STDERR: Final = 2
+FLUSH_S: Final = 1.0
+"""Longest wait, at the end, for log lines to be written."""
+
 M = TypeVar("M", bound=MetricWrapperBase)
 _log = logging.getLogger("fcn.request")
 
@@ -154,19 +161,31 @@ class Telemetry(Observer):
         )
         for reason in get_args(Ending):
             self._connections_closed(reason)
+        self._log_dropped = counter(
+            "fcn_log_lines_dropped_total",
+            "Log lines that nobody read, or that the disk did not take.",
+        )
+        self._log_dropped_before = 0
         self._inflight = gauge("fcn_inflight_requests", "Requests between admission and answer.")
         self._pixels = histogram(
             "fcn_image_pixels", "Height times width of the uploads.", buckets=PIXEL_BUCKETS
         )
+        self._compile_s = counter(
+            "fcn_compile_seconds_total", "Time spent compiling networks for sizes of images."
+        )
         self._model_info = gauge(
             "fcn_model_info",
             "1 for each model version that is loaded.",
-            ("model", "version", "precision", "provider"),
+            ("model", "version", "precision", "provider", "engine"),
         )
         gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
 
     def scrape(self) -> bytes:
         """Prints all metrics in the Prometheus text format."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, LogWriter):
+                self._log_dropped.inc(handler.dropped - self._log_dropped_before)
+                self._log_dropped_before = handler.dropped
         return generate_latest(self._registry)
 
     def finished(self, record: RequestRecord) -> None:
@@ -195,7 +214,8 @@ class Telemetry(Observer):
             for outcome in ("ended", "lost"):  # from 0 on: an alert sees the first, too
                 self._stuck(model.name, outcome)
             for v in model.versions:
-                self._model_info.labels(model.name, v.version, v.precision, v.provider).set(1)
+                labels = model.name, v.version, v.precision, v.provider, v.engine
+                self._model_info.labels(*labels).set(1)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_s(stage, model).observe(seconds)
@@ -221,6 +241,9 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def compiled(self, seconds: float) -> None:
+        self._compile_s.inc(seconds)
 
     def stuck(self, model: str, outcome: str) -> None:
         self._stuck(model, outcome).inc()
@@ -305,13 +328,62 @@ def _plain(value: object) -> str:
     return json.dumps(text) if not text or any(c in text for c in ' "=\n\r') else text
 
 
+class LogWriter(logging.Handler):
+    """Has a thread write the lines: a reader who stops, or a full disk, must not stop the server.
+
+    What the thread does not come to in time is dropped and counted, and a line tells how much.
+    """
+
+    def __init__(self, descriptor: int, max_lines: int = 10_000) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(max_lines)
+        self.dropped = 0
+        self._told = 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record) + "\n")
+        except queue.Full:
+            self.dropped += 1
+
+    def flush(self) -> None:
+        """Waits until all is written, but not for a reader who has stopped."""
+        ends_s = time.monotonic() + FLUSH_S
+        while self._lines.unfinished_tasks and time.monotonic() < ends_s:
+            time.sleep(0.005)
+
+    def _write_all(self) -> None:
+        while True:
+            lines = [self._lines.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(lines) < 100:
+                    lines.append(self._lines.get_nowait())
+            count = len(lines)
+            if dropped := self.dropped - self._told:
+                text = f"{dropped} log lines were dropped: nobody read them, or the disk is full"
+                record = _log.makeRecord("fcn.log", logging.WARNING, "", 0, text, (), None)
+                lines.append(self.format(record) + "\n")
+            left = "".join(lines).encode("utf-8", "backslashreplace")
+            try:
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+                self._told += dropped
+            except OSError:
+                self.dropped += count
+            for _ in range(count):
+                self._lines.task_done()
+
+
 def configure_logging(level: str, style: str) -> None:
     """Sends all log lines to stderr, as `text` or `json`; called once, by the app."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(STDERR)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
     # Its start and stop lines would only repeat what the app says.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

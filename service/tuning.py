@@ -20,7 +20,7 @@ import numpy.typing as npt
 from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
 from service.core.engines.cores import plan
-from service.core.types import Clock, Instance, Network
+from service.core.types import Clock, Instance, Network, Observer
 from service.errors import ModelLoadError
 
 Progress = Callable[[float, str], None]
@@ -225,7 +225,7 @@ def _open(path: Path, engine: str, instances: int, threads: int) -> Network:
         intra_op_threads=threads,
         alone_threads=threads,
     )
-    return open_network(path, config, instances * threads)
+    return open_network(config, instances * threads, Observer(), path)
 
 
 def _throughput(

@@ -18,6 +18,7 @@ from bench.servers import ROOT
 from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
 from service.core.engines.cores import available_cores
+from service.core.types import Observer
 
 _READY_S = 300.0
 
@@ -44,7 +45,9 @@ def measure(exported: list[Exported], provider: str, scale: Scale) -> dict[str, 
 
 def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> dict[str, Any]:
     """Counts images a second with all instances at once."""
-    opened = open_network(network.fp32, SegmenterConfig(provider=provider), available_cores())
+    opened = open_network(
+        SegmenterConfig(provider=provider), available_cores(), Observer(), network.fp32
+    )
     speeds = {}
     for count in scale.batches:
         batch = images.batch(count, size)

@@ -12,10 +12,10 @@ Every file appears whole or not at all; an item's journal line follows its image
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -250,9 +250,12 @@ def _read(journal: Path) -> dict[str, Record]:
 
 def _folds(folder: Path) -> bool:
     """Tells whether names that differ in case are one in this folder, as on macOS and Windows."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".case-", suffix=".part") as file:
-        path = Path(file.name)
+    path = folder / ".case.part"
+    path.touch()
+    try:
         return path.with_name(path.name.swapcase()).exists()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, body: bytes) -> None:
@@ -269,14 +272,18 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def _part_of(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears whole, so that a job that is killed leaves no half of one."""
+    """Opens a file that appears whole, so that a job that is killed leaves no half of one.
+
+    The part a killed job leaves has the name that the next one writes to. It is a digest: the
+    file's own name may be as long as the file system allows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
+    part = path.with_name(f".{digest}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             yield file
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

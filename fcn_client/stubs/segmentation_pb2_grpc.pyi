@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 9b0e78ada36bb6fb402ddca7c77b1216.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 cfdeb2741c643e6320f5c7820e4afea7.
 from typing import Any
 
 class SegmentationStub:

@@ -50,6 +50,7 @@ def _model_json(
         if v := loaded.get(entry.version):
             version["precision"] = v.precision
             version["provider"] = v.provider
+            version["engine"] = v.engine
             version["contract"] = v.contract.to_dict()
         versions.append(version)
     aliases = model.aliases if model else ()
@@ -74,6 +75,7 @@ def models_message(models: Sequence[ModelStatus], default: str | None) -> pb.Lis
                 architecture=v.contract.architecture,
                 precision=v.precision,
                 provider=v.provider,
+                engine=v.engine,
                 classes=[
                     pb.ClassInfo(id=c.id, name=c.name, color_rgb=c.color, description=c.description)
                     for c in v.contract.classes

@@ -48,6 +48,8 @@ _ROWS: Final[dict[type[errors.ServiceError], tuple[int, grpc.StatusCode, bool]]]
     errors.NotAllowed: (403, _C.PERMISSION_DENIED, False),
     errors.ModelNotReady: (503, _C.UNAVAILABLE, True),
     errors.Overloaded: (429, _C.RESOURCE_EXHAUSTED, True),
+    errors.MessageTooLarge: (413, _C.RESOURCE_EXHAUSTED, False),
+    errors.UnknownMethod: (404, _C.UNIMPLEMENTED, False),
     errors.LimitExceeded: (429, _C.RESOURCE_EXHAUSTED, True),
     errors.UploadTooSlow: (408, _C.DEADLINE_EXCEEDED, False),
     errors.DeadlineExceeded: (504, _C.DEADLINE_EXCEEDED, False),

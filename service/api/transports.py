@@ -10,6 +10,8 @@ from starlette.types import ASGIApp
 
 from service.api.call import Calls
 from service.api.grpc import segmentation
+from service.api.grpc.connections import Connections
+from service.api.grpc.handlers import Handlers
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
 from service.api.http.middleware import under_prefix
@@ -72,17 +74,20 @@ def build(
     oip_rest.add_to(app)
 
     closing = asyncio.Event()
-    ours = Segmentation(segmenter, calls, config, uploads, closing=closing)
-    grpc = GrpcServer(config, closing=closing)
-    grpc.add(segmentation.SERVICE, ours.handler())
+    connections = Connections(uploads, closing=closing)
+    handlers = Handlers(calls, connections)
+    ours = Segmentation(segmenter, config, uploads, closing=closing)
+    grpc = GrpcServer(config, connections)
+    grpc.add(segmentation.SERVICE, ours.handler(handlers))
     oip = OipGrpc(
         segmenter,
-        calls,
         uploads=uploads,
         inference=inference,
         operations=operations,
+        max_bytes=config.max_tensor_bytes,
         closing=closing,
     )
-    grpc.add(oip_grpc.SERVICE, oip.handler())
+    grpc.add(oip_grpc.SERVICE, oip.handler(handlers))
+    grpc.add_unknown(handlers.unknown())
     rest = segment_first(app, segment, calls)
     return under_prefix(rest, config.root_path) if config.root_path else rest, grpc

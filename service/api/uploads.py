@@ -37,17 +37,26 @@ class Uploads:
     ) -> None:
         """max_bytes: of all of them together; a single one always fits. timeout_s: a body that
         takes longer is given up. rejected: the observer's, told "uploads"."""
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+        self.rejected = rejected
+        self.incomplete = 0
+        """Bytes of the messages that gRPC assembles, which it does before it hands out any."""
+        self.unpacking = asyncio.Lock()
+        """Held while a message is unpacked: one at a time."""
         self._max_count = max_count
-        self._max_bytes = max_bytes
-        self._rejected = rejected
         self._count = 0
         self._bytes = 0
-        self._timeout_s = timeout_s
 
     @property
     def held(self) -> tuple[int, int]:
         """Counts bodies being read, and their bytes so far."""
         return self._count, self._bytes
+
+    @property
+    def full(self) -> bool:
+        """Says whether there is no room for a byte more."""
+        return self._bytes + self.incomplete >= self.max_bytes
 
     @contextmanager
     def begin(self) -> Iterator[Received]:
@@ -55,14 +64,15 @@ class Uploads:
 
         Raises: Overloaded, and nothing has been read.
         """
-        if self._count >= self._max_count or (self._count and self._bytes >= self._max_bytes):
+        if self._count >= self._max_count or (self._count and self.full):
             raise self._refused()
         self._count += 1
         own_bytes = 0
 
         def received(n_bytes: int) -> None:
             nonlocal own_bytes
-            if self._count > 1 and self._bytes + n_bytes > self._max_bytes:
+            held = self._bytes + self.incomplete
+            if self._count > 1 and held + n_bytes > self.max_bytes:
                 raise self._refused()
             self._bytes += n_bytes
             own_bytes += n_bytes
@@ -76,15 +86,15 @@ class Uploads:
     async def in_time(self, reading: Coroutine[Any, Any, T]) -> T:
         """Raises: UploadTooSlow, and what `reading` raises."""
         try:
-            async with asyncio.timeout(self._timeout_s) as scope:
+            async with asyncio.timeout(self.timeout_s) as scope:
                 return await reading
         except TimeoutError:
             if not scope.expired():  # `reading` raised it
                 raise
-            raise UploadTooSlow(self._timeout_s) from None
+            raise UploadTooSlow(self.timeout_s) from None
 
     def _refused(self) -> Overloaded:
-        self._rejected("uploads")
+        self.rejected("uploads")
         return Overloaded(RETRY_UPLOAD_S)
 
 

@@ -80,7 +80,7 @@ class Segmenter:
             config.model_repository,
             Loader(
                 config,
-                open_network=open_network or partial(open_by_config, config=config, cores=cores),
+                open_network=open_network or partial(open_by_config, config, cores, self._observer),
                 observer=self._observer,
                 clock=clock,
             ),
@@ -258,6 +258,7 @@ class Segmenter:
                 model.contract.input,
                 model.queue,
                 self._pool,
+                put=model.put,
                 max_pixels=self._whole_pixels,
                 at_once=model.shared_instances,
                 deadline=request.deadline,
@@ -374,7 +375,7 @@ class _Job:
             # Packing takes a tenth of a millisecond, and on a CPU no device waits meanwhile; giving
             # it to another thread costs more. A method would make a cycle that holds the model.
             postprocess = partial(_encode_at_once, self.encoder, self.rgb)
-        self.model.queue.put(request, tensor, postprocess, wants_logits=self.encoder.needs_logits)
+        self.model.put(request, tensor, postprocess, wants_logits=self.encoder.needs_logits)
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):

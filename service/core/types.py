@@ -37,6 +37,10 @@ class Instance(Protocol):
         """Returns the logits float32 [N,C,H,W], too; only where the contract names that output."""
         ...
 
+    def forget(self) -> None:
+        """Frees what it keeps for sizes that it has run, if it keeps anything."""
+        return None
+
     def terminate(self) -> None:
         """Has the run at hand raise soon, if the runtime can; called on any thread."""
         return
@@ -152,7 +156,7 @@ class ModelState(StrEnum):
 class VersionStatus:
     """Tells how a version runs.
 
-    provider: where, "cpu", "cuda" or "tensorrt". path: the file.
+    provider: where, "cpu", "cuda" or "tensorrt". engine, precision: see `Network`. path: the file.
     """
 
     version: str
@@ -160,10 +164,8 @@ class VersionStatus:
     contract: Contract
     provider: str
     path: Path
-
-    @property
-    def precision(self) -> str:
-        return self.contract.precision
+    engine: str
+    precision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +205,31 @@ class Network:
     one that takes all of it.
 
     path: the file that runs, which may be one beside the version's `model.onnx`. provider: "cpu",
-    "cuda" or "tensorrt".
+    "cuda" or "tensorrt". engine: "onnxruntime" or "openvino". precision: computed in, "" for the
+    file's. prepare: takes a tensor's height and width and what to do once it can run, at once or
+    on another thread; None: any can run.
     """
 
     path: Path
     contract: Contract
     provider: str
     instances: Sequence[Instance]
+    engine: str = "onnxruntime"
+    precision: str = ""
+    prepare: Callable[[int, int, Callable[[], None]], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.precision = self.precision or self.contract.precision
 
 
 class Observer:
     """Is told what happens, and watches nothing unless a subclass does: telemetry is one.
 
-    Called on the event loop, `queue_depth` on any thread but one at a time; must not block or
-    raise. stage is one of "decode", "queue", "infer", "render". reason is one of "overloaded" (no
-    admission permit), "queue_full", "too_late" (by prediction), "uploads" (too many being read),
-    "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a wrong one),
-    "guesses" (after too many wrong keys).
+    Called on the event loop, `queue_depth` on any thread but one at a time, `compiled` on any; must
+    not block or raise. stage is one of "decode", "queue", "infer", "render". reason is one of
+    "overloaded" (no admission permit), "queue_full", "too_late" (by prediction), "uploads" (too
+    many being read), "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a
+    wrong one), "guesses" (after too many wrong keys).
     outcome of a run that took far too long is "ended", or "lost" with its model.
     """
 
@@ -236,3 +246,5 @@ class Observer:
     def stuck(self, model: str, outcome: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...
+
+    def compiled(self, seconds: float) -> None: ...

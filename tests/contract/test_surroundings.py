@@ -30,6 +30,7 @@ METRICS = {
     "fcn_limited": set(),  # {caller, limit}, once there is one
     "fcn_wrong_keys": set(),
     "fcn_keys_stale": set(),
+    "fcn_log_lines_dropped": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),
     "fcn_model_info": {"model", "version", "precision", "provider"},

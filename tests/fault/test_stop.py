@@ -137,6 +137,26 @@ def test_drain_is_bounded(tmp_path: Path) -> None:
             answer.result()
 
 
+def test_readers_that_stall_at_full_load_do_not_hold_up_the_end(slow_repository: Path) -> None:
+    with running(slow_repository, drain_s=2) as server, ThreadPoolExecutor(4) as pool:
+        stalled = []
+        for _ in range(8):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(server.http_address)
+            connection.settimeout(0.2)
+            with contextlib.suppress(OSError):  # it takes no more
+                for _ in range(500):
+                    connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            stalled.append(connection)
+        for _ in range(16):
+            pool.submit(over_rest, server)
+        server.wait_for(INFLIGHT, 1)
+        assert server.stop() == 0  # within STOP_TIMEOUT_S
+        for connection in stalled:
+            connection.close()
+
+
 def test_second_signal_exits_at_once(slow_repository: Path) -> None:
     with running(slow_repository, drain_delay_s=60) as server:
         server.process.send_signal(signal.SIGTERM)

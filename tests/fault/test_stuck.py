@@ -23,16 +23,17 @@ ENDLESS = 2**32 // 255  # turns: the better part of an hour
 ADMIN = "the-admin-key-itself"
 
 
-def write_deaf_model(repository: Path, name: str = "deaf") -> Path:
+def write_deaf_model(repository: Path, name: str = "deaf", more: int = 8) -> Path:
     """A model one node of which takes hours on a white image, and nobody can end a node.
 
-    It takes the greatest of every window of 1000 x 1000 values; a black image has one of those.
+    It takes the greatest of every window of 1000 x 1000 values; a black image has one of those, and
+    each step of brightness adds `more` rows and columns.
     """
     nodes = [
         helper.make_node("ReduceMax", ["image"], ["brightest"], keepdims=0),
         helper.make_node("Cast", ["brightest"], ["brightest64"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["brightest64", "eight"], ["more"]),
-        helper.make_node("Add", ["more", "kernel"], ["side"]),
+        helper.make_node("Mul", ["brightest64", "more"], ["added"]),
+        helper.make_node("Add", ["added", "kernel"], ["side"]),
         helper.make_node("Unsqueeze", ["side", "first"], ["sides"]),
         helper.make_node("Concat", ["one", "one", "sides", "sides"], ["shape"], axis=0),
         helper.make_node("ConstantOfShape", ["shape"], ["values"]),
@@ -44,7 +45,7 @@ def write_deaf_model(repository: Path, name: str = "deaf") -> Path:
     ]
     numbers = {
         "zero": np.int64(0),
-        "eight": np.int64(8),
+        "more": np.int64(more),
         "kernel": np.int64(1000),
         "first": np.array([0]),
         "one": np.array([1]),
@@ -128,6 +129,16 @@ def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
         assert ask(server, WHITE, "deaf").status_code == 503
         assert server.process.wait(60) == 1
         assert "leaving, to be started anew" in server.log()
+
+
+def test_a_network_that_wants_more_memory_than_there_is_costs_its_request(tmp_path: Path) -> None:
+    write_deaf_model(tmp_path, more=8192)  # 17 TB for a white image
+    with running(tmp_path) as server:
+        for _ in range(3):
+            reply = ask(server, WHITE, "deaf")
+            assert reply.status_code == 500
+            assert reply.json()["type"] == "urn:fcn:problem:inference-failed"
+            assert ask(server, BLACK, "deaf").status_code == 200
 
 
 def test_a_model_that_hangs_in_its_warm_up_does_not_hold_up_a_signal(tmp_path: Path) -> None:

@@ -2,24 +2,30 @@
 
 Errors travel as status details (google.rpc.Status with ErrorInfo and, where a retry helps,
 RetryInfo), beside the sentence that every gRPC client shows.
+
+Every method is a stream here, which on the wire is the same as a unary call: so that a call can be
+refused before its message is read, which may be large, and timed while it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
 
 from service.api.call import HEADER, Call, Calls, Outcome
-from service.errors import InvalidParameter
+from service.api.grpc.connections import Connections, Context
+from service.api.grpc.messages import MAX_STRUCTURE_BYTES, Bulk, parse
+from service.errors import InvalidParameter, UnknownMethod
 
 ERROR_DOMAIN: Final = "fcn-serve"
 """Says in ErrorInfo whose reasons they are. Source: google/rpc/error_details.proto."""
@@ -29,12 +35,15 @@ PUSHBACK: Final = "grpc-retry-pushback-ms"
 Source: gRPC proposal A6, client retries.
 """
 
-Context = aio.ServicerContext[Any, Any]
 Admit = Callable[[Call, str | None, str | None], None]
 """Lets a call in, told the metadata `authorization` and `x-api-key`, or raises ServiceError."""
+Write = Callable[[Any], Awaitable[None]]
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
+Read = Callable[[], Awaitable[tuple[M, int] | None]]
+"""Reads the next message, and how many bytes it has; None at the end of the stream. Raises:
+InvalidParameter, MessageTooLarge, Overloaded, UploadTooSlow."""
 
 
 async def handle(
@@ -63,8 +72,9 @@ async def handle(
             except aio.InternalError:
                 # A message was written to a call that had ended meanwhile, at its deadline, say.
                 raise asyncio.CancelledError from None
-    except BaseException:
+    except BaseException as error:
         if (outcome := call.outcome) is not None:
+            _let_go(error)
             try:
                 await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
             except aio.InternalError:  # the caller left meanwhile, which is no error of ours
@@ -72,84 +82,153 @@ async def handle(
         raise
 
 
-def stream_unary(
-    calls: Calls,
-    method: str,
-    request: type[M],
-    response: type[R],
-    work: Callable[[Call, AsyncIterator[M]], Awaitable[R]],
-    admit: Admit = Call.authenticate,
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """Makes the handler of a call that reads its one message itself.
+class Handlers:
+    """Makes the handlers of one server's methods."""
 
-    On the wire it is a unary call. Here it is a stream of requests: so that a call can be refused
-    before its message is read, which may be large, and timed while it is.
-    """
+    def __init__(self, calls: Calls, connections: Connections) -> None:
+        self._calls = calls
+        self._connections = connections
 
-    async def handler(requests: AsyncIterator[M], context: Context) -> R:
-        return await handle(calls, method, context, lambda call: work(call, requests), admit)
+    def upload(
+        self,
+        method: str,
+        request: type[M],
+        response: type[R],
+        work: Callable[[Call, Read[M]], Awaitable[R]],
+        admit: Admit = Call.authenticate,
+        *,
+        max_bytes: int,
+        bulk: Bulk,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Makes the handler of a call that reads its one message itself.
 
-    return grpc.stream_unary_rpc_method_handler(
-        handler,
-        request_deserializer=request.FromString,
-        response_serializer=response.SerializeToString,
-    )
+        max_bytes: of the message. bulk: its fields that may be large.
+        """
+        timeout_s = self._connections.uploads.timeout_s
+
+        async def handler(_: AsyncIterator[bytes], context: Context) -> R:
+            read = self._reader(context, request, max_bytes, bulk, timeout_s)
+            answer = await handle(
+                self._calls, method, context, lambda call: work(call, read), admit
+            )
+            self._connections.ends(context, answer.ByteSize())
+            return answer
+
+        return grpc.stream_unary_rpc_method_handler(
+            handler, response_serializer=response.SerializeToString
+        )
+
+    def unary(
+        self,
+        method: str,
+        request: type[M],
+        response: type[R],
+        work: Callable[[Call, M], Awaitable[R]],
+        admit: Admit = Call.authenticate,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Makes the handler of a call with one small message each way."""
+
+        async def read_and_work(call: Call, read: Read[M]) -> R:
+            return await work(call, (await read_single_message(read, request))[0])
+
+        return self.upload(
+            method,
+            request,
+            response,
+            read_and_work,
+            admit,
+            max_bytes=MAX_STRUCTURE_BYTES,
+            bulk={},
+        )
+
+    def stream(
+        self,
+        method: str,
+        request: type[M],
+        response: type[R],
+        work: Callable[[Call, Read[M], Write], Awaitable[None]],
+        *,
+        max_bytes: int,
+        bulk: Bulk,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Makes the handler of a call that reads and writes as it goes."""
+        connections = self._connections
+
+        async def handler(_: AsyncIterator[bytes], context: Context) -> None:
+            read = self._reader(context, request, max_bytes, bulk)
+
+            async def write(answer: R) -> None:
+                await connections.write(context, answer, answer.ByteSize())
+
+            async def read_and_write(call: Call) -> None:
+                try:
+                    await work(call, read, write)
+                finally:
+                    connections.ends(context, 0)
+
+            await handle(self._calls, method, context, read_and_write, Call.identify)
+
+        return grpc.stream_stream_rpc_method_handler(
+            handler, response_serializer=response.SerializeToString
+        )
+
+    def unknown(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Answers methods that are not there, and counts them under one name."""
+
+        async def refuse(call: Call) -> bytes:
+            raise UnknownMethod("there is no such method: see grpc.reflection for those there are")
+
+        async def handler(_: AsyncIterator[bytes], context: Context) -> bytes:
+            return await handle(self._calls, "other", context, refuse)
+
+        return _Any(grpc.stream_unary_rpc_method_handler(handler))
+
+    def _reader(
+        self,
+        context: Context,
+        request: type[M],
+        max_bytes: int,
+        bulk: Bulk,
+        timeout_s: float | None = None,
+    ) -> Read[M]:
+        connections = self._connections
+
+        async def read() -> tuple[M, int] | None:
+            raw = await connections.read(context, max_bytes, timeout_s)
+            if raw is None:
+                return None
+            return await parse(raw, request, connections.uploads, max_bytes, bulk)
+
+        return read
 
 
-def unary(
-    calls: Calls,
-    method: str,
-    request: type[M],
-    response: type[R],
-    work: Callable[[Call, M], Awaitable[R]],
-    admit: Admit = Call.authenticate,
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """Makes the handler of a call with one small message each way."""
+class _Any(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic at run time
+    """Has one handler for all methods."""
 
-    async def read_and_work(call: Call, requests: AsyncIterator[M]) -> R:
-        return await work(call, await read_single_message(requests, request))
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handler = handler
 
-    return stream_unary(calls, method, request, response, read_and_work, admit)
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        return self._handler
 
 
-def stream_stream(
-    calls: Calls,
-    method: str,
-    request: type[M],
-    response: type[R],
-    work: Callable[[Call, Context], Awaitable[None]],
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """Makes the handler of a call that reads and writes on gRPC's context, as it goes."""
-
-    async def handler(_: AsyncIterator[M], context: Context) -> None:
-        await handle(calls, method, context, lambda call: work(call, context), Call.identify)
-
-    return grpc.stream_stream_rpc_method_handler(
-        handler,
-        request_deserializer=request.FromString,
-        response_serializer=response.SerializeToString,
-    )
+async def read_single_message(read: Read[M], kind: type[M]) -> tuple[M, int]:
+    """Reads the one message of a call that is a stream here. Raises: InvalidParameter without any,
+    and what `read` raises."""
+    found = await read()
+    if found is None:
+        raise InvalidParameter(f"the call has no message: send one {kind.DESCRIPTOR.name}")
+    return found
 
 
-async def read_single_message(requests: AsyncIterator[M], kind: type[M]) -> M:
-    """Reads the one message of a call that is a stream here.
-
-    Raises: InvalidParameter without any, or when it is none of `kind`.
-    """
-    try:
-        async for request in requests:
-            return request
-    except DecodeError:
-        raise malformed(kind) from None
-    raise InvalidParameter(f"the call has no message: send one {kind.DESCRIPTOR.name}")
-
-
-def malformed(kind: type[Message]) -> InvalidParameter:
-    """Refuses bytes that are no message of `kind`."""
-    descriptor = kind.DESCRIPTOR
-    return InvalidParameter(
-        f"the message is no {descriptor.name}: use stubs generated from {descriptor.file.name}"
-    )
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames that an error came through: gRPC's own error keeps it in a circle, and so
+    the message that was being read, until the garbage collector comes by."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _address(peer: str) -> str:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final
 
 import grpc
 
-from service.api.call import Call, Calls, Outcome
-from service.api.grpc.handlers import (
-    Context,
-    read_single_message,
-    stream_stream,
-    stream_unary,
-    unary,
-)
+from service.api.call import Call, Outcome
+from service.api.grpc.handlers import Handlers, Read, Write, read_single_message
+from service.api.grpc.messages import FILES, MAX_STRUCTURE_BYTES
 from service.api.grpc.stream import Stream
 from service.api.models import models_message
 from service.api.status import TYPE_PREFIX
@@ -47,6 +41,9 @@ PRIORITIES: Final = {
     pb.PRIORITY_LOW: Priority.LOW,
 }
 
+_BULK: Final = {pb.SegmentRequest.IMAGE_FIELD_NUMBER: FILES}
+_STREAM_BULK: Final = {pb.SegmentStreamRequest.REQUEST_FIELD_NUMBER: _BULK}
+
 
 class Segmentation:
     """Handles the calls of segmentation.proto."""
@@ -54,7 +51,6 @@ class Segmentation:
     def __init__(
         self,
         segmenter: Segmenter,
-        calls: Calls,
         config: ApiConfig,
         uploads: Uploads,
         *,
@@ -62,29 +58,33 @@ class Segmentation:
     ) -> None:
         """closing: see `GrpcServer`."""
         self._segmenter = segmenter
-        self._calls = calls
         self._config = config
         self._uploads = uploads
         self._closing = closing
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self, handlers: Handlers) -> grpc.GenericRpcHandler[Any, Any]:
         """Makes the service as gRPC takes it."""
-        calls = self._calls
+        max_bytes = self._config.max_image_bytes + MAX_STRUCTURE_BYTES
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Segment": stream_unary(
-                    calls, "Segment", pb.SegmentRequest, pb.SegmentResponse, self.segment
+                "Segment": handlers.upload(
+                    "Segment",
+                    pb.SegmentRequest,
+                    pb.SegmentResponse,
+                    self.segment,
+                    max_bytes=max_bytes,
+                    bulk=_BULK,
                 ),
-                "SegmentStream": stream_stream(
-                    calls,
+                "SegmentStream": handlers.stream(
                     "SegmentStream",
                     pb.SegmentStreamRequest,
                     pb.SegmentStreamResponse,
                     self.segment_stream,
+                    max_bytes=max_bytes,
+                    bulk=_STREAM_BULK,
                 ),
-                "ListModels": unary(
-                    calls,
+                "ListModels": handlers.unary(
                     "ListModels",
                     pb.ListModelsRequest,
                     pb.ListModelsResponse,
@@ -93,21 +93,20 @@ class Segmentation:
             },
         )
 
-    async def segment(
-        self, call: Call, requests: AsyncIterator[pb.SegmentRequest]
-    ) -> pb.SegmentResponse:
+    async def segment(self, call: Call, read: Read[pb.SegmentRequest]) -> pb.SegmentResponse:
         self._segmenter.check_any(call.time_left())
         with self._uploads.begin() as received:
-            reading = read_single_message(requests, pb.SegmentRequest)
-            request = await self._uploads.in_time(reading)
-            received(len(request.image))
+            request, n_bytes = await read_single_message(read, pb.SegmentRequest)
+            received(n_bytes)
         call.uploaded()
         return await self._answer(call, request, call.seconds_left())
 
-    async def segment_stream(self, call: Call, context: Context) -> None:
+    async def segment_stream(
+        self, call: Call, read: Read[pb.SegmentStreamRequest], write: Write
+    ) -> None:
         stream = Stream(
-            context.read,
-            context.write,
+            read,
+            write,
             partial(self._item, call),
             window=self._config.stream_window,
             closing=self._closing,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service.api.grpc.closing import Health, Reflection
+from service.api.grpc.closing import HEALTH, REFLECTION, Health, Reflection
+from service.api.grpc.connections import Connections
 from service.config import ApiConfig
 
-# The other fields of a request around its image.
-MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+OVERHEAD_BYTES: Final = 64 * 1024
+"""Room of a message beyond the limit of any method: its error is then ours, and says what to do."""
+MAX_STREAMS: Final = 1024
+"""Calls at once of one connection; gRPC's clients let more wait, once they know."""
+MAX_CONNECTIONS: Final = 1000
+"""A process may open 1024 files by default."""
+IDLE_MS: Final = 300_000
+"""A connection without a call is closed; gRPC's clients open another when they need it."""
+HANDSHAKE_MS: Final = 10_000
 COMPRESSIONS: Final = {
     "none": grpc.Compression.NoCompression,
     "gzip": grpc.Compression.Gzip,
@@ -24,34 +29,44 @@ COMPRESSIONS: Final = {
 class GrpcServer:
     """Runs services: `add`, `bind`, `start`, `set_serving`, then `retire` and `stop`."""
 
-    def __init__(self, config: ApiConfig, *, closing: asyncio.Event) -> None:
-        """Must be made inside the event loop that runs it. closing: set at its end, for streams to
-        read no more, send the answers they owe, and end."""
-        self._closing = closing
+    def __init__(self, config: ApiConfig, connections: Connections) -> None:
+        """Must be made inside the event loop that runs it. connections: the `closing` of which is
+        set at the end, for streams to read no more, send the answers they owe, and end."""
+        self._connections = connections
         self._server = aio.server(
             options=[
-                (
-                    "grpc.max_receive_message_length",
-                    config.max_tensor_bytes + MESSAGE_OVERHEAD_BYTES,
-                ),
+                ("grpc.max_receive_message_length", config.max_tensor_bytes + OVERHEAD_BYTES),
                 # What the largest accepted image makes is always sent.
                 ("grpc.max_send_message_length", -1),
+                # Compressed messages come as they are: unpacked by gRPC they would count nowhere.
+                ("grpc.per_message_decompression", 0),
                 # Else a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
                 # Callers may ping as often as their network needs, with and without a call: by
                 # default the third ping within five minutes would end a stream that waits.
                 ("grpc.http2.max_ping_strikes", 0),
+                # What a call may send before anybody reads it stays at 64 KiB.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
             compression=COMPRESSIONS[config.grpc_compression],
         )
-        self._health = Health(closing)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health = Health(connections)
         self._services: list[str] = []
+        self._unknown: grpc.GenericRpcHandler[Any, Any] | None = None
+        self._retired = False
 
     def add(self, service: str, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
         """Adds one service, before `start`. service: its full name."""
         self._server.add_generic_rpc_handlers((handler,))
         self._services.append(service)
+
+    def add_unknown(self, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
+        """Sets what answers calls of no service."""
+        self._unknown = handler
 
     def bind(self, address: str) -> int:
         """Listens on `host:port` and returns the port. Raises: OSError when it is taken."""
@@ -61,25 +76,23 @@ class GrpcServer:
             raise OSError(f"cannot listen on {address}") from error
 
     async def start(self) -> None:
-        services = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            Reflection(services, self._closing), self._server
-        )
-        await self.set_serving(False)
+        reflection = Reflection((*self._services, HEALTH, REFLECTION), self._connections)
+        last = () if self._unknown is None else (self._unknown,)
+        self._server.add_generic_rpc_handlers((self._health.handler(), reflection.handler(), *last))
+        self.set_serving(False)
         await self._server.start()
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """Sets what grpc.health.v1 says of the server and of each of its services."""
-        kinds = health_pb2.HealthCheckResponse
-        status = kinds.SERVING if serving else kinds.NOT_SERVING
-        for service in (health.OVERALL_HEALTH, *self._services):
-            await self._health.set(service, status)
+        if not self._retired:
+            self._health.set(dict.fromkeys(("", *self._services), serving))
 
-    async def retire(self) -> None:
+    def retire(self) -> None:
         """Says that it serves no more, for good."""
-        await self._health.enter_graceful_shutdown()
+        self.set_serving(False)
+        self._retired = True
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, and cancels those still running after `grace_s`."""
-        self._closing.set()
+        self._connections.closing.set()
         await self._server.stop(grace_s)

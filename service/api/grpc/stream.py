@@ -6,14 +6,11 @@ Nothing here knows images: what an item's answer is, is up to the caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from google.protobuf.message import DecodeError
-from grpc import aio
-
 from service.api.call import MAX_DEADLINE_MS, is_valid_id
-from service.api.grpc.handlers import malformed
+from service.api.grpc.handlers import Read, Write
 from service.api.stubs import segmentation_pb2 as pb
 from service.errors import InvalidParameter, ShuttingDown, quoted
 
@@ -33,8 +30,8 @@ class Stream:
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[Any]],
-        write: Callable[[pb.SegmentStreamResponse], Awaitable[None]],
+        read: Read[pb.SegmentStreamRequest],
+        write: Write,
         answer: Answer,
         *,
         window: int,
@@ -60,6 +57,7 @@ class Stream:
         Raises: ShuttingDown when the server closes first, after the answers still owed;
         InvalidParameter when a message is none. Cancelling it cancels all items.
         """
+        whole = False
         try:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._send())
@@ -68,6 +66,10 @@ class Stream:
                 writing.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        except asyncio.CancelledError:
+            # Whoever has closed their side and read the last answer need not wait for the status.
+            if not whole or self._outstanding:
+                raise
         if not whole:
             raise ShuttingDown(
                 "this server is shutting down: send the images without an answer to another"
@@ -87,10 +89,10 @@ class Stream:
                 await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
                 if not reading.done():
                     return False
-                message = _result(reading)
-                if message is aio.EOF:  # type: ignore[attr-defined]  # stubs lack it
+                found = reading.result()
+                if found is None:
                     return True
-                self._take(message, first, group)
+                self._take(found[0], first, group)
                 first = False
         finally:
             # Cancelling the read is safe: nobody reads on.
@@ -154,11 +156,3 @@ class Stream:
         while self._outstanding >= n:
             self._answered.clear()
             await self._answered.wait()
-
-
-def _result(reading: asyncio.Future[Any]) -> Any:
-    """Raises: InvalidParameter."""
-    try:
-        return reading.result()
-    except DecodeError:
-        raise malformed(pb.SegmentStreamRequest) from None

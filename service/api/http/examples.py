@@ -212,6 +212,7 @@ MODEL_SCHEMA: Final[dict[str, Any]] = {
                     "state": {"type": "string", "description": "`ready`, or why it is not."},
                     "precision": {"type": "string"},
                     "provider": {"type": "string"},
+                    "engine": {"type": "string"},
                     "contract": {
                         "type": "object",
                         "description": "Classes with colours, input size rules, training data and "
@@ -232,6 +233,7 @@ MODEL_EXAMPLE: Final[dict[str, Any]] = {
             "state": "ready",
             "precision": "fp32",
             "provider": "cpu",
+            "engine": "onnxruntime",
             "contract": {
                 "format_version": 1,
                 "model_name": "camvid-fcn8s-mobilenet_v1",

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError, Message
-from grpc import aio
+from google.protobuf.message import Message
 
-from service.api.call import Call, Calls
+from service.api.call import Call
 from service.api.grpc.closing import unless_set
-from service.api.grpc.handlers import (
-    Context,
-    malformed,
-    read_single_message,
-    stream_stream,
-    stream_unary,
-    unary,
-)
+from service.api.grpc.handlers import Handlers, Read, Write, read_single_message
+from service.api.grpc.messages import FILES, NUMBERS, Bulk
 from service.api.keys import ADMIN
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
 from service.api.oip.parameters import flag, refuse_shared_memory
 from service.api.oip.tensors import (
+    Data,
     InferRequest,
     InputTensor,
     OutputTensor,
     images_of,
     outputs_asked,
 )
+from service.api.oip.written import read_numbers
 from service.api.stubs import inference_pb2 as pb
 from service.api.uploads import Uploads
 from service.core.segmenter import Segmenter
@@ -40,6 +35,17 @@ from service.errors import InvalidParameter, ShuttingDown
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _PROBES: Final = ("ServerLive", "ServerReady", "ModelReady")
+_BULK: Final[Bulk] = {
+    pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER: FILES,
+    pb.ModelInferRequest.INPUTS_FIELD_NUMBER: {
+        pb.ModelInferRequest.InferInputTensor.CONTENTS_FIELD_NUMBER: {
+            pb.InferTensorContents.BYTES_CONTENTS_FIELD_NUMBER: FILES,
+            pb.InferTensorContents.UINT_CONTENTS_FIELD_NUMBER: NUMBERS,
+        }
+    },
+}
+_INLINE: Final = 1 << 14
+"""Fewer numbers are read sooner than a thread is woken."""
 Work = Callable[[Call, Any], Awaitable[Message]]
 
 
@@ -49,22 +55,22 @@ class OipGrpc:
     def __init__(
         self,
         segmenter: Segmenter,
-        calls: Calls,
         *,
         uploads: Uploads,
         inference: Inference,
         operations: Operations,
+        max_bytes: int,
         closing: asyncio.Event,
     ) -> None:
-        """uploads: as for `OipRest`. closing: see `GrpcServer`."""
+        """uploads: as for `OipRest`. max_bytes: of a request. closing: see `GrpcServer`."""
         self._segmenter = segmenter
-        self._calls = calls
+        self._max_bytes = max_bytes
         self._uploads = uploads
         self._inference = inference
         self._operations = operations
         self._closing = closing
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self, handlers: Handlers) -> grpc.GenericRpcHandler[Any, Any]:
         """Makes the service as gRPC takes it."""
         o = self._operations
         documents: dict[str, Callable[..., Document]] = {
@@ -82,23 +88,29 @@ class OipGrpc:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {name: self._unary(name, work) for name, work in works.items()}
-        handlers["ModelInfer"] = stream_unary(
-            self._calls, "ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse, self._infer
+        found = {name: self._unary(handlers, name, work) for name, work in works.items()}
+        found["ModelInfer"] = handlers.upload(
+            "ModelInfer",
+            pb.ModelInferRequest,
+            pb.ModelInferResponse,
+            self._infer,
+            max_bytes=self._max_bytes,
+            bulk=_BULK,
         )
-        handlers["ModelStreamInfer"] = stream_stream(
-            self._calls,
+        found["ModelStreamInfer"] = handlers.stream(
             "ModelStreamInfer",
             pb.ModelInferRequest,
             pb.ModelStreamInferResponse,
             self._stream_infer,
+            max_bytes=self._max_bytes,
+            bulk=_BULK,
         )
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return grpc.method_handlers_generic_handler(SERVICE, found)
 
-    def _unary(self, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
+    def _unary(self, handlers: Handlers, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
         request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
         admit = _admit_admin if name.startswith("Repository") else Call.authenticate
-        return unary(self._calls, name, request, response, work, admit)
+        return handlers.unary(name, request, response, work, admit)
 
     async def _load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
         await self._operations.load(request.model_name, request.parameters)
@@ -108,39 +120,39 @@ class OipGrpc:
         await self._operations.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def _infer(
-        self, call: Call, requests: AsyncIterator[pb.ModelInferRequest]
-    ) -> pb.ModelInferResponse:
+    async def _infer(self, call: Call, read: Read[pb.ModelInferRequest]) -> pb.ModelInferResponse:
         self._segmenter.check_any(call.time_left())
         with self._uploads.begin() as received:
-            request = await self._uploads.in_time(
-                read_single_message(requests, pb.ModelInferRequest)
-            )
-            received(request.ByteSize())
+            request, n_bytes = await read_single_message(read, pb.ModelInferRequest)
+            received(n_bytes)
             return await self._answer(call, request)
 
-    async def _stream_infer(self, stream: Call, context: Context) -> None:
+    async def _stream_infer(
+        self, stream: Call, read: Read[pb.ModelInferRequest], write: Write
+    ) -> None:
         """Answers one after the other: no message is read before the last is answered."""
-        while True:
-            try:
-                request = await unless_set(self._closing, context.read())
-            except DecodeError:
-                raise malformed(pb.ModelInferRequest) from None
-            if request is None:
-                raise ShuttingDown()
-            if request is aio.EOF:  # type: ignore[attr-defined]  # stubs lack it
-                return
-            await context.write(await self._item(stream, request))
+        closed = False
+
+        async def next_message() -> tuple[pb.ModelInferRequest, int] | None:
+            nonlocal closed
+            found = await read()
+            closed = found is None
+            return found
+
+        while (found := await unless_set(self._closing, next_message())) is not None:
+            await write(await self._item(stream, *found))
+        if not closed:
+            raise ShuttingDown()
 
     async def _item(
-        self, stream: Call, request: pb.ModelInferRequest
+        self, stream: Call, request: pb.ModelInferRequest, n_bytes: int
     ) -> pb.ModelStreamInferResponse:
         call = stream.part("ModelInfer", stream.id)
         try:
             with call:
                 call.check_key()
                 with self._uploads.begin() as received:
-                    received(request.ByteSize())
+                    received(n_bytes)
                     answer = await self._answer(call, request)
                 return pb.ModelStreamInferResponse(infer_response=answer)
         except BaseException:
@@ -160,6 +172,8 @@ class OipGrpc:
         self._segmenter.check(SegmentOptions(model, version, deadline_s=call.seconds_left()))
 
         async def read() -> InferRequest:
+            if any(len(tensor.contents.uint_contents) > _INLINE for tensor in request.inputs):
+                return await asyncio.to_thread(_read, request)
             return _read(request)
 
         return await self._inference.answer(call, model, version, read, _response)
@@ -246,12 +260,12 @@ def _inputs(request: pb.ModelInferRequest) -> list[InputTensor]:
             raise InvalidParameter(
                 "the elements are in contents and in raw_input_contents: send them once"
             )
-        data: memoryview | list[Any]
+        data: Data
         if raw:
             data = memoryview(raw[number])
         elif tensor.datatype == "BYTES":
             data = list(tensor.contents.bytes_contents)
         else:
-            data = list(tensor.contents.uint_contents)
+            data = memoryview(read_numbers(tensor.contents.uint_contents, tensor.name[:80]))
         found.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     return found

@@ -20,17 +20,21 @@ import orjson
 from service.api.oip.parameters import flag, refuse_shared_memory
 from service.api.oip.tensors import (
     INPUT,
+    Data,
     InferRequest,
     InputTensor,
     OutputTensor,
     images_of,
     outputs_asked,
 )
+from service.api.oip.written import take_out
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 LENGTH_HEADER: Final = "inference-header-content-length"
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
+MAX_MEMBERS: Final = 16_384
+"""Limits the members and elements of a request's JSON beside its pixels."""
 
 
 def json_length(header: str | None, body_length: int) -> int | None:
@@ -64,8 +68,14 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
             f"the request has {json_bytes} bytes of JSON and this server takes {max_json_bytes}: "
             "send the pixels as binary tensor data, or send image files"
         )
+    text, arrays = take_out(body if length is None else body[:length])
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_MEMBERS:
+        raise ImageTooLarge(
+            f"the JSON has more than {MAX_MEMBERS} members and elements besides an input's data "
+            "of numbers: send the pixels as binary tensor data, or send image files"
+        )
     try:
-        document = json.loads(body if length is None else body[:length])
+        document = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(
             "the body is not JSON; with binary tensors behind it, the header "
@@ -78,7 +88,7 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
         raise InvalidParameter(f"the id is {quoted(json.dumps(request_id))}: send text")
     inputs, behind = [], memoryview(body)[len(body) if length is None else length :]
     for item in _list(top.get("inputs"), "inputs"):
-        tensor, behind = _input(_object(item, "an input"), behind)
+        tensor, behind = _input(_object(item, "an input"), arrays, behind)
         inputs.append(tensor)
     if len(behind):
         raise InvalidParameter(
@@ -139,7 +149,9 @@ def _numbers(tensor: OutputTensor) -> bytes:
     return b"".join((b"[", b",".join(parts), b"]"))
 
 
-def _input(item: dict[str, Any], behind: memoryview) -> tuple[InputTensor, memoryview]:
+def _input(
+    item: dict[str, Any], arrays: Sequence[bytes], behind: memoryview
+) -> tuple[InputTensor, memoryview]:
     """Reads a tensor. Returns it, and the bytes behind that are not its own."""
     name = _text(item.get("name"), "an input's name")
     datatype = _text(item.get("datatype"), "an input's datatype")
@@ -149,11 +161,14 @@ def _input(item: dict[str, Any], behind: memoryview) -> tuple[InputTensor, memor
     parameters = _object(_optional(item, "parameters", {}), "an input's parameters")
     refuse_shared_memory(parameters)
     size = parameters.get("binary_data_size")
-    data: memoryview | list[Any]
+    data: Data
     if size is None:
-        data = _list(item.get("data"), "an input's data")
-        if datatype == "BYTES":
-            data = [_file(text) for text in data]
+        at = item.get("data")
+        if type(at) is int and 0 <= at < len(arrays):
+            data = [_file(at)] if datatype == "BYTES" else arrays[at]
+        else:
+            listed = _list(at, "an input's data")
+            data = [_file(text) for text in listed] if datatype == "BYTES" else []
     else:
         if type(size) is not int or size < 0:
             raise InvalidParameter(f"binary_data_size of input {quoted(name)} is no length")
@@ -178,6 +193,11 @@ def _file(text: Any) -> bytes:
             f"an element of BYTES input {INPUT!r} is not base64: in JSON an image file is sent in "
             "base64; as binary tensor data, as it is"
         ) from error
+
+
+def _refuse(constant: str) -> None:
+    """Refuses NaN, which JSON has not."""
+    raise ValueError(constant)
 
 
 def _optional(document: dict[str, Any], name: str, default: Any) -> Any:

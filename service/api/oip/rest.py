@@ -109,7 +109,8 @@ class OipRest:
     async def _read(self, body: bytes, length: str | None) -> InferRequest:
         """Raises: InvalidParameter, ImageTooLarge."""
         read = partial(json_codec.read, body, length, max_json_bytes=self._max_json_bytes)
-        if len(body) <= _INLINE_BYTES or length is not None:
+        json_bytes = json_codec.json_length(length, len(body))
+        if (len(body) if json_bytes is None else json_bytes) <= _INLINE_BYTES:
             return read()
         return await asyncio.to_thread(read)
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from service.api.oip.written import no_numbers, read_array
 from service.core.types import Score, SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
@@ -45,18 +46,19 @@ _AT_A_TIME: Final = 1 << 16
 _LENGTH: Final = struct.Struct("<I")
 
 
+Data = memoryview | bytes | list[bytes]
+"""The elements of a tensor: their bytes (of BYTES, each after its length of four bytes,
+little-endian), or a JSON array of numbers, or files."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputTensor:
-    """Holds one tensor as it was sent.
-
-    data: its elements as bytes (of BYTES, each after its length of four bytes, little-endian), or
-    as a list.
-    """
+    """Holds one tensor as it was sent."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: memoryview | list[Any]
+    data: Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,9 @@ def _from_pixels(tensor: InputTensor) -> list[Image]:
     _check_number(shape[0])
     wanted = math.prod(shape)
     if isinstance(tensor.data, list):
-        pixels = _numbers(tensor.data, shape)
+        raise no_numbers(INPUT)
+    if isinstance(tensor.data, bytes):
+        pixels = read_array(tensor.data, shape, INPUT)
     elif len(tensor.data) == wanted:
         pixels = np.frombuffer(tensor.data, np.uint8)
     else:
@@ -192,26 +196,6 @@ def _from_pixels(tensor: InputTensor) -> list[Image]:
     return list(pixels.reshape(shape))
 
 
-def _numbers(data: list[Any], shape: tuple[int, ...]) -> UInt8Array:
-    """Reads a list, flat or nested as the shape says. Raises: InvalidParameter."""
-    try:
-        values = np.array(data)
-    except (ValueError, OverflowError) as error:  # ragged
-        raise InvalidParameter(
-            f"the data of input {INPUT!r} is neither flat nor nested as {_shape(shape)}"
-        ) from error
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise InvalidParameter(
-            f"the data of input {INPUT!r} is not all whole numbers from 0 to 255, as UINT8 is"
-        )
-    if values.shape not in ((math.prod(shape),), shape):
-        raise InvalidParameter(
-            f"the data of input {INPUT!r} has the shape {_shape(values.shape)}: send it flat, or "
-            f"nested as its shape {_shape(shape)} says"
-        )
-    return values.astype(np.uint8)
-
-
 def _from_files(tensor: InputTensor) -> list[Image]:
     shape = tensor.shape
     if len(shape) != 1 or not shape[0]:
@@ -219,7 +203,7 @@ def _from_files(tensor: InputTensor) -> list[Image]:
             f"BYTES input {INPUT!r} has the shape {_shape(shape)}: send [N], N image files"
         )
     _check_number(shape[0])
-    files = tensor.data if isinstance(tensor.data, list) else _elements(tensor.data)
+    files = tensor.data if isinstance(tensor.data, list) else _elements(memoryview(tensor.data))
     if len(files) != shape[0]:
         raise InvalidParameter(
             f"input {INPUT!r} has {len(files)} elements, and its shape says {shape[0]}"

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ import numpy as np
 
 from service.core.batching.policy import Batch, InferenceResult, result_by, settle, settle_now
 from service.core.batching.queue import BatchQueue
+from service.core.engines.cores import start_thread
 from service.core.types import Clock, Float32Array, Instance
 from service.errors import ShuttingDown
 
@@ -39,36 +38,6 @@ _Task = tuple[Callable[[], Any], asyncio.Future[Any], bool]
 """Work, its future, and whether the future's result is what the work returns."""
 
 _serving: WeakKeyDictionary[threading.Thread, BatchQueue] = WeakKeyDictionary()
-
-
-def start_thread(name: str, work: Callable[[], None], *, nice: int = 0) -> threading.Thread:
-    """Starts a daemon thread: work that hangs must not keep a stopped server alive.
-
-    nice: see `yield_to_event_loop`; 0: the thread does not stand back.
-    """
-
-    def run() -> None:
-        if nice:
-            yield_to_event_loop(nice)
-        work()
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return thread
-
-
-def yield_to_event_loop(nice: int) -> None:
-    """Lowers the calling thread's priority: where cores are short the event loop goes first, so
-    that whoever is to be refused, or is answered, need not wait for the end of a time slice.
-
-    nice: added to what the thread has. On Linux a thread has its own; elsewhere nothing happens.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # forbidden in some sandboxes
-            os.setpriority(
-                os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
-            )
 
 
 class Pool:

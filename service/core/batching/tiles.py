@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ async def run_in_tiles(
     queue: BatchQueue,
     pool: Pool,
     *,
+    put: Callable[..., None],
     max_pixels: int,
     at_once: int,
     deadline: float | None,
@@ -32,9 +33,9 @@ async def run_in_tiles(
 ) -> InferenceResult:
     """Labels an image, uint8 RGB [H,W,3], tile by tile.
 
-    max_pixels: of one tile. at_once: tiles in the queue at a time, as many as there are instances:
-    others' images get their turn in between. postprocess: given only where it needs the logits; it
-    returns an array [...,h,w].
+    put: queues a tile, as `BatchQueue.put` does. max_pixels: of one tile. at_once: tiles in the
+    queue at a time, as many as there are instances: others' images get their turn in between.
+    postprocess: given only where it needs the logits; it returns an array [...,h,w].
 
     Raises: ImageTooLarge, and the first error of any tile, which ends the others.
     """
@@ -48,7 +49,7 @@ async def run_in_tiles(
             cut = await pool.run(partial(tile.cut, tensor), deadline)
             # Without room of its own: the image was admitted with all its pixels.
             request = queue.request(deadline, priority)
-            queue.put(request, cut, postprocess, wants_logits=postprocess is not None)
+            put(request, cut, postprocess, wants_logits=postprocess is not None)
             result = await queue.result(request)
             parts = [result.label_map]
             if result.postprocessed is not None:

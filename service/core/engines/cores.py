@@ -1,9 +1,13 @@
-"""Counts the cores this process may use, and shares them among inferences on the CPU."""
+"""Counts the cores this process may use, tells what they can, and shares them among threads."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,19 +61,64 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def multiplies_int8(cpuinfo: Path = _CPUINFO) -> bool:
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """Reads what the first CPU can, in Linux's words; empty where the system does not say."""
+    return frozenset((_cpu_line(cpuinfo, "flags") or _cpu_line(cpuinfo, "Features")).split())
+
+
+def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    """Names the processor and all it can: what was compiled for one need not run on another."""
+    return f"{_cpu_line(cpuinfo, 'model name')} {' '.join(sorted(cpu_flags(cpuinfo)))}"
+
+
+def multiplies_int8(flags: frozenset[str]) -> bool:
     """Tells whether the CPU sums products of 8-bit numbers in one instruction (VNNI, AMX, Arm's dot
     product), exactly. Without it 8-bit networks gain little, and x86 saturates some of the sums
-    (microsoft/onnxruntime#28415). False where the system does not say."""
+    (microsoft/onnxruntime#28415). flags: see `cpu_flags`."""
+    return not _INT8_FLAGS.isdisjoint(flags)
+
+
+def _cpu_line(cpuinfo: Path, wanted: str) -> str:
+    """Returns what the first line of that name says; "" where there is none."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
+        return ""
     for line in lines:
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return not _INT8_FLAGS.isdisjoint(flags.split())
-    return False
+        name, _, value = line.partition(":")
+        if name.strip() == wanted:
+            return value.strip()
+    return ""
+
+
+def start_thread(name: str, work: Callable[[], None], *, nice: int = 0) -> threading.Thread:
+    """Starts a daemon thread: work that hangs must not keep a stopped server alive.
+
+    nice: see `yield_to_event_loop`; 0: the thread does not stand back.
+    """
+
+    def run() -> None:
+        if nice:
+            yield_to_event_loop(nice)
+        work()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def yield_to_event_loop(nice: int) -> None:
+    """Lowers the calling thread's priority: where cores are short the event loop goes first, so
+    that whoever is to be refused, or is answered, need not wait for the end of a time slice.
+
+    nice: added to what the thread has. On Linux a thread has its own; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # forbidden in some sandboxes
+            os.setpriority(
+                os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+            )
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from service.changes import SettledChanges, poll
+from service.changes import SettledChanges, due_again, poll
 from service.core.engines.memory import trim_heap
 from service.core.models.loader import Loader, source_of
 from service.core.models.model_settings import (
@@ -64,6 +64,7 @@ class ModelManager:
         self._changes: SettledChanges[object] = SettledChanges({})
         self._folders: dict[str, ModelFolder] = {}
         self._failures: dict[Key, Failure] = {}
+        self._looks: dict[str, int] = {}
         self._loading: Key | None = None
         self._unloaded: set[str] = set()
         self._draining: dict[LoadedModel, asyncio.Task[None]] = {}
@@ -167,13 +168,14 @@ class ModelManager:
                 return
             self._log_repository_error("; ".join(refused.values()))
             settled = self._changes.settled(stamps, keep=refused)
-            if not settled:
+            again = due_again(self._looks, {name for name, _ in self._failures})
+            if not settled and not again:
                 return
-            for name in sorted(settled - {ALIASES_FILE} - self._unloaded):
+            for name in sorted((settled | again) - {ALIASES_FILE} - self._unloaded):
                 folder = folders.get(name)
                 if folder is not None:
                     self._folders[name] = folder
-                    await self._reconcile(folder)
+                    await self._reconcile(folder, retry_failed=name in again)
                     self._log_failures()
                 else:
                     _log.info("model %s has left the repository", name)
@@ -313,12 +315,7 @@ class ModelManager:
         if await asyncio.to_thread(_free, last):
             _log.info("closed %s version %s", name, version)
         else:
-            _log.error(
-                "%s version %s is closed and one of its runs does not end: its memory and a core "
-                "come back when the server is started anew",
-                name,
-                version,
-            )
+            _log.error("%s version %s is closed, and one of its runs goes on", name, version)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Makes a task that goes on when whoever asked for it leaves."""
@@ -335,9 +332,11 @@ class ModelManager:
     def _failed(self, key: Key, source: object, error: ModelLoadError) -> ModelLoadError:
         """Notes a failure, to be logged. Paths in the reason are those inside the repository."""
         reason = str(error).replace(f"{self._repository}/", "")
+        known = self._failures.get(key) == (reason, source)  # and was logged
         self._failures[key] = (reason, source)
         stays = "; its last good file goes on serving" if self.registry.get(*key) else ""
-        self._unlogged.append(f"model {key[0]} version {key[1]} failed to load: {error}{stays}")
+        if not known:
+            self._unlogged.append(f"model {key[0]} version {key[1]} failed to load: {error}{stays}")
         return error
 
     def _note_settings_failure(self, folder: ModelFolder, error: ModelLoadError) -> None:
@@ -357,6 +356,8 @@ class ModelManager:
         try:
             aliases = await asyncio.to_thread(read_aliases, self._repository)
         except ModelLoadError as error:
+            if isinstance(error.__cause__, OSError):
+                self._changes.again(ALIASES_FILE)
             _log.error("the aliases stay as they are: %s", error)
             return
         self.registry.set_aliases(aliases)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import Contract
+from service.core.batching.policy import InferenceRequest, Postprocess
 from service.core.batching.queue import BatchQueue
 from service.core.models.model_settings import Alias
-from service.core.types import ModelState, ModelStatus, Network, VersionStatus
+from service.core.types import ModelState, ModelStatus, Network, UInt8Array, VersionStatus
 from service.errors import (
     InvalidParameter,
     ModelNotReady,
@@ -64,6 +66,21 @@ class LoadedModel:
     def shared_instances(self) -> int:
         """Counts those that share the device."""
         return sum(not instance.full_device for instance in self.network.instances)
+
+    def put(
+        self,
+        request: InferenceRequest,
+        image: UInt8Array,
+        postprocess: Postprocess | None = None,
+        *,
+        wants_logits: bool = False,
+    ) -> None:
+        """Queues an image, see `BatchQueue.put`, as soon as the network can run its size."""
+        put = partial(self.queue.put, request, image, postprocess, wants_logits=wants_logits)
+        if self.network.prepare is None:
+            put()
+        else:
+            self.network.prepare(image.shape[0], image.shape[1], put)
 
     def close(self) -> None:
         """Fails what it still has with ShuttingDown."""
@@ -241,7 +258,15 @@ class ModelRegistry:
             name,
             self._default(name),
             tuple(
-                VersionStatus(m.version, m.state, m.contract, m.provider, m.network.path)
+                VersionStatus(
+                    m.version,
+                    m.state,
+                    m.contract,
+                    m.provider,
+                    m.network.path,
+                    m.network.engine,
+                    m.network.precision,
+                )
                 for m in self._models[name].values()
             ),
             tuple(

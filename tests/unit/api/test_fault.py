@@ -32,7 +32,15 @@ class Broken:
     """A segmenter with a fault: its check passes, and then it fails in a way nobody thought of."""
 
     def status(self, name: str, version: str | None) -> tuple[ModelStatus, VersionStatus]:
-        found = VersionStatus("1", ModelState.READY, contract("tiny"), "cpu", Path("model.onnx"))
+        found = VersionStatus(
+            "1",
+            ModelState.READY,
+            contract("tiny"),
+            "cpu",
+            Path("model.onnx"),
+            "onnxruntime",
+            "fp32",
+        )
         return ModelStatus("tiny", "1", (found,)), found
 
     def check(self, options: object) -> None: ...

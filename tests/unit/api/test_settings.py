@@ -53,7 +53,6 @@ def test_flags_win_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatc
         ({"gpu_mem_limit_bytes": "0"}, "FCN_GPU_MEM_LIMIT_BYTES='0'"),
         ({"provider": "rocm"}, "FCN_PROVIDER='rocm'"),
         ({"engine": "tvm"}, "FCN_ENGINE='tvm'"),
-        ({"engine": "auto"}, "FCN_ENGINE='auto': `auto` is gone: measure once with fcn tune"),
     ],
 )
 def test_bad_values_are_named(flags: dict[str, str], words: str) -> None:
@@ -124,6 +123,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "provider_options": '{"cuda": {"use_tf32": false, "gpu_external_alloc": 7}}',
         "engine": "openvino",
         "precision": "fp32",
+        "cache_dir": "cache",
         "devices": "1,0",
         "gpu_mem_limit_bytes": "1000",
         "instances": "3",

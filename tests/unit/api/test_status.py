@@ -49,7 +49,9 @@ def test_retry_after(error: errors.ServiceError, seconds: int | None) -> None:
 
 
 def test_retryable_is_said_the_same_way_on_both_transports() -> None:
-    for row in TABLE.values():
+    # gRPC's own code for a message that is too large is that of an overload.
+    rows = [row for error, row in TABLE.items() if error is not errors.MessageTooLarge]
+    for row in rows:
         assert row.retry == (row.code.name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"))
         assert row.retry == (row.http in (429, 503))
 

@@ -107,7 +107,7 @@ class Timed:
     def clock(self) -> float:
         return self.now
 
-    def open(self, path: Path, config: SegmenterConfig, cores: int) -> Timed:
+    def open(self, config: SegmenterConfig, *rest: object) -> Timed:
         way = config.engine, config.intra_op_threads or 0
         if way not in self._milliseconds:
             raise ModelLoadError(f"{config.engine} disagrees")

@@ -50,11 +50,11 @@ def test_two_networks_are_never_mixed(
         return capsys.readouterr().err
 
     quantised(0.0)
-    monkeypatch.setattr(choice, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(choice, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
     assert report(capsys, words)["done"] == 2
     before = label_maps()
     assert report(capsys, words)["skipped"] == 2
-    monkeypatch.setattr(choice, "multiplies_int8", lambda: False)  # a machine without VNNI
+    monkeypatch.setattr(choice, "cpu_flags", frozenset)  # a machine without VNNI
     says = r"out was made by another network, tiny 1 int8 \w+, and this is tiny 1 fp32 \w+: give"
     assert re.search(says, refused())
     monkeypatch.setenv("FCN_PRECISION", "int8")  # the same network again

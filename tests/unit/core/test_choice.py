@@ -19,12 +19,11 @@ import pytest
 from model.contract import METADATA_KEY, InputSpec
 from service.config import SegmenterConfig
 from service.core.engines import choice as engine
-from service.core.engines import openvino as openvino_runtime
 from service.core.engines.choice import check_agreement, open_network, samples
 from service.core.engines.cores import Plan
 from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.engines.openvino import OpenVinoInstance, open_openvino
-from service.core.types import Network, UInt8Array
+from service.core.types import Network, Observer, UInt8Array
 from service.errors import ModelLoadError
 from tests import tiny_models
 from tests.conftest import need
@@ -48,7 +47,7 @@ def openvino() -> None:
 
 
 def opened(path: Path, name: str, provider: str = "cpu") -> Network:
-    return open_network(path, replace(CONFIG, engine=name, provider=provider), 2)
+    return open_network(replace(CONFIG, engine=name, provider=provider), 2, Observer(), path)
 
 
 @pytest.mark.usefixtures("openvino")
@@ -76,27 +75,6 @@ def test_its_instances_run_at_once(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("openvino")
-@pytest.mark.parametrize(
-    ("limit", "value", "kept"),
-    # 9 is the one not used for longest; of a large model one size always fits.
-    [("MAX_SIZES", 2, [(8, 4), (10, 4)]), ("MAX_BYTES", 1, [(10, 4)])],
-)
-def test_compiled_sizes_are_bounded(
-    path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    limit: str,
-    value: int,
-    kept: list[tuple[int, int]],
-) -> None:
-    monkeypatch.setattr(openvino_runtime, limit, value)
-    instance = open_openvino(path, tiny_models.contract(), Plan(1, 1, 1)).instances[0]
-    assert isinstance(instance, OpenVinoInstance)
-    for side in (8, 9, 8, 10):
-        instance.run(np.zeros((1, side, 4, 3), np.uint8))
-    assert list(instance._sizes) == kept
-
-
-@pytest.mark.usefixtures("openvino")
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
@@ -110,7 +88,7 @@ def test_a_network_that_wants_sizes_is_refused(tmp_path: Path) -> None:
         opened(write_with_sizes(tmp_path), "openvino")
 
 
-def wrong(share: float, *, alone: bool) -> Network:
+def wrong(share: float, *, alone: bool, precision: str = "fp32") -> Network:
     """A network that errs on the first rows of every image, in one of its ways to run."""
 
     def err(batch: UInt8Array) -> UInt8Array:
@@ -121,7 +99,8 @@ def wrong(share: float, *, alone: bool) -> Network:
 
     right = [Function(tiny_models.expected_label_map)] if alone else []
     instances = [*right, Function(err, full_device=alone)]
-    return Network(Path("model.onnx"), tiny_models.contract(), "cpu", instances)
+    contract = tiny_models.contract()
+    return Network(Path("model.onnx"), contract, "cpu", instances, precision=precision)
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -139,24 +118,19 @@ def test_another_shape_is_no_agreement(path: Path) -> None:
         check_agreement(Network(path, tiny_models.contract(), "cpu", [short]), session)
 
 
-@pytest.mark.parametrize(("share", "accepted"), [(0.02, True), (0.05, False)])
-def test_quantised_networks_may_round_differently(
-    tmp_path: Path, share: float, accepted: bool
-) -> None:
-    contract = replace(tiny_models.contract(), precision="int8")
-    path = tiny_models.write_model(tmp_path, model_contract=contract)
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_rounded_networks_may_round_differently(path: Path, precision: str) -> None:
     session = open_onnx_runtime(path, provider="cpu", threads=1)
-    if accepted:
-        assert 0.97 <= check_agreement(wrong(share, alone=False), session) < 0.999
-        return
+    near = wrong(0.02, alone=False, precision=precision)
+    assert 0.97 <= check_agreement(near, session) < 0.999
     with pytest.raises(ModelLoadError, match="must 97.0%"):
-        check_agreement(wrong(share, alone=False), session)
+        check_agreement(wrong(0.05, alone=False, precision=precision), session)
 
 
 def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: Path) -> None:
     session = open_onnx_runtime(tiny_models.write_model(tmp_path), provider="cpu", threads=1)
     images = samples(session)
-    assert [p.shape[1:3] for p in images] == list(engine.SAMPLE_SIZES)
+    assert [p.shape[1:3] for p in images] == [size for size in engine.SAMPLE_SIZES for _ in "12"]
     assert {*np.unique(tiny_models.expected_label_map(images[0]))} == {0, 1, 2}
     assert (samples(session)[0] == images[0]).all()
     spec = InputSpec(stride=1, max_side_px=200)
@@ -164,7 +138,7 @@ def test_sample_images_have_every_label_and_the_sizes_the_model_takes(tmp_path: 
         tmp_path / "small", model_contract=tiny_models.contract(input_spec=spec)
     )
     sizes = [p.shape[1:3] for p in samples(open_onnx_runtime(small, provider="cpu", threads=1))]
-    assert sizes == [(97, 131)]
+    assert sizes == [(97, 131)] * 2
     spec = InputSpec(stride=1, max_side_px=64)
     none = tiny_models.write_model(
         tmp_path / "none", model_contract=tiny_models.contract(input_spec=spec)
@@ -187,18 +161,21 @@ def test_an_engine_that_disagrees_does_not_serve(
 
 def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ModelLoadError, match=r"is not installed: pip install .*\[openvino\]"):
+    with pytest.raises(ModelLoadError, match=r"is not installed: pip install .*\[cpu\]"):
         opened(path, "openvino")
 
 
 def test_an_unknown_engine_is_refused(path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="engine 'tvm': choose one of onnxruntime, openvino"):
+    with pytest.raises(
+        ModelLoadError, match="engine 'tvm': choose one of auto, onnxruntime, openvino"
+    ):
         opened(path, "tvm")
 
 
 def test_on_cuda_there_is_only_onnx_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_cuda = Network(path, tiny_models.contract(), "cuda", [])
     monkeypatch.setattr(engine, "open_onnx_runtime", lambda path, **options: on_cuda)
+    monkeypatch.setattr(engine, "built_for", lambda provider: True)
     assert opened(path, "onnxruntime", "auto") is on_cuda
     with pytest.raises(ModelLoadError, match="OpenVINO runs on the CPU .*FCN_PROVIDER=cpu"):
         opened(path, "openvino", "auto")
@@ -216,8 +193,9 @@ def test_openvino_reports_to_nobody(path: Path, tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from service.config import SegmenterConfig\n"
         "from service.core.engines.choice import open_network\n"
+        "from service.core.types import Observer\n"
         "config = SegmenterConfig(provider='cpu', engine='openvino')\n"
-        "network = open_network(Path(sys.argv[1]), config, 1)\n"
+        "network = open_network(config, 1, Observer(), Path(sys.argv[1]))\n"
         "import numpy\n"
         "network.instances[0].run(numpy.zeros((1, 8, 8, 3), numpy.uint8))\n"
         "print(json.dumps([n for n, m in sys.modules.items() if m and n.startswith("
@@ -257,8 +235,15 @@ _LABELS = {"fp32": 0, "fp16": 1, "int8": 2}
 """Grey in all three: red comes first of equals; the other files call everything green or blue."""
 
 
+def can(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """Gives the machine a CPU that can do that alone."""
+    monkeypatch.setattr(engine, "cpu_flags", lambda: frozenset(flags))
+
+
 def chosen(path: Path, precision: str, provider: str = "cpu") -> str:
-    network = open_network(path, replace(CONFIG, provider=provider, precision=precision), 2)
+    network = open_network(
+        replace(CONFIG, provider=provider, precision=precision), 2, Observer(), path
+    )
     grey = np.full((1, 2, 3, 3), 100, np.uint8)
     assert (network.instances[0].run(grey) == _LABELS[network.contract.precision]).all()
     return network.contract.precision
@@ -282,14 +267,98 @@ def test_the_file_follows_precision_and_cpu(
     wanted: str,
     provider: str,
 ) -> None:
-    monkeypatch.setattr(engine, "multiplies_int8", lambda: instructions)
+    can(monkeypatch, "avx512_vnni" if instructions else "avx2")
     assert chosen(beside(path), precision, provider) == wanted
+
+
+AMX = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni")
+ZEN5 = ("avx512_bf16", "avx512_vnni", "avx_vnni")
+OLD = ("avx2",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_int8", "wanted"),
+    [
+        (AMX, True, ("openvino", "int8")),
+        (AMX, False, ("openvino", "bf16")),
+        (ZEN5, True, ("onnxruntime", "int8")),
+        (ZEN5, False, ("onnxruntime", "fp32")),
+        (OLD, True, ("onnxruntime", "fp32")),
+        (("asimddp",), True, ("onnxruntime", "int8")),
+    ],
+)
+def test_the_engine_follows_the_processor(
+    path: Path, flags: tuple[str, ...], has_int8: bool, wanted: tuple[str, str]
+) -> None:
+    if has_int8:
+        beside(path)
+    assert engine.cpu_choice(path, CONFIG, frozenset(flags)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "wanted"),
+    [
+        ({"engine": "onnxruntime"}, AMX, ("onnxruntime", "int8")),
+        ({"engine": "openvino"}, OLD, ("openvino", "fp32")),
+        ({"precision": "fp32"}, AMX, ("onnxruntime", "fp32")),
+        ({"precision": "bf16"}, ZEN5, ("openvino", "bf16")),
+        ({"precision": "int8"}, OLD, ("onnxruntime", "int8")),
+    ],
+)
+def test_what_is_asked_for_by_name_goes_before(
+    path: Path, asked: dict[str, Any], flags: tuple[str, ...], wanted: tuple[str, str]
+) -> None:
+    beside(path)
+    assert engine.cpu_choice(path, replace(CONFIG, **asked), frozenset(flags)) == wanted
+
+
+@pytest.mark.parametrize(("name", "flags"), [("auto", OLD), ("onnxruntime", AMX)])
+def test_bf16_that_cannot_be_had_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...]
+) -> None:
+    can(monkeypatch, *flags)
+    with pytest.raises(ModelLoadError, match=r"bf16 takes OpenVINO and a CPU .*FCN_PRECISION=auto"):
+        open_network(replace(CONFIG, engine=name, precision="bf16"), 2, Observer(), path)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_bf16_is_the_file_rounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    can(monkeypatch, *ZEN5)
+    network = open_network(replace(CONFIG, precision="bf16"), 2, Observer(), path)
+    assert (network.engine, network.precision, network.path) == ("openvino", "bf16", path)
+    image = street(24, 32)[None]
+    for instance in network.instances:
+        label_maps = instance.run(image)
+        assert (label_maps == tiny_models.expected_label_map(image)).mean() > 0.97
+
+
+@pytest.mark.parametrize("fault", ["missing", "broken", "disagrees"])
+def test_where_openvino_fails_onnx_runtime_serves_and_one_line_tells(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    def refuse(*args: object, **options: object) -> Any:
+        raise ModelLoadError(f"OpenVINO {fault}")
+
+    can(monkeypatch, *AMX)
+    if fault == "missing":
+        monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    elif fault == "broken":
+        monkeypatch.setattr(engine, "find_spec", lambda name: object())
+        monkeypatch.setattr(engine, "open_openvino", refuse)
+    else:
+        need(find_spec("openvino") is not None, "the package openvino")
+        monkeypatch.setattr(engine, "check_agreement", refuse)
+    caplog.set_level("INFO")
+    network = open_network(CONFIG, 2, Observer(), path)
+    assert (network.engine, network.precision) == ("onnxruntime", "fp32")
+    (line,) = [record.message for record in caplog.records]
+    assert ("pip install 'fcn-serve[cpu]'" if fault == "missing" else f"OpenVINO {fault}") in line
 
 
 def test_without_an_8_bit_file_auto_serves_the_other(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
+    can(monkeypatch, "avx512_vnni")
     assert chosen(path, "auto") == "fp32"
 
 
@@ -298,7 +367,7 @@ def test_without_an_8_bit_file_auto_serves_the_other(
     [
         ("int8", "int8.onnx is missing: .*fcn quantize --to int8"),
         ("fp16", "fp16.onnx is missing: .*fcn quantize --to fp16"),
-        ("fp8", "precision 'fp8': choose one of auto, fp32, fp16, int8"),
+        ("fp8", "precision 'fp8': choose one of auto, fp32, fp16, bf16, int8"),
     ],
 )
 def test_a_precision_that_is_not_there_is_refused(path: Path, precision: str, says: str) -> None:
@@ -322,24 +391,10 @@ def test_on_a_gpu_auto_takes_fp16_where_there_is_a_file(
         return replace(opened, provider="cuda")
 
     monkeypatch.setattr(engine, "open_onnx_runtime", on_gpu)
-    monkeypatch.setattr(engine, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(engine, "built_for", lambda provider: True)
+    can(monkeypatch, "avx512_vnni")
     beside(path)
     assert chosen(path, "auto", provider) == "fp32"  # an 8-bit file is for CPUs
     half_beside(path)
     assert chosen(path, "auto", provider) == "fp16"
     assert chosen(path, "fp32", provider) == "fp32"
-
-
-def test_both_engines_give_the_logits(tmp_path: Path) -> None:
-    need(find_spec("openvino") is not None, "OpenVINO: pip install 'fcn-serve[openvino]'")
-    path = tiny_models.write_model(tmp_path, logits=True)
-    plan = Plan(instances=2, threads=1, alone_threads=0)
-    session = open_onnx_runtime(path, provider="cpu", threads=1, instances=2)
-    other = open_openvino(path, session.contract, plan)
-    batch = np.stack([street(9, 13, seed=n) for n in range(2)])
-    for network in (session, other):
-        assert len(network.instances) == 2
-        for instance in network.instances:
-            label_maps, logits = instance.run_with_logits(batch)
-            assert (label_maps == tiny_models.expected_label_map(batch)).all()
-            assert (logits == tiny_models.expected_logits(batch)).all()

@@ -8,6 +8,7 @@ import pytest
 from service.core.engines.cores import (
     Plan,
     available_cores,
+    cpu_flags,
     multiplies_int8,
     plan,
 )
@@ -90,8 +91,8 @@ def test_cores_are_divided(cores: int, given: dict[str, int], wanted: Plan) -> N
 )
 def test_int8_instructions_are_read_off_the_flags(tmp_path: Path, text: str, wanted: bool) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    assert multiplies_int8(tmp_path / "cpuinfo") is wanted
+    assert multiplies_int8(cpu_flags(tmp_path / "cpuinfo")) is wanted
 
 
 def test_a_system_that_does_not_say_has_no_int8_instructions(tmp_path: Path) -> None:
-    assert not multiplies_int8(tmp_path / "cpuinfo")
+    assert not multiplies_int8(cpu_flags(tmp_path / "cpuinfo"))

@@ -34,7 +34,7 @@ def write_int8(repository: Path) -> Path:
 def test_the_precision_is_that_of_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, served: str
 ) -> None:
-    monkeypatch.setattr(choice, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(choice, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
     write_int8(tmp_path / "models")
     settings = load_settings({**CPU, "precision": precision})
     with closing(LocalSegmenter(tmp_path / "models", settings)) as segmenter:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from service.changes import due_again
 from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.segmenter import Segmenter
 from service.core.types import ModelStatus, Network
+from service.errors import ModelLoadError
 from tests.tiny_models import contract, write_model
 from tests.unit.core.repositories import (
     BLUE,
@@ -103,10 +105,11 @@ async def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
         await look(segmenter, 4)
         write_model(tmp_path, version=3)
         await look(segmenter, 4)
-        assert loads == ["2", "1", "3"]  # not the broken one again either
+        assert loads.count("2") == 4, "at the start, and at looks 2, 4 and 8"
+        assert [version for version in loads if version != "2"] == ["1", "3"]
         os.utime(tmp_path / "tiny" / "3" / "model.onnx", ns=(1, 1))
         await look(segmenter)
-        assert loads == ["2", "1", "3", "3"]
+        assert [version for version in loads if version != "2"] == ["1", "3", "3"]
 
 
 async def test_what_was_unloaded_stays_so_until_it_is_loaded(tmp_path: Path) -> None:
@@ -187,3 +190,32 @@ async def test_a_look_that_fails_is_not_the_last(
 @pytest.fixture(autouse=True)
 def _all_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+async def test_a_version_that_failed_for_a_lack_is_tried_again_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking: list[Path] = []
+
+    def opened(path: Path) -> Network:
+        if path in lacking:
+            raise ModelLoadError(f"{path} cannot be read: Too many open files")
+        return open_onnx_runtime(path, provider="cpu", threads=1)
+
+    write_model(tmp_path, version=1, bias=RED)
+    async with looked_at(tmp_path, open_network=opened) as segmenter:
+        lacking.append(write_model(tmp_path, version=2, bias=GREEN))
+        await look(segmenter, 12)
+        assert states(segmenter) == {"tiny/1": "ready", "tiny/2": "failed"}
+        assert caplog.text.count("model tiny version 2 failed to load") == 1
+        lacking.clear()
+        await look(segmenter, 16)
+        assert states(segmenter) == {"tiny/1": "ready", "tiny/2": "ready"}
+        assert await label(segmenter) == 1
+
+
+def test_tries_come_further_and_further_apart() -> None:
+    looks: dict[str, int] = {}
+    tried = [n for n in range(1, 201) if due_again(looks, {"tiny"})]
+    assert tried == [2, 4, 8, 16, 32, 64, 128, 192]
+    assert due_again(looks, ()) == set() == set(looks)

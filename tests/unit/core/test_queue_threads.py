@@ -16,6 +16,7 @@ import pytest
 from service.core.batching import threads
 from service.core.batching.policy import InferenceResult
 from service.core.batching.queue import BatchQueue
+from service.core.engines.cores import start_thread
 from service.core.types import Float32Array, UInt8Array
 from service.errors import DeadlineExceeded, InferenceFailed, ShuttingDown
 from tests.unit.core.fakes import WAIT_S, Device, Function, Recorder, settle
@@ -277,7 +278,7 @@ async def test_a_system_without_threads_to_give_is_told_to_the_loader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[threading.Thread] = []
-    real = threads.start_thread
+    real = start_thread
 
     def start(*args: object, **options: object) -> threading.Thread:
         if started:

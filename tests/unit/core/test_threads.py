@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.core.batching.threads import Pool, yield_to_event_loop
+from service.core.batching.threads import Pool
+from service.core.engines.cores import yield_to_event_loop
 from service.errors import DeadlineExceeded, ShuttingDown
 from tests.unit.core.fakes import WAIT_S, settle
 
