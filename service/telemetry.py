@@ -37,6 +37,10 @@ REQUEST_BUCKETS_S = (
 )  # fmt: skip
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, *REQUEST_BUCKETS_S)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+REJECTIONS = (
+    "overloaded", "queue_full", "too_late", "uploads", "deadline", "cancelled", "shutting_down",
+    "unauthenticated", "guesses",
+)  # fmt: skip
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
 Ending = Literal[
@@ -135,6 +139,8 @@ class Telemetry(Observer):
                 ("model", "outcome"),
             )
         )
+        for reason in REJECTIONS:  # at 0 from the start: an increase is seen from the first on
+            self._rejected(reason)
         self._callers = _by_labels(
             counter(
                 "fcn_caller_requests_total",

@@ -16,8 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALONE = (
     "tests/fault/test_flood.py",
     "tests/unit/bench/test_load.py",
-    "tests/e2e/test_bench.py",
-    "tests/e2e/test_peers.py",
 )
 """Files that measure: they come last, and nothing else runs meanwhile."""
 ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/")

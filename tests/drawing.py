@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,45 @@ def huge_png_header(height: int = 20_000, width: int = 20_000) -> bytes:
     body[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     body[29:33] = zlib.crc32(body[12:29]).to_bytes(4, "big")
     return bytes(body)
+
+
+Chunk = tuple[bytes, bytes]
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_file(
+    height: int, width: int, bits: int, color: int, *chunks: Chunk, interlaced: bool = False
+) -> bytes:
+    """A PNG from the specification, of kinds that Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
+    kept = [(b"IHDR", header), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*one) for one in kept)
+
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+
+
+def png_of(
+    samples: Any,
+    bits: int = 8,
+    color: int = 2,
+    before: Sequence[Chunk] = (),
+    after: Sequence[Chunk] = (),
+    interlaced: bool = False,
+) -> bytes:
+    """Samples [H,W,C]; before, after: other chunks around the pixels."""
+    shifts = np.arange(bits - 1, -1, -1)
+    rows = b""
+    for x, y, dx, dy in (*ADAM7, (0, 1, 1, 2)) if interlaced else ((0, 0, 1, 1),):
+        for row in samples[y::dy, x::dx]:
+            packed = (row.reshape(-1, 1).astype(np.uint16) >> shifts & 1).astype(np.uint8)
+            rows += b"\0" + np.packbits(packed.reshape(-1)).tobytes()
+    chunks = [*before, (b"IDAT", zlib.compress(rows)), *after]
+    height, width, _ = samples.shape
+    return png_file(height, width, bits, color, *chunks, interlaced=interlaced)
 
 
 def read_png(body: bytes) -> UInt8Array:

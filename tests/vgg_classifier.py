@@ -88,3 +88,12 @@ def write_keras_npz(path: Path, classifier: Classifier) -> None:
             kernel = weight.T
         arrays[f"{keras}/kernel:0"], arrays[f"{keras}/bias:0"] = kernel, bias
     np.savez(path, **arrays)
+
+
+def caffe_fcn() -> dict[str, list[np.ndarray]]:
+    """The layers of an FCN's backbone as Caffe has them: fc6 and fc7 as convolutions."""
+    blobs = {name: list(arrays) for name, arrays in caffe_arrays(Classifier()).items()}
+    del blobs["fc8"]
+    blobs["fc6"][0] = blobs["fc6"][0].reshape(FC, -1, 7, 7)
+    blobs["fc7"][0] = blobs["fc7"][0].reshape(FC, FC, 1, 1)
+    return blobs

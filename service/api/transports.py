@@ -58,7 +58,12 @@ def build(
         rejected=telemetry.rejected,
     )
     statistics: Statistics = defaultdict(Counts)
-    inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
+    inference = Inference(
+        segmenter,
+        statistics,
+        max_pixels=config.max_image_pixels,
+        rejected=telemetry.rejected,
+    )
     operations = Operations(segmenter, statistics, ready=ready)
 
     segment = SegmentEndpoint(

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Visit
 from tests.browser.test_page import HEIGHT, IMAGE, LABELS, NAMES, WIDTH, give, segmented
-from tests.drawing import png
+from tests.drawing import png, png_file
 
 
 def tab_to(page: Page, selector: str, most: int = 40) -> None:
@@ -191,21 +191,9 @@ def filtered(ids: np.ndarray[tuple[int, int], np.dtype[np.uint8]], filters: list
         for kind in [filters[y % len(filters)]]
     )
     data = zlib.compress(rows)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        crc = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
-
-    height, width = ids.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"PLTE", bytes(768))  # every class is black: colours cannot tell them apart
-        + chunk(b"IDAT", data[:7])
-        + chunk(b"IDAT", data[7:])
-        + chunk(b"IEND", b"")
-    )
+    # Every class is black: colours cannot tell them apart.
+    chunks = [(b"PLTE", bytes(768)), (b"IDAT", data[:7]), (b"IDAT", data[7:])]
+    return png_file(*ids.shape, 8, 3, *chunks)
 
 
 READ = """async body => {

@@ -25,7 +25,7 @@ METRICS = {
     "fcn_batch_size": {"model"},
     "fcn_queue_depth": {"model", "version"},
     "fcn_stuck_runs": {"model", "outcome"},
-    "fcn_rejected": set(),  # {reason}, once there is one
+    "fcn_rejected": set(),  # {reason}, of all there are
     "fcn_caller_requests": set(),  # {caller}, once there is one
     "fcn_limited": set(),  # {caller, limit}, once there is one
     "fcn_wrong_keys": set(),

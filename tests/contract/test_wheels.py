@@ -93,31 +93,28 @@ def test_both_have_the_licence_and_one_version() -> None:
 def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with the client's wheel and, of ours, nothing else.
 
-    With protobuf 6, as other packages of a user may want it: all other tests run with 7.
+    With protobuf 6, as other packages of a user may want it: all other tests run with 7. pip and
+    mypy are ours, told which interpreter they are to look after.
     """
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     found = folder / "bin" / "python"
-    wanted = [str(wheels["fcn_client"]), "protobuf<7", "mypy"]
-    pip = [
-        str(found),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-    ]
+    wanted = [str(wheels["fcn_client"]), "protobuf<7"]
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(found), "install", *quiet]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     need(done.returncode == 0, f"a package index that pip can install from: {done.stderr}")
     return found
 
 
+def clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def outside(python: Path, folder: Path, *arguments: str) -> str:
     """Stdout of the interpreter in a folder from which it cannot see this checkout."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [python, *arguments], cwd=folder, env=clean, capture_output=True, text=True
+        [python, *arguments], cwd=folder, env=clean(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -125,7 +122,7 @@ def outside(python: Path, folder: Path, *arguments: str) -> str:
 
 @pytest.mark.timeout(300)  # the first to ask for the environment waits for the package index
 def test_it_imports_alone(python: Path, tmp_path: Path) -> None:
-    outside(python, tmp_path, "-m", "pip", "check")
+    outside(Path(sys.executable), tmp_path, "-m", "pip", "--python", str(python), "check")
     script = (
         "import fcn_client.sync.rpc, fcn_client.aio.rest, fcn_client.predict, importlib.util\n"
         "import google.protobuf; print(google.protobuf.__version__, fcn_client.__file__)\n"
@@ -139,14 +136,16 @@ def test_it_imports_alone(python: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_users_script_is_typed(python: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(USER_SCRIPT)
-    assert "no issues" in outside(python, tmp_path, "-m", "mypy", "--strict", "script.py")
     wrong = USER_SCRIPT.replace("result.value.shape", "result.values.shape")
+    (tmp_path / "right.py").write_text(USER_SCRIPT)
     (tmp_path / "wrong.py").write_text(wrong)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python)]
     done = subprocess.run(
-        [python, "-m", "mypy", "--strict", "wrong.py"], cwd=tmp_path, capture_output=True, text=True
+        [*mypy, "right.py", "wrong.py"], cwd=tmp_path, env=clean(), capture_output=True, text=True
     )
-    assert 'has no attribute "values"' in done.stdout
+    (error,) = (line for line in done.stdout.splitlines() if ": error: " in line)
+    assert error.startswith("wrong.py:")
+    assert 'has no attribute "values"' in error
 
 
 @pytest.mark.timeout(300)

@@ -70,6 +70,17 @@ def test_a_message_too_large_for_its_method_is_not_assembled(server: Server, pat
         link.wait(call)
 
 
+def test_all_calls_of_a_connection_are_refused_together(server: Server) -> None:
+    """It is not known of which of them the bytes are."""
+    with closing(Http2(server)) as link:
+        calls = [link.call("/segmentation.v1.Segmentation/ListModels") for _ in range(5)]
+        for call in calls:
+            link.message(call, 100 * MIB, bytes(MIB))
+        for call in calls:
+            link.wait(call)
+    until(lambda: server.log().count("ListModels RESOURCE_EXHAUSTED") >= 5)
+
+
 def test_incomplete_messages_share_one_budget(server: Server) -> None:
     """The connection that has sent the most gives way, and nobody else."""
     before = server.metric(UPLOADS)

@@ -10,7 +10,6 @@ refused before its message is read, which may be large, and timed while it is.
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
@@ -224,11 +223,11 @@ async def read_single_message(read: Read[M], kind: type[M]) -> tuple[M, int]:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Empties the frames that an error came through: gRPC's own error keeps it in a circle, and so
+    """Forgets the frames that an error came through: gRPC's own error keeps it in a circle, and so
     the message that was being read, until the garbage collector comes by."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
+    while isinstance(error, Exception | asyncio.CancelledError):
+        error.__traceback__, context = None, error.__context__
+        error.__context__, error = None, context
 
 
 def _address(peer: str) -> str:

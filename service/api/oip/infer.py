@@ -44,8 +44,17 @@ _INLINE_BYTES: Final = 1 << 20
 class Inference:
     """Answers inference requests; REST and gRPC share one."""
 
-    def __init__(self, segmenter: Segmenter, statistics: Statistics, *, max_pixels: int) -> None:
-        """max_pixels: of all images of one request together."""
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        statistics: Statistics,
+        *,
+        max_pixels: int,
+        rejected: Callable[[str], None],
+    ) -> None:
+        """max_pixels: of all images of one request together. rejected: the observer's, told
+        "deadline" when it passes between two of them."""
+        self._rejected = rejected
         self._segmenter = segmenter
         self._statistics = statistics
         self._max_pixels = max_pixels
@@ -76,6 +85,7 @@ class Inference:
                 max_pixels=self._max_pixels,
                 as_numbers=request.scores_as_numbers,
                 client=call,
+                rejected=self._rejected,
             )
             call.answered(replies[0])
             tensors = output_tensors(request.outputs, replies)
@@ -111,6 +121,7 @@ async def segment_all(
     max_pixels: int,
     as_numbers: bool,
     client: Client | None = None,
+    rejected: Callable[[str], None] = lambda reason: None,
 ) -> list[SegmentReply]:
     """Answers in the order of `images`; the first that fails fails them all.
 
@@ -123,7 +134,7 @@ async def segment_all(
     # Each has its share: what all of them would take is known before the first is run.
     options = replace(options, max_scores_bytes=max_bytes // len(images))
     equal_sizes = any(name != OVERLAY for name in outputs)
-    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client)
+    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client, rejected)
     if len(images) == 1:
         await run.work()
         return [run.replies[0]]
@@ -147,6 +158,7 @@ class _Run:
         max_pixels: int,
         equal_sizes: bool,
         client: Client | None,
+        rejected: Callable[[str], None],
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}
         self._segmenter = segmenter
@@ -155,6 +167,7 @@ class _Run:
         self._max_pixels = max_pixels
         self._equal_sizes = equal_sizes
         self._client = client
+        self._rejected = rejected
         self._ends_s = None if options.deadline_s is None else time.monotonic() + options.deadline_s
         self._under_way = 0
         self._next_answer = asyncio.Event()
@@ -190,6 +203,7 @@ class _Run:
             return None
         left_s = self._ends_s - time.monotonic()
         if left_s <= 0:
+            self._rejected("deadline")
             raise DeadlineExceeded(
                 "the deadline passed before all images were answered: allow more time or send "
                 "fewer in one request"

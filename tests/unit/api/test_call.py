@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +260,36 @@ async def test_a_message_written_after_the_end_is_no_fault(
     labels = 'code="DEADLINE_EXCEEDED",method="SegmentStream",model="",transport="grpc"'
     assert requests(telemetry) == {labels: "1.0"}
     assert "Traceback" not in caplog.text and "failed" not in caplog.text
+
+
+async def test_a_refused_call_lets_its_message_go() -> None:
+    """The garbage collector may be long in coming, and messages are large."""
+
+    class Message:
+        """Something that can be watched."""
+
+    class Aborting(Context):
+        error: Exception | None = None
+
+        async def abort(self, *status: object) -> None:
+            try:
+                raise aio.AbortError("Locally aborted.")
+            except aio.AbortError as error:
+                self.error = error  # gRPC's call and its error keep each other
+                raise
+
+    seen: list[weakref.ref[Message]] = []
+
+    async def work(call: object) -> None:
+        message = Message()
+        seen.append(weakref.ref(message))
+        raise Overloaded(1.0)
+
+    context = Aborting()
+    gc.disable()
+    try:
+        with pytest.raises(aio.AbortError):
+            await handle(calls(), "Segment", context, work)  # type: ignore[arg-type]
+        assert seen[0]() is None
+    finally:
+        gc.enable()

@@ -12,7 +12,7 @@ from service.api.oip.infer import segment_all
 from service.config import SegmenterConfig
 from service.core.segmenter import Segmenter
 from service.core.types import Score, SegmentOptions, SegmentReply
-from service.errors import ImageTooLarge
+from service.errors import DeadlineExceeded, ImageTooLarge
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
 
@@ -50,3 +50,28 @@ async def test_scores_of_all_images_together_are_limited(
             await ask()
     finally:
         await segmenter.aclose()
+
+
+async def test_a_deadline_between_two_images_counts_as_one(tmp_path: Path) -> None:
+    """Such a deadline counts as one that passes while an image is under way."""
+    write_model(tmp_path)
+    segmenter = Segmenter(
+        SegmenterConfig(model_repository=tmp_path, provider="cpu", intra_op_threads=1)
+    )
+    await segmenter.start()
+    told: list[str] = []
+    options = SegmentOptions(deadline_s=-1.0)
+    try:
+        with pytest.raises(DeadlineExceeded, match="before all images were answered"):
+            await segment_all(
+                segmenter,
+                IMAGES[:1],
+                options,
+                ["label_map"],
+                max_pixels=10_000,
+                as_numbers=False,
+                rejected=told.append,
+            )
+    finally:
+        await segmenter.aclose()
+    assert told == ["deadline"]

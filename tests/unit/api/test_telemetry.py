@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from service.core.types import Timings
-from service.telemetry import JsonFormatter, RequestRecord, Telemetry, TextFormatter
+from service.telemetry import REJECTIONS, JsonFormatter, RequestRecord, Telemetry, TextFormatter
 
 
 @pytest.fixture
@@ -69,6 +69,12 @@ def test_probes_are_quiet(record: RequestRecord, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, "fcn.request"):
         Telemetry(0.175).finished(record)
     assert caplog.records == []
+
+
+def test_rejections_are_there_before_the_first() -> None:
+    text = Telemetry(0.175).scrape().decode()
+    for reason in REJECTIONS:
+        assert f'fcn_rejected_total{{reason="{reason}"}} 0.0' in text
 
 
 def test_scrapes_hold_every_observation() -> None:

@@ -18,7 +18,7 @@ from bench.networks import make
 from model.export.export import ServedNetwork
 
 CUDA = "CUDAExecutionProvider"
-MOBILE = "mobilenet_v1"
+NETWORK = "vgg16"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(work: Path, *words: str) -> tuple[int, dict[str, Any]]:
     out = work / "result.json"
-    code = main(["--provider", "cpu", "--quick", "--work", str(work), "--out", str(out), *words])
+    where = ["--work", str(work), "--out", str(out)]
+    code = main(["--provider", "cpu", "--quick", "--networks", NETWORK, *where, *words])
     return code, json.loads(out.read_text())
 
 
@@ -55,7 +56,7 @@ def test_everything_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert row["answered"] > 0
         assert row["hung_up"] == row["other_errors"] == 0
         assert row["of_session"] > 0
-    assert f"| {MOBILE} | 40x48 | 2 | fp16, from host |" in capsys.readouterr().out
+    assert f"| {NETWORK} | 40x48 | 2 | fp16, from host |" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_is_said_and_the_others_stay(
@@ -87,7 +88,7 @@ def test_without_a_gpu_the_run_does_not_begin(work: Path, monkeypatch: pytest.Mo
 def test_a_session_does_not_fall_back_to_the_cpu_without_a_word(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = networks.prepare(MOBILE, work, narrow=True).fp32
+    path = networks.prepare(NETWORK, work, narrow=True).fp32
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(RuntimeError, match="has no CUDAExecutionProvider"):
         device.open_session(path, "cuda")
@@ -104,7 +105,7 @@ def test_a_session_does_not_fall_back_to_the_cpu_without_a_word(
 
 
 def test_bound_runs_and_torch_have_the_labels_of_plain_runs(work: Path) -> None:
-    path = networks.prepare(MOBILE, work, narrow=True).fp32
+    path = networks.prepare(NETWORK, work, narrow=True).fp32
     session = device.open_session(path, "cpu")
     batch = images.batch(2, (40, 48))
     assert device.on_device(session, batch, "cpu")() is None
@@ -112,7 +113,7 @@ def test_bound_runs_and_torch_have_the_labels_of_plain_runs(work: Path) -> None:
     (labels,) = found
     assert labels.shape == (2, 40, 48)
     assert len(np.unique(labels)) > 1
-    served = ServedNetwork(make(networks.spec(MOBILE, narrow=True)), logits=False).eval()
+    served = ServedNetwork(make(networks.spec(NETWORK, narrow=True)), logits=False).eval()
     same = latency.run(served, torch.from_numpy(batch)).numpy() == labels
     assert same.mean() > 0.999
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.images.decode import decode
 from service.core.images.header import read_header
-from service.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 from tests import drawing
-from tests.drawing import UInt8Array, encode, street
+from tests.drawing import UInt8Array, encode, png_of, street
+from tests.unit.core.decoding import grey_rgb, read
 
 RGB = street(24, 32)
 GREY = RGB[:, :, 1]
-
-
-def read(body: bytes, max_bytes: int = 1 << 20, max_pixels: int = 1 << 20) -> UInt8Array:
-    header = read_header(body, max_bytes=max_bytes)
-    return decode(body, header, max_pixels=max_pixels)
-
-
-def grey_rgb(grey: UInt8Array) -> UInt8Array:
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 @pytest.mark.parametrize(
@@ -159,47 +148,10 @@ def test_odd_but_whole_images_come_back(body: bytes, expected: UInt8Array) -> No
     assert np.array_equal(read(body), expected)
 
 
-@pytest.mark.parametrize("transparency", [None, 0, b"\x00\x40\x80"])
-def test_palette_with_and_without_transparency(transparency: int | bytes | None) -> None:
-    colours = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 250]], np.uint8)
-    index = np.arange(24 * 32).reshape(24, 32).astype(np.uint8) % 3
-    image = Image.fromarray(index)
-    image.putpalette(colours.tobytes())
-    options = {} if transparency is None else {"transparency": transparency}
-    assert (read(encode(image, "PNG", **options)) == colours[index]).all()
-
-
-def test_cmyk_jpeg_is_not_inverted() -> None:
-    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # full magenta and yellow: red
-    rgb = read(encode(cmyk, "JPEG", quality=98)).reshape(-1, 3).mean(axis=0)
-    assert rgb[0] > 230
-    assert rgb[1] < 40
-    assert rgb[2] < 40
-
-
-def png_16_bit(values: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
-    """Grey [H,W] or RGB [H,W,3]; Pillow writes no 16-bit RGB, so by hand."""
-    height, width = values.shape[:2]
-    color_type = 0 if values.ndim == 2 else 2
-    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
-
-    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-
-
 def test_16_bit_grey_png_and_tiff_use_the_whole_range() -> None:
     deep = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
     expected = grey_rgb(np.rint(deep / 257).astype(np.uint8))
-    assert (read(png_16_bit(deep)) == expected).all()
+    assert (read(png_of(deep[:, :, None], 16, 0)) == expected).all()
     assert (read(encode(Image.fromarray(deep), "TIFF")) == expected).all()
     assert expected.min() == 0
     assert expected.max() == 255
@@ -207,7 +159,7 @@ def test_16_bit_grey_png_and_tiff_use_the_whole_range() -> None:
 
 def test_16_bit_rgb_png_keeps_the_high_byte() -> None:
     deep = RGB.astype(np.uint16) * 256 + 17
-    assert (read(png_16_bit(deep)) == RGB).all()
+    assert (read(png_of(deep, 16, 2)) == RGB).all()
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -260,13 +212,6 @@ def test_a_truncated_file_is_refused(kind: str, kept: float) -> None:
         read(body[: max(12, int(len(body) * kept))])
 
 
-def test_a_damaged_png_is_refused() -> None:
-    body = bytearray(drawing.png(street(64, 64)))
-    body[len(body) // 2] ^= 0xFF
-    with pytest.raises(InvalidImage):
-        read(bytes(body))
-
-
 def huge_jpeg() -> bytes:
     body = drawing.jpeg(street(16, 16))
     at = body.index(b"\xff\xc0") + 5
@@ -313,31 +258,6 @@ def test_the_callers_limit_counts_and_not_pillows(monkeypatch: pytest.MonkeyPatc
     read(body, max_pixels=200_000_000)
     with pytest.raises(ImageTooLarge):
         read(body, max_pixels=199_999_999)
-
-
-BODIES = [encode(street(16, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")]
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    body=st.sampled_from(BODIES),
-    edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
-    cut=st.integers(0, 10_000),
-)
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then reads or refuses
-def test_damaged_bytes_give_an_image_or_a_domain_error(
-    body: bytes, edits: list[tuple[int, int]], cut: int
-) -> None:
-    damaged = bytearray(body)
-    for at, value in edits:
-        damaged[at % len(damaged)] = value
-    try:
-        image = read(bytes(damaged[: 1 + cut % len(damaged)]), max_pixels=10_000)
-    except ServiceError as error:
-        assert len(str(error)) > 20
-    else:
-        assert image.ndim == 3
-        assert image.shape[0] * image.shape[1] <= 10_000
 
 
 def test_an_error_says_nothing_of_the_files_text() -> None:

@@ -14,54 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.core.images.decode import decode
-from service.core.images.header import read_header
-from service.errors import InvalidImage, ServiceError, UnsupportedImageFormat
-from tests.drawing import UInt8Array, encode, street
+from service.errors import InvalidImage, UnsupportedImageFormat
+from tests.drawing import Chunk, UInt8Array, encode, png_chunk, png_of, street
+from tests.unit.core.decoding import grey_rgb, outcomes, read
 
 RGB = street(24, 32)
 GREY = np.ascontiguousarray(RGB[:, :, 1])
 TURNED = np.ascontiguousarray(np.rot90(RGB, 1))
 EXIF_6 = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)  # turn it clockwise
-Chunk = tuple[bytes, bytes]
-
-
-def read(body: bytes) -> UInt8Array:
-    return decode(body, read_header(body, max_bytes=1 << 24), max_pixels=1 << 20)
-
-
-def grey_rgb(grey: Any) -> Any:
-    return np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-
-
-def png(
-    samples: Any,
-    bits: int = 8,
-    color: int = 2,
-    before: Sequence[Chunk] = (),
-    after: Sequence[Chunk] = (),
-    interlaced: bool = False,
-) -> bytes:
-    """Samples [H,W,C], from the specification; before, after: other chunks around the pixels."""
-    height, width, _ = samples.shape
-    shifts = np.arange(bits - 1, -1, -1)
-    rows = b""
-    for x, y, dx, dy in (*ADAM7, (0, 1, 1, 2)) if interlaced else ((0, 0, 1, 1),):
-        for row in samples[y::dy, x::dx]:
-            packed = (row.reshape(-1, 1).astype(np.uint16) >> shifts & 1).astype(np.uint8)
-            rows += b"\0" + np.packbits(packed.reshape(-1)).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
-    kept = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(rows)), *after, (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in kept)
-
-
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
@@ -80,7 +40,7 @@ def test_png(color: int, bits: int, interlaced: bool, transparency: bool) -> Non
         before.append((b"tRNS", bytes(range(1 << bits))))
     elif transparency and color in (0, 2):
         before.append((b"tRNS", samples[3, 3].astype(">u2").tobytes()))
-    body = png(samples, bits, color, before, interlaced=interlaced)
+    body = png_of(samples, bits, color, before, interlaced=interlaced)
     colors = samples[:, :, : 1 if color in (0, 4) else 3] / ((1 << bits) - 1) * 255
     want = palette[samples[:, :, 0]] if palette is not None else colors
     assert np.abs(read(body) - want).max() <= (1 if bits == 16 else 0.01)
@@ -91,9 +51,9 @@ def test_png(color: int, bits: int, interlaced: bool, transparency: bool) -> Non
 @pytest.mark.parametrize("kind", [b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT", b"bKGD", b"eXIf"])
 def test_pngs_of_16_bits_turn_and_ignore_colour_spaces(kind: bytes) -> None:
     samples = TURNED[:, :, 1, None].astype(np.uint16) * 257
-    body = png(samples, 16, 0, [(b"eXIf", EXIF_6), (kind, b"\0\0\x10\0")])
+    body = png_of(samples, 16, 0, [(b"eXIf", EXIF_6), (kind, b"\0\0\x10\0")])
     if kind == b"eXIf":
-        body = png(samples, 16, 0, [(b"eXIf", EXIF_6)])
+        body = png_of(samples, 16, 0, [(b"eXIf", EXIF_6)])
     assert (read(body) == grey_rgb(GREY)).all()
 
 
@@ -108,9 +68,9 @@ TEXTS: dict[str, list[Chunk]] = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_long_text_in_a_png(name: str) -> None:
-    assert (read(png(RGB, before=TEXTS[name])) == RGB).all()
-    assert (read(png(RGB, after=TEXTS[name])) == RGB).all()
-    turned = png(TURNED, before=[(b"eXIf", EXIF_6), *TEXTS[name]])
+    assert (read(png_of(RGB, before=TEXTS[name])) == RGB).all()
+    assert (read(png_of(RGB, after=TEXTS[name])) == RGB).all()
+    turned = png_of(TURNED, before=[(b"eXIf", EXIF_6), *TEXTS[name]])
     assert (read(turned) == RGB).all()
 
 
@@ -118,13 +78,13 @@ def test_long_text_in_a_png(name: str) -> None:
 def test_damaged_metadata_in_a_png(data: bytes) -> None:
     for kind in b"gAMA cHRM sRGB pHYs tIME sBIT bKGD eXIf iTXt zTXt tEXt iCCP acTL zzZz".split():
         if kind != b"acTL" or len(data) < 8:  # which says how many images there are
-            assert (read(png(RGB, before=[(kind, data)])) == RGB).all(), kind
+            assert (read(png_of(RGB, before=[(kind, data)])) == RGB).all(), kind
         if kind != b"acTL":
-            assert (read(png(RGB, after=[(kind, data)])) == RGB).all(), kind
+            assert (read(png_of(RGB, after=[(kind, data)])) == RGB).all(), kind
 
 
 def test_a_wrong_checksum_counts_for_pixels_only() -> None:
-    body = png(RGB, before=[(b"tEXt", b"comment\0hello")])
+    body = png_of(RGB, before=[(b"tEXt", b"comment\0hello")])
     at = body.index(b"hello")
     assert (read(body[:at] + b"j" + body[at + 1 :]) == RGB).all()
     at = body.index(b"IDAT") + 20
@@ -136,7 +96,7 @@ def test_long_text_does_not_make_an_animation_an_image() -> None:
     frames = [Image.fromarray(street(seed=n)) for n in range(2)]
     body = encode(frames[0], "PNG", save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedImageFormat, match="holds 2 images"):
-        read(body[:33] + chunk(*TEXTS["zTXt"][0]) + body[33:])
+        read(body[:33] + png_chunk(*TEXTS["zTXt"][0]) + body[33:])
 
 
 JPEG = encode(RGB, "JPEG", quality=95)
@@ -366,24 +326,12 @@ def test_damaged_files_give_an_image_or_a_domain_error() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "WEBP", exif=EXIF_6, xmp=b"<x/>", icc_profile=bytes(200))
     bodies = [
-        png(RGB, before=[(b"eXIf", EXIF_6), *TEXTS["iCCP"], *TEXTS["iTXt"]]),
-        png(GREY[:, :, None].astype(np.uint16), 16, 0),
+        png_of(RGB, before=[(b"eXIf", EXIF_6), *TEXTS["iCCP"], *TEXTS["iTXt"]]),
+        png_of(GREY[:, :, None].astype(np.uint16), 16, 0),
         encode(RGB, "JPEG", exif=EXIF_6, icc_profile=bytes(300), xmp=b"<x/>"),
         buffer.getvalue(),
         bmp(8, runs(GREY, True), bytes(1024), compression=1),
         bmp(24, BGR, size=124),
     ]
-    kinds: set[str] = set()
-    for n in range(3000):
-        body = bytearray(bodies[n % len(bodies)])
-        head = 300 if rng.random() < 0.6 else len(body)
-        for _ in range(rng.integers(1, 5)):
-            body[int(rng.integers(0, min(head, len(body))))] = int(rng.integers(0, 256))
-        cut = len(body) if rng.random() < 0.8 else int(rng.integers(1, len(body)))
-        try:
-            assert read(bytes(body[:cut])).ndim == 3
-            kinds.add("read")
-        except ServiceError as error:
-            assert len(str(error)) > 20
-            kinds.add(error.kind)
+    kinds = outcomes(rng, bodies, lambda body: (0, 300 if rng.random() < 0.6 else len(body)))
     assert {"read", "invalid-image", "unsupported-image-format", "image-too-large"} <= kinds

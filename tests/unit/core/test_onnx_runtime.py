@@ -32,6 +32,20 @@ def open_cpu(path: Path) -> Network:
     return open_onnx_runtime(path, provider="cpu", threads=1)
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[ort.SessionOptions]:
+    """With what sessions are opened, from here on."""
+    found: list[ort.SessionOptions] = []
+    real = ort.InferenceSession
+
+    def open_session(path: str, options: ort.SessionOptions, providers: object) -> object:
+        found.append(options)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_session)
+    return found
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 24, 32), (3, 17, 31)])
 def test_a_batch_of_any_size_gets_its_label_maps(
     tmp_path: Path, shape: tuple[int, int, int]
@@ -152,22 +166,15 @@ def test_instances_run_at_once_and_answer_alike(
     threads: int,
     copies_bytes: int,
     sessions: int,
+    opened: list[ort.SessionOptions],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each has a session, unless the copies of the weights are too large; those of several threads
     would share the threads, too."""
     monkeypatch.setattr(runtime, "COPIES_BYTES", copies_bytes)
-    opened: list[int] = []
-    real = ort.InferenceSession
-
-    def open_session(path: str, options: ort.SessionOptions, providers: object) -> object:
-        opened.append(options.intra_op_num_threads)
-        return real(path, options, providers=providers)
-
-    monkeypatch.setattr(ort, "InferenceSession", open_session)
     path = tiny_models.write_model(tmp_path)
     session = open_onnx_runtime(path, provider="cpu", threads=threads, instances=3)
-    assert opened == [threads] * sessions
+    assert [options.intra_op_num_threads for options in opened] == [threads] * sessions
     assert not any(instance.full_device for instance in session.instances)
     images = [street(24 + i, 32)[None] for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
@@ -229,16 +236,12 @@ def test_memory_levels_off_over_many_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("version", "spins"), [("1.24.0", "0"), ("1.31.1", "1")])
 def test_only_a_lone_image_spins_and_only_briefly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, spins: str
+    tmp_path: Path,
+    opened: list[ort.SessionOptions],
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    spins: str,
 ) -> None:
-    opened: list[ort.SessionOptions] = []
-    real = ort.InferenceSession
-
-    def open_session(path: str, options: ort.SessionOptions, providers: object) -> object:
-        opened.append(options)
-        return real(path, options, providers=providers)
-
-    monkeypatch.setattr(ort, "InferenceSession", open_session)
     monkeypatch.setattr(ort, "__version__", version)
     path = tiny_models.write_model(tmp_path)
     open_onnx_runtime(path, provider="cpu", threads=1, instances=2, alone_threads=2)

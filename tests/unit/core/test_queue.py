@@ -8,12 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from service.core.batching.policy import InferenceResult
 from service.core.types import UInt8Array
-from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ShuttingDown
+from service.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from tests.unit.core.fakes import POISON, WAIT_S, Device, Function, Recorder, settle
 from tests.unit.core.queues import image_of, queued_behind_a_busy_device, serving, submit, task
 
@@ -215,20 +213,6 @@ async def test_a_network_that_answers_in_another_shape_fails_visibly(
             await submit(queue, image_of(2))
 
 
-async def test_closing_fails_what_waits_and_what_runs() -> None:
-    device = Device()
-    async with serving(device) as queue:
-        first, waiting = await queued_behind_a_busy_device(queue, device, [image_of(2)])
-        queue.close()
-        for task in (first, *waiting):
-            with pytest.raises(ShuttingDown):
-                await task
-        with pytest.raises(ShuttingDown):
-            await submit(queue, image_of(3))
-        assert not queue.alive
-        device.release()
-
-
 async def test_a_worker_that_dies_answers_everybody_and_is_seen() -> None:
     class Broken(Recorder):
         def batch(self, model: str, size: int) -> None:
@@ -247,42 +231,3 @@ async def test_a_worker_that_dies_answers_everybody_and_is_seen() -> None:
         assert not queue.alive
         with pytest.raises(InferenceFailed):
             await submit(queue, image_of(3))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    images=st.lists(
-        st.tuples(st.sampled_from([(1, 1), (2, 3), (3, 2)]), st.integers(0, 20), st.booleans()),
-        min_size=1,
-        max_size=20,
-    ),
-    max_batch=st.integers(1, 5),
-)
-def test_everybody_gets_their_own_answer_or_a_reason(
-    images: list[tuple[tuple[int, int], int, bool]], max_batch: int
-) -> None:
-    async def scenario() -> None:
-        device = Device()
-        async with serving(device, max_batch=max_batch) as queue:
-            _, tasks = await queued_behind_a_busy_device(
-                queue, device, [image_of(value, *shape) for shape, value, _ in images]
-            )
-            for task, (_, _, leaves) in zip(tasks, images, strict=True):
-                if leaves:
-                    task.cancel()
-            device.release()
-            async with asyncio.timeout(WAIT_S):
-                results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result, (shape, value, leaves) in zip(results, images, strict=True):
-            if leaves:
-                assert isinstance(result, asyncio.CancelledError)
-            elif value == POISON:
-                assert isinstance(result, InferenceFailed)
-            else:
-                assert isinstance(result, InferenceResult)
-                assert result.label_map.shape == shape
-                assert (result.label_map == value).all()
-        for batch in device.batches:
-            assert len(batch) <= max_batch
-
-    asyncio.run(scenario())

@@ -355,6 +355,9 @@ def test_closing_in_mid_run_answers_everybody() -> None:
             queue.put(late, image_of(1))
             with pytest.raises(ShuttingDown):
                 await queue.result(late)
+            with pytest.raises(ShuttingDown):
+                await submit(queue, image_of(2))
+            assert not queue.alive
             await asyncio.sleep(1)  # the runs end, and nobody takes them
             assert counters(queue) == (0,) * len(counters(queue))
 

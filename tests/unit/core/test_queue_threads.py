@@ -27,6 +27,7 @@ from tests.unit.core.queues import (
     serving,
     submit,
 )
+from tests.waiting import soon, until
 
 
 def held(queue: BatchQueue) -> int:
@@ -176,9 +177,7 @@ async def test_what_had_been_run_when_the_queue_was_closed_is_answered() -> None
     async with serving(device) as queue:
         first, (second,) = await queued_behind_a_busy_device(queue, device, [image_of(2)])
         device.step()
-        ends_s = time.monotonic() + WAIT_S
-        while len(device.batches) < 2 and time.monotonic() < ends_s:
-            time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not hear of it yet
+        until(lambda: len(device.batches) == 2)  # the event loop must not hear of it yet
         queue.close()
         async with asyncio.timeout(WAIT_S):
             assert (await first).label_map[0, 0] == 1
@@ -258,11 +257,7 @@ async def test_a_thread_that_waits_keeps_no_image() -> None:
         left = weakref.ref(image)
         await submit(queue, image)
         del image
-        ends_s = time.monotonic() + WAIT_S
-        while left() is not None and time.monotonic() < ends_s:
-            gc.collect()
-            await asyncio.sleep(0.001)
-        assert left() is None
+        await soon(lambda: gc.collect() >= 0 and left() is None)
 
 
 async def test_threads_end_with_their_queue() -> None:

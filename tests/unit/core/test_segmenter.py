@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -84,50 +83,6 @@ async def test_padding_for_the_model_is_undone(tmp_path: Path) -> None:
         overlay = await segmenter.segment(PNG, replace(OPTIONS, output="overlay", alpha=0.0))
     assert (read_png(reply.body) == expected_label_map(RGB)).all()
     assert (read_png(overlay.body) == RGB).all()
-
-
-async def test_color_and_overlay_show_the_classes(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    colours = tiny_models.contract().palette()[expected_label_map(RGB)]
-    async with serving(tmp_path) as segmenter:
-        color = await segmenter.segment(PNG, replace(OPTIONS, output="color"))
-        overlay = await segmenter.segment(PNG, replace(OPTIONS, output="overlay", alpha=1.0))
-        half = await segmenter.segment(PNG, replace(OPTIONS, output="overlay"))
-    assert (read_png(color.body) == colours).all()
-    assert (read_png(overlay.body) == colours).all()
-    mean = (RGB.astype(float) + colours) / 2
-    assert np.abs(read_png(half.body) - mean).max() <= 1
-    assert {color.media_type, overlay.media_type} == {"image/png"}
-
-
-async def test_json_describes_the_image(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    async with serving(tmp_path) as segmenter:
-        reply = await segmenter.segment(PNG, replace(OPTIONS, output="json"))
-    assert reply.media_type == "application/json"
-    body = json.loads(reply.body)
-    counts = np.bincount(expected_label_map(RGB).ravel(), minlength=3)
-    assert [c["pixels"] for c in body["classes"]] == counts.tolist()
-    assert sum(c["share"] for c in body["classes"]) == pytest.approx(1)
-    assert (body["height"], body["width"], body["model"], body["version"]) == (23, 31, "tiny", "1")
-    assert set(body["timings_ms"]) == {"decode", "queue", "infer"}
-
-
-async def test_only_the_classes_asked_for_are_kept(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    right = expected_label_map(RGB)
-    async with serving(tmp_path) as segmenter:
-
-        async def ask(output: str) -> bytes:
-            options = replace(OPTIONS, output=output, classes=("green", "2"), alpha=1.0)
-            return (await segmenter.segment(PNG, options)).body
-
-        wanted = ("label_map", "overlay", "color", "json")
-        label_map, overlay, color, summary = [await ask(output) for output in wanted]
-    assert (read_png(label_map) == np.where(right == 0, 255, right)).all()
-    assert (read_png(overlay)[right == 0] == RGB[right == 0]).all()
-    assert not read_png(color)[right == 0].any()
-    assert [c["name"] for c in json.loads(summary)["classes"]] == ["green", "blue"]
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
@@ -231,18 +186,6 @@ async def test_arrays_of_scores_need_logits_and_an_output_without(tmp_path: Path
             await segmenter.segment(PNG, replace(options, model="without"))
         with pytest.raises(InvalidParameter, match="confidence and arrays of scores.*one of them"):
             await segmenter.segment(PNG, replace(options, model="with", output="confidence"))
-
-
-async def test_regions_come_as_run_lengths_and_polygons(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    async with serving(tmp_path) as segmenter:
-        options = replace(OPTIONS, classes=("green",))
-        rle = await segmenter.segment(PNG, replace(options, output="rle"))
-        polygons = await segmenter.segment(PNG, replace(options, output="polygons"))
-    assert (rle.media_type, polygons.media_type) == ("application/json", "application/geo+json")
-    (mask,), (feature,) = json.loads(rle.body)["classes"], json.loads(polygons.body)["features"]
-    assert mask["name"] == feature["properties"]["name"] == "green"
-    assert mask["pixels"] == (expected_label_map(RGB) == 1).sum()
 
 
 # Which model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +29,7 @@ from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import read_png
 from tests.tiny_models import expected_label_map, write_model
-from tests.unit.core.fakes import WAIT_S, Function, Recorder, settle
+from tests.unit.core.fakes import Function, Recorder, settle
 from tests.unit.core.segmenters import (
     OPTIONS,
     PNG,
@@ -246,10 +245,8 @@ async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
     recorder = Recorder()
     async with on_device(tmp_path, observer=recorder) as (segmenter, device):
         device.hold()
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded):  # while the device is held
             await segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.05))
-        assert time.monotonic() - began < WAIT_S / 2
         assert recorder.reasons == ["deadline"]
         device.release()
         await segmenter.segment(PNG, replace(OPTIONS, deadline_s=60.0))

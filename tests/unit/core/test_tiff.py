@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 import tifffile
 
-from service.core.images.decode import decode
-from service.core.images.header import read_header
-from service.errors import InvalidImage, ServiceError, UnsupportedImageFormat
+from service.errors import InvalidImage, UnsupportedImageFormat
 from tests import tiffs
-from tests.drawing import UInt8Array, street
+from tests.drawing import street
 from tests.tiffs import BLACK_IS_ZERO, LAB, MASK, PALETTE, YCBCR, Layout, Tags, file, page, tiff
+from tests.unit.core.decoding import outcomes, read
 
 RGB = street(24, 32)
 GREY = RGB[:, :, 1, None]
-
-
-def read(body: bytes) -> UInt8Array:
-    return decode(body, read_header(body, max_bytes=1 << 22), max_pixels=1 << 20)
 
 
 FULL = page(RGB, Layout())
@@ -252,17 +247,7 @@ def test_damaged_tiffs_give_an_image_or_a_domain_error() -> None:
         tiff(RGB, Layout(YCBCR), {530: (3, [1, 1])}),
         file([FULL, COPY, GREY_MASK]),
     ]
-    kinds: set[str] = set()
-    for n in range(3000):
-        body = bytearray(bodies[n % len(bodies)])
-        head = len(body) - 300 if rng.random() < 0.7 else 0
-        for _ in range(rng.integers(1, 4)):
-            body[int(rng.integers(head, len(body)))] = int(rng.integers(0, 256))
-        cut = len(body) if rng.random() < 0.8 else int(rng.integers(1, len(body)))
-        try:
-            assert read(bytes(body[:cut])).ndim == 3
-            kinds.add("read")
-        except ServiceError as error:
-            assert len(str(error)) > 20
-            kinds.add(error.kind)
+    kinds = outcomes(
+        rng, bodies, lambda body: (len(body) - 300 if rng.random() < 0.7 else 0, len(body))
+    )
     assert {"read", "invalid-image", "unsupported-image-format"} <= kinds

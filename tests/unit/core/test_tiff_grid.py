@@ -12,10 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from service.core.images.decode import decode
-from service.core.images.header import read_header
 from service.errors import UnsupportedImageFormat
-from tests.drawing import UInt8Array
 from tests.tiffs import (
     BLACK_IS_ZERO,
     CMYK,
@@ -29,6 +26,7 @@ from tests.tiffs import (
     file,
     tiff,
 )
+from tests.unit.core.decoding import read
 
 HEIGHT, WIDTH = 19, 37
 GREYS = (WHITE_IS_ZERO, BLACK_IS_ZERO)
@@ -40,10 +38,6 @@ INTERLEAVED = {(0, 8): 1, (1, 8): 1, (RGB, 8): 3, (RGB, 16): 1, (PALETTE, 8): 1,
 EXTRA: list[tuple[int, ...]] = [(), (0,), (1,), (2,), (2, 0), (0, 0, 0)]
 CODING = [(1, 1), (5, 2), (8, 1), (32773, 1), (1, 2)]
 COLORS = np.random.default_rng(1).integers(0, 256, (256, 3))
-
-
-def read(body: bytes) -> UInt8Array:
-    return decode(body, read_header(body, max_bytes=1 << 20), max_pixels=1 << 20)
 
 
 def second(body: bytes, layout: Layout) -> Samples:

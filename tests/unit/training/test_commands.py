@@ -198,49 +198,39 @@ def test_below_the_wanted_mean_iu(tmp_path: Path, images: Path, capsys: Capture)
     assert evaluate(worse, images, "--min-mean-iu", "0.1") == 0
 
 
-def test_server(images: Path, capsys: Capture) -> None:
-    server = FakeServer()
-    try:
-        server.listing = {"models": [model("a"), model("b", default=False)]}
-        assert evaluate(server.url, images, "--json", "--in-flight", "2") == 0
-        report = json.loads(capsys.readouterr().out)
-        assert (report["mean_iu"], report["source_kind"]) == (1.0, "rest")
-        assert evaluate(f"{server.url}?model=b", images, "--json") == 0
-        assert evaluate(server.url, images, "--model", "b", "--json") == 0
-    finally:
-        server.close()
+def test_server(server: FakeServer, images: Path, capsys: Capture) -> None:
+    server.listing = {"models": [model("a"), model("b", default=False)]}
+    assert evaluate(server.url, images, "--json", "--in-flight", "2") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["mean_iu"], report["source_kind"]) == (1.0, "rest")
+    assert evaluate(f"{server.url}?model=b", images, "--json") == 0
+    assert evaluate(server.url, images, "--model", "b", "--json") == 0
     assert [query["model"] for query in server.posts] == [["a"]] * 6 + [["b"]] * 12
 
 
-def test_an_image_without_an_answer(images: Path, capsys: Capture) -> None:
+def test_an_image_without_an_answer(server: FakeServer, images: Path, capsys: Capture) -> None:
     """The others are scored, it is named, and the exit code says that something is missing."""
-    server = FakeServer()
     slow = (images / "test/images/1.png").read_bytes()
     server.segment = lambda body: (
         problem(504, "deadline-exceeded") if body == slow else server.label(body)
     )
-    try:
-        assert evaluate(server.url, images, "--json") == 1
-        out, err = capsys.readouterr()
-        report = json.loads(out)
-        assert (report["images"], report["mean_iu"]) == (brightest.COUNT - 1, 1.0)
-        (failed,) = report["failed"]
-        assert failed["image"].endswith("1.png") and "tune it" in failed["error"]
-        assert "1 of 6 images were not scored" in err
-        assert evaluate(server.url, images) == 1
-        assert "1.png: Out of tune" in capsys.readouterr().out
-    finally:
-        server.close()
+    assert evaluate(server.url, images, "--json") == 1
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["images"], report["mean_iu"]) == (brightest.COUNT - 1, 1.0)
+    (failed,) = report["failed"]
+    assert failed["image"].endswith("1.png") and "tune it" in failed["error"]
+    assert "1 of 6 images were not scored" in err
+    assert evaluate(server.url, images) == 1
+    assert "1.png: Out of tune" in capsys.readouterr().out
 
 
-def test_a_server_that_answers_in_another_size(images: Path, capsys: Capture) -> None:
-    server = FakeServer()
+def test_a_server_that_answers_in_another_size(
+    server: FakeServer, images: Path, capsys: Capture
+) -> None:
     small: Any = np.zeros((3, 4), np.uint8)
     server.segment = lambda _body: label_map_reply(small)
-    try:
-        assert evaluate(server.url, images) == 1
-    finally:
-        server.close()
+    assert evaluate(server.url, images) == 1
     err = capsys.readouterr().err
     assert "fcn: " in err
     assert "0.png: the answer is 3x4 but the label is 20x31" in err
@@ -271,13 +261,11 @@ def test_a_mask_over_the_images(
     assert "test, foreground alone: " in capsys.readouterr().out
 
 
-def test_a_server_takes_no_mask(images: Path, objects: list[str], capsys: Capture) -> None:
-    server = FakeServer()
+def test_a_server_takes_no_mask(
+    server: FakeServer, images: Path, objects: list[str], capsys: Capture
+) -> None:
     server.listing = {"models": [model("a", classes=["background", "green", "blue"])]}
-    try:
-        assert evaluate(server.url, images, *objects, "--mask", "shape") == 1
-    finally:
-        server.close()
+    assert evaluate(server.url, images, *objects, "--mask", "shape") == 1
     assert "to keep shape only, give the checkpoint or the ONNX file" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.drawing import png_of
 from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.datasets.base import VOID
 from training.datasets.folder import load_info
@@ -101,31 +102,8 @@ def test_palette_labels_are_read_as_ids(root: Path) -> None:
 def test_greyscale_labels_of_few_bits_are_read_as_ids(root: Path, bits: int) -> None:
     """Tools that save as small as they can write these; Pillow scales their values to 255."""
     labels = np.where(LABELS == VOID, 0, LABELS)
-    (root / "train/labels/a.png").write_bytes(small_grey_png(labels, bits))
+    (root / "train/labels/a.png").write_bytes(png_of(labels[..., None], bits, 0))
     assert (opened(root)[0].target == labels).all()
-
-
-def small_grey_png(labels: Any, bits: int) -> bytes:
-    """A greyscale PNG of `bits` per pixel, written by hand: Pillow writes only 1 and 8."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    planes = np.unpackbits(labels[..., None], axis=2)[..., 8 - bits :]
-    packed = np.packbits(planes.reshape(len(labels), -1), axis=1)
-    lines = b"".join(b"\0" + row.tobytes() for row in packed)
-    height, width = labels.shape
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
 
 
 def test_images_are_read_upright_as_the_server_reads_them(root: Path) -> None:

@@ -140,20 +140,6 @@ def test_a_network_learns_what_its_teacher_says(
     assert distances[1] < 0.7 * distances[0]
 
 
-def test_the_teacher_is_an_exported_file_or_a_checkpoint(
-    finished: Run, tmp_path: Path, streets: Path
-) -> None:
-    assert main(["export", str(finished.last), "--repository", str(tmp_path / "models")]) == 0
-    info = open_dataset("folder", streets, "train").info
-    exported = tmp_path / "models" / "streets" / "1" / "model.onnx"
-    networks = [load_teacher(path, info) for path in (finished.last, exported)]
-    images = torch.rand(1, 3, 48, 64) * 255
-    one, other = (network(images) for network in networks)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-    assert not any(p.requires_grad for network in networks for p in network.parameters())
-    assert not any(network.training for network in networks)
-
-
 def test_what_is_no_teacher_is_refused(begun: Run, tmp_path: Path, streets: Path) -> None:
     info = open_dataset("folder", streets, "train").info
     others = DatasetInfo.single_head(

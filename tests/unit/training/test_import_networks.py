@@ -27,7 +27,7 @@ from tests.other_classifiers import (
     keras_mobilenet,
     run_keras_mobilenet,
 )
-from tests.vgg_classifier import FC, NARROW, Classifier, caffe_arrays
+from tests.vgg_classifier import FC, NARROW, caffe_fcn
 from training.checkpoint import load_checkpoint
 from training.datasets.folder import load_info
 from training.import_weights import RELEASED
@@ -239,14 +239,6 @@ def scores(blobs: Blobs, classes: int, inputs: dict[str, int], last: str, kernel
     return blobs
 
 
-def vgg_blobs() -> Blobs:
-    blobs = {name: list(arrays) for name, arrays in caffe_arrays(Classifier()).items()}
-    del blobs["fc8"]
-    blobs["fc6"][0] = blobs["fc6"][0].reshape(FC, -1, 7, 7)
-    blobs["fc7"][0] = blobs["fc7"][0].reshape(FC, FC, 1, 1)
-    return blobs
-
-
 def alexnet_fcn_blobs(kernel: int = 63) -> Blobs:
     """fcn-alexnet-pascal."""
     blobs = CaffeNet().blobs()
@@ -303,7 +295,7 @@ def test_the_released_nets_of_other_data(
     classes: int, head: str, first: str, last: str, pixels: str, mean: float, tmp_path: Path
 ) -> None:
     """nyud-fcn32s-color and pascalcontext-fcn*: told by their number of classes."""
-    blobs = scores(vgg_blobs(), classes, *HEADS[head])
+    blobs = scores(caffe_fcn(), classes, *HEADS[head])
     file = caffe_file(tmp_path / "a.caffemodel", blobs)
     assert command("vgg16", file, tmp_path / "a.pt", "--head", head) == 0
     checkpoint = load_checkpoint(tmp_path / "a.pt")
@@ -320,7 +312,7 @@ def test_the_released_nets_of_other_data(
 
 
 def test_a_net_of_unknown_classes(tmp_path: Path, capsys: Capture) -> None:
-    file = caffe_file(tmp_path / "a.caffemodel", scores(vgg_blobs(), 7, *HEADS["32s"]))
+    file = caffe_file(tmp_path / "a.caffemodel", scores(caffe_fcn(), 7, *HEADS["32s"]))
     error = failure(capsys, "vgg16", file, "--head", "32s")
     assert "score_fr has 7 classes, and the authors' nets have 21, 40, 60, 33" in error
     assert "--classes FILE" in error
@@ -328,7 +320,7 @@ def test_a_net_of_unknown_classes(tmp_path: Path, capsys: Capture) -> None:
 
 def test_colour_and_depth(tmp_path: Path) -> None:
     """nyud-fcn32s-color-d: a fourth channel in conv1_1_bgrd."""
-    blobs = scores(vgg_blobs(), 40, *HEADS["32s"])
+    blobs = scores(caffe_fcn(), 40, *HEADS["32s"])
     del blobs["conv1_1"]
     blobs["conv1_1_bgrd"] = [random_blob(2, 4, 3, 3), random_blob(2)]
     file = caffe_file(tmp_path / "a.caffemodel", blobs)
@@ -343,7 +335,7 @@ def test_colour_and_depth(tmp_path: Path) -> None:
 
 def test_hha_must_be_said(tmp_path: Path) -> None:
     """nyud-fcn32s-hha has the layers of nyud-fcn32s-color."""
-    file = caffe_file(tmp_path / "a.caffemodel", scores(vgg_blobs(), 40, *HEADS["32s"]))
+    file = caffe_file(tmp_path / "a.caffemodel", scores(caffe_fcn(), 40, *HEADS["32s"]))
     words = ["--head", "32s", "--modality", "hha"]
     assert command("vgg16", file, tmp_path / "a.pt", *words) == 0
     checkpoint = load_checkpoint(tmp_path / "a.pt")
@@ -358,7 +350,7 @@ def test_two_streams(tmp_path: Path, capsys: Capture) -> None:
     blobs: Blobs = {}
     for stream in ("color", "hha"):
         torch.manual_seed(len(stream))
-        one = scores(vgg_blobs(), 40, *HEADS["32s"])
+        one = scores(caffe_fcn(), 40, *HEADS["32s"])
         del one["upscore"]
         for name, arrays in one.items():
             blobs[f"{name}{stream}"] = [array + np.float32(len(stream)) for array in arrays]

@@ -15,8 +15,8 @@ from tests.unit.training.test_import_networks import (
     command,
     failure,
     scores,
-    vgg_blobs,
 )
+from tests.vgg_classifier import caffe_fcn
 from training.checkpoint import load_checkpoint
 
 
@@ -24,7 +24,7 @@ from training.checkpoint import load_checkpoint
 def test_two_heads(head: str, tmp_path: Path, capsys: Capture) -> None:
     """siftflow-fcn*: 33 semantic classes and 3 geometric ones."""
     inputs, last, kernel = HEADS[head]
-    blobs = vgg_blobs()
+    blobs = caffe_fcn()
     for name, classes in (("sem", 33), ("geo", 3)):
         named = {f"{score}_{name}": channels for score, channels in inputs.items()}
         blobs = scores(blobs, classes, named, f"{last}_{name}", kernel)

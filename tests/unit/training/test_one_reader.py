@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 import zlib
 from pathlib import Path
@@ -18,7 +17,7 @@ from service.core.images.decode import decode
 from service.core.images.header import read_header
 from service.errors import ServiceError
 from tests import tiffs
-from tests.unit.training.test_datasets import small_grey_png
+from tests.drawing import png_of
 from training.datasets.base import DatasetError, read_image
 
 HEIGHT, WIDTH = 6, 9
@@ -87,31 +86,15 @@ def test_every_mode_and_orientation(tmp_path: Path, name: str) -> None:
     assert taken >= 16  # L and RGB at the least
 
 
-def png(bits: int, kind: int, rows: bytes, *, before: bytes = b"") -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + crc
-
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, kind, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + before
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey-alpha", "rgb", "rgba"])
 def test_16_bits_a_channel(tmp_path: Path, channels: int) -> None:
-    deep = RAMP[..., :channels].astype(">u2") * 257
-    rows = b"".join(b"\0" + row.tobytes() for row in deep)
-    assert assert_alike(tmp_path / "a.png", png(16, (0, 4, 2, 6)[channels - 1], rows))
+    deep = RAMP[..., :channels].astype(np.uint16) * 257
+    assert assert_alike(tmp_path / "a.png", png_of(deep, 16, (0, 4, 2, 6)[channels - 1]))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_few_bits(tmp_path: Path, bits: int) -> None:
-    assert assert_alike(tmp_path / "a.png", small_grey_png(RAMP[..., 0] % 2**bits, bits))
+    assert assert_alike(tmp_path / "a.png", png_of(RAMP[..., :1] % 2**bits, bits, 0))
 
 
 @pytest.mark.parametrize("kind", [tiffs.WHITE_IS_ZERO, tiffs.BLACK_IS_ZERO, tiffs.RGB])
@@ -153,10 +136,7 @@ def test_what_is_no_image(tmp_path: Path, body: bytes) -> None:
 def test_text_in_a_png_that_unpacks_to_much(tmp_path: Path) -> None:
     """Pillow raises a ValueError of its own: taken or refused, but never a foreign exception."""
     text = b"comment\0\0" + zlib.compress(b"a" * 2_000_000)
-    crc = struct.pack(">I", zlib.crc32(b"zTXt" + text))
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + crc
-    rows = b"".join(b"\0" + row.tobytes() for row in RAMP[..., :3])
-    assert_alike(tmp_path / "a.png", png(8, 2, rows, before=chunk))
+    assert_alike(tmp_path / "a.png", png_of(RAMP[..., :3], before=[(b"zTXt", text)]))
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.drawing import png_chunk, png_of
 from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, read_label_png
 
@@ -27,20 +27,8 @@ Colors = Sequence[tuple[int, int, int]]
 
 def palette_png(numbers: Any, colors: Colors) -> bytes:
     """Number by number as given, with exactly these colours: as an optimiser writes them."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + crc
-
-    labels = np.asarray(numbers, np.uint8)
-    height, width = labels.shape
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        + chunk(b"PLTE", bytes(value for color in colors for value in color))
-        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in labels)))
-        + chunk(b"IEND", b"")
-    )
+    palette = bytes(value for color in colors for value in color)
+    return png_of(np.asarray(numbers, np.uint8)[..., None], 8, 3, [(b"PLTE", palette)])
 
 
 def optimised(image: Image.Image) -> bytes:
@@ -204,8 +192,7 @@ def test_grey_in_three_channels(root: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
 def test_text_that_pillow_cannot_unpack_does_not_decide(root: Path, place: str, mode: str) -> None:
     text = b"comment\0\0" + zlib.compress(b"a" * 2_000_000)
-    crc = struct.pack(">I", zlib.crc32(b"zTXt" + text))
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + crc
+    chunk = png_chunk(b"zTXt", text)
     image = Image.fromarray(np.array(IDS, np.uint8))
     if mode == "P":
         image.putpalette([*GROUND, *ROOF, *TREE])

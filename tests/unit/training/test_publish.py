@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cli.main import main
 from model.export.parity import ExportError, ParityReport
@@ -15,7 +16,9 @@ from service.core.engines.warm_up import warm_up
 from tests.unit.training.recipes import Run
 from training import publish as publish_module
 from training.checkpoint import Checkpoint
+from training.datasets import open_dataset
 from training.publish import PublishError, make_contract, model_card, publish, shared_config
+from training.teacher import load_teacher
 
 MEASURED = {
     "split": "test",
@@ -35,20 +38,6 @@ def run_dir(finished: Run) -> Path:
 @pytest.fixture
 def checkpoint(finished: Run) -> Checkpoint:
     return finished.checkpoint
-
-
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a placeholder: the real exporter has tests of its own, and one here."""
-
-    def write(
-        network: Any, contract: Any, path: Path, *, winograd: Any = ()
-    ) -> tuple[Any, ParityReport]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(contract.to_json())
-        return contract, ParityReport(((1, 32, 32),), 0.0, 1.0, 2)
-
-    monkeypatch.setattr(publish_module, "export", write)
 
 
 def write_scores(folder: Path, **changes: Any) -> Path:
@@ -71,8 +60,8 @@ def test_fcn_export_says_when_labels_prove_little(
     assert warned == (difference is None and classes == 1)
 
 
-def test_fcn_export_makes_a_model_that_the_server_loads(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_fcn_export_makes_a_model_that_the_server_loads_and_that_teaches(
+    run_dir: Path, tmp_path: Path, streets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "models"
     scores = write_scores(tmp_path)
@@ -85,6 +74,13 @@ def test_fcn_export_makes_a_model_that_the_server_loads(
     assert session.contract.scores["test_mean_iu"] == 0.7
     assert session.contract.outputs.logits == "logits"
     warm_up(session, [(41, 33)])
+    info = open_dataset("folder", streets, "train").info
+    teachers = [load_teacher(path, info) for path in (run_dir / "last.pt", path)]
+    images = torch.rand(1, 3, 48, 64) * 255
+    one, other = (teacher(images) for teacher in teachers)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert not any(p.requires_grad for teacher in teachers for p in teacher.parameters())
+    assert not any(teacher.training for teacher in teachers)
 
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:

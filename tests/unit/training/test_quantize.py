@@ -21,18 +21,7 @@ from tests.unit.training.small_network import (
     network,
     read_contract,
     write,
-    write_images,
 )
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.onnx", network())
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "images")
 
 
 def quantize(words: Sequence[str | Path]) -> int:

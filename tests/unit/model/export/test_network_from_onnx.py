@@ -15,12 +15,12 @@ from model.contract import METADATA_KEY, Contract
 from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 from model.fcn import FCN
 from tests import exports, tiny_models
-from tests.exports import SMALL
+from tests.exports import MOBILE
 
 
 @pytest.fixture
 def exported() -> tuple[FCN, Path]:
-    made = exports.exported()
+    made = exports.exported(MOBILE)
     return made.network, made.path
 
 
@@ -68,8 +68,8 @@ def test_a_file_of_before_networks_were_described(
     exported: tuple[FCN, Path], tmp_path: Path
 ) -> None:
     """Its name and its weights tell the same, as the shipped model's do."""
-    found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", SMALL.architecture))
-    assert found.spec == SMALL
+    found, _ = network_from_onnx(renamed(exported[1], tmp_path / "old.onnx", MOBILE.architecture))
+    assert found.spec == MOBILE
 
 
 def test_what_cannot_be_rebuilt_is_refused(exported: tuple[FCN, Path], tmp_path: Path) -> None:

@@ -31,13 +31,6 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
-    fake = FakeServer()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
 def open_predictor(server: FakeServer) -> Iterator[OpenPredictor]:
     opened = []
 
