@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +17,9 @@ from service.config import ApiConfig
 from service.connections import Bounds
 from service.listening import HttpServer, listen
 from service.telemetry import Ending, Telemetry
+from tests.link import Link
+from tests.serving import running
+from tests.tiny_models import write_model
 from tests.waiting import soon
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -337,3 +341,31 @@ async def test_an_application_that_fails(started: bool, caplog: pytest.LogCaptur
         assert data.endswith(b"half\r\n" if started else b"Internal Server Error")
         assert site.ended("failed" if started else "answered") == 1
     assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na",
+        b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=lambda message: message.split()[1].decode(),
+)
+def test_who_sends_ahead_without_a_key_and_does_not_read(tmp_path: Path, message: bytes) -> None:
+    """The whole server, in a process of its own, takes a few megabytes and no more."""
+    write_model(tmp_path / "models")
+    keys = tmp_path / "keys"
+    keys.write_text("web 0123456789abcdef0123456789\n")
+    with running(tmp_path / "models", api_keys_file=keys) as server, Link(server) as link:
+        link.socket.settimeout(2.0)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 256 * 1024 * 1024:
+                sent += link.socket.send(message * 1000)
+        assert sent < 32 * 1024 * 1024
+        assert server.rest.get("/livez").status_code == 200
+        assert server.metric("fcn_connections") >= 1
+        link.close()
+        server.wait_for('fcn_connections_closed_total{reason="caller"}', 1)
+        assert "Traceback" not in server.log()
