@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,17 @@ from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import Absent, Confusion, ScoreError
 
 _SHOWN_FAILURES = 20
+
+
+def class_table(scores: Mapping[str, Any]) -> str:
+    """Format the IU per class, in percent, and the mean, of scores as `Confusion.to_dict` has
+    them."""
+    rows = {**scores["class_iu"], "mean IU": scores["mean_iu"]}
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{name:<{width}}  {'-' if iu is None else f'{100 * iu:.2f}':>6}"
+        for name, iu in rows.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.sta
 def draw(root: Path, dataset: str) -> None:
     """Write nine images of each split, with labels of all classes."""
     if dataset == "voc_animals":
-        names = {split: [f"{split}{n}" for n in range(9)] for split in ("train", "val")}
+        names: dict[str, Sequence[str]] = {
+            split: [f"{split}{n}" for n in range(9)] for split in ("train", "val")
+        }
         miniatures.voc(root, 2012, names)
         return
     classes = len(class_info(DATASETS[dataset], root).classes)
