@@ -31,7 +31,8 @@ class SegmenterConfig:
     for all that are visible. gpu_mem_limit_bytes: of each GPU, for one model. instances,
     intra_op_threads, alone_threads: see `cores.plan`. warm_up_sizes: (height, width) that run
     before the first request, as far as the model takes them, besides an ordinary one.
-    pool_workers: threads that decode and encode; None for as many as cores.
+    pool_workers: threads that decode and encode; None for as many as cores. decode: in
+    "threads", or in "processes" that a hostile file can end without harm: the server's choice.
 
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; pixels None: as the memory allows. One request always fits. max_queue: images
@@ -58,6 +59,7 @@ class SegmenterConfig:
     alone_threads: int | None = None
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
     pool_workers: int | None = None
+    decode: str = "threads"
 
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 40_000_000

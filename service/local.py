@@ -95,6 +95,7 @@ async def _started(repository: Path, settings: Settings) -> Segmenter:
         settings.segmenter_config(),
         model_repository=repository,
         model_poll_s=0.0,
+        decode="threads",
         max_inflight=_PLENTY,
         max_inflight_bytes=_PLENTY,
         max_inflight_pixels=_PLENTY,

@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds its engines then."""
     pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)
     """Threads that decode and render; by default chosen from the cores."""
+    decode: Literal["processes", "threads"] = "processes"
+    """Where images are decoded: in confined processes (Linux), where a hostile file costs its own
+    request, or in threads, where it may end the server."""
 
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
@@ -129,8 +132,7 @@ class Settings(BaseSettings):
     """Bytes of the uploads between admission and answer; above, 429. One upload always fits."""
     max_inflight_pixels: int | None = Field(SegmenterConfig.max_inflight_pixels, ge=1)
     """Pixels of the images between admission and answer, more of those not yet decoded; above, 429.
-    One image always fits. By default chosen from the memory this process may use, 250 million at
-    most."""
+    One image always fits. By default chosen from the memory, 250 million at most."""
     max_queue: int = Field(SegmenterConfig.max_queue, ge=1)
     """Images that wait for one model; one more is answered 429."""
     max_wait_ms: int = Field(round(1000 * SegmenterConfig.max_wait_s), ge=1)
@@ -153,8 +155,7 @@ class Settings(BaseSettings):
     """Pixels in one inference, over all its images; a single image always fits."""
     max_whole_pixels: int | None = Field(SegmenterConfig.max_whole_pixels, ge=1)
     """Largest image that is run in one piece, height times width; a larger one is run in
-    overlapping tiles, with the same labels. By default chosen from the memory this process may
-    use."""
+    overlapping tiles, with the same labels. By default chosen from the memory."""
     stuck_after_s: float = Field(SegmenterConfig.stuck_after_s, ge=1)
     """Seconds that a run of the network may always take. One that takes longer, and 20 times longer
     than was predicted, is ended, and its images are answered 503. TensorRT, which builds engines,

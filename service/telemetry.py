@@ -157,6 +157,8 @@ class Telemetry(Observer):
             )
         )
         self._wrong_keys = counter("fcn_wrong_keys_total", "Keys offered that are nobody's.")
+        lost = "Processes that ended, or took far too long, while they decoded an image."
+        self._decoders_lost = counter("fcn_decode_workers_lost_total", lost, ("reason",)).labels
         self._keys_stale = gauge(
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
@@ -244,6 +246,9 @@ class Telemetry(Observer):
 
     def wrong_key(self) -> None:
         self._wrong_keys.inc()
+
+    def decoder_lost(self, why: str) -> None:
+        self._decoders_lost(why).inc()
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)

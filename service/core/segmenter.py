@@ -26,8 +26,9 @@ from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import decode, prepare
+from service.core.images.decode import prepare
 from service.core.images.header import Header, read_header
+from service.core.images.processes import Decode, Decoder
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
@@ -71,11 +72,13 @@ class Segmenter:
         """
         cores = available_cores()
         self._config = config
-        memory_bytes = memory.available_memory_bytes()
-        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
+        workers = config.pool_workers or cores
         self._observer = observer or Observer()
+        self._decoder = Decoder(config, workers, self._observer.decoder_lost)
+        memory_bytes = memory.available_memory_bytes() - self._decoder.memory_bytes
+        self._whole_pixels = config.max_whole_pixels or memory.whole_pixels(memory_bytes)
         self._clock = clock
-        self._pool = Pool(config.pool_workers or cores, clock)
+        self._pool = Pool(workers, clock)
         self._manager = ModelManager(
             config.model_repository,
             Loader(
@@ -107,6 +110,7 @@ class Segmenter:
         all_outputs()  # or the first request would import their modules
         try:
             await self._manager.start()
+            await asyncio.to_thread(self._decoder.start)
         except BaseException:
             await self.aclose()
             raise
@@ -172,10 +176,7 @@ class Segmenter:
         return self._started and not self._draining and (any(ready) or not ready)
 
     def check(self, options: SegmentOptions) -> None:
-        """Refuses what `segment` would refuse now whatever the image, before its upload.
-
-        Raises: as `segment`.
-        """
+        """Refuses what `segment` would refuse now whatever the image; raises as that does."""
         model = self._model(options)
         deadline = self._deadline(options)
         _encoder(options, model)
@@ -214,8 +215,10 @@ class Segmenter:
         with model, permit:
             if client is not None:
                 client.charge(header.pixels)
-            limits = self._config.max_image_pixels, self._whole_pixels
-            job = _Job(image, header, options, model, encoder, permit, self._clock, *limits)
+            clock, most = self._clock, self._whole_pixels
+            job = _Job(
+                image, header, options, model, encoder, permit, clock, self._decoder.decode, most
+            )
             try:
                 return await self._run(job)
             except (DeadlineExceeded, asyncio.CancelledError) as error:
@@ -240,6 +243,7 @@ class Segmenter:
             self._watching.cancel()
         self._manager.close()
         self._pool.close()
+        self._decoder.close()
 
     async def _run(self, job: _Job) -> SegmentReply:
         model, options, request = job.model, job.options, job.permit.request
@@ -329,8 +333,8 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
 class _Job:
     """Holds one admitted image, and what a thread of the pool makes of it.
 
-    max_image_pixels: of what is decoded. max_whole_pixels: of a tensor that is run whole. rgb:
-    uint8 [H,W,3]; like the tensor not there before `decoded_s`, which is 0 until then.
+    max_whole_pixels: of a tensor that is run whole. rgb: uint8 [H,W,3]; like the tensor not there
+    before `decoded_s`, which is 0 until then.
     """
 
     image: bytes | UInt8Array
@@ -340,7 +344,7 @@ class _Job:
     encoder: Encoder
     permit: Permit
     clock: Clock
-    max_image_pixels: int
+    decode: Decode
     max_whole_pixels: int
     decoded_s: float = 0.0
     rgb: UInt8Array = field(init=False)
@@ -379,7 +383,7 @@ class _Job:
 
     def _decode(self) -> None:
         if isinstance(self.image, bytes):
-            self.rgb = decode(self.image, self.header, max_pixels=self.max_image_pixels)
+            self.rgb = self.decode(self.image, self.header)
         else:
             self.rgb = self.image
         self.tensor = prepare(self.rgb, self.model.contract.input)

@@ -225,11 +225,12 @@ class Network:
 class Observer:
     """Is told what happens, and watches nothing unless a subclass does: telemetry is one.
 
-    Called on the event loop, `queue_depth` on any thread but one at a time, `compiled` on any; must
-    not block or raise. stage is one of "decode", "queue", "infer", "render". reason is one of
-    "overloaded" (no admission permit), "queue_full", "too_late" (by prediction), "uploads" (too
-    many being read), "deadline", "cancelled", "shutting_down", "unauthenticated" (no API key, or a
-    wrong one), "guesses" (after too many wrong keys).
+    Called on the event loop, `queue_depth` on any thread but one at a time, `compiled` and
+    `decoder_lost` on any; must not block or raise. stage is one of "decode", "queue", "infer",
+    "render". reason is one of "overloaded" (no admission permit), "queue_full", "too_late" (by
+    prediction), "uploads" (too many being read), "deadline", "cancelled", "shutting_down",
+    "unauthenticated" (no API key, or a wrong one), "guesses" (after too many wrong keys). why is
+    "crash" or "hang".
     outcome of a run that took far too long is "ended", or "lost" with its model.
     """
 
@@ -246,5 +247,7 @@ class Observer:
     def stuck(self, model: str, outcome: str) -> None: ...
 
     def image_pixels(self, n: int) -> None: ...
+
+    def decoder_lost(self, why: str) -> None: ...
 
     def compiled(self, seconds: float) -> None: ...
