@@ -150,6 +150,7 @@ def test_json(onnx: str, images: Path, capsys: Capture) -> None:
         "not_asked": 0,
         "absent": "nan",
         "mask": "all",
+        "flip": False,
         "unlabelled_classes": [],
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
