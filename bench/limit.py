@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import queue
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.queues import Queue
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from service.core.engines.cores import available_cores
 
 _WARM = 3
 _START_S = 60.0
+_begin: Barrier
+"""Lets the processes begin together; each has it from the start."""
 
 
 def ways(model: Path, image: Path, seconds: float) -> list[dict[str, Any]]:
@@ -47,25 +48,13 @@ def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) 
     """
     # Not forked: onnxruntime's threads do not survive it.
     spawn = multiprocessing.get_context("spawn")
-    begin = spawn.Barrier(loops)
-    found: Queue[list[float]] = spawn.Queue()
-    words = (str(model), image.read_bytes(), threads, seconds, begin, found)
-    processes = [spawn.Process(target=_loop, args=words) for _ in range(loops)]
-    for process in processes:
-        process.start()
-    times: list[list[float]] = []
-    try:
-        while len(times) < loops:
-            try:
-                times.append(found.get(timeout=1))
-            except queue.Empty:
-                if any(process.exitcode for process in processes):
-                    raise RuntimeError(f"the bare limit does not run with {model}") from None
-    finally:
-        for process in processes:
-            if len(times) < loops:
-                process.kill()  # it waits for all to begin
-            process.join()
+    words = (str(model), image.read_bytes(), threads, seconds)
+    with ProcessPoolExecutor(loops, spawn, _share, (spawn.Barrier(loops),)) as pool:
+        running = [pool.submit(_loop, *words) for _ in range(loops)]
+        try:
+            times = [one.result() for one in running]
+        except Exception as error:  # whatever ONNX Runtime raises, or the end of a process
+            raise RuntimeError(f"the bare limit does not run with {model}: {error}") from error
     return {
         "loops": loops,
         "threads": threads,
@@ -75,24 +64,26 @@ def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) 
     }
 
 
-def _loop(
-    model: str,
-    body: bytes,
-    threads: int,
-    seconds: float,
-    begin: Barrier,
-    found: Queue[list[float]],
-) -> None:
-    network = Network(model, threads)
-    for _ in range(_WARM):
-        network.segment(body)
-    begin.wait(_START_S)
+def _share(barrier: Barrier) -> None:
+    global _begin
+    _begin = barrier
+
+
+def _loop(model: str, body: bytes, threads: int, seconds: float) -> list[float]:
+    try:
+        network = Network(model, threads)
+        for _ in range(_WARM):
+            network.segment(body)
+    except Exception:
+        _begin.abort()  # the others wait for this one
+        raise
+    _begin.wait(_START_S)
     times = []
     until = time.perf_counter() + seconds
     while (started := time.perf_counter()) < until:
         network.segment(body)
         times.append(time.perf_counter() - started)
-    found.put(times)
+    return times
 
 
 def main(words: Sequence[str] | None = None) -> int:

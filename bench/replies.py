@@ -8,7 +8,6 @@ alone ("smooth"), of the scores behind it, and of a drawn image with grain.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench import record
+from bench.images import UInt8Array, scene
 from bench.turns import Run, take_turns
 from model.contract import ClassInfo, Contract, TrainingData
 from service.core.engines.memory import keep_freed_memory
@@ -32,7 +32,6 @@ from service.core.outputs.rle import rle_json
 from service.core.outputs.summary import summary_json
 from service.core.types import Dtype, Timings
 
-UInt8Array = npt.NDArray[np.uint8]
 CLASSES = 11
 _CELL_PX = 96
 """Size of the larger blobs of the drawn label map."""
@@ -49,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     scores = draw_scores(args.height, args.width)
     detailed = scores.argmax(axis=0).astype(np.uint8)
     smooth = draw_scores(args.height, args.width, detail=0.0).argmax(axis=0).astype(np.uint8)
-    image = draw_image(args.height, args.width)
+    image = scene((args.height, args.width))
     parts: dict[str, dict[str, Run]] = {
         "detailed": {**of_labels(detailed, image), **of_scores(detailed, scores)},
         "smooth": of_labels(smooth, image),
@@ -108,18 +107,6 @@ def draw_scores(height: int, width: int, detail: float = 0.15) -> npt.NDArray[np
         return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
     return 4 * np.stack([field(1) + np.float32(detail) * field(6) for _ in range(CLASSES)])
-
-
-def draw_image(height: int, width: int) -> UInt8Array:
-    """Draws uint8 RGB [H,W,3]: shades with the grain of a camera, once through JPEG."""
-    rng = np.random.default_rng(3)
-    shades = Image.fromarray(rng.integers(0, 256, (height // 12, width // 12, 3), np.uint8))
-    smooth = np.asarray(shades.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    grain = rng.normal(0, 4, smooth.shape).astype(np.float32)
-    buffer = io.BytesIO()
-    pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return np.asarray(Image.open(buffer))
 
 
 def print_tables(measured: dict[str, dict[str, dict[str, Any]]]) -> None:

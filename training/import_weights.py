@@ -176,24 +176,24 @@ class _File(NamedTuple):
 
 def _read(path: Path, network: str, preprocessing: str | None) -> _File:
     """Raises: WeightsError, OSError."""
-    names = _known(network).names
+    spec = _known(network)
     file = read_weights(path)
     try:
-        layers, folded = names.read(file)
+        layers, folded = spec.names.read(file)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    pixels = preprocessing or names.implied.get(file.convention)
-    choice = " or ".join(names.preprocessing)
+    pixels = preprocessing or spec.names.implied.get(file.convention)
+    choice = " or ".join(spec.preprocessing)
     if pixels is None:
         raise WeightsError(
             f"{path} does not say with which preprocessing its weights were learned: say "
             f"--preprocessing {choice}"
         )
-    if pixels not in names.preprocessing:
+    if pixels not in spec.preprocessing:
         raise WeightsError(
             f"{path} has weights for {pixels} preprocessing, and {network} can only be fed "
             f"{choice}: if they were learned with that, say --preprocessing "
-            f"{names.preprocessing[0]}"
+            f"{spec.preprocessing[0]}"
         )
     return _File(layers, folded, file.convention, pixels)
 

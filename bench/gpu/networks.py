@@ -45,11 +45,10 @@ QUICK = Scale(
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Names a network's two files. `fp16_layers`: how many of the fp16 file compute in fp16."""
+    """Names a network's two files."""
 
     name: str
     fp32: Path
-    fp16_layers: int
 
     @property
     def fp16(self) -> Path:
@@ -65,10 +64,9 @@ def prepare(name: str, folder: Path, narrow: bool) -> Exported:
     """Writes a model repository of its own for the network, only where it is missing."""
     repository = folder / ("narrow" if narrow else "whole") / name
     path = repository / name / "1" / "model.onnx"
-    count = path.with_name("fp16_layers.txt")
-    if not count.is_file():
+    made = Exported(name, path)
+    if not made.fp16.is_file():
         export(make(spec(name, narrow)), contract(name), path)
         converter = Fp16Converter(load_fp32(path), [images.scene((96, 128))])
-        onnx.save_model(converter.convert(), str(path.with_name("model.fp16.onnx")))
-        count.write_text(str(len(converter.fp16_layers())))
-    return Exported(name, path, int(count.read_text()))
+        onnx.save_model(converter.convert(), str(made.fp16))
+    return made

@@ -6,19 +6,20 @@ batch sizes, from the host's memory and back.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from bench import images, servers, stages
 from bench.gpu.networks import Exported, Scale
-from bench.images import Size
+from bench.images import Size, UInt8Array
 from bench.servers import ROOT
 from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
 from service.core.engines.cores import available_cores
-from service.core.types import Observer
+from service.core.types import Instance, Observer
 
 _READY_S = 300.0
 
@@ -53,27 +54,25 @@ def bare_session(network: Exported, size: Size, provider: str, scale: Scale) -> 
         batch = images.batch(count, size)
         for instance in opened.instances:
             instance.run(batch)
-        done = [0] * len(opened.instances)
         begun = time.perf_counter()
-
-        def loop(
-            place: int, batch: Any = batch, done: list[int] = done, begun: float = begun
-        ) -> None:
-            while time.perf_counter() < begun + scale.closed_s / 2:
-                opened.instances[place].run(batch)
-                done[place] += 1
-
-        threads = [threading.Thread(target=loop, args=(place,)) for place in range(len(done))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        speeds[count] = round(count * sum(done) / (time.perf_counter() - begun), 2)
+        loop = partial(_runs, batch=batch, until=begun + scale.closed_s / 2)
+        with ThreadPoolExecutor(len(opened.instances)) as pool:
+            done = sum(pool.map(loop, opened.instances))
+        speeds[count] = round(count * done / (time.perf_counter() - begun), 2)
     best = max(speeds, key=lambda count: speeds[count])
     return {
         "images_per_s": speeds[best], "batch": best, "by_batch": speeds,
         "precision": opened.contract.precision, "instances": len(opened.instances),
     }  # fmt: skip
+
+
+def _runs(instance: Instance, batch: UInt8Array, until: float) -> int:
+    """Counts the runs of an instance until then."""
+    count = 0
+    while time.perf_counter() < until:
+        instance.run(batch)
+        count += 1
+    return count
 
 
 def table(parts: dict[str, Any]) -> Iterator[str]:

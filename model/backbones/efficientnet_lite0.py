@@ -128,7 +128,6 @@ def _names() -> Names:
     normed = Normed(layers, after, eps=1e-3)
     return Names(
         dropped=frozenset({"head", "_fc"}),
-        preprocessing=("lite",),
         implied={"plain": "lite", "torchvision": "lite"},
         normed={"plain": normed, "torchvision": normed},
     )

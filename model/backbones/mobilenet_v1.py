@@ -104,7 +104,6 @@ SPEC = BackboneSpec(
     preprocessing=("tensorflow",),
     names=Names(
         dropped=frozenset({"conv_preds", "logits"}),
-        preprocessing=("tensorflow",),
         implied={"keras": "tensorflow", "plain": "tensorflow"},
         normed={"keras": Normed(_KERAS, {f"{name}_bn": name for name in _KERAS}, eps=1e-3)},
         depthwise=_DEPTHWISE,

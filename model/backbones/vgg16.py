@@ -294,7 +294,6 @@ SPEC = BackboneSpec(
         keras={f"block{block}_conv{i}": f"conv{block}_{i}" for block, i in _CONVS}
         | {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"},
         dropped=frozenset({"fc8"}),
-        preprocessing=("caffe", "torchvision", "nyudv2", "siftflow"),
         normed={
             "torchvision": Normed(
                 _torchvision(_BN_FEATURES),

@@ -87,8 +87,10 @@ class Fp16Converter:
         On a CPU without fp16 arithmetic ONNX Runtime computes an fp16 file in fp32 and leaves the
         roundings in between out, so that only the weights' show; a GPU rounds every tensor.
         """
-        proto = copied(self.model.proto)
-        _round(proto, self._half(keep_float), self._floats)
+        proto = self.convert(keep_float)
+        inferred = onnx.shape_inference.infer_shapes(proto).graph.value_info
+        kinds = {value.name: value.type.tensor_type.elem_type for value in inferred}
+        _round(proto.graph, {name for name, kind in kinds.items() if kind == TensorProto.FLOAT16})
         return proto
 
     def _half(self, keep_float: Sequence[str]) -> set[str]:
@@ -190,34 +192,24 @@ def _convert_weights(graph: onnx.GraphProto, half: set[str], floats: set[str]) -
                         node.input[index] = own
 
 
-def _round(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
-    """Rounds weights and tensors of `half` to 11 significant bits, all in fp32."""
-    graph = proto.graph
-    held = {tensor.name for tensor in graph.initializer}
+def _round(graph: onnx.GraphProto, halves: set[str]) -> None:
+    """Turns weights and tensors of fp16 into fp32 with 11 significant bits. `halves`: tensors."""
     split = "eleven_bits"
-    graph.initializer.append(numpy_helper.from_array(np.array(_SPLIT, np.float32), split))
-    of_half = {n for node in graph.node if node.name in half for n in node.input if n in held}
     for tensor in graph.initializer:
-        if tensor.name in of_half & floats:
-            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+        if tensor.data_type == TensorProto.FLOAT16:
+            rounded = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
-    names: dict[str, str] = {}
+    graph.initializer.append(numpy_helper.from_array(np.array(_SPLIT, np.float32), split))
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        is_half = node.name in half
-        for index, name in enumerate(node.input):
-            if is_half and name in floats and name not in held and name not in names:
-                names[name] = f"{name}_rounded"
-                nodes += _rounding(name, names[name], split)
-            # What fp16 nodes made is rounded for everyone; what they take, for them alone.
-            if is_half and name in names:
-                node.input[index] = names[name]
+        if node.op_type == "Cast" and halves.intersection((*node.input, *node.output)):
+            node.op_type = "Identity"
+            del node.attribute[:]
         nodes.append(node)
         for index, name in enumerate(node.output):
-            if is_half and name in floats:
+            if name in halves:
                 node.output[index] = f"{name}_exact"
                 nodes += _rounding(f"{name}_exact", name, split)
-                names[name] = name
     _replace(graph, nodes)
 
 

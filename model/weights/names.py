@@ -37,7 +37,7 @@ class Names:
     """Maps a file's layer names to the network's, by convention.
 
     `dropped`: layers, by the network's names, that an FCN has no use for: the classifiers.
-    `preprocessing`: what the network can be fed. `implied`: by a file's convention.
+    `implied`: the preprocessing by a file's convention.
     `normed`: the same network with batch norms. `foreign`: a layer of another network that goes by
     the same name -> in what it differs. `depthwise`: layers by which a plain file shows that it has
     TensorFlow Lite's layout, [O,H,W,I] and depthwise [1,H,W,C].
@@ -47,7 +47,6 @@ class Names:
     keras: Mapping[str, str] = field(default_factory=dict)
     caffe: Mapping[str, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
-    preprocessing: tuple[str, ...] = ("caffe",)
     implied: Mapping[Convention, str] = field(default_factory=lambda: IMPLIED)
     normed: Mapping[Convention, Normed] = field(default_factory=dict)
     foreign: Mapping[str, str] = field(default_factory=dict)

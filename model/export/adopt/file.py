@@ -11,9 +11,8 @@ import numpy as np
 import onnx
 
 from model.contract import Contract, InputSpec, OutputSpec
-from model.export.adopt.errors import AdoptError
 from model.export.adopt.network import Network
-from model.export.adopt.options import AdoptOptions
+from model.export.adopt.options import AdoptError, AdoptOptions
 from model.export.adopt.original import Original
 from model.export.adopt.probe import Probed, probe
 from model.export.adopt.receptive_field import UnboundedField, halo_of

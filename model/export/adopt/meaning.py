@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from model.export.adopt.errors import AdoptError
+from model.export.adopt.options import AdoptError
 
 MEANINGS: Final = ("logits", "probabilities", "labels")
 
@@ -101,22 +101,24 @@ class _Walk:
         return _NOTHING
 
 
-def meaning_of_scores(
+def meaning_of(
     name: str,
     stated: str | None,
     evidence: Evidence,
     results: Sequence[npt.NDArray[Any]],
-    axis: int,
+    axis: int | None,
 ) -> str:
-    """Say what the scores of several classes are, "" where neither word nor proof does.
+    """Say what scores are, "" where neither word nor proof does.
 
-    Their arg max is the label in any case; it is a softmax that must know. Raises: AdoptError.
+    `axis`: of the classes; None of one score, that of class 1. The arg max of several is the label
+    in any case; it is a softmax that must know. Raises: AdoptError if what is stated is not so.
     """
-    shown = all(_sum_to_one(values, axis) for values in results)
-    by_values = shown and all(_within(values) for values in results)
+    inside = all(_within(values) for values in results)
+    shown = axis is None or all(_sum_to_one(values, axis) for values in results)
+    by_values = axis is not None and shown and inside
     by_graph = evidence.meaning == "probabilities"
     if stated == "probabilities":
-        if not by_graph and not all(_within(values) for values in results):
+        if not by_graph and not inside:
             raise AdoptError(
                 f"{name} is not probabilities: its values leave 0..1; say --output-is logits, or "
                 "leave it out"
@@ -129,36 +131,9 @@ def meaning_of_scores(
         return stated
     if shown and by_graph or by_values and evidence.meaning != "logits":
         return "probabilities"
-    if evidence.meaning in ("logits", "log probabilities") and not by_values:
-        return "logits"
-    return ""
-
-
-def meaning_of_one(
-    name: str, stated: str | None, evidence: Evidence, results: Sequence[npt.NDArray[Any]]
-) -> str:
-    """Say what the one score of class 1 is, "" where neither word nor proof does.
-
-    Raises: AdoptError if what is stated is not so.
-    """
-    inside = all(_within(values) for values in results)
-    proven = evidence.meaning == "probabilities"
-    if stated == "probabilities":
-        if not inside and not proven:
-            raise AdoptError(
-                f"{name} is not probabilities: its values leave 0..1; say --output-is logits"
-            )
-        return stated
-    if stated == "logits":
-        if proven:
-            raise AdoptError(
-                f"{name} is probabilities, by the graph's {evidence.node}: leave --output-is "
-                "logits out"
-            )
-        return stated
-    if proven:
-        return "probabilities"
-    return "logits" if evidence.meaning == "logits" and not inside else ""
+    if axis is None:
+        return "logits" if evidence.meaning == "logits" and not inside else ""
+    return "logits" if evidence.meaning in ("logits", "log probabilities") and not by_values else ""
 
 
 def _within(values: npt.NDArray[Any]) -> bool:

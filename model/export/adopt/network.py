@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 from onnx_ir.passes import common
 
-from model.export.adopt.errors import AdoptError
+from model.export.adopt.options import AdoptError
 from model.export.onnx_file import attributes, first_line
 
 __all__ = ["AdoptError", "Network", "open_network"]

@@ -1,10 +1,14 @@
-"""The user's words about a network."""
+"""The user's words about a network, and the error that says what is wrong with them or with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from model.preprocessing import Preprocessing
+
+
+class AdoptError(ValueError):
+    """A network cannot be adopted; the message says why and what to do. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
-from model.export.adopt.errors import AdoptError
 from model.export.adopt.network import Network
+from model.export.adopt.options import AdoptError
 from model.export.adopt.preprocessing import FloatArray
 from model.export.onnx_file import first_line, session
 

@@ -9,15 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model.export.adopt.errors import AdoptError
-from model.export.adopt.meaning import (
-    Evidence,
-    evidence_of,
-    meaning_of_one,
-    meaning_of_scores,
-)
+from model.export.adopt.meaning import Evidence, evidence_of, meaning_of
 from model.export.adopt.network import Network
-from model.export.adopt.options import AdoptOptions
+from model.export.adopt.options import AdoptError, AdoptOptions
 
 _VOID: Final = 255
 
@@ -74,7 +68,7 @@ def read_output(
         raise AdoptError(
             f"a threshold is for networks with a single score per pixel; this one gives {classes}"
         )
-    meaning = meaning_of_scores(name, said, evidence, values, axis)
+    meaning = meaning_of(name, said, evidence, values, axis)
     if logits and not meaning:
         if evidence.meaning == "probabilities" or said == "probabilities":
             raise AdoptError(
@@ -168,7 +162,7 @@ def _one_score(
     *,
     logits: bool,
 ) -> Output:
-    meaning = meaning_of_one(name, options.output_is, evidence, values)
+    meaning = meaning_of(name, options.output_is, evidence, values, None)
     threshold = options.threshold
     lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
     if not meaning and (threshold is None or logits):

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from model.export.adopt.errors import AdoptError
+from model.export.adopt.options import AdoptError
 from model.preprocessing import PREPROCESSING, Preprocessing, Triple
 
 FloatArray = npt.NDArray[np.float32]

@@ -10,9 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model.export.adopt.errors import AdoptError
 from model.export.adopt.network import INTEGERS
-from model.export.adopt.options import AdoptOptions
+from model.export.adopt.options import AdoptError, AdoptOptions
 from model.export.adopt.original import Original
 from model.export.adopt.output import Output, read_output
 from model.export.adopt.preprocessing import is_plain, preprocess

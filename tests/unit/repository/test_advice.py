@@ -128,6 +128,6 @@ def test_it_would_be_seen(text: str, own: str | None, said: str | None) -> None:
 def test_import_weights_takes_whatever_it_may_advise() -> None:
     """Its messages choose by the file, out of what the backbones and heads name."""
     taken = OPTIONS["import-weights"]
-    preprocessing = {name for spec in BACKBONES.values() for name in spec.names.preprocessing}
+    preprocessing = {name for spec in BACKBONES.values() for name in spec.preprocessing}
     assert preprocessing <= set(taken["--preprocessing"].choices or ())
     assert set(SCORES) <= set(taken["--head"].choices or ())
