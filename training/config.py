@@ -32,6 +32,9 @@ class DataConfig(_Section):
     hold_out: str | None = None
     """Pattern of the names of those images of `train_split` that are not learned from but take the
     place of `val_split`, as `0006R0*`."""
+    resize: int | None = Field(None, ge=32)
+    """Images with a longer side are scaled down until it has so many pixels, in training and in
+    validation."""
     mask: Mask = "all"
     """Pixels of the images that both splits keep, see `training.analysis.masking`."""
     workers: int = Field(1, ge=0)

@@ -22,6 +22,7 @@ from training.config import ConfigError, DataConfig, TrainConfig
 from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.datasets.coverage import Coverage
 from training.datasets.hold_out import hold_out
+from training.datasets.resize import Resized
 from training.distributed import SINGLE, World
 from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
@@ -84,7 +85,8 @@ class Trainer:
         torch.manual_seed(config.seed + world.rank)
         data = config.data
         self.train_data, self.val_data = (
-            mask_images(split, data.mask) for split in _open_splits(data, config.data.root)
+            mask_images(Resized(split, data.resize) if data.resize else split, data.mask)
+            for split in _open_splits(data, config.data.root)
         )
         check_fits(config, self.train_data.info)
         if world.is_main and not resume:

@@ -20,7 +20,7 @@ _SHOWN = 8
 def hold_out(
     data: SegmentationDataset, pattern: str
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Part `data` into the images whose names (without ending) do not match `pattern`, with `*`,
+    """Splits `data` into the images whose names (without ending) do not match `pattern`, with `*`,
     `?` and `[...]`, and those that do.
 
     Raises: DatasetError if either part is empty, with how the names begin.
@@ -49,7 +49,7 @@ def _sequences(names: Sequence[str]) -> str:
 
 
 class _Part(SegmentationDataset):
-    """Some images of a data set."""
+    """Gives some images of a data set."""
 
     def __init__(self, data: SegmentationDataset, indices: Sequence[int], split: str) -> None:
         super().__init__(data.info, [data.pairs[index] for index in indices], split)

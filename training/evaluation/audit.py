@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """Pixels of one image by class of the first head, int64 [C] each: rightly predicted, labelled
+    """Counts one image by class of the first head, int64 [C] each: pixels rightly predicted, labelled
     and predicted. `seconds`: what the prediction took, without reading the file."""
 
     index: int

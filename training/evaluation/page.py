@@ -123,14 +123,14 @@ def _confusion(report: Report) -> Image.Image:
     counts = report.confusion.of(next(iter(report.data.info.heads))).counts
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     side = _MARGIN_PX + _CELL_PX * len(names)
-    picture = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(picture)
+    drawn = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(drawn)
     for row, name in enumerate(names):
         at = _MARGIN_PX + _CELL_PX * row
         draw.text((_MARGIN_PX - 6, at + _CELL_PX / 2), name, fill="black", anchor="rm")
         upright = Image.new("RGB", (_MARGIN_PX - 6, 14), "white")
         ImageDraw.Draw(upright).text((0, 0), name, fill="black")
-        picture.paste(upright.rotate(90, expand=True), (at + _CELL_PX // 2 - 7, 0))
+        drawn.paste(upright.rotate(90, expand=True), (at + _CELL_PX // 2 - 7, 0))
         for column in range(len(names)):
             share = float(shares[row, column])
             left = _MARGIN_PX + _CELL_PX * column
@@ -142,7 +142,7 @@ def _confusion(report: Report) -> Image.Image:
             middle = (left + _CELL_PX / 2, at + _CELL_PX / 2)
             if share >= 0.0005:
                 draw.text(middle, f"{100 * share:.1f}", fill=ink, anchor="mm")
-    return picture
+    return drawn
 
 
 def _timing(report: Report, audit: Audit) -> str:
@@ -167,8 +167,8 @@ def _figure(report: Report, counts: ImageCounts, predict: Predict) -> str:
     errors[target != VOID] = _RIGHT
     errors[(target != VOID) & (target != prediction)] = _WRONG
     name = report.data.pairs[counts.index][0].name
-    pictures = (_small(each) for each in (image, overlay.astype(np.uint8), errors))
-    images = "".join(_img(picture, name) for picture in pictures)
+    panels = (_small(each) for each in (image, overlay.astype(np.uint8), errors))
+    images = "".join(_img(shown_as, name) for shown_as in panels)
     return (
         f"<figure>{images}<figcaption>{escape(name)}: mean IU of its classes "
         f"{_percent(counts.mean_iu)}</figcaption></figure>"
@@ -176,13 +176,13 @@ def _figure(report: Report, counts: ImageCounts, predict: Predict) -> str:
 
 
 def _small(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_WIDTH_PX, _WIDTH_PX))
-    return picture
+    drawn = Image.fromarray(pixels)
+    drawn.thumbnail((_WIDTH_PX, _WIDTH_PX))
+    return drawn
 
 
-def _img(picture: Image.Image, name: str) -> str:
+def _img(drawn: Image.Image, name: str) -> str:
     body = io.BytesIO()
-    picture.save(body, "PNG", optimize=True)
+    drawn.save(body, "PNG", optimize=True)
     data = base64.b64encode(body.getvalue()).decode()
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'

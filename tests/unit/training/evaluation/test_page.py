@@ -96,7 +96,7 @@ def test_images_that_agree_leave_no_doubt() -> None:
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
-    """Of 100 draws of 0 or 1 the mean lies within 1.96 standard errors of 0.5."""
+    """The mean of 100 draws of 0 or 1 lies within 1.96 standard errors of 0.5."""
     low, high = audit_of(*[0.0, 1.0] * 50).intervals()[0]["pixel accuracy"]
     assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.02)
     assert high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.02)
