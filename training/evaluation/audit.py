@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """Counts one image by class of the first head, int64 [C] each: pixels rightly predicted, labelled
+    """Counts one image by class of the first head, int64 [C] each: pixels right, labelled
     and predicted. `seconds`: what the prediction took, without reading the file."""
 
     index: int
