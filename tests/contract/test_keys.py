@@ -252,12 +252,16 @@ def test_health_and_reflection_are_open(keyed: Server) -> None:
     assert "segmentation.v1.Segmentation" in services
 
 
-def test_an_unknown_call_is_gRPCs_to_answer(keyed: Server) -> None:
+def test_an_unknown_call_is_told_only_to_whom_a_key_lets_in(keyed: Server) -> None:
     call = keyed.channel.unary_unary("/segmentation.v1.Segmentation/Nope", None, None)
-    with pytest.raises(grpc.RpcError) as caught:
-        call(b"", timeout=30)
-    assert isinstance(caught.value, grpc.Call)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    for metadata, code in (
+        ((), grpc.StatusCode.UNAUTHENTICATED),
+        ((("x-api-key", ALICE),), grpc.StatusCode.UNIMPLEMENTED),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=30, metadata=metadata)
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() is code
 
 
 def test_the_admin_key_opens_what_it_did_and_nothing_else_does(keyed: Server) -> None:

@@ -78,6 +78,8 @@ def test_outputs_over_both_transports(server: Server, output: str) -> None:
         one, two = json.loads(raw.content), json.loads(call.body)
         del one["timings_ms"], two["timings_ms"]
         assert one == two
+        assert (one["model"], one["version"]) == ("tiny", "1")
+        assert (one["height"], one["width"]) == RGB.shape[:2]
         assert {c["name"] for c in one["classes"]} <= {"red", "blue"}
     else:
         assert raw.content == call.body

@@ -125,6 +125,18 @@ def test_a_watch_that_reads_nothing_does_not_hold_up_the_end(repository: Path) -
         assert "Traceback" not in server.log()
 
 
+def test_answers_nobody_reads_do_not_hold_up_the_end(repository: Path) -> None:
+    message = pb.SegmentRequest(image=IMAGE).SerializeToString()
+    with running(repository, drain_s=600) as server, closing(Http2(server, window=0)) as link:
+        calls = [link.call(SEGMENT) for _ in range(3)]
+        for call in calls:
+            link.message(call, len(message), message, end=True)
+        until(lambda: server.log().count("Segment OK") == 3)
+        assert server.stop() == 0
+        assert "does not read its answers" in server.log()
+        assert "Traceback" not in server.log()
+
+
 def test_unknown_methods_are_counted_under_one_name(server: Server) -> None:
     series = 'fcn_requests_total{code="UNIMPLEMENTED",method="other",model="",transport="grpc"}'
     before = server.metric(series)

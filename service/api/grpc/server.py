@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import grpc
@@ -54,6 +55,7 @@ class GrpcServer:
             ],
             compression=COMPRESSIONS[config.grpc_compression],
         )
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_fault)
         self._health = Health(connections)
         self._services: list[str] = []
         self._unknown: grpc.GenericRpcHandler[Any, Any] | None = None
@@ -96,3 +98,8 @@ class GrpcServer:
         """Takes no new calls, and cancels those still running after `grace_s`."""
         self._connections.closing.set()
         await self._server.stop(grace_s)
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Drops what gRPC logs of an answer that could not be sent: its caller is gone."""
+    return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
