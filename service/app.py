@@ -18,8 +18,9 @@ from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
+from service.logs import FLUSH_S, STDERR, configure_logging
 from service.settings import Settings
-from service.telemetry import FLUSH_S, STDERR, Telemetry, configure_logging
+from service.telemetry import Telemetry
 
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""

@@ -8,7 +8,6 @@ that it makes. docs/settings.md lists the same; a test compares.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -27,14 +26,14 @@ from pydantic_settings import (
 )
 
 from service.api.limits import Limits
-from service.config import ApiConfig, ProviderOptions, SegmenterConfig
+from service.config import ApiConfig, SegmenterConfig
 from service.service_links import without_links
+from service.setting_values import parse_provider_options, parse_sizes
 
 _log = logging.getLogger("fcn.settings")
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
-_GPU_PROVIDERS: Final = ("cuda", "tensorrt")
 _IN_PLACE_OF: Final = {
     "FCN_TF32": 'set FCN_PROVIDER_OPTIONS=\'{"cuda": {"use_tf32": 0}}\' for exact products',
     "FCN_CUDA_GRAPHS": "leave it out: runs are no longer replayed as CUDA graphs",
@@ -279,43 +278,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"FCN_ADMIN_KEY_FILE {str(self.admin_key_file)!r} cannot be read: {reason}"
             ) from error
-
-
-def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """Reads `360x480,480x640` as (height, width) of each."""
-    sizes = [item.split("x") for item in text.split(",") if item]
-    return tuple((int(height), int(width)) for height, width in sizes)
-
-
-def parse_provider_options(text: str) -> ProviderOptions:
-    """Reads `{"cuda": {"use_tf32": 0}}`; numbers and booleans become the runtime's texts.
-
-    Raises: ValueError.
-    """
-    try:
-        found = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"FCN_PROVIDER_OPTIONS is not JSON: {error}") from error
-    if not isinstance(found, dict) or not set(found) <= set(_GPU_PROVIDERS):
-        raise ValueError(
-            'FCN_PROVIDER_OPTIONS: give an object by provider, such as {"cuda": {"use_tf32": 0}}; '
-            f"providers are {' and '.join(_GPU_PROVIDERS)}"
-        )
-    for provider, options in found.items():
-        if not isinstance(options, dict) or not all(
-            isinstance(value, str | int | float) for value in options.values()
-        ):
-            raise ValueError(
-                f"FCN_PROVIDER_OPTIONS: the options of {provider} are to be an object of texts, "
-                "numbers and booleans"
-            )
-    return {
-        provider: {
-            name: str(int(value)) if isinstance(value, bool) else str(value)
-            for name, value in options.items()
-        }
-        for provider, options in found.items()
-    }
 
 
 def removed_names() -> tuple[str, ...]:
