@@ -29,6 +29,7 @@ from service.api.limits import Limits
 from service.config import ApiConfig, SegmenterConfig
 from service.service_links import without_links
 from service.setting_values import parse_provider_options, parse_sizes
+from service.tls import CERT, CLIENT_CA, KEY, Files
 
 _log = logging.getLogger("fcn.settings")
 PREFIX = "FCN_"
@@ -191,6 +192,15 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None
     """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
 
+    tls_cert: Path | None = None
+    """PEM file of the server's certificate and those between it and its authority: REST is then
+    https, and gRPC has TLS, too. Read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a password."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities that sign certificates of callers (mTLS), who then need one.
+    `/livez` and `/readyz` alone are answered without."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
@@ -241,6 +251,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError(f"{CERT} and {KEY} belong together: set both, or none for no TLS")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError(f"{CLIENT_CA} needs a server with TLS: set {CERT} and {KEY}, too")
+        return self
+
+    @model_validator(mode="after")
     def _readable_provider_options(self) -> Self:
         parse_provider_options(self.provider_options)
         return self
@@ -258,6 +276,12 @@ class Settings(BaseSettings):
 
     def api_config(self) -> ApiConfig:
         return ApiConfig(**self._values_of(ApiConfig) | {"deadline_s": self.deadline_ms / 1000})
+
+    def tls_files(self) -> Files | None:
+        """Returns None without TLS."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return Files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def _values_of(self, config: type[SegmenterConfig | ApiConfig]) -> dict[str, Any]:
         """Returns the settings that have the name of a field of `config`."""

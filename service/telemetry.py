@@ -41,7 +41,7 @@ PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
 Ending = Literal[
     "caller", "answered", "shutdown", "idle", "slow_head", "slow_body",
-    "unread", "full", "refused", "bad_request", "failed",
+    "unread", "full", "refused", "bad_request", "failed", "tls",
 ]  # fmt: skip
 """Why an HTTP connection ended; docs/api.md explains each."""
 
@@ -156,6 +156,14 @@ class Telemetry(Observer):
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
         )
+        self._certificate_stale = gauge(
+            "fcn_tls_certificate_stale",
+            "1 while the files of the TLS certificate cannot be used, so that an older one stays.",
+        )
+        self._certificate_expires = gauge(
+            "fcn_tls_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in force expires, since the epoch; 0 without TLS.",
+        )
         self._connections = gauge("fcn_connections", "Open HTTP connections.")
         self._connections_closed = _by_labels(
             counter("fcn_connections_closed_total", "HTTP connections ended, by why.", ("reason",))
@@ -245,6 +253,12 @@ class Telemetry(Observer):
 
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
+
+    def certificate(self, expires_s: float | None) -> None:
+        """Tells when the one in force expires; None: files in its place cannot be used."""
+        self._certificate_stale.set(expires_s is None)
+        if expires_s is not None:
+            self._certificate_expires.set(expires_s)
 
     def compiled(self, seconds: float) -> None:
         self._compile_s.inc(seconds)
