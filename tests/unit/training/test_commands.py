@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from cli.main import build_parser, main
 from fcn_client import FcnClient
+from tests.conftest import need
 from tests.tiny_models import contract, write_model
 from tests.unit.training import brightest
 from tests.unit.training.evaluation.fake_server import (
@@ -367,3 +369,32 @@ def test_the_commands_offer_what_the_functions_take() -> None:
     for method in get_args(Method):
         assert parser.parse_args([*words["upper-bound"], "--method", method]).method == method
     assert tuple(parser.parse_args(words["upper-bound"]).factors) == tuple(PAPER_MEAN_IU)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_is_scored_in_the_engine_that_would_serve_it(
+    onnx: str, images: Path, capsys: Capture, engine: str
+) -> None:
+    need(engine != "openvino" or find_spec("openvino") is not None, "the package openvino")
+    assert evaluate(onnx, images, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert evaluate(onnx, images, "--json", "--engine", engine, "--precision", "fp32") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["source"] == f"{onnx} in {engine}, fp32"
+    assert report["class_iu"] == plain["class_iu"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "complaint"),
+    [
+        ("{onnx}", ["--precision", "int8"], "model.int8.onnx is missing"),
+        ("last.pt", ["--engine", "openvino"], "are for a model file, and last.pt is none"),
+        ("none.onnx", ["--engine", "auto"], "there is no file none.onnx"),
+        ("none.onnx", ["--engine", "auto", "--model", "a"], "are for servers"),
+    ],
+)
+def test_engines_are_for_files_that_are_there(
+    onnx: str, images: Path, capsys: Capture, source: str, words: list[str], complaint: str
+) -> None:
+    assert evaluate(source.format(onnx=onnx), images, *words) == 1
+    assert complaint in capsys.readouterr().err
