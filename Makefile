@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync dist bench bench-gpu lock clean
+.PHONY: help serve test clients check format proto sync dist bench bench-gpu lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,12 @@ test: $(VENV)/.dev ## set up and run the whole test suite
 
 clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
 
-check: $(VENV)/.dev ## lint, format, types and import rules
+check: $(VENV)/.dev ## lint, format, types, import rules and what bandit finds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml cli fcn_client model service training
 
 format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -55,14 +56,26 @@ bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an ho
 bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU
 	$(BIN)/python -m bench.gpu
 
+COMPILE := $(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --no-emit-options
+HASHED := $(COMPILE) --constraint constraints.txt --generate-hashes --allow-unsafe
+
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
-lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites constraints.txt
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --no-emit-options \
-		--extra cpu --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins and their hashes
+	$(COMPILE) --extra cpu --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
 	{ echo "# Tested versions of extras cpu, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
+	$(HASHED) --extra cpu --output-file docker/requirements-cpu.txt pyproject.toml
+	$(HASHED) --extra gpu --output-file docker/requirements-gpu.txt pyproject.toml
+	$(HASHED) --only-build-deps --build-deps-for wheel --output-file docker/requirements-build.txt pyproject.toml
+
+# By a tool in an environment of its own, which needs many libraries.
+sbom: $(VENV)/.sbom ## list what the container images contain, as CycloneDX: dist/sbom-*.json
+	mkdir -p dist
+	for kind in cpu gpu; do $(VENV)/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/sbom-$$kind.json docker/requirements-$$kind.txt \
+		|| exit 1; done
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) build dist *.egg-info fcn_client/build fcn_client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
@@ -82,6 +95,11 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 $(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@touch $@
+
+$(VENV)/.sbom: Makefile | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/sbom
+	$(VENV)/sbom/bin/python -m pip install --quiet --disable-pip-version-check --no-input cyclonedx-bom==7.5.0
 	@touch $@
 
 $(BIN)/python:

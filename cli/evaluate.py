@@ -86,6 +86,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="pixels of the images to keep: the rest is hidden by its label (default: all)",
     )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="predict each image mirrored, too, and average: a checkpoint only, not the paper's",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write FOLDER/index.html: scores with their uncertainty, confusion matrix, the worst "
+        "and median images, timing. It holds images of the data set",
+    )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
 
@@ -94,12 +106,16 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
     from contextlib import closing
+    from functools import partial
 
+    from training.analysis.masking import mask_images
     from training.datasets import guess_dataset, open_dataset
     from training.distributed import init_distributed
+    from training.evaluation.audit import Audit
     from training.evaluation.evaluate import EvaluationError
+    from training.evaluation.page import write_page
     from training.evaluation.report import Report
-    from training.evaluation.targets import EvaluationTarget, open_target, score
+    from training.evaluation.targets import EvaluationTarget, open_target, predict_again, score
 
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with init_distributed() as world:
@@ -109,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
         if args.engine or args.precision:
             from cli._engine import open_engine
 
-            if args.model or key:
-                raise EvaluationError("--model and --api-key-file are for servers, not --engine")
+            if args.model or key or args.flip:
+                raise EvaluationError("--model, --api-key-file and --flip do not go with --engine")
             target = open_engine(
                 Path(args.source), args.engine or "auto", args.precision or "auto", args.threads
             )
@@ -121,14 +137,30 @@ def run(args: argparse.Namespace) -> int:
                 threads=args.threads,
                 api_key=key,
                 deadline_s=args.deadline,
+                flip=args.flip,
             )
+        audit = Audit() if args.report else None
         started = time.perf_counter()
         with closing(target):
-            evaluation = score(target, data, mask=args.mask, in_flight=args.in_flight, world=world)
+            evaluation = score(
+                target, data, mask=args.mask, in_flight=args.in_flight, world=world, audit=audit
+            )
+            seconds = time.perf_counter() - started
+            data = mask_images(data, args.mask)
+            report = Report(
+                target.name,
+                target.kind,
+                data,
+                evaluation,
+                seconds,
+                args.absent,
+                args.mask,
+                args.flip,
+            )
+            if audit is not None:
+                write_page(args.report, report, audit, partial(predict_again, target, data))
     if not world.is_main:
         return 0
-    seconds = time.perf_counter() - started
-    report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.mask)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     if report.warning:
         print(f"fcn: warning: {report.warning}", file=sys.stderr)

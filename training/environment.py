@@ -47,5 +47,6 @@ def _cpu_name() -> str:
 
 
 def _git(where: Path, *args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=where, check=True, capture_output=True, text=True)
+    command = ["git", *args]  # of the user's PATH; no shell, and all arguments are ours
+    done = subprocess.run(command, cwd=where, check=True, capture_output=True, text=True)  # nosec B603
     return done.stdout.strip()

@@ -35,7 +35,7 @@ from typing import Final, Self
 from service.api.keys import ANYBODY, PREDICT, Keys, offered
 from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
-from service.core.types import SegmentReply
+from service.core.types import Client, SegmentReply
 from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
@@ -50,7 +50,7 @@ _OK: Final = {"rest": "200", "grpc": "OK"}
 # No CR, LF or other character that could forge a header or a log line.
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Seeded by the system once. An id is no secret, and asking the system for each cost 31 us.
-_random = random.Random()
+_random = random.Random()  # nosec B311
 _log = logging.getLogger("fcn.call")
 
 
@@ -148,7 +148,7 @@ class Calls:
         return Call(self, record, time_left, network_of(address))
 
 
-class Call:
+class Call(Client):
     """Accompanies one request, or one image of a stream, from its first byte to its answer.
 
     outcome: how it failed, once it has and somebody is left to be told. time_left: seconds to the

@@ -32,6 +32,14 @@ OPEN_PATHS: Final = frozenset(
 OPEN_FOLDERS: Final = (f"{openapi.FILES_PATH}/", f"{OIP_PREFIX}/repository/")
 """The pages' files; and what the admin key guards, which see to that themselves."""
 
+SAFE_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
+"""Every answer has these, where it has not its own: no browser runs, frames or keeps one."""
+
 # How long, and for how many bytes, a refused upload is read on and thrown away after its answer
 # was sent. Closing at once would reset the connection, and a caller that still writes might
 # never see the answer.
@@ -140,6 +148,8 @@ class _Flow:
             self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._call.id
+            for name, value in SAFE_HEADERS:
+                headers.setdefault(name, value)
             for name, value in self._call.limit_headers():
                 headers[name] = value
             if self._call.record.timings is not None:

@@ -154,7 +154,7 @@ class Decoder:
         paths = [_ROOT, *filter(None, [kept.get("PYTHONPATH")])]
         with theirs:
             # Nothing of this process goes along: no descriptor, no key in a variable.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # nosec B603  # of our own words
                 [sys.executable, "-m", "service.core.images.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
