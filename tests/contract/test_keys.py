@@ -27,6 +27,7 @@ from tests.contract.test_openapi import schemathesis
 from tests.drawing import png, street
 from tests.serving import Server, running
 from tests.tiny_models import expected_label_map, write_model
+from tests.waiting import until
 
 ALICE, BOB = "alice-has-this-key", "bob+has/another=1"
 GOOD = png(street())
@@ -169,6 +170,7 @@ def test_the_callers_name_is_logged_and_counted(keyed: Server) -> None:
     keyed.rest.get("/v1/models", headers={"X-Request-ID": "by-nobody"})
     # Of the stream, the image and the call.
     keyed.settles(series, before + 4)
+    until(lambda: "request_id=by-nobody" in keyed.log(), keyed.log)
     lines = keyed.log().splitlines()
     for request_id in ("rest-by-alice", "grpc-by-alice", "grpc-by-alice/1"):
         assert any(f"request_id={request_id} " in x and "caller=alice" in x for x in lines)

@@ -102,7 +102,7 @@ def test_a_broken_version_is_told_of_and_takes_nothing_down(
     assert listed(server, "tiny")["default_version"] != "9"
     assert server.rest.get("/readyz").status_code == 200
     assert label(server.rest) in {0, 2}
-    assert "model tiny version 9 failed to load" in server.log()
+    until(lambda: "model tiny version 9 failed to load" in server.log(), server.log)
     # gRPC lists what serves.
     models = server.stub.ListModels(pb.ListModelsRequest(), timeout=30).models
     assert "9" not in {m.version for m in models}
