@@ -315,7 +315,7 @@ async def test_a_refused_request_lets_its_body_go() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": None}
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": None}
     gc.disable()
     try:
         await RequestMiddleware(app, calls())(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
