@@ -85,7 +85,8 @@ def test_models_are_replaced_under_load_without_one_failed_request(
         answers = [labels for done in calls for labels in done.result()]
     assert set(answers) == {0, 1, 2}
     assert len(answers) >= 10
-    assert server.metric('fcn_model_info{engine="onnxruntime",model="tiny",precision="fp32",provider="cpu",version="2"}')
+    labels = 'engine="onnxruntime",model="tiny",precision="fp32",provider="cpu",version="2"'
+    assert server.metric(f"fcn_model_info{{{labels}}}") == 1
 
 
 def test_a_broken_version_is_told_of_and_takes_nothing_down(
