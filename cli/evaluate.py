@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, seconds
+from service.config import ENGINES, PRECISIONS
 
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
 
@@ -55,6 +56,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="CPU threads for a checkpoint or an ONNX file (default: the library's choice)",
     )
     parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="run an ONNX file as a server on the CPU would, in this engine",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="the same, in this precision: int8 and fp16 are the files beside the one given",
+    )
+    parser.add_argument(
         "--min-mean-iu",
         type=_share,
         metavar="X",
@@ -101,22 +112,33 @@ def run(args: argparse.Namespace) -> int:
     from training.datasets import guess_dataset, open_dataset
     from training.distributed import init_distributed
     from training.evaluation.audit import Audit
+    from training.evaluation.evaluate import EvaluationError
     from training.evaluation.page import write_page
     from training.evaluation.report import Report
-    from training.evaluation.targets import open_target, predict_again, score
+    from training.evaluation.targets import EvaluationTarget, open_target, predict_again, score
 
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with init_distributed() as world:
         data = open_dataset(name, args.data_root, args.split, args.classes)
         key = read_api_key(args.api_key_file)
-        target = open_target(
-            args.source,
-            model=args.model,
-            threads=args.threads,
-            api_key=key,
-            deadline_s=args.deadline,
-            flip=args.flip,
-        )
+        target: EvaluationTarget
+        if args.engine or args.precision:
+            from cli._engine import open_engine
+
+            if args.model or key or args.flip:
+                raise EvaluationError("--model, --api-key-file and --flip do not go with --engine")
+            target = open_engine(
+                Path(args.source), args.engine or "auto", args.precision or "auto", args.threads
+            )
+        else:
+            target = open_target(
+                args.source,
+                model=args.model,
+                threads=args.threads,
+                api_key=key,
+                deadline_s=args.deadline,
+                flip=args.flip,
+            )
         audit = Audit() if args.report else None
         started = time.perf_counter()
         with closing(target):
