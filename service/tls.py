@@ -161,7 +161,7 @@ def load(files: Files) -> Certificate:
     if files.client_ca is not None:
         client_ca = _bytes(CLIENT_CA, files.client_ca)
         try:
-            context.load_verify_locations(cadata=client_ca.decode("ascii"))
+            context.load_verify_locations(files.client_ca)
         except (ssl.SSLError, ValueError) as error:
             raise StartError(
                 f"{CLIENT_CA} {str(files.client_ca)!r} has no certificate that can be used: give a "

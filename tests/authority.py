@@ -35,7 +35,7 @@ class Authority:
         return cert, key
 
     def context(self, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-        """What trusts this authority alone. client: shown to servers that ask."""
+        """Makes one that trusts this authority alone. client: shown to servers that ask."""
         context = ssl.create_default_context(cafile=self.ca)
         if client is not None:
             context.load_cert_chain(*client)
