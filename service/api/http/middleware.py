@@ -17,7 +17,7 @@ from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
 from service.core.types import Timings
-from service.errors import Cancelled
+from service.errors import Cancelled, let_go
 
 T = TypeVar("T")
 
@@ -93,9 +93,10 @@ class RequestMiddleware:
                 if not is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
                 await self._app(scope, flow.receive, flow.send)
-        except BaseException:
+        except BaseException as error:
             if call.outcome is None or flow.started:
                 raise
+            let_go(error)
             response = error_response(call.outcome, scope["path"])
             await response(scope, flow.receive, flow.send)
 

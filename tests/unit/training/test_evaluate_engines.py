@@ -18,6 +18,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
     brightest.write(tmp_path / "images")
     return tmp_path / "images"
 
