@@ -1,9 +1,10 @@
-"""Measures the bare limit: JPEG decode, ONNX Runtime and PNG encode in a loop, without a server.
+"""Measures the bare limit: JPEG decode, network and PNG encode in a loop, without a server.
 
-    python -m bench.limit model_repository/NAME/1/model.onnx photo.jpg [--seconds 4]
+    python -m bench.limit model_repository/NAME/1/model.onnx photo.jpg [--seconds 4] [--out FILE]
 
-The cores are shared out in two ways: one loop whose network takes them all, and a loop for each
-core in a process of its own. The better of the two in images per second is the limit.
+Every engine and precision that this machine has, and that keeps the labels, runs in two ways: one
+loop whose network takes all cores, and a loop for each core in a process of its own. The best of
+them all in images per second is the limit.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.peers.network import Network
+from bench.peers.network import decode, encode, palette
 from bench.record import summary
-from service.core.engines.cores import available_cores
+from service.config import SegmenterConfig
+from service.core.engines.choice import open_network
+from service.core.engines.cores import available_cores, cpu_flags
+from service.core.types import Observer
+from service.tuning import installed_engines, ways_of
 
 _WARM = 3
 _START_S = 60.0
@@ -30,32 +35,58 @@ _begin: Barrier
 
 
 def ways(model: Path, image: Path, seconds: float) -> list[dict[str, Any]]:
-    """Measures both ways, or the only one where there is one core."""
+    """Measures every way; one that is refused is told on stderr and left out. model: a model.onnx,
+    or a file beside it."""
+    model = model.with_name("model.onnx")
     cores = available_cores()
-    pairs = [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]
-    return [measure(model, image, *pair, seconds) for pair in pairs]
+    found = []
+    for engine, precision in ways_of(model, installed_engines(), cpu_flags()):
+        for loops, threads in [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]:
+            try:
+                found.append(measure(model, image, engine, precision, loops, threads, seconds))
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+    return found
 
 
-def capacity(model: Path, image: Path, seconds: float) -> float:
-    """Gives the images per second of the better way, now."""
-    return float(max(way["images_per_s"] for way in ways(model, image, seconds)))
+def best(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(found, key=lambda way: float(way["images_per_s"]))
 
 
-def measure(model: Path, image: Path, loops: int, threads: int, seconds: float) -> dict[str, Any]:
+def capacity(model: Path, image: Path, seconds: float, way: Mapping[str, Any]) -> float:
+    """Gives the images per second of the best way, now."""
+    chosen = {name: way[name] for name in ("engine", "precision", "loops", "threads")}
+    found = measure(model.with_name("model.onnx"), image, seconds=seconds, **chosen)
+    return float(found["images_per_s"])
+
+
+def measure(
+    model: Path,
+    image: Path,
+    engine: str,
+    precision: str,
+    loops: int,
+    threads: int,
+    seconds: float,
+) -> dict[str, Any]:
     """Runs `loops` processes, begun together, each with a network of `threads` threads.
 
     Raises: RuntimeError if one of them ends without a result.
     """
     # Not forked: onnxruntime's threads do not survive it.
     spawn = multiprocessing.get_context("spawn")
-    words = (str(model), image.read_bytes(), threads, seconds)
+    words = (str(model), image.read_bytes(), engine, precision, threads, seconds)
     with ProcessPoolExecutor(loops, spawn, _share, (spawn.Barrier(loops),)) as pool:
         running = [pool.submit(_loop, *words) for _ in range(loops)]
         try:
             times = [one.result() for one in running]
-        except Exception as error:  # whatever ONNX Runtime raises, or the end of a process
-            raise RuntimeError(f"the bare limit does not run with {model}: {error}") from error
+        except Exception as error:  # whatever the engine raises, or the end of a process
+            raise RuntimeError(
+                f"the bare limit does not run with {model} in {engine}, {precision}: {error}"
+            ) from error
     return {
+        "engine": engine,
+        "precision": precision,
         "loops": loops,
         "threads": threads,
         # A loop ends with its last image, a little after `seconds`: each counts for itself.
@@ -69,11 +100,28 @@ def _share(barrier: Barrier) -> None:
     _begin = barrier
 
 
-def _loop(model: str, body: bytes, threads: int, seconds: float) -> list[float]:
+def _loop(
+    model: str, body: bytes, engine: str, precision: str, threads: int, seconds: float
+) -> list[float]:
+    """Returns the seconds of each image."""
     try:
-        network = Network(model, threads)
+        config = SegmenterConfig(
+            provider="cpu",
+            engine=engine,
+            precision=precision,
+            instances=1,
+            intra_op_threads=threads,
+            alone_threads=threads,
+        )
+        network = open_network(config, threads, Observer(), Path(model))
+        colors = palette(network.contract.to_json())
+        run = network.instances[0].run
+
+        def segment() -> None:
+            encode(run(decode(body)[None])[0], colors)
+
         for _ in range(_WARM):
-            network.segment(body)
+            segment()
     except Exception:
         _begin.abort()  # the others wait for this one
         raise
@@ -81,7 +129,7 @@ def _loop(model: str, body: bytes, threads: int, seconds: float) -> list[float]:
     times = []
     until = time.perf_counter() + seconds
     while (started := time.perf_counter()) < until:
-        network.segment(body)
+        segment()
         times.append(time.perf_counter() - started)
     return times
 
@@ -90,9 +138,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = record.parser("bench.limit", __doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("image", type=Path, help="a JPEG")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of the two ways")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each way")
+    parser.add_argument("--out", type=Path, help="such as bench/results/limit.json")
     args = parser.parse_args(words)
-    print(json.dumps(ways(args.model, args.image, args.seconds)))
+    found = ways(args.model, args.image, args.seconds)
+    print(json.dumps(found))
+    if args.out:
+        record.write(args.out, {"model": args.model.parents[1].name, "ways": found})
     return 0
 
 

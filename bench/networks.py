@@ -71,7 +71,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", metavar="BACKBONE[-PADDING]",
                         help="(mobilenet_v1 and vgg16; of the paper's protocol all, "
                         "the paper's own padded as there)")  # fmt: skip
-    parser.add_argument("--variant", choices=("32s", "16s", "8s"),
+    parser.add_argument("--variant", choices=("32s", "16s", "8s", "4s"),
                         help="(8s; of the paper's protocol 32s)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU; 0: torch's choice")

@@ -33,7 +33,7 @@ from bench.turns import order
 SIZE = (360, 480)
 STATES = ("before", "after")
 _LIMIT_S = 2.0
-"""For each of the limit's two ways."""
+"""For each of the limit's ways."""
 _OVERLOAD = 1.0
 """From this load on, requests say their deadline, as callers of a full server should."""
 
@@ -123,8 +123,11 @@ def measure(
     loads: dict[str, Rounds] = {}
     for server in running.values():
         generator.closed(server.url, image, max(args.connections, default=1), 1.0)
+    seconds = min(_LIMIT_S, args.seconds)
+    best = limit.best(limit.ways(model, image, seconds))
+    print(f"the limit is that of {best['engine']}, {best['precision']}", flush=True)
     for turn in range(args.rounds):
-        limits.append(limit.capacity(model, image, min(_LIMIT_S, args.seconds)))
+        limits.append(limit.capacity(model, image, seconds, best))
         for connections in args.connections:
             name = f"{connections} connection{'s'[: connections > 1]}"
             for state in order(STATES, turn):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, seconds
+from service.config import ENGINES, PRECISIONS
 
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
 
@@ -55,6 +56,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="CPU threads for a checkpoint or an ONNX file (default: the library's choice)",
     )
     parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="run an ONNX file as a server on the CPU would, in this engine",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="the same, in this precision: int8 and fp16 are the files beside the one given",
+    )
+    parser.add_argument(
         "--min-mean-iu",
         type=_share,
         metavar="X",
@@ -75,6 +86,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="pixels of the images to keep: the rest is hidden by its label (default: all)",
     )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="predict each image mirrored, too, and average: a checkpoint only, not the paper's",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write FOLDER/index.html: scores with their uncertainty, confusion matrix, the worst "
+        "and median images, timing. It holds images of the data set",
+    )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
 
@@ -83,30 +106,61 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
     from contextlib import closing
+    from functools import partial
 
+    from training.analysis.masking import mask_images
     from training.datasets import guess_dataset, open_dataset
     from training.distributed import init_distributed
+    from training.evaluation.audit import Audit
+    from training.evaluation.evaluate import EvaluationError
+    from training.evaluation.page import write_page
     from training.evaluation.report import Report
-    from training.evaluation.targets import open_target, score
+    from training.evaluation.targets import EvaluationTarget, open_target, predict_again, score
 
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with init_distributed() as world:
         data = open_dataset(name, args.data_root, args.split, args.classes)
         key = read_api_key(args.api_key_file)
-        target = open_target(
-            args.source,
-            model=args.model,
-            threads=args.threads,
-            api_key=key,
-            deadline_s=args.deadline,
-        )
+        target: EvaluationTarget
+        if args.engine or args.precision:
+            from cli._engine import open_engine
+
+            if args.model or key or args.flip:
+                raise EvaluationError("--model, --api-key-file and --flip do not go with --engine")
+            target = open_engine(
+                Path(args.source), args.engine or "auto", args.precision or "auto", args.threads
+            )
+        else:
+            target = open_target(
+                args.source,
+                model=args.model,
+                threads=args.threads,
+                api_key=key,
+                deadline_s=args.deadline,
+                flip=args.flip,
+            )
+        audit = Audit() if args.report else None
         started = time.perf_counter()
         with closing(target):
-            evaluation = score(target, data, mask=args.mask, in_flight=args.in_flight, world=world)
+            evaluation = score(
+                target, data, mask=args.mask, in_flight=args.in_flight, world=world, audit=audit
+            )
+            seconds = time.perf_counter() - started
+            data = mask_images(data, args.mask)
+            report = Report(
+                target.name,
+                target.kind,
+                data,
+                evaluation,
+                seconds,
+                args.absent,
+                args.mask,
+                args.flip,
+            )
+            if audit is not None:
+                write_page(args.report, report, audit, partial(predict_again, target, data))
     if not world.is_main:
         return 0
-    seconds = time.perf_counter() - started
-    report = Report(target.name, target.kind, data, evaluation, seconds, args.absent, args.mask)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     if report.warning:
         print(f"fcn: warning: {report.warning}", file=sys.stderr)

@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from training.config import load_config
     from training.distributed import init_distributed
+    from training.evaluation.report import class_table
     from training.train import train
 
     config = load_config(args.recipe, args.overrides)
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = train(config, run_dir, resume=args.resume, world=world)
     if not world.is_main:
         return 0
+    if checkpoint.val_scores is not None:
+        print(class_table(checkpoint.val_scores))
     print(f"{run_dir}/last.pt: iteration {checkpoint.iteration}")
     print(f"{run_dir}/best.pt: val mean IU {checkpoint.best_mean_iu:.4f}")
     return 0

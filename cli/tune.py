@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from service.tuning import Tuning
 
-HELP = "measure which engine, threads and batches suit this machine, and write a settings file"
+HELP = "measure which engine and precision suit this machine, and write a settings file"
 
 MARK = "# Written by fcn tune"
 _BAR = 30
@@ -22,8 +25,9 @@ class TuneError(Exception):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure on this machine's CPU how a model runs fastest: engine, inferences at once, "
-        "threads of each, images in one inference. Writes a settings file; serve with it by "
+        "Measure on this machine's CPU how a model is served fastest: engine, precision, "
+        "inferences at once, threads of each, images in one inference. Each way is run as the "
+        "server would run it, without HTTP. Writes a settings file; serve with it by "
         "FCN_SETTINGS_FILE=FILE fcn serve. Run it while the machine has nothing else to do."
     )
     parser.add_argument("--model", type=Path, help="model file; default: the repository's model")
@@ -41,35 +45,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises: TuneError, SettingsError, ModelLoadError."""
-    from model.contract import Contract
-    from service.core.engines.cores import available_cores
+    from service.core.engines.choice import FP16_FILE, INT8_FILE
+    from service.core.engines.cores import available_cores, cpu_flags
     from service.core.engines.onnx_runtime import open_onnx_runtime
     from service.core.engines.warm_up import accepted_sizes
-    from service.tuning import tune
+    from service.settings import load_settings
+    from service.tuning import installed_engines, through_segmenter, tune, ways_of
 
     if not 0 < args.seconds <= 60:
         raise TuneError(f"--seconds {args.seconds:g}: give more than 0 and at most 60")
     path = args.model or _model_of_repository()
+    if path.name in (INT8_FILE, FP16_FILE):
+        raise TuneError(f"{path} belongs to the model.onnx beside it: give that one")
     wanted = _size(args.size)
     check_writable(args.out)
-    contract: Contract = open_onnx_runtime(path, provider="cpu", threads=1).contract
+    contract = open_onnx_runtime(path, provider="cpu", threads=1).contract
     sizes = accepted_sizes([wanted], contract.input)
     if not sizes:
         raise TuneError(f"{path} takes no images of {args.size}: choose another --size")
-    found = tune(
-        path,
-        size=sizes[0],
-        seconds=args.seconds,
-        cores=available_cores(),
-        engines=args.engine,
-        progress=_progress,
-    )
+    cores = available_cores()
+    with tempfile.TemporaryDirectory(prefix="fcn-tune-") as cache:
+        found = tune(
+            through_segmenter(path, contract.model_name, jpeg(*wanted), sizes[0], cores),
+            ways_of(path, args.engine or installed_engines(), cpu_flags()),
+            seconds=args.seconds,
+            cores=cores,
+            config=replace(load_settings().segmenter_config(), cache_dir=Path(cache)),
+            progress=_progress,
+        )
     args.out.write_text(settings_text(found, path, args.size), encoding="utf-8")
     if args.json:
         print_json(found, path, args.out)
     else:
         print_table(found, args.out)
     return 0
+
+
+def jpeg(height: int, width: int) -> bytes:
+    """Draws an image's file."""
+    from PIL import Image
+
+    from service.core.engines.choice import draw_shapes
+
+    file = io.BytesIO()
+    Image.fromarray(draw_shapes(height, width)).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def check_writable(path: Path) -> None:
@@ -104,16 +124,17 @@ def settings_text(found: Tuning, path: Path, size: str) -> str:
 
 
 def print_table(found: Tuning, out: Path) -> None:
-    print(f"{'engine':12} {'at once':>7} {'threads':>7} {'batch':>5} {'images/s':>9} {'p50 ms':>8}")
+    titles = f"{'at once':>7} {'threads':>7} {'batch':>5} {'images/s':>9} {'p50 ms':>8}"
+    print(f"{'engine':18} {titles}")
     for row in found.throughput:
         c = row.candidate
         mark = " <- chosen" if row == found.chosen else ""
         print(
-            f"{c.engine:12} {c.instances:7} {c.threads:7} {c.batch:5} {row.images_per_s:9.1f} "
-            f"{row.p50_ms:8.1f}{mark}"
+            f"{c.engine:12} {c.precision:5} {c.instances:7} {c.threads:7} {c.batch:5} "
+            f"{row.images_per_s:9.1f} {row.p50_ms:8.1f}{mark}"
         )
-    for engine, reason in found.refused.items():
-        print(f"{engine:12} refused: {reason}")
+    for way, reason in found.refused.items():
+        print(f"{way:18} refused: {reason}")
     print("\none image alone")
     for single in found.single:
         mark = " <- chosen" if single.threads == found.alone_threads else ""
@@ -130,7 +151,8 @@ def explanation(found: Tuning) -> str:
     best = max(row.images_per_s for row in found.throughput)
     text = (
         f"Chosen is the simplest way within {1 - NEAR_BEST:.0%} of the best ({best:g} images/s): "
-        "ONNX Runtime before OpenVINO, one image before several, few threads before many. "
+        "ONNX Runtime before OpenVINO, fp32 before bf16 before int8, one image before several, few "
+        "threads before many. "
         "Several in one inference wait for each other, so they count from "
         f"{MIN_SPEEDUP_FOR_BATCH:g} times the images/s of single ones."
     )

@@ -10,7 +10,7 @@ from model.backbones import alexnet, efficientnet_lite0, googlenet, mobilenet_v1
 from model.backbones.base import Backbone, BackboneSpec
 from model.backbones.caffe import TRUNCATIONS, Padding, scaled
 from model.backbones.two_streams import TwoStreams
-from model.fcn import FCN, AnyVariant
+from model.fcn import FCN, AnyVariant, check_skips
 from model.heads import Classes
 from model.modality import RGB, Modality
 from model.upsample import Upsampling
@@ -21,9 +21,6 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 """A new backbone is a file of `model/backbones/` and a word here."""
 
-_SKIPS: dict[AnyVariant, tuple[int, ...]] = {"16s": (16,), "8s": (16, 8)}
-"""Strides of the maps that a variant adds."""
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
@@ -32,9 +29,10 @@ class NetworkSpec:
     `backbone` is one of `BACKBONES`, whose `BackboneSpec` says which of the other fields it has,
     and what `fc6_channels`, `dropout` and `preprocessing` are where they are None. `width` is a
     factor of its channels, those of VGG16's and AlexNet's fc6 and fc7 too unless they are given.
-    The variants `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool4_scale`, `pool3_scale`: see
-    `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its first layer,
-    `rgb-hha` late fusion of two nets. How many classes and heads there are, `build` is told.
+    The variants `pool5`, `pool4` and `pool3` are VGG16 cut short. `pool2_channels`, `pool4_scale`,
+    `pool3_scale`: see `FCN`. `modality`: what VGG16 sees of a scene; `rgbd` is early fusion, in its
+    first layer, `rgb-hha` late fusion of two nets. How many classes and heads there are, `build` is
+    told.
     Raises: ValueError if a field does not fit the backbone or the variant.
     """
 
@@ -43,6 +41,7 @@ class NetworkSpec:
     upsampling: Upsampling = "fixed"
     fc6_channels: int | None = None
     skip_channels: int = 0
+    pool2_channels: int | None = None
     dropout: float | None = None
     padding: Padding = "same"
     preprocessing: str | None = None
@@ -59,8 +58,9 @@ class NetworkSpec:
             if missing and getattr(self, field.name) != field.default:
                 having = _backbones_with(field.name)
                 raise ValueError(f"{field.name} is for {having}, not {self.backbone}: leave it out")
-        if self.skip_channels < 0 or (self.fc6_channels or 0) < 0:
-            raise ValueError("fc6_channels and skip_channels must not be negative")
+        channels = (self.skip_channels, self.pool2_channels or 0, self.fc6_channels or 0)
+        if min(channels) < 0:
+            raise ValueError("fc6_, skip_ and pool2_channels must not be negative")
         if backbone.fc6_is_needed and self.fc6_channels == 0:
             raise ValueError(
                 f"{self.backbone} cannot do without fc6: fc6_channels must be at least 1"
@@ -82,16 +82,15 @@ class NetworkSpec:
         if self.variant in TRUNCATIONS and "truncation" not in backbone.options:
             having = _backbones_with("truncation")
             raise ValueError(f"variant {self.variant} is for {having}, not {self.backbone}")
-        if not set(_SKIPS.get(self.variant, ())) <= set(backbone.taps):
-            raise ValueError(
-                f"{self.backbone} has no inner maps for skips: its variant is 32s only"
-            )
+        check_skips(self.backbone, self.variant, backbone.taps)
+        if self.pool2_channels is not None and self.variant != "4s":
+            raise ValueError(f"pool2_channels is for 4s, not {self.variant}")
         if self.pool4_scale <= 0 or self.pool3_scale <= 0:
             raise ValueError("pool4_scale and pool3_scale must be above 0")
-        if self.pool4_scale != 1 and self.variant not in ("16s", "8s"):
-            raise ValueError(f"pool4_scale is for 16s and 8s, not {self.variant}")
-        if self.pool3_scale != 1 and self.variant != "8s":
-            raise ValueError(f"pool3_scale is for 8s, not {self.variant}")
+        if self.pool4_scale != 1 and self.variant not in ("16s", "8s", "4s"):
+            raise ValueError(f"pool4_scale is for 16s, 8s and 4s, not {self.variant}")
+        if self.pool3_scale != 1 and self.variant not in ("8s", "4s"):
+            raise ValueError(f"pool3_scale is for 8s and 4s, not {self.variant}")
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> NetworkSpec:
@@ -166,6 +165,7 @@ def build(spec: NetworkSpec, classes: Classes) -> FCN:
         skip_channels=spec.skip_channels,
         pool4_scale=spec.pool4_scale,
         pool3_scale=spec.pool3_scale,
+        pool2_channels=spec.pool2_channels,
     )
     network.spec = spec
     return network

@@ -10,7 +10,8 @@ Padding is the padding before the first pixel: what is added after the last one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 
@@ -18,17 +19,15 @@ from fractions import Fraction
 class CropOffsets:
     """Holds the pixels to cut off the top and left before a crop to the wanted size, per place.
 
-    `upscore2` and `upscore_pool4` are cut to the skip they are added to; `final[stride]` cuts
-    the last upsampled map to the image. `pool4` and `pool3` are cut from the skip itself (the
-    padded nets' skips are larger than what is added to them). With `odd_kernels` every upsampling
-    by f has a kernel of 2f - 1 instead of 2f.
+    `final[stride]` cuts the last upsampled map to the image. `upsampled[stride]` cuts an inner one
+    to the skip of that stride, `skips[stride]` the skip to it (the padded nets' skips are larger
+    than what is added to them). With `odd_kernels` every upsampling by f has a kernel of 2f - 1
+    instead of 2f.
     """
 
     final: dict[int, int]
-    pool4: int = 0
-    pool3: int = 0
-    upscore2: int = 0
-    upscore_pool4: int = 0
+    upsampled: dict[int, int] = field(default_factory=dict)
+    skips: dict[int, int] = field(default_factory=dict)
     odd_kernels: bool = False
 
 
@@ -131,37 +130,23 @@ def crop_offset(of: CoordinateMap, to: CoordinateMap) -> int:
     return int(offset)
 
 
-def fcn_crops(
-    pool3: CoordinateMap | None, pool4: CoordinateMap | None, fc7: CoordinateMap
-) -> CropOffsets:
-    """Computes the crops of the FCNs over a backbone: 32s, 16s and 8s as far as it has their maps.
+def fcn_crops(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
+    """Computes all crops of the FCNs over a backbone with these maps, by their strides.
 
     A cell of fc7 that is centred on a pixel needs kernels that have a central one, so odd ones; a
     cell centred between two pixels needs even ones. Raises: ValueError as `crop_offset`.
     """
-    odd = fc7.start.denominator == 1
-    stride = int(fc7.stride)
-    final = {stride: crop_offset(fc7.upsampled(stride, odd), IMAGE)}
-    if pool4 is None:
-        return CropOffsets(final, odd_kernels=odd)
-    upscore2 = fc7.upsampled(2, odd)
-    cut_upscore2, cut_pool4 = _meet(upscore2, pool4)
-    fuse_pool4 = upscore2.cropped(cut_upscore2)
-    final[16] = crop_offset(fuse_pool4.upsampled(16, odd), IMAGE)
-    if pool3 is None:
-        return CropOffsets(final, cut_pool4, upscore2=cut_upscore2, odd_kernels=odd)
-    upscore_pool4 = fuse_pool4.upsampled(2, odd)
-    cut_upscore_pool4, cut_pool3 = _meet(upscore_pool4, pool3)
-    fuse_pool3 = upscore_pool4.cropped(cut_upscore_pool4)
-    final[8] = crop_offset(fuse_pool3.upsampled(8, odd), IMAGE)
-    return CropOffsets(
-        final,
-        upscore2=cut_upscore2,
-        pool4=cut_pool4,
-        upscore_pool4=cut_upscore_pool4,
-        pool3=cut_pool3,
-        odd_kernels=odd,
-    )
+    coarsest, *finer = sorted(maps, reverse=True)
+    at = maps[coarsest]
+    odd = at.start.denominator == 1
+    final = {coarsest: crop_offset(at.upsampled(coarsest, odd), IMAGE)}
+    upsampled, skips = {}, {}
+    for stride in finer:
+        at = at.upsampled(2, odd)
+        upsampled[stride], skips[stride] = _meet(at, maps[stride])
+        at = at.cropped(upsampled[stride])
+        final[stride] = crop_offset(at.upsampled(stride, odd), IMAGE)
+    return CropOffsets(final, upsampled, skips, odd)
 
 
 def _meet(upsampled: CoordinateMap, skip: CoordinateMap) -> tuple[int, int]:

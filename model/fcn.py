@@ -1,11 +1,12 @@
-"""FCN-32s, FCN-16s and FCN-8s over any backbone (Long, Shelhamer, Darrell 2015, section 4.2)."""
+"""FCN-32s, 16s and 8s over any backbone (Long, Shelhamer, Darrell 2015, section 4.2), and 4s, the
+next step of the same kind."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,22 @@ from model.upsample import BilinearUpsample, Upsampling
 
 __all__ = ["FCN", "AnyVariant", "FusedScore", "Variant", "label_map"]
 
-Variant = Literal["32s", "16s", "8s"]
+Variant = Literal["32s", "16s", "8s", "4s"]
 AnyVariant = Literal[Variant, Truncation]
 
 _STRIDES: dict[AnyVariant, int] = {
-    "32s": 32, "16s": 16, "8s": 8, "pool5": 32, "pool4": 16, "pool3": 8,
+    "32s": 32, "16s": 16, "8s": 8, "4s": 4, "pool5": 32, "pool4": 16, "pool3": 8,
 }  # fmt: skip
 """Strides of the map that the last upsampling takes to the pixels."""
 
-_HEAD_LAYERS = ("score_fr", "upscore2", "score_pool4", "upscore_pool4", "score_pool3")
+_SKIPS = (
+    (16, "upscore2", "score_pool4"),
+    (8, "upscore_pool4", "score_pool3"),
+    (4, "upscore_pool3", "score_pool2"),
+)
+"""Strides of the pools, the layers that take the scores there, and those that score the pools."""
+
+_HEAD_LAYERS = ("score_fr", *(layer for _stride, *layers in _SKIPS for layer in layers))
 
 
 class FCN(SegmentationNetwork):
@@ -38,12 +46,14 @@ class FCN(SegmentationNetwork):
     has all of the layers below for itself, named `score_fr_<head>` and so on. Channels other than
     RGB: what the backbone takes, see `Modality`.
 
-    score_fr classifies the stride-32 map; 16s adds score_pool4, 8s also score_pool3, each after
-    a twofold upsampling; one last upsampling by the remaining stride gives pixels. All upsampling
-    is by fixed factors and all crops are top-left, so any size the backbone takes will do.
+    score_fr classifies the stride-32 map; 16s adds score_pool4, 8s also score_pool3, 4s also
+    score_pool2, each after a twofold upsampling; one last upsampling by the remaining stride gives
+    pixels. All upsampling is by fixed factors and all crops are top-left, so any size the backbone
+    takes will do.
 
     `skip_channels` > 0 puts a 3x3 convolution of that many channels (with batch norm and ReLU)
-    between a pool and its score layer; 0 is the paper's plain 1x1 score.
+    between a pool and its score layer; 0 is the paper's plain 1x1 score. `pool2_channels` are those
+    of score_pool2, whose map has four times the cells of the next one; None takes `skip_channels`.
 
     The variants `pool5`, `pool4` and `pool3` score the last map of a backbone cut short there, and
     have no skips ([R] recalled from arXiv 1605.06211's ablation, not verified).
@@ -61,6 +71,8 @@ class FCN(SegmentationNetwork):
     score_pool4: nn.Module
     upscore_pool4: BilinearUpsample
     score_pool3: nn.Module
+    upscore_pool3: BilinearUpsample
+    score_pool2: nn.Module
     upscore: BilinearUpsample
 
     def __init__(
@@ -72,6 +84,7 @@ class FCN(SegmentationNetwork):
         skip_channels: int = 0,
         pool4_scale: float = 1.0,
         pool3_scale: float = 1.0,
+        pool2_channels: int | None = None,
     ) -> None:
         super().__init__()
         _check_maps(backbone, variant)
@@ -80,26 +93,23 @@ class FCN(SegmentationNetwork):
         self.heads = head_sizes(classes)
         self.pool4_scale, self.pool3_scale = pool4_scale, pool3_scale
         self.stride = _STRIDES[variant]
-        self.skips = {"16s": 1, "8s": 2}.get(variant, 0)
-        self.skip_channels = skip_channels
+        self.skips = skips_of(variant)
+        self.skip_channels = dict.fromkeys(self.skips, skip_channels)
+        if 4 in self.skips and pool2_channels is not None:
+            self.skip_channels[4] = pool2_channels
         for head, count in self.heads.items():
-            for name, layer in self._layers(count, upsampling, skip_channels).items():
+            for name, layer in self._layers(count, upsampling).items():
                 self.add_module(layer_name(name, head), layer)
         self._add_upscore()
 
-    def _layers(
-        self, count: int, upsampling: Upsampling, skip_channels: int
-    ) -> dict[str, nn.Module]:
+    def _layers(self, count: int, upsampling: Upsampling) -> dict[str, nn.Module]:
         """Makes the layers of one head of `count` classes, in the order in which they compute."""
         channels, odd = self.backbone.channels, self.backbone.crops.odd_kernels
         streams = self.backbone.streams
         layers: dict[str, nn.Module] = {"score_fr": _score(streams, channels[max(channels)], count)}
-        if self.skips >= 1:
-            layers["upscore2"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
-            layers["score_pool4"] = _skip(streams, channels[16], skip_channels, count)
-        if self.skips >= 2:
-            layers["upscore_pool4"] = BilinearUpsample(count, 2, upsampling, 4 - odd)
-            layers["score_pool3"] = _skip(streams, channels[8], skip_channels, count)
+        for stride, upscore, pool_score in _SKIPS[: len(self.skips)]:
+            layers[upscore] = BilinearUpsample(count, 2, upsampling, 4 - odd)
+            layers[pool_score] = _skip(streams, channels[stride], self.skip_channels[stride], count)
         return layers
 
     def _add_upscore(self) -> None:
@@ -123,14 +133,12 @@ class FCN(SegmentationNetwork):
         def layer(name: str) -> nn.Module:
             return self.get_submodule(layer_name(name, head))
 
-        crops = self.backbone.crops
+        crops, scales = self.backbone.crops, {16: self.pool4_scale, 8: self.pool3_scale}
         score: Tensor = layer("score_fr")(maps[max(maps)])
-        if self.skips >= 1:
-            skip = layer("score_pool4")(_scaled(maps[16], self.pool4_scale))
-            score = _fuse(layer("upscore2")(score), crops.upscore2, skip, crops.pool4)
-        if self.skips >= 2:
-            skip = layer("score_pool3")(_scaled(maps[8], self.pool3_scale))
-            score = _fuse(layer("upscore_pool4")(score), crops.upscore_pool4, skip, crops.pool3)
+        for stride, upscore, pool_score in _SKIPS[: len(self.skips)]:
+            skip = layer(pool_score)(_scaled(maps[stride], scales.get(stride, 1)))
+            upsampled = layer(upscore)(score)
+            score = _fuse(upsampled, crops.upsampled[stride], skip, crops.skips[stride])
         return score
 
     def to_pixels(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -160,16 +168,11 @@ class FCN(SegmentationNetwork):
         """Computes it from receptive fields, crops and kernels, rounded up to whole pixels."""
         crops, maps = self.backbone.crops, self.backbone.maps
         seen = PixelRange.of(maps[max(maps)])
-        for skip, stride, cut, skip_cut in (
-            (1, 16, crops.upscore2, crops.pool4),
-            (2, 8, crops.upscore_pool4, crops.pool3),
-        ):
-            if self.skips >= skip:
-                beside = PixelRange.of(maps[stride])
-                beside = beside.conv(3, pad=1) if self.skip_channels else beside
-                seen = seen.upsampled(2, 4 - crops.odd_kernels, cut).joined(
-                    beside.cropped(skip_cut)
-                )
+        for stride in self.skips:
+            beside = PixelRange.of(maps[stride])
+            beside = beside.conv(3, pad=1) if self.skip_channels[stride] else beside
+            seen = seen.upsampled(2, 4 - crops.odd_kernels, crops.upsampled[stride])
+            seen = seen.joined(beside.cropped(crops.skips[stride]))
         kernel = self.upscore.kernel_size
         seen = seen.upsampled(self.stride, kernel, self.crop)
         return max(0, ceil(-seen.first), ceil(seen.last))
@@ -196,8 +199,25 @@ def _check_maps(backbone: Backbone, variant: AnyVariant) -> None:
             raise ValueError(f"variant {variant} needs a backbone cut after {variant}, not {cut}")
     elif backbone.cut_after:
         raise ValueError(f"the backbone is cut after {cut}: the variant must be {cut}")
-    elif variant != "32s" and 16 not in backbone.channels:
-        raise ValueError(f"{backbone.name} has no inner maps for skips: its variant is 32s only")
+    else:
+        check_skips(backbone.name, variant, backbone.channels)
+
+
+def skips_of(variant: AnyVariant) -> tuple[int, ...]:
+    """List the strides of the maps that a variant adds to the coarsest, coarse to fine."""
+    count = {"16s": 1, "8s": 2, "4s": 3}.get(variant, 0)
+    return tuple(stride for stride, *_layers in _SKIPS[:count])
+
+
+def check_skips(backbone: str, variant: AnyVariant, strides: Container[int]) -> None:
+    """Refuse a variant for which a backbone lacks a map. Raises: ValueError."""
+    lacking = [stride for stride in skips_of(variant) if stride not in strides]
+    if lacking:
+        able = [other for other in get_args(Variant) if all(s in strides for s in skips_of(other))]
+        raise ValueError(
+            f"{backbone} has no inner map of stride {lacking[0]} for a skip: its variant is "
+            f"{' or '.join(able)}"
+        )
 
 
 def _scaled(pool: Tensor, scale: float) -> Tensor:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+ENGINES: Final = ("auto", "onnxruntime", "openvino")
+PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16", "int8")
+
 ProviderOptions = Mapping[str, Mapping[str, str]]
 """Options of ONNX Runtime's GPU providers, by "cuda" or "tensorrt", over the service's own."""
 

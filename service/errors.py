@@ -26,6 +26,7 @@ codes are not here: `service/api/status.py` has the one table.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import ClassVar
 
@@ -202,3 +203,14 @@ class ModelLoadError(ServiceError):
 
 class StartError(Exception):
     """Says in one line why the server cannot start, and what to do."""
+
+
+def let_go(error: BaseException | None) -> None:
+    """Forgets the frames that an error came through, once it is answered.
+
+    A future, a task or gRPC's own error keeps it in a circle with them, and so the upload that they
+    were about, until the garbage collector comes by: 20 uploads of 30 MB waited for it.
+    """
+    while isinstance(error, Exception | asyncio.CancelledError):
+        error.__traceback__, context = None, error.__context__
+        error.__context__, error = None, context

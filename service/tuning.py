@@ -1,32 +1,39 @@
-"""Measures which engine, and how many inferences, threads and images at once, suit this machine.
+"""Measures which engine, precision, and how many inferences, threads and images at once, suit this
+machine.
 
+Every way is tried through the server's own segmenter: decode, network and encode, as it will be.
 `fcn tune` writes the answer as a settings file.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib.util
+import math
 import statistics
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from service.config import SegmenterConfig
-from service.core.engines.choice import open_network
-from service.core.engines.cores import plan
-from service.core.types import Clock, Instance, Network, Observer
-from service.errors import ModelLoadError
+from service.core.engines.choice import BF16_FLAGS, INT8_FILE, open_network
+from service.core.engines.cores import multiplies_int8, plan
+from service.core.segmenter import Segmenter
+from service.core.types import Observer, SegmentOptions
+from service.errors import ModelLoadError, ServiceError
 
 Progress = Callable[[float, str], None]
 """Is told the share of the time that has gone by, 0..1, and what is measured now."""
 
 BATCHES: Final = (1, 4)
+"""Images in one inference of ONNX Runtime; OpenVINO runs image by image."""
+IN_FLIGHT: Final = 8
+"""Requests at once, where twice the instances are not more."""
 NEAR_BEST: Final = 0.97
 """Share of the best images/s: what comes this close and is simpler is chosen."""
 MIN_SPEEDUP_FOR_BATCH: Final = 1.08
@@ -34,8 +41,8 @@ MIN_SPEEDUP_FOR_BATCH: Final = 1.08
 gain. On a quiet machine batches of 4 gained nothing, on a busy one by chance 5 % (bench/LOG.md)."""
 MIN_SPEEDUP_FOR_COPY: Final = 1 / 0.9
 """Factor by which a lone image must be faster for a second copy of the model in memory."""
-_SHARE_OF_THROUGHPUT = 0.75
-_PASSES = 4  # there and back: a shared machine is faster at one moment than at the next
+_WORTH_A_CLOSE_LOOK = 0.8  # of the fastest: threads and batches gave no more than the rest
+_SHARES = 0.4, 0.8  # of the time: when the first and the second round end
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class Candidate:
     """Describes a way to run the network. batch: images in one inference."""
 
     engine: str
+    precision: str
     instances: int
     threads: int
     batch: int
@@ -50,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Holds what was measured with every instance busy. p50_ms: of one inference of a batch."""
+    """Holds what was measured with all cores busy. p50_ms: of a request, its wait included."""
 
     candidate: Candidate
     images_per_s: float
@@ -59,7 +67,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class SingleLatency:
-    """Holds what was measured with one image at a time on an idle CPU."""
+    """Holds what was measured with one request at a time on an idle CPU."""
 
     threads: int
     p50_ms: float
@@ -69,7 +77,7 @@ class SingleLatency:
 class Tuning:
     """Holds what was measured, simplest first, and what is chosen of it.
 
-    single: one image at a time. refused: engine -> why it is not in `throughput`.
+    single: one image at a time. refused: "engine precision" -> why it is not in `throughput`.
     """
 
     throughput: tuple[Throughput, ...]
@@ -84,6 +92,7 @@ class Tuning:
         best = self.chosen.candidate
         return {
             "FCN_ENGINE": best.engine,
+            "FCN_PRECISION": best.precision,
             "FCN_INSTANCES": str(best.instances),
             "FCN_INTRA_OP_THREADS": str(best.threads),
             "FCN_ALONE_THREADS": str(self.alone_threads),
@@ -91,67 +100,98 @@ class Tuning:
         }
 
 
+Measure = Callable[[SegmenterConfig, int, float], tuple[float, list[float]]]
+"""Serves with a config, so many requests at once, until a moment of the clock; returns how long it
+took and the seconds of each request. Raises: ModelLoadError."""
+
+
 def tune(
-    path: Path,
+    measure: Measure,
+    ways: Sequence[tuple[str, str]],
     *,
-    size: tuple[int, int],
     seconds: float,
     cores: int,
-    engines: Sequence[str] | None = None,
+    config: SegmenterConfig | None = None,
     progress: Progress = lambda share, what: None,
-    clock: Clock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Tuning:
-    """Measures on this machine's CPU for about `seconds`, opening the file included.
+    """Measures on this machine's CPU for about `seconds`, each start included.
 
-    size: (height, width) the model takes. engines: None for all that are installed.
+    First every way with a thread for each inference, then the fast ones with other threads and
+    batches, there and back, since a shared machine is faster at one moment than at the next; then
+    one request at a time. ways: (engine, precision), simplest first. config: of the server.
 
-    Raises: ModelLoadError when ONNX Runtime cannot serve the file.
+    Raises: ModelLoadError when none of them serves.
     """
     started = clock()
-    todo = candidates(cores, installed_engines() if engines is None else engines)
+    base = config or SegmenterConfig()
     refused: dict[str, str] = {}
-    runs: dict[Candidate, list[tuple[float, list[float]]]] = {}
-    limit = started + seconds * _SHARE_OF_THROUGHPUT
-    steps = _PASSES * len(todo)
-    order = [*todo, *reversed(todo)]
-    for index, candidate in enumerate(order):
-        if candidate.engine in refused or (candidate in runs and clock() >= limit):
-            continue
-        progress((clock() - started) / seconds, describe(candidate))
-        allowed = max(0.0, (limit - clock()) / (steps - index))
-        end = clock() + allowed
-        try:
-            network = _open(path, candidate.engine, candidate.instances, candidate.threads)
-        except ModelLoadError as error:
-            if candidate.engine != "openvino":
-                raise
-            refused[candidate.engine] = str(error)
-            continue
-        batch = np.zeros((candidate.batch, *size, 3), np.uint8)
-        runs.setdefault(candidate, []).append(_throughput(network, batch, end, clock))
-    throughput = tuple(
-        Throughput(
-            candidate,
-            round(images_per_s, 2),
-            round(statistics.median(t for _, times in runs[candidate] for t in times) * 1e3, 2),
-        )
-        for candidate, images_per_s in drift_corrected(
-            {candidate: [rate for rate, _ in found] for candidate, found in runs.items()}
-        ).items()
-    )
-    chosen = choose(throughput)
+
+    def run(todo: Sequence[Candidate], share: float) -> dict[Candidate, Throughput]:
+        runs: dict[Candidate, list[tuple[float, list[float]]]] = {}
+        for index, way in enumerate(todo):
+            name = f"{way.engine} {way.precision}"
+            left = started + share * seconds - clock()
+            if name in refused or (way in runs and left <= 0):
+                continue
+            progress(min(1.0, (clock() - started) / seconds), describe(way))
+            end = clock() + max(0.0, left / (len(todo) - index))
+            try:
+                found = measure(configured(base, way), max(IN_FLIGHT, 2 * way.instances), end)
+            except ModelLoadError as error:
+                refused[name] = str(error)
+                continue
+            runs.setdefault(way, []).append(found)
+        return {way: _throughput(way, found) for way, found in runs.items()}
+
+    first = run([candidate(cores, way, 1, 1) for way in ways], _SHARES[0])
+    if not first:
+        raise ModelLoadError("; ".join(refused.values()))
+    enough = _WORTH_A_CLOSE_LOOK * max(row.images_per_s for row in first.values())
+    close = [
+        candidate(cores, (way.engine, way.precision), threads, batch)
+        for way, row in first.items()
+        if row.images_per_s >= enough
+        for batch in (BATCHES if way.engine == "onnxruntime" else BATCHES[:1])
+        for threads in thread_counts(cores)
+    ]
+    second = run([*close, *reversed(close)], _SHARES[1])
+    chosen = choose(list(second.values()))
+    counts = [count for count in thread_counts(cores) if count >= chosen.candidate.threads]
     single = []
-    counts = thread_counts(cores)
     for index, threads in enumerate(counts):
-        progress((clock() - started) / seconds, f"one image alone on {threads} threads")
-        left = started + seconds - clock()
-        end = clock() + max(0.0, left / (len(counts) - index))
-        network = _open(path, chosen.candidate.engine, 1, threads)
-        _, times = _throughput(network, np.zeros((1, *size, 3), np.uint8), end, clock)
+        progress(min(1.0, (clock() - started) / seconds), f"one image alone on {threads} threads")
+        end = clock() + max(0.0, (started + seconds - clock()) / (len(counts) - index))
+        _, times = measure(configured(base, chosen.candidate, threads), 1, end)
         single.append(SingleLatency(threads, round(statistics.median(times) * 1e3, 2)))
     progress(1.0, "done")
-    alone_threads = choose_alone_threads(single, chosen.candidate.threads)
-    return Tuning(throughput, tuple(single), refused, chosen, alone_threads, clock() - started)
+    return Tuning(
+        tuple({**first, **second}.values()),
+        tuple(single),
+        refused,
+        chosen,
+        choose_alone_threads(single, chosen.candidate.threads),
+        clock() - started,
+    )
+
+
+def ways_of(path: Path, engines: Sequence[str], flags: frozenset[str]) -> list[tuple[str, str]]:
+    """Lists the engines and precisions that a model file and a CPU allow, simplest first.
+
+    flags: what the CPU can, see `cpu_flags`.
+    """
+    int8 = path.with_name(INT8_FILE).is_file() and multiplies_int8(flags)
+    bf16 = not flags.isdisjoint(BF16_FLAGS)
+    return [
+        (engine, precision)
+        for engine in engines
+        for precision, there in (
+            ("fp32", True),
+            ("bf16", bf16 and engine == "openvino"),
+            ("int8", int8),
+        )
+        if there
+    ]
 
 
 def installed_engines() -> tuple[str, ...]:
@@ -159,34 +199,13 @@ def installed_engines() -> tuple[str, ...]:
     return ("onnxruntime", "openvino") if found else ("onnxruntime",)
 
 
-def candidates(cores: int, engines: Sequence[str]) -> list[Candidate]:
-    """Lists them simplest first: ONNX Runtime first, one image before several, few threads."""
-    return [
-        Candidate(engine, plan(cores, threads=threads).instances, threads, batch)
-        for engine in engines
-        for batch in BATCHES
-        for threads in thread_counts(cores)
-    ]
+def candidate(cores: int, way: tuple[str, str], threads: int, batch: int) -> Candidate:
+    return Candidate(*way, plan(cores, threads=threads).instances, threads, batch)
 
 
 def thread_counts(cores: int) -> list[int]:
-    """Returns 1, 2, 4 ... and all cores."""
-    return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
-
-
-def drift_corrected(rates: dict[Candidate, list[float]]) -> dict[Candidate, float]:
-    """Corrects images per second, measured in turns, for the machine's ups and downs.
-
-    A candidate's rate is the median of its shares of the turns' means. The last turn need not be
-    complete.
-    """
-    turns = range(min(map(len, rates.values())))
-    means = [statistics.mean(found[turn] for found in rates.values()) for turn in turns]
-    usual = statistics.mean(means)
-    return {
-        candidate: usual * statistics.median(found[turn] / means[turn] for turn in turns)
-        for candidate, found in rates.items()
-    }
+    """Returns 1, 2, 4, 8 and all cores, as far as there are so many."""
+    return sorted({count for count in (1, 2, 4, 8) if count <= cores} | {cores})
 
 
 def choose(measured: Sequence[Throughput]) -> Throughput:
@@ -209,58 +228,103 @@ def choose_alone_threads(single: Sequence[SingleLatency], threads: int) -> int:
     return fastest.threads if worth_it else threads
 
 
-def describe(candidate: Candidate) -> str:
+def describe(way: Candidate) -> str:
     return (
-        f"{candidate.engine}, {candidate.instances} at once on {candidate.threads} threads, "
-        f"{candidate.batch} images each"
+        f"{way.engine} {way.precision}, {way.instances} at once on {way.threads} threads, "
+        f"{way.batch} images each"
     )
 
 
-def _open(path: Path, engine: str, instances: int, threads: int) -> Network:
-    """Opens it without a copy for lone images: those are measured as instances."""
-    config = SegmenterConfig(
+def configured(base: SegmenterConfig, way: Candidate, alone: int | None = None) -> SegmenterConfig:
+    """Sets what the candidate says. alone: threads of a lone image; None for as many as others
+    have, so that there is no copy for it."""
+    return dataclasses.replace(
+        base,
         provider="cpu",
-        engine=engine,
-        instances=instances,
-        intra_op_threads=threads,
-        alone_threads=threads,
+        engine=way.engine,
+        precision=way.precision,
+        instances=way.instances,
+        intra_op_threads=way.threads,
+        alone_threads=alone or way.threads,
+        max_batch=way.batch,
     )
-    return open_network(config, instances * threads, Observer(), path)
 
 
-def _throughput(
-    network: Network, batch: npt.NDArray[np.uint8], end: float, clock: Clock
+def through_segmenter(
+    path: Path,
+    model: str,
+    image: bytes,
+    size: tuple[int, int],
+    cores: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measure:
+    """Returns a `Measure` of the model file at `path`, which takes `image` for every request.
+
+    model: its name. size: (height, width) of the tensor that the image makes.
+    """
+
+    def measure(config: SegmenterConfig, n: int, end: float) -> tuple[float, list[float]]:
+        with tempfile.TemporaryDirectory(prefix="fcn-tune-") as folder:
+            version = Path(folder) / model / "1"
+            version.mkdir(parents=True)
+            (version / "model.onnx").symlink_to(path.resolve())
+            config = dataclasses.replace(
+                config,
+                model_repository=Path(folder),
+                default_model=None,
+                model_poll_s=0.0,
+                warm_up_sizes=(size,),
+                max_inflight=n,
+                max_queue=n,
+                max_wait_s=math.inf,
+            )
+            segmenter = Segmenter(
+                config,
+                # The files of other precisions lie beside the real one.
+                open_network=lambda _: open_network(config, cores, Observer(), path),
+            )
+            try:
+                return asyncio.run(_serve(segmenter, image, n, end, clock))
+            except ModelLoadError:
+                raise
+            except ServiceError as error:
+                raise ModelLoadError(
+                    f"model {model} fails on {size[0]}x{size[1]} images, {config.max_batch} in "
+                    f"one inference: {error}: choose another --size"
+                ) from error
+
+    return measure
+
+
+async def _serve(
+    segmenter: Segmenter, image: bytes, in_flight: int, end: float, clock: Callable[[], float]
 ) -> tuple[float, list[float]]:
-    """Measures images per second over all instances, and the seconds of each inference.
+    """Keeps so many requests in flight until `end`, each at least one after a first to warm up.
 
-    Every instance runs once to warm up, once at least, and else until `end`.
+    Returns the seconds it took and those of each request. Raises: ServiceError.
     """
     times: list[float] = []
-    errors: list[Exception] = []
+    ask = partial(segmenter.segment, image, SegmentOptions())
 
-    def loop(instance: Instance) -> None:
-        try:
-            while True:
-                began = clock()
-                instance.run(batch)
-                times.append(clock() - began)
-                if clock() >= end:
-                    return
-        except Exception as error:
-            errors.append(error)
+    async def loop() -> None:
+        while True:
+            began = clock()
+            await ask()
+            times.append(clock() - began)
+            if clock() >= end:
+                return
 
-    shared = [instance for instance in network.instances if not instance.full_device]
-    for instance in shared:
-        instance.run(batch)
-    started = clock()
-    threads = [threading.Thread(target=loop, args=(instance,)) for instance in shared]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise ModelLoadError(
-            f"model {network.contract.model_name} fails on {batch.shape[1]}x{batch.shape[2]} "
-            f"images, {len(batch)} at once: choose another --size"
-        ) from errors[0]
-    return len(times) * len(batch) / (clock() - started), times
+    await segmenter.start()
+    try:
+        await asyncio.gather(*(ask() for _ in range(in_flight)))
+        began = clock()
+        await asyncio.gather(*(loop() for _ in range(in_flight)))
+        return clock() - began, times
+    finally:
+        await segmenter.aclose()
+
+
+def _throughput(way: Candidate, runs: Sequence[tuple[float, list[float]]]) -> Throughput:
+    times = [one for _, found in runs for one in found]
+    images_per_s = len(times) / sum(took for took, _ in runs)
+    return Throughput(way, round(images_per_s, 2), round(statistics.median(times) * 1e3, 2))

@@ -29,6 +29,12 @@ class DataConfig(_Section):
     """Class list YAML, instead of the data set's own."""
     train_split: str = "train"
     val_split: str = "val"
+    hold_out: str | None = None
+    """Pattern of the names of those images of `train_split` that are not learned from but take the
+    place of `val_split`, as `0006R0*`."""
+    resize: int | None = Field(None, ge=32)
+    """Images with a longer side are scaled down until it has so many pixels, in training and in
+    validation."""
     mask: Mask = "all"
     """Pixels of the images that both splits keep, see `training.analysis.masking`."""
     workers: int = Field(1, ge=0)
@@ -62,6 +68,8 @@ class ScheduleConfig(_Section):
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay per iteration; 0 turns the moving average off."""
     val_every_epochs: int = Field(5, ge=1)
+    patience: int | None = Field(None, ge=1)
+    """The run ends after so many validations without a better mean IU; None: never early."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.backbones.norms import norm_pairs, restore
 from model.build import NetworkSpec
+from model.export.network_from_onnx import NetworkFromOnnxError, network_from_onnx
 from model.network import SegmentationNetwork
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.surgery import convolutions, transplant
+from model.weights.layers import Layer, WeightsError
+from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import ConfigError, TrainConfig
 from training.datasets import DatasetInfo, SegmentationDataset
 from training.loader import EpochPlan, step_loader
@@ -32,7 +36,8 @@ def initialise(
     Raises: ConfigError.
     """
     if config.init.checkpoint is not None:
-        report = load_stage(network, config.init.checkpoint, config, data)
+        start = load_exported if config.init.checkpoint.suffix == ".onnx" else load_stage
+        report = start(network, config.init.checkpoint, config, data)
         tqdm.write(f"{config.init.checkpoint}: {report}")
     else:
         load_imagenet(network, config, data)
@@ -108,6 +113,47 @@ def load_stage(
     )
 
 
+def load_exported(
+    network: SegmentationNetwork, path: Path, config: TrainConfig, data: SegmentationDataset
+) -> Taken:
+    """Copy what `load_stage` copies from an exported model in fp32, whose norms are folded, and
+    measure these anew on training images.
+
+    Raises: ConfigError if the file is missing, damaged or of another net.
+    """
+    if config.init.hha_checkpoint is not None:
+        raise ConfigError("init.hha_checkpoint: two streams start from two checkpoints (.pt)")
+    try:
+        exported, contract = network_from_onnx(path)
+    except (OSError, NetworkFromOnnxError) as error:
+        raise ConfigError(f"init.checkpoint: {error}") from error
+    if exported.spec is not None:
+        _check_same_net(exported.spec, config.network, path)
+    names = tuple(each.name for each in contract.classes)
+    same_classes = {"": names} == data.info.class_names
+    held = {name.removesuffix(".weight"): value for name, value in exported.state_dict().items()}
+    layers = {
+        name: Layer(held[name].numpy(), held[f"{name}.bias"].numpy())
+        for name in convolutions(network).values()
+        if name in held and (same_classes or name.startswith("backbone."))
+    }
+    needed = {
+        name: name
+        for name in convolutions(network).values()
+        if name in layers or name.startswith("backbone.")
+    }
+    try:
+        transplant(network, layers, needed, source=str(path))
+    except WeightsError as error:
+        raise ConfigError(f"init.checkpoint: {error}") from error
+    copied = {id(network.get_submodule(name)) for name in layers}
+    pairs = [pair for pair in norm_pairs(network) if id(pair.conv) in copied]
+    if pairs:
+        restore(network, pairs, _calibration(config, data))
+    own = [name for name in convolutions(network).values() if name not in layers]
+    return Taken(tuple(layers), tuple(own), ())
+
+
 def _previous(path: Path, config: TrainConfig, data: SegmentationDataset) -> tuple[Weights, bool]:
     """Read the weights of the checkpoint, and whether its classes are those of `data`.
 
@@ -131,7 +177,7 @@ def _weights(path: Path, wanted: NetworkSpec, data: SegmentationDataset) -> tupl
         raise ConfigError(
             f"init.checkpoint: {error}; train the previous stage first, or say where it is"
         ) from error
-    _check_same_net(checkpoint, wanted, path)
+    _check_same_net(checkpoint.network, wanted, path)
     same_classes = [*checkpoint.dataset.class_names.values()] == [*data.info.class_names.values()]
     return checkpoint.ema or checkpoint.weights, same_classes
 
@@ -145,16 +191,17 @@ def _of_stream(weights: Weights, stream: str) -> Weights:
     return named
 
 
-def _check_same_net(checkpoint: Checkpoint, now: NetworkSpec, path: Path) -> None:
+def _check_same_net(before: NetworkSpec, now: NetworkSpec, path: Path) -> None:
     """Refuse another net. Raises: ConfigError naming every field that differs and must not."""
-    before = checkpoint.network
     # What layers both have by the same name, and yet they would mean another thing. The rest may
     # change from stage to stage: skips are added, and upsampling may begin to learn.
     fields = ["backbone", "padding", "modality"]
-    if before.variant in ("16s", "8s"):
+    if before.variant in ("16s", "8s", "4s"):
         fields += ["skip_channels", "pool4_scale"]
-    if before.variant == "8s":
+    if before.variant in ("8s", "4s"):
         fields += ["pool3_scale"]
+    if before.variant == now.variant == "4s":
+        fields += ["pool2_channels"]
     differing = [
         f"network.{field} (there {getattr(before, field)}, here {getattr(now, field)})"
         for field in fields
@@ -197,6 +244,11 @@ def load_imagenet(
         raise ConfigError(f"init.imagenet: cannot use {path}: {error}") from error
     if not backbone.norm_pairs():
         return
+    backbone.restore_norms(_calibration(config, data))
+
+
+def _calibration(config: TrainConfig, data: SegmentationDataset) -> Iterator[Tensor]:
+    """Yield batches of training images at their own scale, to measure norms on."""
     augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
     count = min(config.init.calibration_images, len(data))
     steps = step_loader(
@@ -208,5 +260,6 @@ def load_imagenet(
         total=max(1, count // _BATCH),
         workers=0,
     )
-    bar = tqdm(steps, "measuring norms", unit="batch")
-    backbone.restore_norms(images.float() for step in bar for images, _target in step)
+    for step in tqdm(steps, "measuring norms", unit="batch"):
+        for images, _target in step:
+            yield images.float()

@@ -25,6 +25,7 @@ FREE = frozenset(
         "init.checkpoint",
         "init.hha_checkpoint",
         "name",
+        "schedule.patience",
         "schedule.val_every_epochs",
         "threads",
     }
@@ -34,7 +35,7 @@ that run on another number of threads, or compiled). Of a file only the place is
 must be the same one."""
 
 
-_TRACES = ("log.csv", "tensorboard", "config.json")
+_TRACES = ("log.csv", "curves.png", "tensorboard", "config.json")
 """A run leaves these in its folder before its first checkpoint."""
 
 

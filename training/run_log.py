@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from model.contract import ClassInfo, palette_of
+from training.curves import draw_curves
 from training.datasets.base import VOID, Sample, UInt8Array
 from training.evaluation.metrics import Scores
 
@@ -18,7 +19,8 @@ _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu
 
 
 class RunLog:
-    """Appends to `run_dir/log.csv` and `run_dir/tensorboard`; a resumed run goes on in both."""
+    """Appends to `run_dir/log.csv` and `run_dir/tensorboard`, in which a resumed run goes on, and
+    draws `run_dir/curves.png`."""
 
     def __init__(self, run_dir: Path, classes: tuple[ClassInfo, ...], iteration: int = 0) -> None:
         """Open the log; `iteration` is where the run (re)starts: log lines from beyond it are
@@ -80,6 +82,7 @@ class RunLog:
             }
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
+        draw_curves(self._rows_until(iteration), self.path.with_name("curves.png"))
         for key, value in row.items():
             if key not in ("iteration", "epoch"):
                 tag = key if key.startswith("val_iu/") else key.replace("val_", "val/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from model.network import SegmentationNetwork
 from training.advice import advice
 from training.analysis.masking import mask_images
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, DataConfig, TrainConfig
 from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.datasets.coverage import Coverage
+from training.datasets.hold_out import hold_out
+from training.datasets.resize import Resized
 from training.distributed import SINGLE, World
 from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
@@ -48,9 +50,9 @@ def train(
     """Train to the end of the schedule; returns the last checkpoint.
 
     Writes `run_dir/last.pt` after every epoch, `best.pt` when val mean IU rises, config.json,
-    log.csv and tensorboard/ (neither with `run_log=None`). `resume` continues from last.pt
-    exactly: weights, optimiser, schedule, average, iteration and random state; `stop_after` ends
-    early after that many iterations, as an interruption would. The main process writes.
+    log.csv, curves.png and tensorboard/ (none of them with `run_log=None`). `resume` continues from
+    last.pt exactly: weights, optimiser, schedule, average, iteration and random state; `stop_after`
+    ends early after that many iterations, as an interruption would. The main process writes.
 
     Raises: ConfigError, DatasetError, CheckpointError.
     """
@@ -83,10 +85,8 @@ class Trainer:
         torch.manual_seed(config.seed + world.rank)
         data = config.data
         self.train_data, self.val_data = (
-            mask_images(
-                open_dataset(data.dataset, config.data.root, split, data.classes), data.mask
-            )
-            for split in (data.train_split, data.val_split)
+            mask_images(Resized(split, data.resize) if data.resize else split, data.mask)
+            for split in _open_splits(data, config.data.root)
         )
         check_fits(config, self.train_data.info)
         if world.is_main and not resume:
@@ -97,7 +97,7 @@ class Trainer:
         _check_divisible(self.plan, world)
         self.total = schedule.total_iterations(self.plan.steps_per_epoch)
         self.epoch_losses: list[float] = []
-        self.best_mean_iu = 0.0
+        self.best_mean_iu, self.best_iteration = 0.0, 0
         self.val_scores: dict[str, Any] | None = None
         checkpoint = load_checkpoint(last) if resume else None
         if checkpoint is not None:
@@ -146,7 +146,7 @@ class Trainer:
             desc=self.config.name,
             disable=not self.world.is_main,
         ) as bar:
-            for step in self._steps():
+            for step in self._steps() if not self._stalled else ():
                 self.epoch_losses.append(learner.step(step))
                 images_done += self.plan.step_size
                 bar.update()
@@ -158,8 +158,13 @@ class Trainer:
                 if learner.iteration % per_epoch == 0 or learner.iteration == self.total:
                     checkpoint = self._end_epoch(images_done / (time.perf_counter() - started))
                     images_done, started = 0, time.perf_counter()
-                if learner.iteration >= end:
+                if learner.iteration >= end or self._stalled:
                     break
+        if self._stalled and self.world.is_main:
+            tqdm.write(
+                f"ended early: no better val mean IU since iteration {self.best_iteration} "
+                f"(schedule.patience={self.config.schedule.patience})"
+            )
         if checkpoint is None or checkpoint.iteration != learner.iteration:
             checkpoint = self._checkpoint()
             self._save("last.pt", checkpoint)
@@ -194,14 +199,23 @@ class Trainer:
             self._log(self.run_log, epoch, images_per_s, scores)
         self.epoch_losses = []
         improved = scores is not None and scores.mean_iu > self.best_mean_iu
-        if scores is not None:
-            self.best_mean_iu = max(self.best_mean_iu, scores.mean_iu)
+        if scores is not None and improved:
+            self.best_mean_iu, self.best_iteration = scores.mean_iu, iteration
         checkpoint = self._checkpoint()
         # The best first: interrupted in between, a resumed run repeats the epoch and both.
         if improved or (scores is not None and not (self.run_dir / "best.pt").exists()):
             self._save("best.pt", checkpoint)
         self._save("last.pt", checkpoint)
         return checkpoint
+
+    @property
+    def _stalled(self) -> bool:
+        """Tell whether the last `schedule.patience` validations brought nothing better."""
+        schedule = self.config.schedule
+        if schedule.patience is None:
+            return False
+        between = schedule.val_every_epochs * self.plan.steps_per_epoch
+        return self.learner.iteration - self.best_iteration >= schedule.patience * between
 
     def _log(self, run_log: RunLog, epoch: int, images_per_s: float, scores: Scores | None) -> None:
         iteration, optimizer = self.learner.iteration, self.config.optimizer
@@ -259,6 +273,16 @@ class Trainer:
         self.epoch_losses = list(checkpoint.epoch_losses)
         self.best_mean_iu = checkpoint.best_mean_iu
         self.val_scores = checkpoint.val_scores
+        if (best := self.run_dir / "best.pt").exists():
+            self.best_iteration = load_checkpoint(best, mmap=True).iteration
+
+
+def _open_splits(data: DataConfig, root: Path) -> Iterable[SegmentationDataset]:
+    """Open what is learned from and what is validated on. Raises: DatasetError."""
+    learned = open_dataset(data.dataset, root, data.train_split, data.classes)
+    if data.hold_out is not None:
+        return hold_out(learned, data.hold_out)
+    return learned, open_dataset(data.dataset, root, data.val_split, data.classes)
 
 
 def _look_for_classes(*splits: SegmentationDataset) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import generator, record
+from bench import generator, limit, record
 from bench.images import write_jpeg
 from bench.peers import contenders, report
 from bench.peers.contenders import CACHE, CONTENDERS, LIMIT, OURS, PEER_LIST
@@ -161,6 +161,8 @@ def run(
         "open_seconds": args.open_seconds,
         "warm": args.warm,
     }
+    if slot.name != LIMIT:
+        task["limit"] = limit.best(finished[Slot(0, "limit", LIMIT)]["ways"])
     if (choice := finished.get(Slot(0, "variants", slot.name))) is not None:
         task["variant"] = choice["chosen"]
     said = ""

@@ -44,7 +44,7 @@ class Network:
             path or os.environ["BENCH_MODEL"], options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
-        self._palette = palette(self._session.get_modelmeta().custom_metadata_map)
+        self._palette = palette(self._session.get_modelmeta().custom_metadata_map[CONTRACT_KEY])
 
     def run(self, batch: UInt8Array) -> UInt8Array:
         """Gives the labels, uint8 [N,H,W], of uint8 RGB [N,H,W,3]."""
@@ -53,11 +53,7 @@ class Network:
 
     def encode(self, label_map: UInt8Array) -> bytes:
         """Packs uint8 [H,W] into a palette PNG."""
-        image = Image.fromarray(label_map)
-        image.putpalette(self._palette)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-        return buffer.getvalue()
+        return encode(label_map, self._palette)
 
     def segment(self, body: bytes) -> bytes:
         """Makes a palette PNG of the JPEG's size."""
@@ -74,9 +70,18 @@ def decode(body: bytes) -> UInt8Array:
         return np.array(image.convert("RGB"))
 
 
-def palette(metadata: dict[str, str]) -> bytes:
-    """Reads the colours of 256 classes from the contract inside the model file."""
+def encode(label_map: UInt8Array, palette: bytes) -> bytes:
+    """Packs uint8 [H,W] into a palette PNG."""
+    image = Image.fromarray(label_map)
+    image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
+def palette(contract: str) -> bytes:
+    """Reads the colours of 256 classes from the contract inside the model file, which is JSON."""
     table = bytearray(768)
-    for info in json.loads(metadata[CONTRACT_KEY])["classes"]:
+    for info in json.loads(contract)["classes"]:
         table[3 * info["id"] : 3 * info["id"] + 3] = bytes(info["color"])
     return bytes(table)

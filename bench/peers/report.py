@@ -49,6 +49,8 @@ def collect(
     limits = results(LIMIT, "limit")
     ways = [
         {
+            "engine": one[0].get("engine", "onnxruntime"),
+            "precision": one[0].get("precision", settings["precision"]),
             "loops": one[0]["loops"],
             "threads": one[0]["threads"],
             "images_per_s": median(way["images_per_s"] for way in one),
@@ -127,8 +129,10 @@ def table(measured: dict[str, Any]) -> str:
     ]
     for way in measured["limit"]["ways"]:
         loops = f"{way['loops']} loop{'s'[: way['loops'] > 1]}"
+        # The tables of 2026-11-24 had the limit of the servers' own engine and precision alone.
+        title = " ".join(("bare limit", way.get("engine", ""), way.get("precision", ""))).strip()
         lines.append(
-            f"| bare limit | {loops} x {way['threads']} thread{'s'[: way['threads'] > 1]} "
+            f"| {title} | {loops} x {way['threads']} thread{'s'[: way['threads'] > 1]} "
             f"| {way['images_per_s']:.1f} | {share(way['images_per_s'], limit)} "
             f"| {way['p50_ms']:.0f} ms | | | | |"
         )

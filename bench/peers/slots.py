@@ -49,7 +49,8 @@ def run(task: Task) -> dict[str, Any]:
 
 def capacity(task: Task) -> float:
     """Measures what the bare limit does now, in images per second."""
-    return limit.capacity(Path(task["model"]), Path(task["image"]), min(2, task["seconds"]))
+    model, image = Path(task["model"]), Path(task["image"])
+    return limit.capacity(model, image, min(2, task["seconds"]), task["limit"])
 
 
 def variants(contender: Contender, task: Task) -> dict[str, Any]:

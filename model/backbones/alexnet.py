@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
+from model.backbones.base import Backbone, BackboneSpec, Features
 from model.backbones.caffe import (
     CAFFE_PADDING,
     Padding,
@@ -25,7 +25,7 @@ from model.backbones.caffe import (
     max_pool3_map,
     scaled,
 )
-from model.coordinates import IMAGE, CoordinateMap
+from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 from model.preprocessing import PREPROCESSING, Preprocess
 from model.weights.names import Names
 
@@ -86,7 +86,7 @@ class AlexNet(Backbone):
         self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
         self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
         self.channels, self.maps = {32: fc_channels}, {32: alexnet_map(padding)}
-        self.crops = crops_of(self.maps)
+        self.crops = fcn_crops(self.maps)
         initialise(self)
 
     def forward(self, images: Tensor) -> Features:

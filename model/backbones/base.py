@@ -142,13 +142,6 @@ class Backbone(nn.Module, ABC):
         return {id(part) for module in self.pretrained_modules() for part in module.modules()}
 
 
-SAME_CROPS = fcn_crops(tile(8), tile(16), tile(32))
+SAME_CROPS = fcn_crops({stride: tile(stride) for stride in (4, 8, 16, 32)})
 """'same' networks: cell i at stride s covers pixels s*i .. s*i+s-1, so an upsampled map loses
 half a factor (kernel 2f overhangs by f/2) at the top and left, and nothing else."""
-
-
-def crops_of(maps: Mapping[int, CoordinateMap]) -> CropOffsets:
-    """Compute the crops that follow from where the cells of a backbone's maps lie."""
-    coarsest = max(maps)
-    inner = {stride: at for stride, at in maps.items() if stride != coarsest}
-    return fcn_crops(inner.get(8), inner.get(16), maps[coarsest])

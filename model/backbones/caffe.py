@@ -82,12 +82,14 @@ def initialise(network: nn.Module) -> None:
 class Copies(NamedTuple):
     """Describes rows of a map that are alike, computed once and put back after a pooling.
 
-    `more` copies of row `first`, and of the row that `last` rows follow, are put in; columns alike.
+    `more` copies of row `first`, and of the row that `last` rows follow, are put in for the next
+    layer, and `whole` for a score layer, which wants all; columns alike.
     """
 
     first: int
     last: int
     more: int
+    whole: int
 
 
 def constant_padding(pools: Sequence[CoordinateMap]) -> tuple[int, list[Copies]]:
@@ -114,16 +116,16 @@ def constant_padding(pools: Sequence[CoordinateMap]) -> tuple[int, list[Copies]]
         rows.append((first, last))
     steps = zip(rows, pools, shrunk, [*shrunk[1:], 0], strict=False)
     return shrunk[0], [
-        Copies(first, last, (now - then) // int(at.stride))
+        Copies(first, last, (now - then) // int(at.stride), now // int(at.stride))
         for (first, last), at, now, then in steps
     ]
 
 
-def put_back(x: Tensor, copies: Copies) -> Tensor:
-    """Restore the map [N,C,h,w] that the whole padding would have given."""
-    first, last, more = copies
+def put_back(x: Tensor, copies: Copies, more: int) -> Tensor:
+    """Put `more` of the copies into a map [N,C,h,w]."""
     if not more:
         return x
+    first, last = copies.first, copies.last
     for axis in (2, 3):
         before = (slice(None),) * axis
         parts = [

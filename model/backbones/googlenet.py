@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
+from model.backbones.base import Backbone, BackboneSpec, Features
 from model.backbones.caffe import (
     CAFFE_PADDING,
     Padding,
@@ -27,7 +27,7 @@ from model.backbones.caffe import (
     max_pool3_map,
     scaled,
 )
-from model.coordinates import IMAGE, CoordinateMap
+from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 from model.preprocessing import PREPROCESSING, Preprocess
 from model.weights.names import Names
 
@@ -132,7 +132,7 @@ class GoogLeNet(Backbone):
         self.dropout = nn.Dropout(dropout)
         self.channels = {8: outputs["3b"], 16: outputs["4e"], 32: outputs["5b"]}
         self.maps = googlenet_maps(padding)
-        self.crops = crops_of(self.maps)
+        self.crops = fcn_crops(self.maps)
         initialise(self)
 
     def forward(self, images: Tensor) -> Features:

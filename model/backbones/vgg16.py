@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbones.base import Backbone, BackboneSpec, Features, crops_of
+from model.backbones.base import Backbone, BackboneSpec, Features
 from model.backbones.caffe import (
     CAFFE_PADDING,
     TRUNCATIONS,
@@ -30,7 +30,7 @@ from model.backbones.caffe import (
     put_back,
     scaled,
 )
-from model.coordinates import IMAGE, CoordinateMap
+from model.coordinates import IMAGE, CoordinateMap, fcn_crops
 from model.modality import CHANNEL_COUNTS, HHA_MEAN, LOG_DEPTH_MEAN, RGB, Modality
 from model.preprocessing import PREPROCESSING, Preprocess, Preprocessing
 from model.weights.layers import Layer, LayerWeights
@@ -52,9 +52,10 @@ _CONV1_1_BGRD = "conv1_1_bgrd"
 
 
 def vgg16_maps(padding: Padding) -> dict[int, CoordinateMap]:
-    """Compute where the cells of pool3, pool4 and fc7 lie, by stride."""
+    """Compute where the cells of pool2, pool3, pool4 and fc7 lie, by stride."""
     pools = vgg16_pool_maps(padding)
-    return {8: pools[2], 16: pools[3], 32: pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))}
+    fc7 = pools[4].conv(FC6_KERNEL, pad=_fc6_padding(padding))
+    return {4: pools[1], 8: pools[2], 16: pools[3], 32: fc7}
 
 
 def vgg16_pool_maps(padding: Padding) -> list[CoordinateMap]:
@@ -74,7 +75,7 @@ def _pool_maps(at: CoordinateMap) -> list[CoordinateMap]:
 
 
 class VGG16(Backbone):
-    """Gives the maps of pool3 (stride 8), pool4 (16), and fc7 (32) after dropout.
+    """Gives the maps of pool2 (stride 4), pool3 (8), pool4 (16), and fc7 (32) after dropout.
 
     `fc_channels`: of fc6 and fc7; VGG's own are 4096, most of its 134 million parameters.
     `preprocessing`: must fit the weights. `modality`: of `rgb`, `rgbd` and `hha`. Depth is a fourth
@@ -86,7 +87,8 @@ class VGG16(Backbone):
     `cut_after`: a net that ends with that pool, its only tap.
 
     Any size from 1x1 in both forms. For `pad100` that follows from pooling in ceil mode: with p
-    rows in pool5, 32p >= H + 198, while FCN-32s needs 32p >= H + 179, 16s H + 171, 8s H + 167.
+    rows in pool5, 32p >= H + 198, while FCN-32s needs 32p >= H + 179, 16s H + 171, 8s H + 167,
+    4s less.
     """
 
     name = "vgg16"
@@ -127,13 +129,14 @@ class VGG16(Backbone):
             self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
             # Of single values, as Caffe's; Dropout2d would drop whole maps.
             self.drop6, self.drop7 = nn.Dropout(dropout), nn.Dropout(dropout)
-            self.channels = {8: channels[2], 16: channels[3], 32: fc_channels}
+            inner = dict(zip((4, 8, 16), channels[1:4], strict=True))
+            self.channels = {**inner, 32: fc_channels}
             self.maps = vgg16_maps(padding)
         else:
             stride = 2**self.blocks
             self.channels = {stride: inputs}
             self.maps = {stride: vgg16_pool_maps(padding)[self.blocks - 1]}
-        self.crops = crops_of(self.maps)
+        self.crops = fcn_crops(self.maps)
         initialise(self)
 
     def fold_constant_padding(self) -> None:
@@ -152,12 +155,15 @@ class VGG16(Backbone):
         pools = {}
         for block in range(1, self.blocks + 1):
             x = self.checkpointed(partial(self._block, block), x)
-            if block <= len(self._copies):
-                x = put_back(x, self._copies[block - 1])
             pools[2**block] = x
+            if block <= len(self._copies):
+                copies = self._copies[block - 1]
+                pools[2**block] = put_back(x, copies, copies.whole)
+                x = put_back(x, copies, copies.more)
         if self.cut_after is not None:
             return {2**self.blocks: x}
-        return {8: pools[8], 16: pools[16], 32: self.checkpointed(self._fully_connected, x)}
+        inner = {stride: pools[stride] for stride in (4, 8, 16)}
+        return {**inner, 32: self.checkpointed(self._fully_connected, x)}
 
     def _block(self, block: int, x: Tensor) -> Tensor:
         for index in range(1, CONVS_PER_BLOCK[block - 1] + 1):
@@ -274,7 +280,7 @@ def _torchvision(features: tuple[int, ...]) -> dict[str, str]:
 SPEC = BackboneSpec(
     name="vgg16",
     build=_build,
-    taps={8: "pool3", 16: "pool4", 32: "fc7"},
+    taps={4: "pool2", 8: "pool3", 16: "pool4", 32: "fc7"},
     options=frozenset(
         {"fc6_channels", "padding", "preprocessing", "modality", "batch_norm", "truncation"}
     ),

@@ -35,7 +35,7 @@ from typing import Final, Self
 from service.api.keys import ANYBODY, PREDICT, Keys, offered
 from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
-from service.core.types import SegmentReply
+from service.core.types import Client, SegmentReply
 from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
@@ -148,7 +148,7 @@ class Calls:
         return Call(self, record, time_left, network_of(address))
 
 
-class Call:
+class Call(Client):
     """Accompanies one request, or one image of a stream, from its first byte to its answer.
 
     outcome: how it failed, once it has and somebody is left to be told. time_left: seconds to the

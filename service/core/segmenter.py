@@ -34,6 +34,7 @@ from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
 from service.core.outputs.registry import Encoder, all_outputs
 from service.core.types import (
+    NOBODY,
     Client,
     Clock,
     IndexEntry,
@@ -175,26 +176,25 @@ class Segmenter:
         ready = [model.default.state is ModelState.READY for model in self.models()]
         return self._started and not self._draining and (any(ready) or not ready)
 
-    def check(self, options: SegmentOptions) -> None:
-        """Refuses what `segment` would refuse now whatever the image; raises as that does."""
+    def check(self, options: SegmentOptions, client: Client = NOBODY) -> None:
+        """Refuses before an upload what `segment` would refuse now. Raises: as `segment`."""
         model = self._model(options)
         deadline = self._deadline(options)
         _encoder(options, model)
-        self._admission.check(model.queue)
-        model.queue.check(deadline, options.priority)
+        self._admission.check(model.queue, client=client.client)
+        model.queue.check(deadline, options.priority, client.client)
 
-    def check_any(self, deadline_s: float | None) -> None:
-        """Checks what can be before the model is known: of several models any may be free.
-        Raises: Overloaded."""
+    def check_any(self, deadline_s: float | None, client: Client = NOBODY) -> None:
+        """Checks what can be before it is known which model is meant. Raises: Overloaded."""
         queues = [model.queue for model in self._registry.models() if model.queue.alive]
         if queues:
-            self._admission.check(queues[0])
+            self._admission.check(queues[0], client=client.client)
         if len(queues) == 1:
             deadline = None if deadline_s is None else self._clock() + deadline_s
-            queues[0].check(deadline, Priority.HIGH)
+            queues[0].check(deadline, Priority.HIGH, client.client)
 
     async def segment(
-        self, image: bytes | UInt8Array, options: SegmentOptions, client: Client | None = None
+        self, image: bytes | UInt8Array, options: SegmentOptions, client: Client = NOBODY
     ) -> SegmentReply:
         """Labels an image and encodes the reply. Cancelling the task drops the work.
 
@@ -211,10 +211,10 @@ class Segmenter:
             header = Header("RGB", image.shape[0], image.shape[1])
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
-        permit = self._admission.admit(model.queue, header, n_bytes, deadline, options.priority)
+        asked = deadline, options.priority, client.client
+        permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
-            if client is not None:
-                client.charge(header.pixels)
+            client.charge(header.pixels)
             clock, most = self._clock, self._whole_pixels
             job = _Job(
                 image, header, options, model, encoder, permit, clock, self._decoder.decode, most
@@ -267,6 +267,7 @@ class Segmenter:
                 at_once=model.shared_instances,
                 deadline=request.deadline,
                 priority=options.priority,
+                client=request.client,
                 postprocess=job.encoder.reduce if job.encoder.needs_logits else None,
             )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,10 @@ class Score(StrEnum):
 
 
 class Priority(IntEnum):
-    """Says who goes first when the device is busy, for a while: nobody waits for ever."""
+    """Says which of a client's images goes first when the device is busy, for a while.
+
+    LOW is bulk work, of any client: it gets what the others leave, and a share of its own.
+    """
 
     HIGH = 0
     NORMAL = 1
@@ -128,14 +131,18 @@ class SegmentReply:
     scores: tuple[Float32Array, ...] = ()
 
 
-class Client(Protocol):
+class Client:
     """Says who asks. client: whose request it is, for its turn among others."""
 
-    client: str
+    __slots__ = ()
+    client: str = ""
 
     def charge(self, pixels: int) -> None:
         """Is told of an admitted image, before it is decoded. Raises: LimitExceeded."""
-        ...
+
+
+NOBODY: Final = Client()
+"""Asks where all requests are of one client."""
 
 
 class ModelState(StrEnum):

@@ -55,7 +55,7 @@ SAID = [
     ("python", ("tiny (1, 30, 50)",)),
     ("python", ("tiny (1, 30, 50)",)),
     ("sh", ("tiny",)),
-    ("sh", ('fcn_model_info{model="tiny"',)),
+    ("sh", ('fcn_model_info{engine="onnxruntime",model="tiny"',)),
     ("python", ("SERVING",)),
 ]
 """Each snippet's language, and what it prints, beside the images that it writes."""

@@ -27,6 +27,7 @@ from tests.contract.test_openapi import schemathesis
 from tests.drawing import png, street
 from tests.serving import Server, running
 from tests.tiny_models import expected_label_map, write_model
+from tests.waiting import until
 
 ALICE, BOB = "alice-has-this-key", "bob+has/another=1"
 GOOD = png(street())
@@ -169,6 +170,7 @@ def test_the_callers_name_is_logged_and_counted(keyed: Server) -> None:
     keyed.rest.get("/v1/models", headers={"X-Request-ID": "by-nobody"})
     # Of the stream, the image and the call.
     keyed.settles(series, before + 4)
+    until(lambda: "request_id=by-nobody" in keyed.log(), keyed.log)
     lines = keyed.log().splitlines()
     for request_id in ("rest-by-alice", "grpc-by-alice", "grpc-by-alice/1"):
         assert any(f"request_id={request_id} " in x and "caller=alice" in x for x in lines)
@@ -252,12 +254,16 @@ def test_health_and_reflection_are_open(keyed: Server) -> None:
     assert "segmentation.v1.Segmentation" in services
 
 
-def test_an_unknown_call_is_gRPCs_to_answer(keyed: Server) -> None:
+def test_an_unknown_call_is_told_only_to_whom_a_key_lets_in(keyed: Server) -> None:
     call = keyed.channel.unary_unary("/segmentation.v1.Segmentation/Nope", None, None)
-    with pytest.raises(grpc.RpcError) as caught:
-        call(b"", timeout=30)
-    assert isinstance(caught.value, grpc.Call)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    for metadata, code in (
+        ((), grpc.StatusCode.UNAUTHENTICATED),
+        ((("x-api-key", ALICE),), grpc.StatusCode.UNIMPLEMENTED),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=30, metadata=metadata)
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() is code
 
 
 def test_the_admin_key_opens_what_it_did_and_nothing_else_does(keyed: Server) -> None:

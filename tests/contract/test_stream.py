@@ -14,6 +14,7 @@ from fcn_client.stubs import segmentation_pb2 as pb
 from tests.contract.conftest import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tests.drawing import png, street
 from tests.serving import Server
+from tests.waiting import until
 
 IMAGES = [png(street(16 + n, 24, seed=n)) for n in range(4)]
 METHOD = "/segmentation.v1.Segmentation/"
@@ -143,9 +144,8 @@ def test_an_item_is_a_segment_to_the_operator(server: Server) -> None:
     assert dict(call.trailing_metadata())["x-request-id"] == "a-drive"
     for series, count, more in zip(counts, before, (2, 1), strict=True):
         server.settles(series, count + more)
-    lines = [line for line in server.log().splitlines() if "request_id=a-drive" in line]
-    assert sum("grpc Segment OK request_id=a-drive/frame-" in line for line in lines) == 2
-    assert sum("grpc SegmentStream OK request_id=a-drive " in line for line in lines) == 1
+    until(lambda: server.log().count("grpc SegmentStream OK request_id=a-drive ") == 1, server.log)
+    assert server.log().count("grpc Segment OK request_id=a-drive/frame-") == 2
 
 
 def test_compressed_messages_are_read(server: Server, expected: list[bytes]) -> None:

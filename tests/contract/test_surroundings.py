@@ -30,6 +30,8 @@ METRICS = {
     "fcn_limited": set(),  # {caller, limit}, once there is one
     "fcn_wrong_keys": set(),
     "fcn_keys_stale": set(),
+    "fcn_tls_certificate_stale": set(),
+    "fcn_tls_certificate_expiry_timestamp_seconds": set(),
     "fcn_log_lines_dropped": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),
@@ -185,3 +187,23 @@ def test_openapi_lists_every_operation(server: Server) -> None:
     assert "multipart/form-data" in post["requestBody"]["content"]
     assert "application/problem+json" in post["responses"]["429"]["content"]
     assert server.rest.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [("POST", "/segment", 200), ("POST", "/segment?output=overlay", 200), ("GET", "/metrics", 200)]
+    + [("POST", "/segment?alpha=9", 400), ("GET", "/nope", 404), ("GET", "/", 200)],
+)
+def test_no_browser_runs_frames_or_keeps_an_answer(
+    server: Server, method: str, path: str, code: int
+) -> None:
+    content = png(street()) if method == "POST" else None
+    reply = server.rest.request(method, path, content=content)
+    assert reply.status_code == code
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert reply.headers["referrer-policy"] == "no-referrer"
+    assert reply.headers["cache-control"] == "no-store"
+    page = server.rest.get("/", headers={"Accept": "text/html"})
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-cache"

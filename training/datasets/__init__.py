@@ -8,18 +8,19 @@ from training.datasets.ade20k import ADE20K
 from training.datasets.base import DatasetError, DatasetInfo, SegmentationDataset
 from training.datasets.cityscapes import CITYSCAPES
 from training.datasets.coco_stuff import COCO_STUFF
-from training.datasets.folder import CAMVID, FOLDER, load_info
+from training.datasets.folder import CAMVID, FACADE, FOLDER, load_info
 from training.datasets.format import Format, open_split
 from training.datasets.nyudv2 import NYUDV2, NYUDV2_HHA, NYUDV2_RGB_HHA, NYUDV2_RGBD
 from training.datasets.pascal_context import PASCAL_CONTEXT
 from training.datasets.siftflow import SIFTFLOW, SIFTFLOW_BOTH, SIFTFLOW_GEOMETRIC
-from training.datasets.voc import SBD, VOC2011, VOC2012
+from training.datasets.voc import SBD, VOC2011, VOC2012, VOC_ANIMALS
 
 DATASETS: dict[str, Format] = {
     "ade20k": ADE20K,
     "camvid": CAMVID,
     "cityscapes": CITYSCAPES,
     "coco_stuff": COCO_STUFF,
+    "facade": FACADE,
     "folder": FOLDER,
     "nyudv2": NYUDV2,
     "nyudv2_hha": NYUDV2_HHA,
@@ -32,6 +33,7 @@ DATASETS: dict[str, Format] = {
     "siftflow_geometric": SIFTFLOW_GEOMETRIC,
     "voc2011": VOC2011,
     "voc2012": VOC2012,
+    "voc_animals": VOC_ANIMALS,
 }
 
 

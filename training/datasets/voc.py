@@ -13,11 +13,15 @@ Source: shelhamer/fcn.berkeleyvision.org, data/pascal/README.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from model.contract import ClassInfo
 from training.datasets.base import VOID, DatasetError, DatasetInfo, UInt8Array, read_label_png
+from training.datasets.folder import load_info
 from training.datasets.format import Format, LabelReader, Pair, first_folder, read_ids
 from training.datasets.labels import LabelTable, MatLabels
 
@@ -128,6 +132,20 @@ def _read_either(path: Path, classes: Sequence[ClassInfo]) -> UInt8Array:
     return read_label_png(path, classes)
 
 
+def _animals_reader(_root: Path, info: DatasetInfo) -> LabelReader:
+    """Read VOC's own numbers, then take those whose names are in the class list."""
+    own = load_info(Path(__file__).with_name("voc2012.yaml")).classes
+    ids = np.full(256, VOID, np.uint8)
+    for each in info.classes:
+        ids[next(one.id for one in own if one.name == each.name)] = each.id
+    return partial(_read_animals, classes=own, ids=ids)
+
+
+def _read_animals(path: Path, classes: Sequence[ClassInfo], ids: UInt8Array) -> UInt8Array:
+    chosen: UInt8Array = ids[read_label_png(path, classes)]
+    return chosen
+
+
 VOC2011 = Format(
     layout="VOCdevkit/VOC2011 and, for seg11valid, SBD's benchmark_RELEASE/dataset",
     where=_VOC_PAGE.format(2011),
@@ -148,6 +166,15 @@ VOC2012 = Format(
     pairs=_voc2012_pairs,
     classes="voc2012.yaml",
 )
+
+VOC_ANIMALS = replace(
+    VOC2012,
+    where=f"photos of {_VOC_PAGE.format(2012)}, any part of them",
+    splits={"train": 2179, "val": 250},
+    classes="voc_animals.yaml",
+    reader=_animals_reader,
+)
+"""Those of VOC's classes that people photograph most; the rest is void."""
 
 SBD = Format(
     layout=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from training.datasets import DatasetInfo, SegmentationDataset
 from training.datasets.base import UInt8Array
 from training.datasets.coverage import few
 from training.distributed import SINGLE, World
+from training.evaluation.audit import Audit
 from training.evaluation.metrics import Confusion
 from training.evaluation.predictors import Predictor
 
@@ -57,18 +59,24 @@ def evaluate(
     *,
     progress: bool = True,
     world: World = SINGLE,
+    audit: Audit | None = None,
 ) -> Confusion:
     """Count over the whole split, one image at a time at its own size.
 
     Each process predicts its share of the images, no image twice; the matrices are summed once,
-    and all get the sum. Raises: DatasetError, EvaluationError.
+    and all get the sum. `audit` gets each image's counts. Raises: DatasetError, EvaluationError.
     """
     confusion = Confusion(data.info.head_sizes)
     indices = world.share(range(len(data)))
     shown = progress and world.is_main
     for index in tqdm(indices, data.split, unit="image", disable=not shown):
         sample = data[index]
-        count_image(confusion, data.pairs[index][0], sample.target, predict(sample.image))
+        started = time.perf_counter()
+        prediction = predict(sample.image)
+        seconds = time.perf_counter() - started
+        count_image(confusion, data.pairs[index][0], sample.target, prediction)
+        if audit is not None:
+            audit.add(index, data.info.head_sizes, sample.target, prediction, seconds)
     confusion.counts = world.sum(torch.from_numpy(confusion.counts)).numpy()
     return confusion
 

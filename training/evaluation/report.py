@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,17 @@ from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import Absent, Confusion, ScoreError
 
 _SHOWN_FAILURES = 20
+
+
+def class_table(scores: Mapping[str, Any]) -> str:
+    """Format the IU per class, in percent, and the mean, of scores as `Confusion.to_dict` has
+    them."""
+    rows = {**scores["class_iu"], "mean IU": scores["mean_iu"]}
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{name:<{width}}  {'-' if iu is None else f'{100 * iu:.2f}':>6}"
+        for name, iu in rows.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,8 @@ class Report:
     """Says what classes without a labelled pixel do to the means."""
     mask: Mask = "all"
     """The pixels of the images that were kept."""
+    flip: bool = False
+    """Each image was predicted mirrored, too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values. Scores are shares in 0..1; None for a class that left the
@@ -47,6 +61,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "absent": self.absent,
             "mask": self.mask,
+            "flip": self.flip,
             "unlabelled_classes": self.unlabelled,
             **self.confusion.to_dict(self.data.info.class_names, self.absent),
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
@@ -93,11 +108,9 @@ class Report:
         except ScoreError:
             return None
 
-    def table(self) -> str:
-        """Format the IU and the share of the labelled pixels per class, then the metrics; in
-        percent."""
-        heads = self.data.info.heads
-        names = [info.name for classes in heads.values() for info in classes]
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Compute the metrics by their names, shares of 1."""
         scores = self.confusion.scores(self.absent)
         metrics = {
             "pixel accuracy": scores.pixel_accuracy,
@@ -105,13 +118,22 @@ class Report:
             "mean IU": scores.mean_iu,
             "frequency weighted IU": scores.frequency_weighted_iu,
         }
-        for head in list(heads)[1:]:
+        for head in list(self.data.info.heads)[1:]:
             other = self.confusion.of(head).scores(self.absent)
             metrics[f"pixel accuracy of {head}"] = other.pixel_accuracy
         if self._objects is not None:
             metrics["mean IU without background"] = self._objects
+        return metrics
+
+    def table(self) -> str:
+        """Format the IU and the share of the labelled pixels per class, then the metrics; in
+        percent."""
+        heads = self.data.info.heads
+        names = [info.name for classes in heads.values() for info in classes]
+        metrics = self.metrics
         width = max(map(len, ["class", *names, *metrics]))
         masked = "" if self.mask == "all" else f", {self.mask} alone"
+        masked += ", mirrored too" if self.flip else ""
         lines = [
             f"{self.source} on {self.data.info.data.name}, {self.data.split}{masked}: "
             f"{self.evaluation.images} images, "

@@ -6,6 +6,7 @@ Nothing else in training needs the client.
 from __future__ import annotations
 
 import io
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fcn_client.predict import RemoteLabeller
 from fcn_client.sync.window import in_window
 from training.datasets import DatasetError, SegmentationDataset
 from training.datasets.base import UInt8Array
+from training.evaluation.audit import Audit
 from training.evaluation.evaluate import (
     Evaluation,
     EvaluationError,
@@ -86,6 +88,7 @@ def evaluate_files(
     *,
     in_flight: int = 4,
     progress: bool = True,
+    audit: Audit | None = None,
 ) -> Evaluation:
     """Count as `evaluate` does, for a predictor that decodes the image files itself.
 
@@ -98,9 +101,10 @@ def evaluate_files(
     failures: list[Failure] = []
     scored = 0
 
-    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array] | Exception:
+    def work(index: int, _item: int) -> tuple[UInt8Array, UInt8Array, float] | Exception:
         try:
-            return data.target(index), predict(data.pairs[index][0])
+            target, started = data.target(index), time.perf_counter()
+            return target, predict(data.pairs[index][0]), time.perf_counter() - started
         except (ImageFailed, ServerLost, DatasetError, OSError) as error:
             return error
 
@@ -114,8 +118,11 @@ def evaluate_files(
             bar.update()
             if isinstance(answer, tuple):
                 try:
-                    count_image(confusion, image, *answer)
+                    target, prediction, seconds = answer
+                    count_image(confusion, image, target, prediction)
                     scored += 1
+                    if audit is not None:
+                        audit.add(index, data.info.head_sizes, target, prediction, seconds)
                 except (EvaluationError, ScoreError) as error:
                     answer = error
             if isinstance(answer, Exception):

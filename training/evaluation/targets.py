@@ -14,7 +14,9 @@ from model.modality import RGB, Modality
 from training.analysis.masking import Mask, mask_images
 from training.checkpoint import load_checkpoint
 from training.datasets import DatasetInfo, SegmentationDataset
+from training.datasets.base import UInt8Array
 from training.distributed import SINGLE, World
+from training.evaluation.audit import Audit
 from training.evaluation.evaluate import (
     Evaluation,
     EvaluationError,
@@ -80,17 +82,20 @@ def score(
     in_flight: int = 4,
     progress: bool = True,
     world: World = SINGLE,
+    audit: Audit | None = None,
 ) -> Evaluation:
     """Evaluate the whole split, its images masked by `mask` and shared among the processes.
 
-    `in_flight`: files that a server is asked for at a time.
+    `in_flight`: files that a server is asked for at a time. `audit` gets each image's counts.
     Raises: EvaluationError, DatasetError.
     """
     _check_heads(target, data.info)
     check_classes(next(iter(target.class_names.values())), target.name, data.info)
     data = mask_images(data, mask)
+    if audit is not None and world.size > 1:
+        raise EvaluationError("a report is written by one process: leave torchrun out")
     if isinstance(target, NetworkTarget):
-        confusion = evaluate(target.predict, data, progress=progress, world=world)
+        confusion = evaluate(target.predict, data, progress=progress, world=world, audit=audit)
         return Evaluation(confusion, len(data))
     if mask != "all":
         raise EvaluationError(
@@ -101,7 +106,14 @@ def score(
         raise EvaluationError("a server is asked by one process: leave torchrun out")
     from training.evaluation.server import evaluate_files
 
-    return evaluate_files(target.predict, data, in_flight=in_flight, progress=progress)
+    return evaluate_files(target.predict, data, in_flight=in_flight, progress=progress, audit=audit)
+
+
+def predict_again(target: EvaluationTarget, data: SegmentationDataset, index: int) -> UInt8Array:
+    """Predict one image of what was scored. Raises: EvaluationError, DatasetError."""
+    if isinstance(target, NetworkTarget):
+        return target.predict(data[index].image)
+    return target.predict(data.pairs[index][0])
 
 
 def _check_heads(target: EvaluationTarget, info: DatasetInfo) -> None:
@@ -130,14 +142,18 @@ def open_target(
     threads: int = 0,
     api_key: str | None = None,
     deadline_s: float = DEADLINE_S,
+    flip: bool = False,
 ) -> EvaluationTarget:
     """Open the target that `text` names as KINDS says; a server's URL may end in `?model=NAME`,
     which `model` overrides.
 
     `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
     `api_key`: for a server that wants one, visible ASCII. `deadline_s`: for a server's answer.
+    `flip`: see `NetworkPredictor`, for a checkpoint alone.
     Raises: EvaluationError, CheckpointError, ContractError, FcnError.
     """
+    if flip and not text.lower().endswith(".pt"):
+        raise EvaluationError(f"--flip is for a checkpoint (.pt): {text} gives labels alone")
     parts = urlsplit(text)
     if parts.scheme in ("http", "https", "grpc", "grpcs"):
         return _server(text, model, api_key, deadline_s)
@@ -149,20 +165,20 @@ def open_target(
     if parts.scheme and len(parts.scheme) > 1 and not path.exists():
         raise EvaluationError(f"{text}: want {KINDS}")
     if path.suffix.lower() == ".pt":
-        return _checkpoint(path, threads)
+        return _checkpoint(path, threads, flip)
     if path.suffix.lower() == ".onnx":
         onnx = OnnxPredictor(path, threads)
         return NetworkTarget(str(path), "onnx", {"": onnx.contract.class_names}, onnx)
     raise EvaluationError(f"{text}: want {KINDS}")
 
 
-def _checkpoint(path: Path, threads: int) -> NetworkTarget:
+def _checkpoint(path: Path, threads: int, flip: bool) -> NetworkTarget:
     checkpoint = load_checkpoint(path)
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one
     network = checkpoint.build_network().to(device)
-    predict = NetworkPredictor(network)
+    predict = NetworkPredictor(network, flip=flip)
     return NetworkTarget(
         str(path),
         "checkpoint",

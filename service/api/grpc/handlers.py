@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 from service.api.call import HEADER, Call, Calls, Outcome
 from service.api.grpc.connections import Connections, Context
 from service.api.grpc.messages import MAX_STRUCTURE_BYTES, Bulk, parse
-from service.errors import InvalidParameter, UnknownMethod
+from service.errors import InvalidParameter, UnknownMethod, let_go
 
 ERROR_DOMAIN: Final = "fcn-serve"
 """Says in ErrorInfo whose reasons they are. Source: google/rpc/error_details.proto."""
@@ -73,7 +73,7 @@ async def handle(
                 raise asyncio.CancelledError from None
     except BaseException as error:
         if (outcome := call.outcome) is not None:
-            _let_go(error)
+            let_go(error)
             try:
                 await context.abort(outcome.status.code, outcome.text, _trailers(outcome))
             except aio.InternalError:  # the caller left meanwhile, which is no error of ours
@@ -220,14 +220,6 @@ async def read_single_message(read: Read[M], kind: type[M]) -> tuple[M, int]:
     if found is None:
         raise InvalidParameter(f"the call has no message: send one {kind.DESCRIPTOR.name}")
     return found
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Forgets the frames that an error came through: gRPC's own error keeps it in a circle, and so
-    the message that was being read, until the garbage collector comes by."""
-    while isinstance(error, Exception | asyncio.CancelledError):
-        error.__traceback__, context = None, error.__context__
-        error.__context__, error = None, context
 
 
 def _address(peer: str) -> str:

@@ -94,7 +94,7 @@ class Segmentation:
         )
 
     async def segment(self, call: Call, read: Read[pb.SegmentRequest]) -> pb.SegmentResponse:
-        self._segmenter.check_any(call.time_left())
+        self._segmenter.check_any(call.time_left(), call)
         with self._uploads.begin() as received:
             request, n_bytes = await read_single_message(read, pb.SegmentRequest)
             received(n_bytes)

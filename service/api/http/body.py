@@ -54,12 +54,15 @@ async def read_image(
     if form is None:
         return await read_raw(stream, max_bytes)
     received = 0
-    async for chunk in stream:
-        received += len(chunk)
-        if received > limit:
-            raise too_large(max_bytes)
-        form.feed(chunk)
-    return form.image()
+    try:
+        async for chunk in stream:
+            received += len(chunk)
+            if received > limit:
+                raise too_large(max_bytes)
+            form.feed(chunk)
+        return form.image()
+    finally:
+        form.close()
 
 
 def _form(content_type: str | None, content_encoding: str | None, max_bytes: int) -> _Form | None:
@@ -149,6 +152,10 @@ class _Form:
         if not self._parts:
             raise InvalidParameter(f"the form is empty: send the image as field {FIELD!r}")
         return b"".join(self._chunks)
+
+    def close(self) -> None:
+        """Lets go of the parser: both know each other, and the image would stay with them."""
+        del self._parser
 
     def _part_begin(self) -> None:
         self._parts += 1

@@ -17,7 +17,7 @@ from service.api.call import HEADER, Call, Calls
 from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
 from service.core.types import Timings
-from service.errors import Cancelled
+from service.errors import Cancelled, let_go
 
 T = TypeVar("T")
 
@@ -31,6 +31,14 @@ OPEN_PATHS: Final = frozenset(
 """These need no API key. All else does, also an address that does not exist."""
 OPEN_FOLDERS: Final = (f"{openapi.FILES_PATH}/", f"{OIP_PREFIX}/repository/")
 """The pages' files; and what the admin key guards, which see to that themselves."""
+
+SAFE_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
+"""Every answer has these, where it has not its own: no browser runs, frames or keeps one."""
 
 # How long, and for how many bytes, a refused upload is read on and thrown away after its answer
 # was sent. Closing at once would reset the connection, and a caller that still writes might
@@ -85,9 +93,10 @@ class RequestMiddleware:
                 if not is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
                 await self._app(scope, flow.receive, flow.send)
-        except BaseException:
+        except BaseException as error:
             if call.outcome is None or flow.started:
                 raise
+            let_go(error)
             response = error_response(call.outcome, scope["path"])
             await response(scope, flow.receive, flow.send)
 
@@ -140,6 +149,8 @@ class _Flow:
             self._call.record.code = str(status)
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._call.id
+            for name, value in SAFE_HEADERS:
+                headers.setdefault(name, value)
             for name, value in self._call.limit_headers():
                 headers[name] = value
             if self._call.record.timings is not None:

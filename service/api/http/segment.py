@@ -48,7 +48,7 @@ class SegmentEndpoint:
         # Parameters first: a typing mistake should not cost an upload. And whoever is to be turned
         # away should know it before, too.
         options = self._options(call, scope["query_string"], headers.get("accept"))
-        self._segmenter.check(options)
+        self._segmenter.check(options, call)
         with self._uploads.begin() as received:
             image = await self._uploads.in_time(self._read(headers, receive, received))
         call.uploaded()

@@ -121,7 +121,7 @@ class OipGrpc:
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(self, call: Call, read: Read[pb.ModelInferRequest]) -> pb.ModelInferResponse:
-        self._segmenter.check_any(call.time_left())
+        self._segmenter.check_any(call.time_left(), call)
         with self._uploads.begin() as received:
             request, n_bytes = await read_single_message(read, pb.ModelInferRequest)
             received(n_bytes)
@@ -169,7 +169,8 @@ class OipGrpc:
         call.asks_for(model)
         call.uploaded()
         # Of two errors, the one that REST finds before the upload.
-        self._segmenter.check(SegmentOptions(model, version, deadline_s=call.seconds_left()))
+        options = SegmentOptions(model, version, deadline_s=call.seconds_left())
+        self._segmenter.check(options, call)
 
         async def read() -> InferRequest:
             if any(len(tensor.contents.uint_contents) > _INLINE for tensor in request.inputs):

@@ -23,7 +23,7 @@ from service.api.oip.tensors import (
     output_tensors,
 )
 from service.core.segmenter import Segmenter
-from service.core.types import Client, SegmentOptions, SegmentReply
+from service.core.types import NOBODY, Client, SegmentOptions, SegmentReply
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -120,7 +120,7 @@ async def segment_all(
     *,
     max_pixels: int,
     as_numbers: bool,
-    client: Client | None = None,
+    client: Client = NOBODY,
     rejected: Callable[[str], None] = lambda reason: None,
 ) -> list[SegmentReply]:
     """Answers in the order of `images`; the first that fails fails them all.
@@ -157,7 +157,7 @@ class _Run:
         options: SegmentOptions,
         max_pixels: int,
         equal_sizes: bool,
-        client: Client | None,
+        client: Client,
         rejected: Callable[[str], None],
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}

@@ -95,7 +95,7 @@ class OipRest:
         call.asks_for(name)
         # Whoever is to be turned away should know it before an upload.
         options = SegmentOptions(name, version, deadline_s=self._deadline_s)
-        self._segmenter.check(options)
+        self._segmenter.check(options, call)
         self._check_headers(request)
         with self._uploads.begin() as received:
             body = await self._uploads.in_time(

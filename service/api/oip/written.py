@@ -25,6 +25,8 @@ _BEGINS: Final = re.compile(rb'"data"\s{0,64}:\s{0,64}(?=\[)')
 _MOST_KEYS: Final = 256
 _FIRST: Final = secrets.randbits(62)
 """Stands for the first array that was taken out: nobody can ask for one by its number."""
+_DEEPEST: Final = 8
+"""Lists within lists whose shape is told to a caller who nested his pixels otherwise."""
 _SPACE: Final = b" \t\r\n"
 _DIGITS: Final = b"0123456789"
 _AT_A_TIME: Final = 1 << 16
@@ -40,7 +42,11 @@ def take_out(text: bytes) -> tuple[bytes, dict[int, bytes]]:
         if (at := text.find(_KEY, at)) < 0:
             break
         if (key := _BEGINS.match(text, at)) is not None:
-            ends = min((n for c in b'"{}' if (n := text.find(c, key.end())) >= 0), default=at)
+            ends = text.find(b'"', key.end())
+            ends = len(text) if ends < 0 else ends  # each key looks no further than to the next
+            ends = min(
+                (n for c in b"{}" if (n := text.find(c, key.end(), ends)) >= 0), default=ends
+            )
             array = text[key.end() : ends].rstrip(_SPACE + b",")
             if array.endswith(b"]"):  # otherwise there is more than numbers in it
                 number = _FIRST + len(arrays)
@@ -150,8 +156,8 @@ def _is_frame(frame: bytes, shape: Sequence[int]) -> bool:
 
 
 def _shape_of(frame: bytes) -> list[int]:
-    """Reads the shape off the first element of each list."""
-    depth = len(frame) - len(frame.lstrip(b"["))
+    """Reads the shape off the first element of each list; off a few, of deeply nested ones."""
+    depth = min(len(frame) - len(frame.lstrip(b"[")), _DEEPEST)
     shape = []
     for n in range(depth):
         within = frame[: frame.find(b"]" * (n + 1))]

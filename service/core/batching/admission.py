@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from service.core.batching.policy import InferenceRequest
-from service.core.batching.queue import BatchQueue
+from service.core.batching.queue import BatchQueue, leaves_room
 from service.core.engines.memory import BYTES_PER_ADMITTED_PIXEL
 from service.core.images.decode import check_pixels
 from service.core.images.header import Header
@@ -48,6 +48,7 @@ class Admission:
         self._requests = 0
         self._bytes = 0
         self._memory_bytes = 0
+        self._of_client: dict[str, tuple[int, int, int]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -60,13 +61,14 @@ class Admission:
         """Counts requests, the bytes of their uploads, and those that their images take."""
         return self._requests, self._bytes, self._memory_bytes
 
-    def check(self, queue: BatchQueue, n_bytes: int = 0, memory_bytes: int = 0) -> None:
-        """Finds out whether so much fits now. Raises: Overloaded."""
-        if self._requests and (
-            self._requests >= self._max_requests
-            or self._bytes + n_bytes > self._max_bytes
-            or self._memory_bytes + memory_bytes > self._max_memory_bytes
-        ):
+    def check(
+        self, queue: BatchQueue, n_bytes: int = 0, memory_bytes: int = 0, client: str = ""
+    ) -> None:
+        """Finds out whether so much fits now, beside what others may want. Raises: Overloaded."""
+        own = self._of_client.get(client, (0, 0, 0))
+        new = 1, n_bytes, memory_bytes
+        bounds = self._max_requests, self._max_bytes, self._max_memory_bytes
+        if self._requests and not all(map(leaves_room, own, new, self.held, bounds)):
             self._observer.rejected("overloaded")
             raise Overloaded(queue.retry_after_s())
 
@@ -77,10 +79,13 @@ class Admission:
         n_bytes: int,
         deadline: float | None = None,
         priority: Priority = Priority.NORMAL,
+        client: str = "",
     ) -> Permit:
         """Takes room here and in a model's queue, until the end of the permit's `with` block.
 
-        n_bytes: of the upload. Raises: ImageTooLarge, Overloaded, and as `BatchQueue.reserve`.
+        n_bytes: of the upload. client: who takes turns with others, and leaves them room.
+
+        Raises: ImageTooLarge, Overloaded, and as `BatchQueue.reserve`.
         """
         check_pixels(header.height, header.width, self._max_pixels)
         if header.decode_bytes > self._max_decode_bytes:
@@ -90,16 +95,20 @@ class Admission:
                 "save it as a baseline JPEG"
             )
         memory_bytes = max(header.decode_bytes, BYTES_PER_PREPARED_PIXEL * header.pixels)
-        self.check(queue, n_bytes, memory_bytes)
-        request = queue.reserve(header.pixels, deadline, priority)
-        self._hold(1, n_bytes, memory_bytes)
+        self.check(queue, n_bytes, memory_bytes, client)
+        request = queue.reserve(header.pixels, deadline, priority, client)
+        self._hold(client, 1, n_bytes, memory_bytes)
         held_bytes = BYTES_PER_ADMITTED_PIXEL * header.pixels
         return Permit(self, queue, request, n_bytes, memory_bytes, held_bytes)
 
     async def until_idle(self) -> None:
         await self._idle.wait()
 
-    def _hold(self, requests: int, n_bytes: int, memory_bytes: int) -> None:
+    def _hold(self, client: str, requests: int, n_bytes: int, memory_bytes: int) -> None:
+        own = self._of_client.get(client, (0, 0, 0))
+        self._of_client[client] = own[0] + requests, own[1] + n_bytes, own[2] + memory_bytes
+        if not self._of_client[client][0]:
+            del self._of_client[client]
         self._requests += requests
         self._bytes += n_bytes
         self._memory_bytes += memory_bytes
@@ -149,7 +158,8 @@ class Permit:
 
     def _hold_less(self) -> None:
         if not self._ended:
-            self._admission._hold(0, 0, self._held_bytes - self._memory_bytes)
+            held = self._held_bytes - self._memory_bytes
+            self._admission._hold(self.request.client, 0, 0, held)
             self._memory_bytes = self._held_bytes
 
     def __enter__(self) -> Self:
@@ -163,4 +173,4 @@ class Permit:
     ) -> None:
         self._ended = True
         self._queue.release(self.request)
-        self._admission._hold(-1, -self._bytes, -self._memory_bytes)
+        self._admission._hold(self.request.client, -1, -self._bytes, -self._memory_bytes)

@@ -1,12 +1,18 @@
 """Decides which images run next and predicts how long: one queue, without threads or a clock.
 
-How requests are answered is here, too.
+Clients take turns, by start-time fair queueing over the predicted cost: one with a single image
+waits for one of each other client, not for all that a flood has queued. Images of low priority are
+bulk work, and take turns among themselves: of the device they get what the others leave, and a
+tenth where those leave nothing.
 
-Every image has a rank: the moment it came, a head start earlier when its priority is high and as
-much later when it is low. The image of the least rank leads; a batch is the leader and the next
-images of exactly its shape that want the same of the network. Such mates overtake older images of
-other kinds, but none that has waited longer than the age cap: so a rare size waits for at most one
-more batch, and a low priority for at most twice the head start longer than a high one.
+Among a client's own images each has a rank: the moment it came, a head start earlier when its
+priority is high. The one of the least rank leads; a batch is the leader and the next images, of any
+client, of exactly its shape that want the same of the network. Such mates overtake older images of
+other kinds, but none whose turn comes first and that has waited longer than the age cap: so a rare
+size waits for at most one more batch.
+
+How requests are answered is here, too. Source: Goyal, Vin and Cheng, Start-time Fair Queueing,
+SIGCOMM 1996.
 """
 
 from __future__ import annotations
@@ -14,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -32,7 +39,22 @@ RUN_OVERHEAD_PX: Final = 16_384
 # Weight that a run keeps with each later one: the mean follows a change of load in some ten runs.
 _MEMORY: Final = 0.8
 
+BULK_SHARE: Final = 0.1
+"""Share of the device that bulk work has, at least, while other work waits."""
+SHARES: Final = {True: BULK_SHARE, False: 1 - BULK_SHARE}
+ROOM_FOR_OTHERS: Final = 7
+"""One client may hold as many times the room that is free: an eighth stays for those who come.
+
+Source: Choudhury and Hahne, Dynamic queue length thresholds, IEEE/ACM Transactions on Networking
+6(2), 1998.
+"""
+
+MAX_CLIENTS: Final = 4096
+"""Clients whose turns are remembered while the queue is never empty."""
+
 _Group = tuple[Hashable, Priority]
+_Owner = tuple[bool, str]
+"""Tells whether it is bulk work, and the client."""
 
 Postprocess = Callable[[UInt8Array, Float32Array | None], Any]
 """Turns a label map, uint8 [H,W], and the logits, float32 [C,H,W] where they were wanted, into what
@@ -64,20 +86,30 @@ class InferenceResult:
 class InferenceRequest:
     """Follows one image through the queue: it is made before the decode and answered once.
 
-    deadline: a moment of the queue's clock, or None. pixels: those of the image's header, until the
-    image is there. image: uint8 RGB [H,W,3]. kind: only images of one kind can share a batch. From
-    `image` on, `set_image` sets all.
+    deadline: a moment of the queue's clock, or None. client: whose it is. pixels: those of the
+    image's header, until the image is there. image: uint8 RGB [H,W,3]. kind: only images of one
+    kind can share a batch. From `image` on, `set_image` sets all.
     """
 
     priority: Priority
     deadline: float | None
     future: asyncio.Future[InferenceResult]
+    client: str = ""
     image: UInt8Array = field(init=False)
     postprocess: Postprocess | None = field(init=False, default=None)
     wants_logits: bool = field(init=False, default=False)
     enqueued_s: float = field(init=False, default=0.0)
     pixels: int = field(init=False, default=0)
     kind: Hashable = field(init=False, default=None)
+
+    @property
+    def cost_px(self) -> int:
+        """Returns what the run of it alone should cost, in pixels."""
+        return self.pixels + RUN_OVERHEAD_PX
+
+    @property
+    def owner(self) -> _Owner:
+        return self.priority is Priority.LOW, self.client
 
     def set_image(
         self, image: UInt8Array, now: float, postprocess: Postprocess | None, wants_logits: bool
@@ -172,9 +204,28 @@ class Batch:
     def __post_init__(self) -> None:
         self.pixels = sum(request.pixels for request in self.requests)
 
+    def left_s(self, now: float) -> float:
+        """Predicts how long it still runs."""
+        takes_s = self.latency.seconds(self.pixels, len(self.requests))
+        return max(0.0, takes_s - (now - self.started_s))
+
+
+class VirtualTime(dict[Hashable, float]):
+    """Counts what each of those who take turns was given, since all of them had the same."""
+
+    now = 0.0
+
+    def join(self, who: Hashable) -> None:
+        """Lets somebody take turns who had nothing to do: nobody saves up turns meanwhile."""
+        self[who] = max(self.now, self.pop(who, 0.0))
+
+    def give(self, who: Hashable, cost: float) -> None:
+        self.now = max(self.now, self[who])
+        self[who] += cost
+
 
 class BatchPolicy:
-    """Keeps images in groups by kind and priority, each in order of arrival, and forms batches."""
+    """Keeps images by client, kind and priority, each in order of arrival, and forms batches."""
 
     def __init__(self, *, max_batch: int, max_batch_pixels: int, age_cap_s: float) -> None:
         """max_batch_pixels bounds N * H * W of a batch; a larger single image still leads one.
@@ -185,38 +236,68 @@ class BatchPolicy:
         self._max_batch_pixels = max_batch_pixels
         self._age_cap_s = age_cap_s
         # Dictionaries for their order, which is that of arrival, and for removal in O(1).
-        self._groups: dict[_Group, dict[InferenceRequest, None]] = {}
-        self._pixels = dict.fromkeys(Priority, 0)
+        self._owners: dict[_Owner, dict[_Group, dict[InferenceRequest, None]]] = {}
         self._count = 0
+        self._work: Counter[tuple[_Owner, Priority]] = Counter()
+        self._forget()
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[InferenceRequest]:
-        for group in self._groups.values():
-            yield from group
-
-    def pixels(self, priority: Priority) -> int:
-        """Counts the pixels of the images of this priority and of higher ones."""
-        return sum(self._pixels[p] for p in Priority if p <= priority)
+        for groups in self._owners.values():
+            for group in groups.values():
+                yield from group
 
     def add(self, item: InferenceRequest) -> None:
-        self._groups.setdefault((item.kind, item.priority), {})[item] = None
-        self._pixels[item.priority] += item.pixels
+        owner = bulk, client = item.owner
+        if owner not in self._owners:
+            if all(other[0] is not bulk for other in self._owners):
+                self._kinds.join(bulk)
+            self._turns[bulk].join(client)
+            self._owners[owner] = {}
+            self._bound(bulk)
+        self._owners[owner].setdefault((item.kind, item.priority), {})[item] = None
         self._count += 1
+        self._add_work(item, item.cost_px)
 
     def remove(self, item: InferenceRequest) -> bool:
         """Returns False when it is not here: not yet, or no longer."""
-        key = item.kind, item.priority
-        group = self._groups.get(key)
-        if group is None or item not in group:
+        key, owner = (item.kind, item.priority), item.owner
+        groups = self._owners.get(owner, {})
+        group = groups.get(key, {})
+        if item not in group:
             return False
         del group[item]
         if not group:
-            del self._groups[key]
-        self._pixels[item.priority] -= item.pixels
+            del groups[key]
+        if not groups:
+            del self._owners[owner]
         self._count -= 1
+        self._add_work(item, -item.cost_px)
+        if not self._count:
+            self._forget()
         return True
+
+    def ahead_px(self, new: InferenceRequest | None, reserved: Iterable[InferenceRequest]) -> float:
+        """Predicts the work that goes before a new image, or, without one, counts all of it.
+
+        reserved: images that are to come. Of another client's work goes before it no more than of
+        its own and itself, for they take turns; of its own, that of the same and higher priority.
+        """
+        coming = (((item.owner, item.priority), item.cost_px) for item in reserved)
+        own, others = 0, dict[_Owner, int]()
+        for (owner, priority), px in (*self._work.items(), *coming):
+            if new is None or owner != new.owner:
+                others[owner] = others.get(owner, 0) + px
+            elif priority <= new.priority:
+                own += px
+        if new is None or not others:
+            return own + sum(others.values())
+        bulk, turn = new.owner[0], own + new.cost_px
+        before = own + sum(min(px, turn) for owner, px in others.items() if owner[0] is bulk)
+        other = sum(px for owner, px in others.items() if owner[0] is not bulk)
+        return before + min(other, (before + new.cost_px) / SHARES[bulk] * SHARES[not bulk])
 
     def take(self, now: float, seconds: Callable[[float, int], float]) -> list[InferenceRequest]:
         """Takes the next batch out of the queue; it is empty when nothing waits.
@@ -230,39 +311,84 @@ class BatchPolicy:
             item = next(iter(self))
             self.remove(item)
             return [item]
-        heads = [next(iter(group)) for group in self._groups.values()]
-        leader = min(heads, key=self._rank)
+        leader = self._leader()
+        kind, bulk = leader.kind, leader.owner[0]
         room = self._max_batch_pixels // leader.pixels if leader.pixels else self._max_batch
         room = min(self._max_batch, max(1, room))
         taken = [leader]
-        self.remove(leader)
+        self._give(leader)
         if room == 1:
             return taken
-        kind = leader.kind
-        aged = [
-            self._rank(head)
-            for head in heads
-            if head.kind != kind and now - head.enqueued_s >= self._age_cap_s
-        ]
-        limit = min(aged, default=math.inf)
+        others = (head for head in self._heads(bulk) if head.kind != kind)
+        aged = [head for head in others if now - head.enqueued_s >= self._age_cap_s]
         urgent = _deadline(leader)
-        while len(taken) < room and (mate := self._next_of(kind)) is not None:
+        while len(taken) < room:
+            mates = [head for head in self._heads(bulk) if head.kind == kind]
+            if not mates:
+                break
+            mate = min(mates, key=self._turn)
             n = len(taken) + 1
             urgent = min(urgent, _deadline(mate))
-            if self._rank(mate) > limit or now + seconds(n * leader.pixels, n) > urgent:
+            overtakes = any(self._turn(head) < self._turn(mate) for head in aged)
+            if overtakes or now + seconds(n * leader.pixels, n) > urgent:
                 break
-            self.remove(mate)
+            self._give(mate)
             taken.append(mate)
         return taken
 
     def clear(self) -> None:
-        self._groups.clear()
-        self._pixels = dict.fromkeys(Priority, 0)
+        self._owners.clear()
+        self._work.clear()
         self._count = 0
+        self._forget()
 
-    def _next_of(self, kind: Hashable) -> InferenceRequest | None:
-        heads = [next(iter(g)) for p in Priority if (g := self._groups.get((kind, p)))]
-        return min(heads, key=self._rank, default=None)
+    def count(self, client: str) -> int:
+        """Counts the images of a client."""
+        groups = (self._owners.get((bulk, client), {}) for bulk in self._turns)
+        return sum(len(group) for of_owner in groups for group in of_owner.values())
+
+    def _leader(self) -> InferenceRequest:
+        first = {bulk: min(self._heads(bulk), key=self._turn, default=None) for bulk in self._turns}
+        found = {bulk: head for bulk, head in first.items() if head is not None}
+        if len(found) == 1:
+            return found.popitem()[1]
+        # By what each would then have been given: bulk work that has just come waits for its share.
+        later = {bulk: self._kinds[bulk] + h.cost_px / SHARES[bulk] for bulk, h in found.items()}
+        return found[later[True] < later[False]]
+
+    def _heads(self, bulk: bool) -> Iterator[InferenceRequest]:
+        for owner, groups in self._owners.items():
+            if owner[0] is bulk:
+                for group in groups.values():
+                    yield next(iter(group))
+
+    def _give(self, item: InferenceRequest) -> None:
+        """Takes an image out of the queue, as its owner's turn."""
+        bulk, client = item.owner
+        self._turns[bulk].give(client, item.cost_px)
+        self._kinds.give(bulk, item.cost_px / SHARES[bulk])
+        self.remove(item)
+
+    def _add_work(self, item: InferenceRequest, px: int) -> None:
+        key = item.owner, item.priority
+        self._work[key] += px
+        if not self._work[key]:
+            del self._work[key]
+
+    def _bound(self, bulk: bool) -> None:
+        """Forgets clients who neither wait nor were given more than others."""
+        if len(turns := self._turns[bulk]) > MAX_CLIENTS:
+            for client, px in list(turns.items()):
+                if px <= turns.now and (bulk, client) not in self._owners:
+                    del turns[client]
+
+    def _forget(self) -> None:
+        self._kinds = VirtualTime()  # of bulk work and other
+        self._turns = {bulk: VirtualTime() for bulk in (False, True)}
+
+    def _turn(self, item: InferenceRequest) -> tuple[float, float]:
+        bulk, client = item.owner
+        return self._turns[bulk][client], self._rank(item)
 
     def _rank(self, item: InferenceRequest) -> float:
         return item.enqueued_s + (item.priority - Priority.NORMAL) * self._age_cap_s

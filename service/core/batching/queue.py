@@ -28,6 +28,7 @@ from typing import Final
 
 from service.core.batching.policy import (
     AGE_CAP_S,
+    ROOM_FOR_OTHERS,
     Batch,
     BatchPolicy,
     InferenceRequest,
@@ -46,6 +47,12 @@ DEADLINE_SHARE: Final = 0.75
 and predictions that were too good: work that comes too late is lost for everybody."""
 
 _log = logging.getLogger(__name__)
+
+
+def leaves_room(own: int, new: int, held: int, bound: int) -> bool:
+    """Tells whether a client that holds `own` may have `new` more where `held` of `bound` is: all
+    that is free if it holds nothing, else only so much that others find room, too."""
+    return held + new <= bound and (not own or own + new <= ROOM_FOR_OTHERS * (bound - held))
 
 
 class BatchQueue:
@@ -120,36 +127,39 @@ class BatchQueue:
         with self._lock:
             yield self._running
 
-    def check(self, deadline: float | None = None, priority: Priority = Priority.NORMAL) -> None:
-        """Finds out whether there is room now, and takes none.
-
-        Raises: Overloaded, InferenceFailed, ShuttingDown.
-        """
+    def check(
+        self, deadline: float | None = None, priority: Priority = Priority.NORMAL, client: str = ""
+    ) -> None:
+        """Finds out whether there is room now, and takes none. Raises: as `reserve`."""
         with self._lock:
-            self._check(0, deadline, priority)
+            self._check(self.request(deadline, priority, client))
 
     def reserve(
-        self, pixels: int, deadline: float | None = None, priority: Priority = Priority.NORMAL
+        self,
+        pixels: int,
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        client: str = "",
     ) -> InferenceRequest:
         """Takes room before the decode, on the event loop; `put` or `release` it.
 
         pixels: height times width, as the image's header says. deadline: a moment of the clock.
+        client: who takes turns with others, and leaves them room.
 
         Raises: Overloaded when the queue is full, or when by the latency model the image would wait
         longer than `max_wait_s` or not be labelled by its deadline; InferenceFailed, ShuttingDown.
         """
-        request = self.request(deadline, priority)
+        request = self.request(deadline, priority, client)
+        request.pixels = pixels
         with self._lock:
-            self._check(pixels, deadline, priority)
-            request.pixels = pixels
+            self._check(request)
             self._reserved.add(request)
         return request
 
-    def request(
-        self, deadline: float | None = None, priority: Priority = Priority.NORMAL
-    ) -> InferenceRequest:
+    def request(self, deadline: float | None, priority: Priority, client: str) -> InferenceRequest:
         """Makes a request without room of its own, for a part of an image that has some."""
-        return InferenceRequest(priority, deadline, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        return InferenceRequest(priority, deadline, future, client)
 
     def release(self, request: InferenceRequest) -> None:
         """Gives up what is still reserved; may be called again."""
@@ -283,44 +293,41 @@ class BatchQueue:
         except BaseException as error:
             self.die(error, requests)
 
-    def _check(self, pixels: int, deadline: float | None, priority: Priority) -> None:
+    def _check(self, new: InferenceRequest) -> None:
         if self._error is not None:
             raise copy(self._error)
-        if self._waiting() >= self._max_queue + self._instances - len(self._running):
+        held, bound = self._waiting(), self._max_queue + self._instances - len(self._running)
+        own = self._policy.count(new.client) + sum(r.client == new.client for r in self._reserved)
+        if not leaves_room(own, 1, held, bound):
             self._observer.rejected("queue_full")
-        elif self._is_too_late(pixels, deadline, priority):
+        elif self._is_too_late(new):
             self._observer.rejected("too_late")
         else:
             return
         raise Overloaded(self._retry_after_s())
 
-    def _is_too_late(self, pixels: int, deadline: float | None, priority: Priority) -> bool:
-        wait_s = self._wait_s(priority)
+    def _is_too_late(self, new: InferenceRequest) -> bool:
+        wait_s = self._wait_s(new)
         # An idle device takes whatever comes: a prediction that is wrong is corrected by the run.
         if not wait_s or wait_s > self._max_wait_s:
             return wait_s > 0
-        needs_s = wait_s + self._latency.seconds(pixels)
-        return deadline is not None and needs_s > DEADLINE_SHARE * (deadline - self._clock())
+        left_s = math.inf if new.deadline is None else new.deadline - self._clock()
+        return wait_s + self._latency.seconds(new.pixels) > DEADLINE_SHARE * left_s
 
     def _waiting(self) -> int:
         return len(self._policy) + len(self._retries) + len(self._reserved)
 
-    def _wait_s(self, priority: Priority) -> float:
+    def _wait_s(self, new: InferenceRequest | None) -> float:
+        """Predicts when the turn of a new image comes, or, without one, when all is done."""
         if self._waiting() + len(self._running) < self._instances:
             return 0.0
-        now = self._clock()
-        work_s = 0.0
-        for batch in self._running:
-            takes_s = batch.latency.seconds(batch.pixels, len(batch.requests))
-            work_s += max(0.0, takes_s - (now - batch.started_s))
-        reserved = [r.pixels for r in self._reserved if r.priority <= priority]
-        pixels = self._policy.pixels(priority) + sum(reserved)
-        ahead = len(self._policy) + len(reserved)
+        work_s = sum(batch.left_s(self._clock()) for batch in self._running)
         latency = self._latency if self._latency.is_seeded else self._full_device_latency
-        return (work_s + latency.seconds(pixels, ahead)) / self._instances
+        work_s += latency.seconds(self._policy.ahead_px(new, self._reserved), 0)
+        return work_s / self._instances
 
     def _retry_after_s(self) -> float:
-        return float(min(60, max(1, math.ceil(self._wait_s(Priority.LOW)))))
+        return float(min(60, max(1, math.ceil(self._wait_s(None)))))
 
     def _is_lone(self) -> bool:
         """Tells whether one image waits and nothing else is, or is about to be, on the device."""

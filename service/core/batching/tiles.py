@@ -29,13 +29,15 @@ async def run_in_tiles(
     at_once: int,
     deadline: float | None,
     priority: Priority,
+    client: str,
     postprocess: Postprocess | None,
 ) -> InferenceResult:
     """Labels an image, uint8 RGB [H,W,3], tile by tile.
 
     put: queues a tile, as `BatchQueue.put` does. max_pixels: of one tile. at_once: tiles in the
     queue at a time, as many as there are instances: others' images get their turn in between.
-    postprocess: given only where it needs the logits; it returns an array [...,h,w].
+    client: whose turns it takes. postprocess: given only where it needs the logits; it returns an
+    array [...,h,w].
 
     Raises: ImageTooLarge, and the first error of any tile, which ends the others.
     """
@@ -48,7 +50,7 @@ async def run_in_tiles(
         for tile in remaining:
             cut = await pool.run(partial(tile.cut, tensor), deadline)
             # Without room of its own: the image was admitted with all its pixels.
-            request = queue.request(deadline, priority)
+            request = queue.request(deadline, priority, client)
             put(request, cut, postprocess, wants_logits=postprocess is not None)
             result = await queue.result(request)
             parts = [result.label_map]

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from service.config import SegmenterConfig
+from service.config import ENGINES, PRECISIONS, SegmenterConfig
 from service.core.engines.cores import Plan, cpu_flags, multiplies_int8, plan
 from service.core.engines.cuda import built_for
 from service.core.engines.onnx_runtime import open_onnx_runtime
@@ -25,8 +25,6 @@ from service.core.images.decode import prepare
 from service.core.types import Network, Observer, UInt8Array
 from service.errors import ImageTooLarge, ModelLoadError
 
-ENGINES: Final = ("auto", "onnxruntime", "openvino")
-PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16", "int8")
 INT8_FILE: Final = "model.int8.onnx"
 """The same network in 8 bits, beside `model.onnx`, as `fcn quantize` writes it."""
 FP16_FILE: Final = "model.fp16.onnx"
@@ -206,7 +204,7 @@ def samples(network: Network) -> list[UInt8Array]:
     """
     images = []
     for height, width in SAMPLE_SIZES:
-        for image in (_shapes(height, width), _natural(height, width)):
+        for image in (draw_shapes(height, width), _natural(height, width)):
             with contextlib.suppress(ImageTooLarge):
                 images.append(prepare(image, network.contract.input)[None])
     if not images:
@@ -218,7 +216,7 @@ def samples(network: Network) -> list[UInt8Array]:
     return images
 
 
-def _shapes(height: int, width: int) -> UInt8Array:
+def draw_shapes(height: int, width: int) -> UInt8Array:
     """Draws uint8 RGB [H,W,3], always the same for a size."""
     generator = np.random.default_rng(0)
     down, across = np.mgrid[0:height, 0:width]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from python_multipart.multipart import MultipartParser
 
 from service.api.http.body import MULTIPART_OVERHEAD_BYTES, read_image
 from service.errors import (
@@ -159,3 +161,21 @@ def test_what_stands_around_a_form_is_passed_over(preamble: bytes, sizes: list[i
 def test_wrong_forms(body: bytes, words: str) -> None:
     with pytest.raises(InvalidParameter, match=words):
         read([body], FORM)
+
+
+@pytest.mark.parametrize("name", ["image", "photo"])
+async def test_nothing_of_a_form_is_kept(name: str) -> None:
+    """The garbage collector may be long in coming, and images are large."""
+
+    class Source:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield form(b"abc", name)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(InvalidParameter):
+            await read_image(aiter(Source()), FORM, None, None, 1000)
+        assert not [one for one in gc.get_objects() if isinstance(one, MultipartParser)]
+    finally:
+        gc.enable()

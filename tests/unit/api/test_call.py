@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from grpc import aio
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.call import Calls, Outcome
 from service.api.grpc.handlers import handle
+from service.api.http.middleware import RequestMiddleware
 from service.api.keys import Keys
 from service.core.types import SegmentReply, Timings
 from service.errors import (
@@ -265,7 +267,7 @@ async def test_a_message_written_after_the_end_is_no_fault(
 async def test_a_refused_call_lets_its_message_go() -> None:
     """The garbage collector may be long in coming, and messages are large."""
 
-    class Message:
+    class Upload:
         """Something that can be watched."""
 
     class Aborting(Context):
@@ -278,10 +280,10 @@ async def test_a_refused_call_lets_its_message_go() -> None:
                 self.error = error  # gRPC's call and its error keep each other
                 raise
 
-    seen: list[weakref.ref[Message]] = []
+    seen: list[weakref.ref[Upload]] = []
 
     async def work(call: object) -> None:
-        message = Message()
+        message = Upload()
         seen.append(weakref.ref(message))
         raise Overloaded(1.0)
 
@@ -290,6 +292,34 @@ async def test_a_refused_call_lets_its_message_go() -> None:
     try:
         with pytest.raises(aio.AbortError):
             await handle(calls(), "Segment", context, work)  # type: ignore[arg-type]
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_refused_request_lets_its_body_go() -> None:
+    class Body:
+        """Something that can be watched."""
+
+    seen: list[weakref.ref[Body]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = Body()
+        seen.append(weakref.ref(body))
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(Overloaded(1.0))
+        await future  # which keeps its error, and so this frame, and so itself
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": None}
+    gc.disable()
+    try:
+        await RequestMiddleware(app, calls())(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        assert sent[0]["status"] == 429
         assert seen[0]() is None
     finally:
         gc.enable()

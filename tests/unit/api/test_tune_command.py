@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from cli.main import main
+from cli.tune import jpeg
 from model.contract import InputSpec
 from service import tuning
 from service.config import SegmenterConfig
-from service.core.types import Instance
+from service.core.engines.choice import INT8_FILE
+from service.core.types import Network, UInt8Array
 from service.errors import ModelLoadError
 from service.settings import Settings, environment_name, load_settings
 from service.tuning import (
     Candidate,
     SingleLatency,
     Throughput,
-    candidates,
     choose,
     choose_alone_threads,
-    drift_corrected,
+    through_segmenter,
     tune,
+    ways_of,
 )
 from tests import tiny_models
 from tests.unit.core.fakes import Function
 
-UInt8Array = npt.NDArray[np.uint8]
+FP32 = ("onnxruntime", "fp32")
+BF16 = ("openvino", "bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rate(engine: str, threads: int, batch: int, images_per_s: float) -> Throughput:
-    return Throughput(Candidate(engine, 1, threads, batch), images_per_s, 1.0)
+    return Throughput(Candidate(engine, "fp32", 1, threads, batch), images_per_s, 1.0)
 
 
 def test_the_simplest_of_those_close_to_the_best_is_chosen() -> None:
@@ -63,17 +63,6 @@ def test_batches_must_be_worth_the_wait() -> None:
     assert choose([batch]) == batch
 
 
-def test_a_machine_that_slows_down_favours_nobody() -> None:
-    slow, fast = Candidate("onnxruntime", 2, 1, 1), Candidate("openvino", 2, 1, 1)
-    # As fast as each other but for 5 %, at the machine's speeds 1, 0.5 and 2; `fast` has one more.
-    found = drift_corrected({slow: [100, 50, 200], fast: [105, 52.5, 210, 1]})
-    assert found[fast] / found[slow] == pytest.approx(1.05)
-    assert 110 < found[slow] < 125
-    # One bad slot is not believed.
-    found = drift_corrected({slow: [100, 100, 100], fast: [105, 60, 105]})
-    assert found[fast] > found[slow]
-
-
 @pytest.mark.parametrize(
     ("times", "threads", "chosen"),
     [([50.0, 30.0], 1, 2), ([50.0, 46.0], 1, 1), ([50.0, 30.0], 2, 2), ([50.0, 60.0], 1, 1)],
@@ -83,116 +72,160 @@ def test_a_second_copy_must_be_worth_it(times: list[float], threads: int, chosen
     assert choose_alone_threads(single, threads) == chosen
 
 
-def test_candidates_use_all_cores_and_no_more() -> None:
-    found = candidates(6, ["onnxruntime", "openvino"])
-    assert found[0] == Candidate("onnxruntime", 6, 1, 1)
-    assert {(c.instances, c.threads) for c in found} == {(6, 1), (3, 2), (1, 4), (1, 6)}
-    assert {(c.engine, c.batch) for c in found} == set(
-        itertools.product(("onnxruntime", "openvino"), (1, 4))
-    )
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("avx2", ["onnxruntime fp32", "openvino fp32"]),
+        (
+            "avx2 avx512_vnni",
+            ["onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino int8"],
+        ),
+        ("avx512_bf16", ["onnxruntime fp32", "openvino fp32", "openvino bf16"]),
+    ],
+)
+def test_only_what_file_and_cpu_allow_is_measured(
+    tmp_path: Path, flags: str, wanted: list[str]
+) -> None:
+    (tmp_path / INT8_FILE).touch()
+    found = ways_of(tmp_path / "model.onnx", ["onnxruntime", "openvino"], frozenset(flags.split()))
+    assert [" ".join(way) for way in found] == wanted
 
 
 class Timed:
-    """Networks whose every inference takes a known time of a clock that only they move."""
+    """Serves requests that take a known time of a clock that only they move.
 
-    provider = "cpu"
-    contract = tiny_models.contract()
-    path = Path("model.onnx")
+    milliseconds: of an image in one inference, by engine and threads.
+    """
 
     def __init__(self, milliseconds: dict[tuple[str, int], float]) -> None:
         self.now = 0.0
-        self.opened: list[tuple[str, int]] = []
+        self.tried: list[tuple[str, str, int, int | None]] = []
         self._milliseconds = milliseconds
 
     def clock(self) -> float:
         return self.now
 
-    def open(self, config: SegmenterConfig, *rest: object) -> Timed:
+    def measure(
+        self, config: SegmenterConfig, in_flight: int, end: float
+    ) -> tuple[float, list[float]]:
         way = config.engine, config.intra_op_threads or 0
+        self.tried.append((config.engine, config.precision, way[1], config.max_batch))
         if way not in self._milliseconds:
             raise ModelLoadError(f"{config.engine} disagrees")
         self.now += 0.1
-        self.opened.append(way)
-        return self
-
-    @property
-    def instances(self) -> Sequence[Instance]:
-        return [Function(self._run)]
-
-    def _run(self, batch: UInt8Array) -> UInt8Array:
-        self.now += len(batch) * self._milliseconds[self.opened[-1]] / 1e3
-        return batch[..., 0]
+        alone = in_flight == 1 and (config.engine, config.alone_threads or 0)
+        seconds = self._milliseconds[alone or way] / 1e3
+        began = self.now
+        times: list[float] = []
+        while not times or self.now < end:
+            self.now += seconds
+            times.append(in_flight * seconds)
+        return self.now - began, times
 
 
-def test_tune_chooses_the_fastest_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_chooses_the_fastest_in_time() -> None:
     timed = Timed(
         {
             ("onnxruntime", 1): 80.0,
             ("onnxruntime", 2): 50.0,
-            ("openvino", 1): 90.0,
+            ("openvino", 1): 50.0,
             ("openvino", 2): 40.0,
         }
     )
-    monkeypatch.setattr(tuning, "open_network", timed.open)
     told: list[float] = []
     found = tune(
-        Path("m"),
-        size=(8, 8),
+        timed.measure,
+        [FP32, BF16],
         seconds=30,
         cores=2,
-        engines=["onnxruntime", "openvino"],
         progress=lambda share, what: told.append(share),
         clock=timed.clock,
     )
-    assert found.chosen.candidate == Candidate("openvino", 1, 2, 1)
+    assert found.chosen.candidate == Candidate("openvino", "bf16", 1, 2, 1)
     assert found.chosen.images_per_s == pytest.approx(25)
-    assert found.chosen.p50_ms == pytest.approx(40)
-    assert [(row.threads, round(row.p50_ms)) for row in found.single] == [(1, 90), (2, 40)]
-    assert found.alone_threads == 2
+    assert found.chosen.p50_ms == pytest.approx(8 * 40)
+    assert found.settings() == {
+        "FCN_ENGINE": "openvino",
+        "FCN_PRECISION": "bf16",
+        "FCN_INSTANCES": "1",
+        "FCN_INTRA_OP_THREADS": "2",
+        "FCN_ALONE_THREADS": "2",
+        "FCN_MAX_BATCH": "1",
+    }
     assert 25 < timed.now < 33
     assert told == sorted(told)
     assert told[-1] == 1.0
 
 
-def test_an_engine_that_is_refused_is_told_and_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_threads_are_tried_of_the_fast_ways_and_batches_in_onnx_runtime_alone() -> None:
+    timed = Timed({(engine, n): 50.0 / n for engine in ("onnxruntime", "openvino") for n in (1, 2)})
+    tune(timed.measure, [FP32, BF16], seconds=30, cores=2, clock=timed.clock)
+    assert set(timed.tried) == {
+        *(("onnxruntime", "fp32", threads, batch) for threads in (1, 2) for batch in (1, 4)),
+        *(("openvino", "bf16", threads, 1) for threads in (1, 2)),
+    }
+    slow = Timed({("onnxruntime", 1): 80.0, ("openvino", 1): 50.0, ("openvino", 2): 50.0})
+    tune(slow.measure, [FP32, BF16], seconds=30, cores=2, clock=slow.clock)
+    assert [way for way in slow.tried if way[0] == "onnxruntime"] == [("onnxruntime", "fp32", 1, 1)]
+
+
+def test_a_lone_image_is_measured_with_as_many_threads_or_more() -> None:
+    ms = {("onnxruntime", 1): 20.0, ("onnxruntime", 2): 10.0, ("onnxruntime", 4): 11.0}
+    timed = Timed(ms)
+    found = tune(timed.measure, [FP32], seconds=30, cores=4, clock=timed.clock)
+    assert found.chosen.candidate.threads == 2
+    assert [(row.threads, round(row.p50_ms)) for row in found.single] == [(2, 10), (4, 11)]
+    assert found.alone_threads == 2
+
+
+def test_a_way_that_is_refused_is_told_and_tried_once() -> None:
     timed = Timed({("onnxruntime", 1): 80.0, ("onnxruntime", 2): 50.0})
-    monkeypatch.setattr(tuning, "open_network", timed.open)
-    found = tune(
-        Path("m"),
-        size=(8, 8),
-        seconds=5,
-        cores=2,
-        engines=["onnxruntime", "openvino"],
-        clock=timed.clock,
-    )
-    assert found.refused == {"openvino": "openvino disagrees"}
+    found = tune(timed.measure, [FP32, BF16], seconds=5, cores=2, clock=timed.clock)
+    assert found.refused == {"openvino bf16": "openvino disagrees"}
     assert {row.candidate.engine for row in found.throughput} == {"onnxruntime"}
+    assert sum(way[0] == "openvino" for way in timed.tried) == 1
+    with pytest.raises(ModelLoadError, match="openvino disagrees"):
+        tune(timed.measure, [BF16], seconds=5, cores=2, clock=timed.clock)
 
 
-def test_too_little_time_measures_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_time_measures_each_once() -> None:
     timed = Timed({("onnxruntime", 1): 8000.0, ("onnxruntime", 2): 5000.0})
-    monkeypatch.setattr(tuning, "open_network", timed.open)
-    found = tune(
-        Path("m"), size=(8, 8), seconds=1, cores=2, engines=["onnxruntime"], clock=timed.clock
-    )
+    found = tune(timed.measure, [FP32], seconds=1, cores=2, clock=timed.clock)
     assert len(found.throughput) == 4
-    assert len(timed.opened) == 4 + 2
+    assert len(timed.tried) == 1 + 4 + 1
     assert found.chosen.candidate.threads == 2
 
 
-def test_a_network_that_fails_under_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = Timed({("onnxruntime", 1): 80.0, ("onnxruntime", 2): 50.0})
-    calls = itertools.count()
+def test_the_requests_go_through_the_segmenter(tmp_path: Path) -> None:
+    path = tiny_models.write_model(tmp_path)
+    measure = through_segmenter(path, "tiny", jpeg(16, 24), (16, 24), 2)
+    took, times = measure(SegmenterConfig(provider="cpu", instances=2), 8, 0.0)
+    assert len(times) == 8  # each of those in flight once, after its warm-up
+    assert 0 < max(times) <= took
 
+
+def test_a_network_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(batch: UInt8Array) -> UInt8Array:
-        if next(calls):
+        if batch.max():  # not when it is warmed up with black
             raise RuntimeError("no memory")
         return batch[..., 0]
 
-    monkeypatch.setattr(timed, "_run", fail)
-    monkeypatch.setattr(tuning, "open_network", timed.open)
-    with pytest.raises(ModelLoadError, match="fails on 8x8 images, 1 at once"):
-        tune(Path("m"), size=(8, 8), seconds=1, cores=2, engines=["onnxruntime"])
+    network = Network(tmp_path, tiny_models.contract(), "cpu", [Function(fail)])
+    monkeypatch.setattr(tuning, "open_network", lambda *words: network)
+    (tmp_path / "m.onnx").touch()
+    measure = through_segmenter(tmp_path / "m.onnx", "tiny", jpeg(8, 8), (8, 8), 2)
+    with pytest.raises(ModelLoadError, match="fails on 8x8 images, 4 in one inference"):
+        measure(SegmenterConfig(provider="cpu", max_batch=4), 8, 0.0)
+
+
+def test_the_image_is_drawn_and_not_flat() -> None:
+    from service.core.images.decode import decode
+    from service.core.images.header import read_header
+
+    file = jpeg(16, 24)
+    image = decode(file, read_header(file, max_bytes=len(file)), max_pixels=10**6)
+    assert image.shape == (16, 24, 3)
+    assert np.std(image) > 10
 
 
 def run_tune(tmp_path: Path, *words: str) -> int:
@@ -210,7 +243,7 @@ def test_the_command_writes_a_file_that_serves(
     assert "<- chosen" in out
     assert "written to" in out
     settings = load_settings({"settings_file": str(tmp_path / "tuned.env")})
-    assert settings.engine == "onnxruntime"
+    assert (settings.engine, settings.precision) == ("onnxruntime", "fp32")
     assert settings.instances and settings.intra_op_threads and settings.alone_threads
     assert run_tune(tmp_path, "--json") == 0  # its own file may be replaced
     report = json.loads(capsys.readouterr().out)
@@ -228,6 +261,7 @@ def test_the_command_writes_a_file_that_serves(
         (["--seconds", "61"], "--seconds 61: give more than 0 and at most 60"),
         (["--seconds", "0"], "--seconds 0: give more than 0"),
         (["--model", "missing.onnx"], "missing.onnx cannot be loaded"),
+        (["--model", "model.int8.onnx"], "belongs to the model.onnx beside it"),
         (["--out", "/nonexistent/tuned.env"], "/nonexistent/tuned.env cannot be written"),
         (["--out", "{folder}"], "cannot be written: Is a directory"),
         (["--out", "{folder}/mine.txt"], "was not written by fcn tune"),

@@ -24,6 +24,18 @@ def request(data: Any, **how: Any) -> bytes:
     return json.dumps({"inputs": [tensor], "id": "an id"}, **how).encode()
 
 
+class Counted(bytes):
+    """Counts the bytes in which something is looked for."""
+
+    looked_at = 0
+
+    def find(self, sub: Any, start: Any = None, end: Any = None, /) -> int:
+        found = super().find(sub, start, end)
+        stop = len(self) if end is None else end
+        self.looked_at += (stop if found < 0 else found) - (start or 0)
+        return found
+
+
 @pytest.mark.parametrize("how", [{}, {"separators": (",", ":")}, {"indent": 1}])
 @pytest.mark.parametrize("flat", [False, True])
 def test_numbers_are_taken_out_and_read(how: dict[str, Any], flat: bool) -> None:
@@ -53,6 +65,12 @@ def test_all_else_stays(text: bytes) -> None:
     assert take_out(text) == (text, {})
 
 
+def test_no_key_looks_beyond_the_next() -> None:
+    text = Counted(b'{"data":[' * 200 + b"1," * 10_000)
+    take_out(text)
+    assert text.looked_at < 10 * len(text)
+
+
 @pytest.mark.parametrize(
     "array",
     b"[] [1.5,2] [-1,2] [1,true] [1e1,2] [256,2] [1000,2] [01,2] [1_0,2] [1,2,x]".split()
@@ -78,6 +96,7 @@ def test_what_is_no_pixel_is_refused(array: bytes) -> None:
         (b"[1,2,]", "neither flat nor nested"),
         (b"[,1,2]", "neither flat nor nested"),
         (b"[[1][2]]", "is ragged"),
+        pytest.param(b"[" * 50_000 + b"1,2" + b"]" * 50_000, "is ragged", id="deep"),
     ],
 )
 def test_what_has_another_shape_is_refused(array: bytes, words: str) -> None:

@@ -149,7 +149,7 @@ def counters(queue: BatchQueue) -> tuple[int, ...]:
     """All that is held: nothing, once everybody is answered."""
     return (
         len(queue._policy),
-        *(queue._policy.pixels(p) for p in Priority),
+        int(queue._policy.ahead_px(None, ())),
         len(queue._reserved),
         len(queue._retries),
         len(queue._running),

@@ -127,9 +127,10 @@ def test_a_worker_that_ends_in_the_middle_costs_its_request_alone(number: int) -
 
 def test_a_worker_that_ended_while_it_was_idle_costs_nothing() -> None:
     with decoding() as (decoder, lost):
-        for number in (pid(decoder), decoder._process.pid):
-            os.kill(number, signal.SIGKILL)
-            until(lambda number=number: gone(number))  # type: ignore[misc]
+        for which in (pid, lambda decoder: decoder._process.pid):
+            worker = pid(decoder)
+            os.kill(which(decoder), signal.SIGKILL)
+            until(lambda worker=worker: gone(worker))  # type: ignore[misc]
             assert (read(decoder, JPEG) == here(JPEG)).all()
         assert lost == []
 

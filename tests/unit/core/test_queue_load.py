@@ -117,7 +117,8 @@ def check_answer(told: Told) -> None:
 @settings(max_examples=50, deadline=None)
 @given(arrivals=ARRIVALS, max_batch=st.integers(1, 5))
 def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None:
-    """It keeps to arrival within shape and priority; and after the age cap nobody overtakes."""
+    """It keeps to arrival within shape and priority; and after the age cap nobody overtakes, but
+    bulk work (tests/unit/core/test_fairness.py)."""
     # Values are names here, from one that does not fail.
     patient = [
         Arrival(a.after_s, a.shape, POISON + 1 + n, a.priority, 0.0, None, None)
@@ -146,7 +147,7 @@ def test_the_order_of_the_queue(arrivals: list[Arrival], max_batch: int) -> None
                 one.arrival.priority,
             )
             assert not (same and overtakes)
-            if overtakes:
+            if overtakes and one.arrival.priority is not Priority.LOW:
                 steps = max(0, one.arrival.priority - other.arrival.priority)
                 at = began[other.arrival.value]
                 # Either it came within its head start, or it was the mate of a leader, which
@@ -200,7 +201,7 @@ def test_priorities_count_for_a_while(priority: Priority) -> None:
         assert order[:4] == [0, 9, 1, 2]
     else:
         assert order[:3] == [0, 1, 2]
-        assert 9 in order[4:9], "after those of the next 0.1 s, and before the rest"
+        assert 8 <= order.index(9) <= 11, "it has a tenth of the device while others want it"
 
 
 def test_a_lone_image_has_the_device_to_itself_and_a_crowd_the_instances() -> None:
@@ -234,13 +235,14 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
             await submit(queue, image_of(1))  # the pace is known from here
             tasks = [loop.create_task(submit(queue, image_of(n))) for n in range(3)]
             await asyncio.sleep(0)
-            assert queue._wait_s(Priority.NORMAL) == pytest.approx(3 * RUN_S)
+            new = queue.request(None, Priority.NORMAL, "")
+            assert queue._wait_s(new) == pytest.approx(3 * RUN_S)
             with pytest.raises(Overloaded):
                 queue.reserve(6, loop.time() + 5.2 * RUN_S)
             taken = queue.reserve(6, loop.time() + 5.5 * RUN_S)
             assert recorder.reasons == ["too_late"]
             with reserved(queue):
-                assert queue._wait_s(Priority.NORMAL) == pytest.approx(5 * RUN_S)
+                assert queue._wait_s(new) == pytest.approx(5 * RUN_S)
                 with pytest.raises(Overloaded):
                     queue.check()
                 queue.check(None, Priority.HIGH)  # of all these only what runs is ahead of it

@@ -13,26 +13,36 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.backbones.base import SAME_CROPS, crops_of
+from model.backbones.base import SAME_CROPS
 from model.backbones.caffe import Padding
 from model.backbones.vgg16 import vgg16_maps
-from model.coordinates import IMAGE, CoordinateMap, CropOffsets, crop_offset, tile
+from model.coordinates import IMAGE, CoordinateMap, CropOffsets, crop_offset, fcn_crops, tile
 
 
 def test_crops_of_the_padded_vgg16() -> None:
-    assert crops_of(vgg16_maps("pad100")) == CropOffsets(
-        final={32: 19, 16: 27, 8: 31}, pool4=5, pool3=9, upscore2=0, upscore_pool4=0
+    """Those of stride 4 are not the authors', who have no such net."""
+    assert fcn_crops(vgg16_maps("pad100")) == CropOffsets(
+        final={32: 19, 16: 27, 8: 31, 4: 33},
+        upsampled={16: 0, 8: 0, 4: 0},
+        skips={16: 5, 8: 9, 4: 17},
     )
 
 
 def test_same_crops_are_half_a_factor() -> None:
-    assert CropOffsets(final={32: 16, 16: 8, 8: 4}, upscore2=1, upscore_pool4=1) == SAME_CROPS
+    assert (
+        CropOffsets(
+            final={32: 16, 16: 8, 8: 4, 4: 2},
+            upsampled={16: 1, 8: 1, 4: 1},
+            skips={16: 0, 8: 0, 4: 0},
+        )
+        == SAME_CROPS
+    )
 
 
 def test_cells_of_the_same_vgg16_are_tiles() -> None:
     for stride, at in vgg16_maps("same").items():
         assert at.stride == stride and at.start == tile(stride).start
-    assert crops_of(vgg16_maps("same")) == SAME_CROPS
+    assert fcn_crops(vgg16_maps("same")) == SAME_CROPS
 
 
 @pytest.mark.parametrize("padding", get_args(Padding))

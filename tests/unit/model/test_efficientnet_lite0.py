@@ -17,6 +17,7 @@ from model.backbones.efficientnet_lite0 import SPEC, EfficientNetLite0
 from model.build import NetworkSpec, build
 from model.contract import ClassInfo, Contract, TrainingData
 from model.export.export import export
+from model.fcn import Variant
 
 WIDTH = 1 / 8
 Arrays = dict[str, np.ndarray]
@@ -151,8 +152,9 @@ def test_a_window_of_stride_2_is_centred_on_every_odd_row(kernel: int, first: in
         assert seen == rows
 
 
-def test_it_is_exported(tmp_path: Path) -> None:
-    spec = NetworkSpec("efficientnet_lite0", "16s", fc6_channels=8, width=WIDTH)
+@pytest.mark.parametrize("variant", ["16s", "4s"])
+def test_it_is_exported(variant: Variant, tmp_path: Path) -> None:
+    spec = NetworkSpec("efficientnet_lite0", variant, fc6_channels=8, skip_channels=4, width=WIDTH)
     network = build(spec, 3).eval()
     for layer in network.score_layers():
         for parameter in layer.parameters():

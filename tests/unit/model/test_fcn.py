@@ -28,7 +28,7 @@ class MeanPools(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels = {8: 3, 16: 3, 32: 3}
+        self.channels = {4: 3, 8: 3, 16: 3, 32: 3}
         self.maps = {stride: tile(stride) for stride in self.channels}
 
     def forward(self, images: Tensor) -> Features:
@@ -77,13 +77,13 @@ def test_upsampling_puts_a_ramp_back_where_it_was(variant: Variant, training: bo
 
 
 def test_each_score_layer_adds_its_own_part() -> None:
-    network = FCN(MeanPools(), 3, "8s").eval()
+    network = FCN(MeanPools(), 3, "4s").eval()
     ramp = torch.arange(256.0).view(1, 1, 256, 1).expand(1, 3, 256, 256)
-    identity_scores(network, score_fr=1.0, score_pool4=10.0, score_pool3=100.0)
+    identity_scores(network, score_fr=1.0, score_pool4=10.0, score_pool3=100.0, score_pool2=1000.0)
     with torch.no_grad():
         got = network(ramp)
     inner = (..., slice(64, -64), slice(64, -64))
-    torch.testing.assert_close(got[inner], 111 * ramp[inner], rtol=1e-4, atol=0.1)
+    torch.testing.assert_close(got[inner], 1111 * ramp[inner], rtol=1e-4, atol=0.1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -101,11 +101,12 @@ def test_only_the_variants_own_layers_exist() -> None:
     assert heads["32s"] == {"backbone", "score_fr", "upscore"}
     assert heads["16s"] - heads["32s"] == {"upscore2", "score_pool4"}
     assert heads["8s"] - heads["16s"] == {"upscore_pool4", "score_pool3"}
+    assert heads["4s"] - heads["8s"] == {"upscore_pool3", "score_pool2"}
 
 
 def test_skip_channels_put_a_convolution_before_the_score() -> None:
-    network = FCN(MeanPools(), 4, "8s", skip_channels=6)
-    for skip in (network.score_pool4, network.score_pool3):
+    network = FCN(MeanPools(), 4, "4s", skip_channels=6)
+    for skip in (network.score_pool4, network.score_pool3, network.score_pool2):
         assert isinstance(skip, nn.Sequential)
         first, score = skip[0], skip[-1]
         assert isinstance(first, nn.Conv2d) and isinstance(score, nn.Conv2d)
@@ -113,12 +114,14 @@ def test_skip_channels_put_a_convolution_before_the_score() -> None:
         assert score.weight.shape == (4, 6, 1, 1) and not score.weight.any()
     with torch.inference_mode():
         assert network.eval()(torch.zeros(2, 3, 9, 50)).shape == (2, 4, 9, 50)
+    own = FCN(MeanPools(), 4, "4s", skip_channels=6, pool2_channels=0)
+    assert isinstance(own.score_pool2, nn.Conv2d) and isinstance(own.score_pool3, nn.Sequential)
 
 
 def test_every_parameter_learns() -> None:
     """From the second step on: a zero score layer passes nothing back in the first."""
     torch.manual_seed(0)
-    network = FCN(MobileNetV1(fc6_channels=4), 3, "8s", "learned", skip_channels=4).train()
+    network = FCN(MobileNetV1(fc6_channels=4), 3, "4s", "learned", skip_channels=4).train()
     for name, layer in network.named_modules():
         if name.startswith("score") and isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight)

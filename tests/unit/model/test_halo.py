@@ -10,7 +10,10 @@ from model.network import SegmentationNetwork
 
 SPECS = [
     NetworkSpec("mobilenet_v1", "8s", skip_channels=4, fc6_channels=8, width=1 / 8),
+    NetworkSpec("mobilenet_v1", "4s", fc6_channels=8, width=1 / 8),
     NetworkSpec("efficientnet_lite0", "16s", fc6_channels=0, width=1 / 8),
+    NetworkSpec("efficientnet_lite0", "4s", skip_channels=4, fc6_channels=0, width=1 / 8),
+    NetworkSpec("vgg16", "4s", padding="pad100", fc6_channels=8, width=1 / 32),
     NetworkSpec("vgg16", "8s", fc6_channels=8, width=1 / 32),
     NetworkSpec("vgg16", "16s", padding="pad100", fc6_channels=8, width=1 / 32),
     NetworkSpec("vgg16", "pool3", width=1 / 32),

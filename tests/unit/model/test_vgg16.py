@@ -80,7 +80,7 @@ def caffe_net(weights: dict[str, Tensor], images: Tensor, variant: Variant) -> T
     """The authors' net layer by layer, with their numbers, for the same weights.
 
     Source: voc-fcn32s, voc-fcn16s and voc-fcn8s/net.py of shelhamer/fcn.berkeleyvision.org;
-    crop offsets as in the prototxt files they generate.
+    crop offsets as in the prototxt files they generate; those of 4s go on in the same way.
     """
 
     def conv(name: str, x: Tensor, pad: int = 0) -> Tensor:
@@ -115,7 +115,11 @@ def caffe_net(weights: dict[str, Tensor], images: Tensor, variant: Variant) -> T
         return crop(upsample(fuse_pool4, 16), images, 27)
     upscore_pool4 = upsample(fuse_pool4, 2)
     fuse_pool3 = upscore_pool4 + crop(conv("score_pool3", pools[3]), upscore_pool4, 9)
-    return crop(upsample(fuse_pool3, 8), images, 31)
+    if variant == "8s":
+        return crop(upsample(fuse_pool3, 8), images, 31)
+    upscore_pool3 = upsample(fuse_pool3, 2)
+    fuse_pool2 = upscore_pool3 + crop(conv("score_pool2", pools[2]), upscore_pool3, 17)
+    return crop(upsample(fuse_pool2, 4), images, 33)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,13 +7,12 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from cli.main import build_parser, command_names
 from model.build import BACKBONES
-from model.fcn import Variant
+from model.weights.head import SCORES
 from service.settings import Settings, environment_name, removed_names
 from tests.unit.repository.pages import ROOT
 
@@ -131,4 +130,4 @@ def test_import_weights_takes_whatever_it_may_advise() -> None:
     taken = OPTIONS["import-weights"]
     preprocessing = {name for spec in BACKBONES.values() for name in spec.preprocessing}
     assert preprocessing <= set(taken["--preprocessing"].choices or ())
-    assert set(get_args(Variant)) <= set(taken["--head"].choices or ())
+    assert set(SCORES) <= set(taken["--head"].choices or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -76,6 +77,7 @@ def test_training_learns(tmp_path: Path, capsys: Capture) -> None:
     assert main(["train", recipe(tmp_path, root), "--run", run, "--set", *changes]) == 0
     out, err = capsys.readouterr()
     assert f"{run}/last.pt: iteration 96" in out
+    assert re.search(r"^road +\d\d\.\d\d$", out, re.M) and "\nmean IU " in out
     assert "96/96" in err  # the progress bar
     with (tmp_path / "run/log.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -148,6 +150,7 @@ def test_json(onnx: str, images: Path, capsys: Capture) -> None:
         "not_asked": 0,
         "absent": "nan",
         "mask": "all",
+        "flip": False,
         "unlabelled_classes": [],
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,

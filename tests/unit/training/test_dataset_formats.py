@@ -16,6 +16,7 @@ CLASS_COUNTS = {
     "camvid": 11,
     "cityscapes": 19,
     "coco_stuff": 171,
+    "facade": 11,
     "nyudv2": 40,
     "nyudv2_hha": 40,
     "nyudv2_rgb_hha": 40,
@@ -27,6 +28,7 @@ CLASS_COUNTS = {
     "siftflow_geometric": 3,
     "voc2011": 21,
     "voc2012": 21,
+    "voc_animals": 7,
 }
 
 

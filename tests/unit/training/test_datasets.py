@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_read(root: Path) -> None:
     image, target = data[0]
     assert (image == RGB).all()
     assert (target == LABELS).all()
+
+
+def test_splits_are_joined_by_a_plus(root: Path) -> None:
+    shutil.copytree(root / "train", root / "val")
+    parts = [open_dataset("folder", root, split) for split in ("train", "val")]
+    joined = open_dataset("folder", root, "train+val")
+    assert joined.pairs == [pair for part in parts for pair in part.pairs] and len(joined) == 2
+    with pytest.raises(DatasetError, match="nope"):
+        open_dataset("folder", root, "train+nope")
 
 
 def test_class_frequencies_leave_void_out(root: Path) -> None:

@@ -127,6 +127,8 @@ def test_mat_with_the_authors_lists(tmp_path: Path) -> None:
     miniatures.save_list(tmp_path / "val.txt", ["5003"])
     data = open_dataset("nyudv2", tmp_path, "val")
     assert (data[0].image == nyu.scenes()[2].image[INNER]).all()
+    with pytest.raises(DatasetError, match="'train\\+val': the splits of nyudv2 cannot be joined"):
+        open_dataset("nyudv2", tmp_path, "train+val")
     miniatures.save_list(tmp_path / "val.txt", ["kitchen"])
     with pytest.raises(DatasetError, match=r"val\.txt: want the authors' numbers, as 5003"):
         open_dataset("nyudv2", tmp_path, "val")

@@ -1,10 +1,12 @@
-"""32s -> 16s -> 8s: what a stage takes from the one before it, and what it refuses."""
+"""32s -> 16s -> 8s -> 4s: what a stage takes from the one before it, and what it refuses."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from model.fcn import FCN
 from model.upsample import bilinear_kernel
+from tests.exports import SMALL, exported
 from tests.unit.training.recipes import changed, raw_recipe
 from training.checkpoint import load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
@@ -86,9 +89,13 @@ def test_the_next_stage_starts_with_its_parents_prediction(
     span = float(answer.max() - answer.min())
     assert span > 0.1  # it does answer something
     coarse = before.get_submodule("score_fr")(before.backbone(images)[32])
-    any_scores = torch.rand(32, 4, *coarse.shape[2:], generator=torch.Generator().manual_seed(0))
-    at_once = upsampled(any_scores, (32,))[:, :, 19 : 19 + 70, 19 : 19 + 90]
-    for variant, factors, offset in (("16s", (2, 16), 27), ("8s", (2, 2, 8), 31)):
+    any_scores = torch.rand(64, 4, 7, 8, generator=torch.Generator().manual_seed(0))
+    at_once = upsampled(any_scores, (32,))[:, :, 64:192, 64:192]  # of whole cells
+    for variant, factors, offset in (
+        ("16s", (2, 16), 27),
+        ("8s", (2, 2, 8), 31),
+        ("4s", (2, 2, 2, 4), 33),
+    ):
         after = begun(stage(parent, variant=variant), tmp_path / variant)
         window = upsampled(coarse, factors)[:, :, offset : offset + 70, offset : offset + 90]
         torch.testing.assert_close(after(images), window, rtol=1e-4, atol=1e-4 * span)
@@ -97,8 +104,8 @@ def test_the_next_stage_starts_with_its_parents_prediction(
         in_stages = upsampled(any_scores, factors)
         fits = {}
         for down, right in itertools.product((-1, 0, 1), repeat=2):
-            top, left = offset + down, offset + right
-            beside = in_stages[:, :, top : top + 70, left : left + 90]
+            top, left = offset + 64 - 19 + down, offset + 64 - 19 + right
+            beside = in_stages[:, :, top : top + 128, left : left + 128]
             fits[down, right] = float((beside - at_once).abs().mean())
         assert min(fits, key=lambda shift: fits[shift]) == (0, 0)
         assert 0 < fits[0, 0] < 0.05 * span
@@ -114,6 +121,10 @@ def test_what_was_taken_is_said(tmp_path: Path, parent: Path, stage: Stage, caps
         stage(tmp_path / "16s/last.pt", variant="8s"), tmp_path / "8s", stop_after=1, run_log=None
     )
     assert "17 layers copied (backbone.conv1_1 to score_pool4); new: score_pool3" in (
+        capsys.readouterr().out
+    )
+    begun(stage(tmp_path / "8s/last.pt", variant="4s"), tmp_path / "4s")
+    assert "18 layers copied (backbone.conv1_1 to score_pool3); new: score_pool2" in (
         capsys.readouterr().out
     )
     begun(stage(tmp_path / "8s/last.pt"), tmp_path / "back")
@@ -225,6 +236,39 @@ def test_an_unusable_checkpoint(
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"init\.checkpoint: .*{complaint}"):
         begun(stage(path), tmp_path / "run")
+
+
+def test_a_stage_starts_from_an_exported_model(tmp_path: Path, stage: Stage, capsys: Any) -> None:
+    """Whose norms are folded: measured anew, they give what it gave."""
+    model = exported()
+    spec = {**asdict(SMALL), "variant": "4s", "pool2_channels": 0}
+    classes = tmp_path / "classes.yaml"
+    listed = [{"name": c.name, "color": list(c.color)} for c in model.contract.classes]
+    classes.write_text(json.dumps({"name": "x", "licence": "x", "classes": listed}))
+    config = stage(model.path, **spec)
+    own = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
+    after = begun(own, tmp_path / "own")
+    images = torch.rand(1, 3, 64, 96) * 255
+    with torch.inference_mode():
+        for ours, its in zip(
+            after.backbone(images).values(), model.network.backbone(images).values(), strict=True
+        ):
+            torch.testing.assert_close(ours, its, rtol=1e-3, atol=1e-3)
+    said = capsys.readouterr().out
+    assert "backbone.conv0.conv to score_pool3.3); new: score_pool2" in said
+    # Other classes: all scores are new.
+    other = begun(config, tmp_path / "other")
+    assert not other.score_fr.weight.any() and "new: score_fr, score_pool4.0" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(ConfigError, match=r"network\.skip_channels \(there 4, here 2\)"):
+        begun(stage(model.path, **{**spec, "skip_channels": 2}), tmp_path / "narrow")
+    with pytest.raises(ConfigError, match=r"init\.checkpoint: .*fc6\.conv: mismatch"):
+        begun(stage(model.path, **{**spec, "fc6_channels": 9}), tmp_path / "fc6")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    for name in ("junk.onnx", "none.onnx"):
+        with pytest.raises(ConfigError, match=rf"init\.checkpoint: .*{name}"):
+            begun(stage(tmp_path / name, **spec), tmp_path / "junk")
 
 
 def test_two_starts_at_once(stage: Stage) -> None:

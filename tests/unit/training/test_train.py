@@ -81,6 +81,7 @@ def test_what_a_run_leaves_behind(finished: Run) -> None:
     for row in rows:
         assert 0 <= float(row["val_mean_iu"]) <= 1
         assert float(row["head_lr"]) > float(row["backbone_lr"]) > 0
+    assert (folder / "curves.png").is_file()
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     scalars = set(events.Tags()["scalars"])

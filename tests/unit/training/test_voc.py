@@ -33,6 +33,16 @@ def test_voc(tmp_path: Path, year: int) -> None:
     assert names(open_dataset(f"voc{year}", tmp_path, "val")) == ["c"]
 
 
+def test_animals_keep_their_classes_and_the_rest_is_void(tmp_path: Path) -> None:
+    written = miniatures.voc(tmp_path, 2012, {"train": ["a"]})["a"]
+    data = open_dataset("voc_animals", tmp_path, "train")
+    kept = {0: 0, 8: 1, 10: 2, 12: 3, 13: 4, 15: 5, 17: 6}
+    assert kept.keys() & set(written.ravel().tolist()) and 1 in written
+    wanted = [[kept.get(number, VOID) for number in row] for row in written.tolist()]
+    assert data[0].target.tolist() == wanted
+    assert [entry.name for entry in data.info.classes][1::4] == ["cat", "person"]
+
+
 @pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/VOC2011"])
 def test_voc_is_found_from_each_of_its_folders(tmp_path: Path, place: str) -> None:
     miniatures.voc(tmp_path, 2011, {"val": ["a"]})

@@ -24,6 +24,8 @@ def backbone(name: str, padding: Padding) -> Backbone:
         return AlexNet(padding, 8, width=1 / 32)
     if name == "googlenet":
         return GoogLeNet(padding, width=1 / 16)
+    if name == "whole vgg16":
+        return VGG16(padding, 8, width=1 / 16)
     return VGG16(padding, width=1 / 16, cut_after="pool3")
 
 
@@ -33,6 +35,7 @@ def backbone(name: str, padding: Padding) -> Backbone:
         ("alexnet", "32s", "pad100", [63]),
         ("googlenet", "8s", "same", [3, 3, 15]),
         ("vgg16", "pool3", "pad100", [16]),
+        ("whole vgg16", "4s", "pad100", [4, 4, 4, 8]),
     ],
 )
 def test_the_file_does_what_the_network_does(
