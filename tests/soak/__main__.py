@@ -44,7 +44,6 @@ MORE = 16
 """Descriptors and threads may be so many more, since traffic is drawn by chance."""
 SIZES = ((24, 32), (120, 160), (240, 320))
 OTHER_BIAS = (200.0, 0.0, 0.0)
-Counts = collections.Counter
 Act = Callable[[random.Random], str]
 
 
@@ -75,7 +74,7 @@ class Traffic:
                 pb.SegmentRequest(image=body, model="tiny"), metadata=metadata, timeout=60
             )
         except grpc.RpcError as error:
-            code = error.code()  # type: ignore[attr-defined]
+            code = error.code()
             declared = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
             return f"declared {code.name}" if code in declared else f"BAD {code.name}"
         return _judged(200, lambda: read_png(reply.body), rgb)
@@ -221,10 +220,13 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
 
 def _soaked(server: Server, traffic: Traffic, seconds: float, seed: int) -> dict[str, Any]:
     stop = threading.Event()
-    counts: dict[str, Counts] = {}
+    counts: dict[str, collections.Counter[str]] = {}
 
     def run(name: str, act: Act) -> None:
-        chance, mine = random.Random(f"{seed} {name}"), counts.setdefault(name, Counts())
+        chance, mine = (
+            random.Random(f"{seed} {name}"),
+            counts.setdefault(name, collections.Counter()),
+        )
         while not stop.is_set():
             try:
                 mine[act(chance)] += 1
@@ -262,7 +264,7 @@ def _soaked(server: Server, traffic: Traffic, seconds: float, seed: int) -> dict
 
 
 def _report(
-    counts: dict[str, Counts],
+    counts: dict[str, collections.Counter[str]],
     samples: list[dict[str, int]],
     at_rest: dict[str, int],
     server: Server,
