@@ -18,8 +18,10 @@ from service.core.engines.memory import keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
+from service.logs import FLUSH_S, STDERR, configure_logging
 from service.settings import Settings
-from service.telemetry import FLUSH_S, STDERR, Telemetry, configure_logging
+from service.telemetry import Telemetry
+from service.tls import Certificates
 
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
@@ -92,6 +94,10 @@ class _Server:
             stale=telemetry.keys_stale,
             wrong=telemetry.wrong_key,
         )
+        files = settings.tls_files()
+        self._certificates = (
+            None if files is None else Certificates(files, told=telemetry.certificate)
+        )
         self._rest, self._grpc = build(
             segmenter,
             telemetry,
@@ -107,7 +113,8 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
-        http = HttpServer(self._rest, self._config, self._telemetry)
+        certificates = self._certificates
+        http = HttpServer(self._rest, self._config, self._telemetry, certificates=certificates)
         serving = asyncio.create_task(http.serve(sockets=http_sockets))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
@@ -115,6 +122,8 @@ class _Server:
         hopeless = asyncio.create_task(segmenter.hopeless.wait())
         watching = asyncio.create_task(self._keys.watch())
         tasks: list[asyncio.Task[Any]] = [stop, hopeless, watching]
+        if certificates is not None:
+            tasks.append(asyncio.create_task(certificates.watch()))
         try:
             # From here liveness answers, while readiness waits for the models.
             await asyncio.wait((loading, serving, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +168,7 @@ class _Server:
         for tried in listen(host, port, "FCN_GRPC_PORT"):
             tried.close()
         try:
-            return self._grpc.bind(joined(host, port))
+            return self._grpc.bind(joined(host, port), self._certificates)
         except OSError as error:
             raise StartError(f"{error}: set FCN_GRPC_PORT to another port") from error
 
@@ -205,8 +214,10 @@ class _Server:
         runs = {
             f"{m.default.provider} ({m.default.engine}, {m.default.precision})" for m in serving
         }
+        tls = self._certificates
+        kind = "" if tls is None else " with mTLS" if tls.asks_clients else " with TLS"
         _say(
             STDOUT,
-            f"fcn serve: ready: REST http://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}, serving {models} on {', '.join(sorted(runs))}",
+            f"fcn serve: ready: REST {'https' if tls else 'http'}://{joined(host, http_port)}, "
+            f"gRPC {joined(host, grpc_port)}{kind}, serving {models} on {', '.join(sorted(runs))}",
         )

@@ -2,13 +2,16 @@
 
 uvicorn makes one for each connection that it accepts. h11 reads the heads and writes the answers;
 `service.framing` says where a request ends; `service.connections` bounds all connections together.
-Callers who have closed only their side are answered. An upgrade is not offered, and so ignored: RFC
-9110, section 7.8.
+Callers who have closed only their side are answered, but not over TLS. An upgrade is not offered,
+and so ignored: RFC 9110, section 7.8.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import ssl
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ from service.connections import Connections
 from service.exchange import Exchange
 from service.framing import MAX_HEAD_BYTES, Refused, body_of, parse_head, take_head
 from service.telemetry import Ending
+from service.tls import CLIENT_CA, Certificates, NotTls, Tls
 
 READ_BYTES: Final = 64 * 1024
 """Taken from the system at once: an ordinary image in one piece, and little to hold of those who
@@ -31,6 +35,11 @@ FIRST_PROBE_S: Final = 0.25
 NEXT_PROBE_S: Final = 0.1
 """Between looks whether a caller who closed a side is still there: FIN says the same of one who is
 gone, whose work would keep others waiting."""
+OPEN_TARGETS: Final = (b"/livez", b"/readyz")
+"""Answered without a client certificate: those who probe a container have none."""
+_HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+"""Has browsers use TLS for a year. Source: RFC 6797, section 6.1; the value is what hstspreload.org
+asks for at least."""
 _BEGINNING: Final = b"HTTP/1.1 "
 """Begins every answer, and is sent byte by byte to such a caller while the answer is made. One who
 is gone resets the connection at the first, so that another fails."""
@@ -45,12 +54,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
         *,
         config: uvicorn.Config,
         server_state: ServerState,
+        certificates: Certificates | None = None,
         **_: object,
     ) -> None:
+        """certificates: None speaks without TLS."""
         self._app: Any = config.loaded_app
         self._connections = connections
         self._bounds = connections.bounds
         self._server = server_state
+        self._certificates = certificates
+        self._tls: Tls | None = None
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._buffer = bytearray()
@@ -75,12 +88,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(UNREAD_BYTES)
         peer = transport.get_extra_info("peername")
         here = transport.get_extra_info("sockname")
-        tls = transport.get_extra_info("sslcontext") is not None
+        if self._certificates is not None:
+            self._tls = self._certificates.accept()
         self.address = str(peer[0]) if peer else ""
         self._addresses = {
             "client": tuple(peer[:2]) if peer else None,
             "server": tuple(here[:2]) if here else None,
-            "scheme": "https" if tls else "http",
+            "scheme": "http" if self._tls is None else "https",
         }
         if self._connections.add(self):
             self._server.connections.add(self)  # type: ignore[arg-type]  # for shutdown()
@@ -100,17 +114,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._moved_s = self._loop.time()
-        if self._exchange is None and not self._pending:
-            self._began_s = self._moved_s
-        self._pending += memoryview(self._buffer)[:nbytes]
+        came = memoryview(self._buffer)[:nbytes]
         self._buffer = bytearray()
+        if said := came if self._tls is None else self._decrypted(self._tls, came):
+            self._moved_s = self._loop.time()
+            if self._exchange is None and not self._pending:
+                self._began_s = self._moved_s
+            self._pending += said
         self.go_on()
+        if self._tls is not None and self._tls.ended:
+            self.close("caller")
 
     def eof_received(self) -> bool:
         """Keeps the connection for the answers to whole requests, where TLS does not forbid it."""
-        self._half_closed = True
-        return self._waits_for_answer() and self._addresses["scheme"] == "http"
+        self._half_closed = self._tls is None
+        return self._half_closed and self._waits_for_answer()
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()
@@ -148,6 +166,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if begins and self._begun:
             parts[0] = parts[0][len(self._begun) :]
             self._begun = b""
+        if self._tls is not None:
+            parts = [self._tls.sealed(parts)]
         self._written += sum(map(len, parts))
         self._transport.writelines(parts)
 
@@ -172,6 +192,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._exchange = None
         waiting = 0 if exchange is None else exchange.waiting_bytes
         reading = len(self._pending) < MAX_HEAD_BYTES and waiting < BODY_BYTES
+        if self._tls is not None and self._writable is not None:
+            reading = False  # TLS answers on its own to what a peer may send
         if reading != self._reading and not self._transport.is_closing():
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
@@ -180,6 +202,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Ends it in order, behind the answers that are still to be read."""
         if not self._transport.is_closing():
             self._why = why
+            if self._tls is not None:
+                self._transport.write(self._tls.closing())
             self._transport.close()
 
     def end(self, why: Ending) -> None:
@@ -190,7 +214,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self.unread_bytes:
             self._transport.abort()
         else:
-            self._transport.close()
+            self.close(why)
 
     def moved_s(self) -> float | None:
         if self._window is not None:
@@ -205,6 +229,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return self._stopped_reading(now_s, self._written - unread)
         self._window = None
         waited_s, exchange = now_s - self._began_s, self._exchange
+        if self._tls is not None and not self._tls.ready:
+            return None if waited_s <= self._bounds.head_s else "tls"
         if exchange is not None:
             bounds = self._bounds
             limit_s = bounds.rest_of_body_s if exchange.answered else bounds.body_s
@@ -221,6 +247,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return None
         self._window = now_s, taken
         return "unread" if taken - before < self._bounds.min_read_bytes else None
+
+    def _decrypted(self, tls: Tls, came: memoryview) -> bytes:
+        """Returns what the peer said; nothing once the connection is to end."""
+        said = b""
+        try:
+            said = tls.received(came)
+        except ssl.SSLError:
+            self.close("tls")  # behind the alert that says why
+        except NotTls:
+            self._tls = None
+            self._say(400, "this port speaks TLS: ask for https:// in place of http://")
+            self.close("tls")
+        if owed := tls.owed():
+            self._transport.write(owed)
+        return said
 
     def _advance(self) -> bool:
         """Takes the next part of what came; False if that needs more. Raises: Refused."""
@@ -245,11 +286,25 @@ class HttpProtocol(asyncio.BufferedProtocol):
         writer, request = parse_head(head)
         self._began_s = self._loop.time()
         self._exchange = exchange = Exchange(
-            self, writer, request, body_of(request), self._addresses, self._server.default_headers
+            self, writer, request, body_of(request), self._addresses, self._headers
         )
-        task = self._loop.create_task(exchange.run(self._app))
+        app = self._app if self._let_in(request.target) else _wants_certificate
+        task = self._loop.create_task(exchange.run(app))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
+
+    def _let_in(self, target: bytes) -> bool:
+        """Says whether the caller has the certificate that this server may want."""
+        tls, certificates = self._tls, self._certificates
+        if tls is None or certificates is None or not certificates.asks_clients:
+            return True
+        return target in OPEN_TARGETS or tls.knows_client
+
+    @property
+    def _headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Lists those of every answer."""
+        headers = self._server.default_headers
+        return headers if self._tls is None else [*headers, _HSTS]
 
     def _refuse(self, error: Refused) -> None:
         exchange = self._exchange
@@ -262,11 +317,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.close("bad_request")
 
     def _say(self, status: int, text: str) -> None:
-        """Answers without the application."""
+        """Answers without the application; over TLS not before its handshake."""
+        if self._tls is not None and not self._tls.ready:
+            return
         body = f"{text}\r\n".encode()
         head = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
         for name, value in (
-            *self._server.default_headers,
+            *self._headers,
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
@@ -302,3 +359,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._transport.write(_BEGINNING[at : at + 1])
         self._begun = _BEGINNING[: at + 1]
         self._waits_for_answer()
+
+
+async def _wants_certificate(scope: Any, receive: Any, send: Any) -> None:
+    """Answers, in place of the application, whoever has no client certificate."""
+    document = {
+        "type": "urn:fcn:problem:not-allowed",
+        "title": "Not allowed",
+        "status": 403,
+        "detail": "this server wants a client certificate, signed by an authority of its "
+        f"{CLIENT_CA}: send yours",
+    }
+    kind = (b"content-type", b"application/problem+json")
+    body = json.dumps(document).encode()
+    headers = [kind, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -17,6 +17,7 @@ from service.connection import HttpProtocol
 from service.connections import Bounds, Connections
 from service.errors import StartError
 from service.telemetry import Telemetry
+from service.tls import Certificates
 
 BACKLOG: Final = 2048
 UNSENT_BYTES: Final = 128 * 1024
@@ -29,10 +30,17 @@ class HttpServer(uvicorn.Server):
     """Runs uvicorn, less its signal handlers: the app drains both transports together."""
 
     def __init__(
-        self, app: Any, config: ApiConfig, telemetry: Telemetry, bounds: Bounds | None = None
+        self,
+        app: Any,
+        config: ApiConfig,
+        telemetry: Telemetry,
+        bounds: Bounds | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
-        """app: an ASGI application. bounds: in place of those that go with the config."""
-        made = partial(HttpProtocol, Connections(telemetry, bounds or Bounds.of(config)))
+        """app: an ASGI application. bounds: in place of those that go with the config.
+        certificates: None speaks without TLS."""
+        connections = Connections(telemetry, bounds or Bounds.of(config))
+        made = partial(HttpProtocol, connections, certificates=certificates)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -8,7 +8,6 @@ that it makes. docs/settings.md lists the same; a test compares.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -27,14 +26,15 @@ from pydantic_settings import (
 )
 
 from service.api.limits import Limits
-from service.config import ApiConfig, ProviderOptions, SegmenterConfig
+from service.config import ApiConfig, SegmenterConfig
 from service.service_links import without_links
+from service.setting_values import parse_provider_options, parse_sizes
+from service.tls import CERT, CLIENT_CA, KEY, Files
 
 _log = logging.getLogger("fcn.settings")
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
-_GPU_PROVIDERS: Final = ("cuda", "tensorrt")
 _IN_PLACE_OF: Final = {
     "FCN_TF32": 'set FCN_PROVIDER_OPTIONS=\'{"cuda": {"use_tf32": 0}}\' for exact products',
     "FCN_CUDA_GRAPHS": "leave it out: runs are no longer replayed as CUDA graphs",
@@ -192,6 +192,15 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None
     """File that holds the admin key, in place of `FCN_ADMIN_KEY`."""
 
+    tls_cert: Path | None = None
+    """PEM file of the server's certificate and those between it and its authority: REST is then
+    https, and gRPC has TLS, too. Read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a password."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities that sign certificates of callers (mTLS), who then need one.
+    `/livez` and `/readyz` alone are answered without."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
@@ -242,6 +251,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError(f"{CERT} and {KEY} belong together: set both, or none for no TLS")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError(f"{CLIENT_CA} needs a server with TLS: set {CERT} and {KEY}, too")
+        return self
+
+    @model_validator(mode="after")
     def _readable_provider_options(self) -> Self:
         parse_provider_options(self.provider_options)
         return self
@@ -259,6 +276,12 @@ class Settings(BaseSettings):
 
     def api_config(self) -> ApiConfig:
         return ApiConfig(**self._values_of(ApiConfig) | {"deadline_s": self.deadline_ms / 1000})
+
+    def tls_files(self) -> Files | None:
+        """Returns None without TLS."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return Files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def _values_of(self, config: type[SegmenterConfig | ApiConfig]) -> dict[str, Any]:
         """Returns the settings that have the name of a field of `config`."""
@@ -279,43 +302,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"FCN_ADMIN_KEY_FILE {str(self.admin_key_file)!r} cannot be read: {reason}"
             ) from error
-
-
-def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """Reads `360x480,480x640` as (height, width) of each."""
-    sizes = [item.split("x") for item in text.split(",") if item]
-    return tuple((int(height), int(width)) for height, width in sizes)
-
-
-def parse_provider_options(text: str) -> ProviderOptions:
-    """Reads `{"cuda": {"use_tf32": 0}}`; numbers and booleans become the runtime's texts.
-
-    Raises: ValueError.
-    """
-    try:
-        found = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"FCN_PROVIDER_OPTIONS is not JSON: {error}") from error
-    if not isinstance(found, dict) or not set(found) <= set(_GPU_PROVIDERS):
-        raise ValueError(
-            'FCN_PROVIDER_OPTIONS: give an object by provider, such as {"cuda": {"use_tf32": 0}}; '
-            f"providers are {' and '.join(_GPU_PROVIDERS)}"
-        )
-    for provider, options in found.items():
-        if not isinstance(options, dict) or not all(
-            isinstance(value, str | int | float) for value in options.values()
-        ):
-            raise ValueError(
-                f"FCN_PROVIDER_OPTIONS: the options of {provider} are to be an object of texts, "
-                "numbers and booleans"
-            )
-    return {
-        provider: {
-            name: str(int(value)) if isinstance(value, bool) else str(value)
-            for name, value in options.items()
-        }
-        for provider, options in found.items()
-    }
 
 
 def removed_names() -> tuple[str, ...]:

@@ -1,21 +1,16 @@
-"""Tells operators how the service does: Prometheus metrics and log lines.
+"""Tells operators how the service does: Prometheus metrics, and a log line for each request.
 
 Metric names are fixed by docs/api.md; dashboards and alerts rely on them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Final, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +25,7 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.core.types import ModelStatus, Observer, Timings
+from service.logs import LogWriter
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -45,12 +41,9 @@ PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 
 Ending = Literal[
     "caller", "answered", "shutdown", "idle", "slow_head", "slow_body",
-    "unread", "full", "refused", "bad_request", "failed",
+    "unread", "full", "refused", "bad_request", "failed", "tls",
 ]  # fmt: skip
 """Why an HTTP connection ended; docs/api.md explains each."""
-STDERR: Final = 2
-FLUSH_S: Final = 1.0
-"""Longest wait, at the end, for log lines to be written."""
 
 M = TypeVar("M", bound=MetricWrapperBase)
 _log = logging.getLogger("fcn.request")
@@ -163,6 +156,14 @@ class Telemetry(Observer):
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
         )
+        self._certificate_stale = gauge(
+            "fcn_tls_certificate_stale",
+            "1 while the files of the TLS certificate cannot be used, so that an older one stays.",
+        )
+        self._certificate_expires = gauge(
+            "fcn_tls_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in force expires, since the epoch; 0 without TLS.",
+        )
         self._connections = gauge("fcn_connections", "Open HTTP connections.")
         self._connections_closed = _by_labels(
             counter("fcn_connections_closed_total", "HTTP connections ended, by why.", ("reason",))
@@ -253,6 +254,12 @@ class Telemetry(Observer):
     def keys_stale(self, stale: bool) -> None:
         self._keys_stale.set(stale)
 
+    def certificate(self, expires_s: float | None) -> None:
+        """Tells when the one in force expires; None: files in its place cannot be used."""
+        self._certificate_stale.set(expires_s is None)
+        if expires_s is not None:
+            self._certificate_expires.set(expires_s)
+
     def compiled(self, seconds: float) -> None:
         self._compile_s.inc(seconds)
 
@@ -297,104 +304,3 @@ def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
     if record.error:
         fields["error"] = record.error
     return fields
-
-
-class TextFormatter(logging.Formatter):
-    """Prints `2026-01-02 03:04:05,678 INFO fcn.request rest Segment 200 request_id=… …`."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        line = super().formatMessage(record)
-        fields = getattr(record, "fields", {})
-        said = ("transport", "method", "code")
-        extra = (f"{k}={_plain(v)}" for k, v in fields.items() if k not in said)
-        return " ".join((line, *extra))
-
-
-class JsonFormatter(logging.Formatter):
-    """Prints one JSON object per line; times are UTC."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.converter = time.gmtime
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line.update(getattr(record, "fields", {}))
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def _plain(value: object) -> str:
-    """Prints a value in a text line, quoted when it has spaces, so that lines can be split."""
-    text = str(value)
-    return json.dumps(text) if not text or any(c in text for c in ' "=\n\r') else text
-
-
-class LogWriter(logging.Handler):
-    """Has a thread write the lines: a reader who stops, or a full disk, must not stop the server.
-
-    What the thread does not come to in time is dropped and counted, and a line tells how much.
-    """
-
-    def __init__(self, descriptor: int, max_lines: int = 10_000) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-        self._lines: queue.Queue[str] = queue.Queue(max_lines)
-        self.dropped = 0
-        self._told = 0
-        threading.Thread(target=self._write_all, name="log", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.put_nowait(self.format(record) + "\n")
-        except queue.Full:
-            self.dropped += 1
-
-    def flush(self) -> None:
-        """Waits until all is written, but not for a reader who has stopped."""
-        ends_s = time.monotonic() + FLUSH_S
-        while self._lines.unfinished_tasks and time.monotonic() < ends_s:
-            time.sleep(0.005)
-
-    def _write_all(self) -> None:
-        while True:
-            lines = [self._lines.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(lines) < 100:
-                    lines.append(self._lines.get_nowait())
-            count = len(lines)
-            if dropped := self.dropped - self._told:
-                text = f"{dropped} log lines were dropped: nobody read them, or the disk is full"
-                record = _log.makeRecord("fcn.log", logging.WARNING, "", 0, text, (), None)
-                lines.append(self.format(record) + "\n")
-            left = "".join(lines).encode("utf-8", "backslashreplace")
-            try:
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
-                self._told += dropped
-            except OSError:
-                self.dropped += count
-            for _ in range(count):
-                self._lines.task_done()
-
-
-def configure_logging(level: str, style: str) -> None:
-    """Sends all log lines to stderr, as `text` or `json`; called once, by the app."""
-    handler = LogWriter(STDERR)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.captureWarnings(True)
-    # Its start and stop lines would only repeat what the app says.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)

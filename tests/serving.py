@@ -27,7 +27,7 @@ from tests.waiting import until
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-_READY = re.compile(r"ready: REST (http://\S+), gRPC (\S+), serving")
+_READY = re.compile(r"ready: REST (https?://\S+), gRPC (\S+?)(?: with m?TLS)?, serving")
 
 
 def command(**settings: object) -> list[str]:

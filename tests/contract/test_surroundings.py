@@ -30,6 +30,8 @@ METRICS = {
     "fcn_limited": set(),  # {caller, limit}, once there is one
     "fcn_wrong_keys": set(),
     "fcn_keys_stale": set(),
+    "fcn_tls_certificate_stale": set(),
+    "fcn_tls_certificate_expiry_timestamp_seconds": set(),
     "fcn_log_lines_dropped": set(),
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),

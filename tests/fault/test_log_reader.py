@@ -115,7 +115,8 @@ def test_a_reader_who_stops_stops_neither_requests_nor_the_end(
 def test_lines_are_dropped_and_one_says_how_many(repository: Path) -> None:
     program = """
 import logging, os, re, threading
-from service.telemetry import LogWriter, TextFormatter, Telemetry
+from service.logs import LogWriter, TextFormatter
+from service.telemetry import Telemetry
 reader, writer = os.pipe()
 handler = LogWriter(writer, max_lines=20)
 handler.setFormatter(TextFormatter())

@@ -41,6 +41,9 @@ MAX_WAITING: Final = 4096
 """Calls that wait for a message, of all connections. Each costs some 20 kB."""
 SLACK_BYTES: Final = 1024 * 1024
 """A connection may send so much around its messages: frames, headers, windows of refused calls."""
+OVERHEAD: Final = 50
+"""For so many bytes of messages one more comes with them, at most: frames of HTTP/2 and records of
+TLS add 0.2 % to messages of a few kB and more, small records of a careful sender 2 %."""
 PARTIAL_BYTES: Final = 64 * 1024
 """From so many on a message counts as begun. The first window of HTTP/2."""
 UNREAD_S: Final = 60.0
@@ -91,7 +94,8 @@ class _Connection:
                 reading.base = self.seen
         base = min((r.base for r in self.readings if r.base), default=(received, self.delivered))
         self.incomplete = max(0, received - base[0] - (self.delivered - base[1]))
-        if self.incomplete <= PARTIAL_BYTES or self.delivered != self.seen[1]:
+        around = (self.delivered - base[1]) // OVERHEAD
+        if self.incomplete <= PARTIAL_BYTES + around or self.delivered != self.seen[1]:
             self.progress_s = now_s
         self.seen = received, self.delivered
 
@@ -231,7 +235,8 @@ class Connections:
         waiting = [c for c in self._known.values() if c.readings]
         for connection in waiting:
             limits = [reading.max_bytes for reading in connection.readings]
-            if connection.incomplete > sum(limits) + SLACK_BYTES:
+            allowed = sum(limits) + sum(limits) // OVERHEAD + SLACK_BYTES
+            if connection.incomplete > allowed:
                 connection.refuse(MessageTooLarge(min(limits)), now_s)
             elif now_s - connection.progress_s > uploads.timeout_s:
                 connection.refuse(UploadTooSlow(uploads.timeout_s), now_s)

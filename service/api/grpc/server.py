@@ -11,6 +11,7 @@ from grpc import aio
 from service.api.grpc.closing import HEALTH, REFLECTION, Health, Reflection
 from service.api.grpc.connections import Connections
 from service.config import ApiConfig
+from service.tls import Certificate, Certificates
 
 OVERHEAD_BYTES: Final = 64 * 1024
 """Room of a message beyond the limit of any method: its error is then ours, and says what to do."""
@@ -70,9 +71,14 @@ class GrpcServer:
         """Sets what answers calls of no service."""
         self._unknown = handler
 
-    def bind(self, address: str) -> int:
-        """Listens on `host:port` and returns the port. Raises: OSError when it is taken."""
+    def bind(self, address: str, certificates: Certificates | None = None) -> int:
+        """Listens on `host:port` and returns the port. certificates: None speaks without TLS.
+
+        Raises: OSError when it is taken.
+        """
         try:
+            if certificates is not None:
+                return self._server.add_secure_port(address, _credentials(certificates))
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
@@ -98,6 +104,31 @@ class GrpcServer:
         """Takes no new calls, and cancels those still running after `grace_s`."""
         self._connections.closing.set()
         await self._server.stop(grace_s)
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Makes credentials that follow the certificate in force."""
+
+    def made(certificate: Certificate) -> grpc.ServerCertificateConfiguration:
+        pairs = [(certificate.key, certificate.chain)]
+        return grpc.ssl_server_certificate_configuration(pairs, certificate.client_ca)
+
+    told = certificates.current
+
+    def fetched() -> grpc.ServerCertificateConfiguration | None:
+        """Runs before each handshake, on gRPC's threads; None: nothing has changed."""
+        nonlocal told
+        current = certificates.current
+        if current is told:
+            return None
+        told = current
+        return made(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        made(told),
+        fetched,  # type: ignore[arg-type]  # stubs do not know None
+        require_client_authentication=certificates.asks_clients,
+    )
 
 
 def _is_fault(record: logging.LogRecord) -> bool:

@@ -33,6 +33,9 @@ from service.core.images.tiff import CONVERT, Tiff, read_tiff
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 
+MAX_SIDE_PX: Final = 65_535
+"""No JPEG has more. Networks fill each side up to their stride, and tiles are counted along each."""
+
 _COLORS: Final = frozenset({"Gray", "YCbCr", "RGB"})  # that libjpeg makes RGB of as Pillow does
 _MODES_8_BIT: Final = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -97,7 +100,12 @@ def decode(
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Refuses what has too many. Raises: ImageTooLarge."""
+    """Refuses what has too many, or a side that is too long. Raises: ImageTooLarge."""
+    if max(width, height) > MAX_SIDE_PX:
+        raise ImageTooLarge(
+            f"the image is {height}x{width} (height x width), and this server takes sides up to "
+            f"{MAX_SIDE_PX} px: cut it in parts"
+        )
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width), {width * height} pixels, and this "

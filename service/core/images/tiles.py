@@ -40,14 +40,21 @@ class Tile:
         whole[..., self.rows[1], self.columns[1]] = part[..., *inside]
 
 
+def network_pixels(height: int, width: int, spec: InputSpec) -> int:
+    """Returns for how many pixels the network computes: it fills each side up to its stride, so an
+    image of a single row costs it 32."""
+    return _filled(height, spec) * _filled(width, spec)
+
+
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
-    """Divides an image into tiles of at most `max_pixels`, which answer for every pixel once.
+    """Divides an image into tiles of at most `max_pixels`, as the network counts them, which answer
+    for every pixel once.
 
     They are in reading order, and of the grids that fit theirs reads the fewest pixels. A small
     image is one tile. Raises: ImageTooLarge if the network needs the whole image, or if so few
     pixels leave no room beside the context.
     """
-    if height * width <= max_pixels:
+    if network_pixels(height, width, spec) <= max_pixels:
         return [Tile(*((slice(0, side), slice(0, side)) for side in (height, width)))]
     if spec.context_px is None:
         raise ImageTooLarge(
@@ -57,7 +64,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         )
     best: tuple[int, list[Span], list[Span]] | None = None
     for rows in _divisions(height, spec):
-        tallest = max(_read_px(rows))
+        tallest = _filled(max(_read_px(rows)), spec)
         columns = _fitting(width, spec, max_pixels // tallest)
         if columns is None:
             continue
@@ -74,6 +81,10 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
     return [Tile(rows, columns) for rows in best[1] for columns in best[2]]
 
 
+def _filled(side: int, spec: InputSpec) -> int:
+    return -(-side // spec.stride) * spec.stride
+
+
 def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
     """Divides into 1, 2, 3 ... spans of about equal size, down to spans of one stride."""
     steps = -(-length // spec.stride)
@@ -84,7 +95,7 @@ def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
 
 def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
     """Finds the fewest spans that each read at most `longest` pixels; None if there are none."""
-    if length <= longest:
+    if _filled(length, spec) <= longest:
         return _spans(length, length, spec)
     context = spec.context_px or 0
     steps = (longest - 2 * context) // spec.stride

@@ -10,12 +10,12 @@ import pytest
 
 from cli import serve as command
 from service.config import ApiConfig, SegmenterConfig
+from service.setting_values import parse_sizes
 from service.settings import (
     Settings,
     SettingsError,
     environment_name,
     load_settings,
-    parse_sizes,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"

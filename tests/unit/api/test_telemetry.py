@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from service.core.types import Timings
-from service.telemetry import REJECTIONS, JsonFormatter, RequestRecord, Telemetry, TextFormatter
+from service.logs import JsonFormatter, TextFormatter
+from service.telemetry import REJECTIONS, RequestRecord, Telemetry
 
 
 @pytest.fixture

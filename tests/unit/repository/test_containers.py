@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from service.settings import Settings, parse_provider_options, unknown_names
+from service.setting_values import parse_provider_options
+from service.settings import Settings, unknown_names
 from tests.unit.repository.pages import ROOT
 
 COMPOSE = ("docker-compose.yml", "docker-compose.gpu.yml")

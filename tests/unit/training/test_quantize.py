@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cli.main import main
 from model.export.fp32_model import load_fp32, simulate
 from model.export.quantize import METHODS, Quantizer
 from tests.drawing import street
+from tests.exports import SMALL, exported
 from tests.unit.training.small_network import (
     LAYERS,
     network,
@@ -104,6 +106,18 @@ def test_other_normalisations_stay(tmp_path: Path) -> None:
     float_model = load_fp32(write(tmp_path / "m.onnx", network(centre=127.5)))
     quantized = Quantizer(float_model, [street(40, 50)]).quantize(LAYERS)
     assert {"Sub", "Div"} <= {node.op_type for node in quantized.graph.node}
+
+
+def test_the_plain_score_of_the_largest_map_is_quantised() -> None:
+    """Alone among the score layers; the labels stay those of the fp32 file."""
+    whole = load_fp32(exported(replace(SMALL, variant="4s", pool2_channels=0)).path)
+    assert "score_pool2" in whole.layers
+    assert not {"score_fr", "score_pool3.3", "score_pool4.3"} & set(whole.layers)
+    images = [street(64, 96, seed=seed) for seed in range(4)]
+    proto = Quantizer(whole, images).quantize(["score_pool2"])
+    feeds = whole.contract.feeds(images[0][None])
+    labels, wanted = (simulate(each).run(["label_map"], feeds)[0] for each in (proto, whole.proto))
+    assert (labels == wanted).mean() > 0.98
 
 
 def test_reduced_range_is_seven_bits(model: Path) -> None:
