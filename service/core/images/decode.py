@@ -34,7 +34,7 @@ from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 
 MAX_SIDE_PX: Final = 65_535
-"""No JPEG has more. Networks fill each side up to their stride, and tiles are counted along each."""
+"""No JPEG has more. A network fills each side up to its stride, and tiles are laid along it."""
 
 _COLORS: Final = frozenset({"Gray", "YCbCr", "RGB"})  # that libjpeg makes RGB of as Pillow does
 _MODES_8_BIT: Final = frozenset(
