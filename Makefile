@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync dist bench bench-gpu lock sbom clean
+.PHONY: help serve test clients check format proto sync dist bench bench-gpu fuzz lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an ho
 bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU
 	$(BIN)/python -m bench.gpu
 
+MINUTES ?= 10
+fuzz: $(VENV)/.fuzz ## fuzz every reader of other people's bytes for MINUTES=10
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
 COMPILE := $(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-options
 HASHED := $(COMPILE) --constraint constraints.txt --generate-hashes --allow-unsafe
@@ -95,6 +99,10 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 $(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) 'atheris>=3,<4'
 	@touch $@
 
 $(VENV)/.sbom: Makefile | $(BIN)/python

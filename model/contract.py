@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class Contract:
             raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
         for name, score in self.scores.items():
             # NaN is not JSON: one in here would break every reply that quotes the contract.
-            if type(score) is bool or not isinstance(score, int | float) or not isfinite(score):
+            if type(score) is bool or not isinstance(score, int | float) or not abs(score) <= _MAX:
                 raise ContractError(
                     f"scores[{name!r}] is {score!r}: want a finite number; leave out what was not "
                     "measured"
@@ -210,7 +210,9 @@ class Contract:
         """Raises ContractError naming the field that is missing, unknown or ill-typed."""
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+            json.dumps(raw, ensure_ascii=False).encode()  # replies quote it: no half surrogates
+        # Besides JSONDecodeError: numbers of thousands of digits, lists in lists in lists.
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"the contract is not JSON: {error}") from error
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if type(version) is int and version > FORMAT_VERSION:
@@ -257,6 +259,8 @@ def _unknown_format(version: int) -> ContractError:
     )
 
 
+_MAX_INT = 2**31 - 1
+_MAX = float_info.max
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -282,8 +286,11 @@ def _fields_of(kind: type, raw: Any, where: str) -> dict[str, Any]:
                 raise ContractError(f"{where}: field {name!r} is missing")
             continue
         types = _JSON_TYPES.get(str(spec.type))
-        if types and (not isinstance(raw[name], types) or isinstance(raw[name], bool)):
-            raise ContractError(f"{where}.{name}: want {spec.type}, got {raw[name]!r}")
+        value = raw[name]
+        if types and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ContractError(f"{where}.{name}: want {spec.type}, got {value!r}")
+        if isinstance(value, int) and abs(value) > _MAX_INT:
+            raise ContractError(f"{where}.{name}: {value} is beyond measure")
     return dict(raw)
 
 

@@ -23,7 +23,7 @@ def parse_provider_options(text: str) -> ProviderOptions:
     """
     try:
         found = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"FCN_PROVIDER_OPTIONS is not JSON: {error}") from error
     if not isinstance(found, dict) or not set(found) <= set(_GPU_PROVIDERS):
         raise ValueError(

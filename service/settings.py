@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Provider that runs the network; `auto` takes CUDA when it works, else the CPU. The others do
     not start where they cannot have what they are named after."""
-    devices: str = Field("", pattern=r"^(\d+(,\d+)*)?$")
+    devices: str = Field("", pattern=r"^([0-9]{1,3}(,[0-9]{1,3})*)?$")
     """GPUs to use, by number among those this process sees, separated by commas; by default all of
     them. Each has the model, and all serve one queue."""
     gpu_mem_limit_bytes: int | None = Field(SegmenterConfig.gpu_mem_limit_bytes, ge=1)
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     alone_threads: int | None = Field(SegmenterConfig.alone_threads, ge=1)
     """Threads of an inference that has the idle CPU to itself; by default all cores. More than
     those of the others costs a second copy of the model; 1 saves it."""
-    warm_up_sizes: str = Field("", pattern=r"^(\d+x\d+(,\d+x\d+)*)?$")
+    warm_up_sizes: str = Field("", pattern=r"^([0-9]{1,6}x[0-9]{1,6}(,[0-9]{1,6}x[0-9]{1,6})*)?$")
     """Sizes of images, `heightxwidth` separated by commas, that every model runs before it is
     ready, besides an ordinary one; on a GPU in batches, too. TensorRT builds its engines then."""
     pool_workers: int | None = Field(SegmenterConfig.pool_workers, ge=1)

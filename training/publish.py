@@ -191,8 +191,11 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
 def _splits(
     checkpoint: Checkpoint, measured: dict[str, Any] | None
 ) -> list[tuple[str, dict[str, Any]]]:
+    """List the scores by their splits, without those on images that were learned from."""
     splits = []
-    if checkpoint.val_scores is not None:
+    data = checkpoint.config.get("data", {})
+    learned_from = data.get("train_split", "").split("+")
+    if checkpoint.val_scores is not None and data.get("val_split") not in learned_from:
         splits.append(("val", checkpoint.val_scores))
     if measured is not None:
         splits.append((str(measured["split"]), measured))

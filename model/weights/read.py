@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -38,16 +37,16 @@ def read_weights(path: Path) -> WeightsFile:
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Reads the arrays of an .npz; pickles are refused. Raises: WeightsError, OSError."""
-    try:
-        # Opened here: given a path, numpy leaves a broken archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            size = sum(entry.file_size for entry in arrays.zip.infolist())
-            if size > _MAX_BYTES:
-                raise ValueError(f"unpacked it has {size} bytes, want at most {_MAX_BYTES}")
-            read = dict(arrays)
-    # numpy says by these: an archive cut short, a pickle, a single array, a shape beyond measure.
-    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError, MemoryError) as error:
-        raise WeightsError(f"{path} is not an .npz of arrays: {error}") from error
+    with path.open("rb") as file:  # given a path, numpy leaves a broken archive open
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                size = sum(entry.file_size for entry in arrays.zip.infolist())
+                if size > _MAX_BYTES:
+                    raise ValueError(f"unpacked it has {size} bytes, want at most {_MAX_BYTES}")
+                read = dict(arrays)
+        # numpy and zipfile name no set of errors for a damaged file.
+        except Exception as error:
+            raise WeightsError(f"{path} is not an .npz of arrays: {error}") from error
     # Of an archive's other files numpy gives the bytes.
     if others := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
         raise WeightsError(f"{path} is not an .npz of arrays: it holds a file {others[0]!r}")

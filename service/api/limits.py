@@ -69,7 +69,9 @@ class Limits:
 
     def __str__(self) -> str:
         named = ((name, getattr(self, name)) for name in LIMIT_NAMES)
-        return " ".join(f"{name}={value:g}" for name, value in named if value is not None)
+        return " ".join(
+            f"{name}={str(value).removesuffix('.0')}" for name, value in named if value is not None
+        )
 
 
 NO_LIMITS: Final = Limits()

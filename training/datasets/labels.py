@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ _UNKNOWN = -1
 
 _HDF5 = b"MATLAB 7.3"
 """How the 128-byte header of a v7.3 file begins. Source: MathWorks, 'MAT-File Versions'."""
+_MATRIX, _COMPRESSED = 14, 15
+_KINDS = frozenset(range(1, 19)) - {8, 10, 11}
+_MAX_DEPTH = 16  # structs in structs
 
 
 class LabelTable:
@@ -86,12 +91,14 @@ def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
     from scipy.io import loadmat  # here: only who has such a data set needs SciPy
 
     try:
-        with path.open("rb") as file:
-            if file.read(len(_HDF5)) == _HDF5:
-                raise DatasetError(
-                    f"{path} is a MATLAB v7.3 file; this data set is distributed as v5: get the "
-                    "original, or save it again with save(..., '-v7')"
-                )
+        body = path.read_bytes()
+        if body.startswith(_HDF5):
+            raise DatasetError(
+                f"{path} is a MATLAB v7.3 file; this data set is distributed as v5: get the "
+                "original, or save it again with save(..., '-v7')"
+            )
+        if 0 not in body[:4]:  # as SciPy tells v5 from v4
+            _check_elements(body[128:], "<" if body[126:128] == b"IM" else ">")
         value: Any = loadmat(path, variable_names=[keys[0]], simplify_cells=True)
     except DatasetError:
         raise
@@ -102,6 +109,28 @@ def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
             raise DatasetError(f"{path} holds no {'.'.join(keys[: depth + 1])}")
         value = value[key]
     return np.asarray(value)
+
+
+def _check_elements(data: bytes, order: str, depth: int = 0) -> None:
+    """Refuses a file of unknown element types, at which SciPy reads beyond a table and may crash.
+
+    order: of bytes. Raises: ValueError, struct.error, zlib.error.
+    Source: MAT-File Format, version 5, chapter 1.
+    """
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from(order + "II", data, at)
+        at += 8
+        if kind >> 16:  # a small one: its size, and its content in place of the size
+            kind, size, at = kind & 0xFFFF, kind >> 16, at - 4
+        content = data[at : at + size]
+        if kind not in _KINDS or len(content) < size or depth > _MAX_DEPTH:
+            raise ValueError(f"there is no element of type {kind} and {size} bytes in it")
+        if kind == _COMPRESSED:
+            content = zlib.decompress(content)
+        if kind in (_MATRIX, _COMPRESSED):
+            _check_elements(content, order, depth + 1)
+        at += size if kind == _COMPRESSED else size + -(at + size) % 8
 
 
 def _whole(matrix: npt.NDArray[Any], path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:

@@ -168,7 +168,7 @@ def _figure(report: Report, counts: ImageCounts, predict: Predict) -> str:
     errors[(target != VOID) & (target != prediction)] = _WRONG
     name = report.data.pairs[counts.index][0].name
     panels = (_small(each) for each in (image, overlay.astype(np.uint8), errors))
-    images = "".join(_img(shown_as, name) for shown_as in panels)
+    images = "".join(_img(panel, name, "JPEG") for panel in panels)
     return (
         f"<figure>{images}<figcaption>{escape(name)}: mean IU of its classes "
         f"{_percent(counts.mean_iu)}</figcaption></figure>"
@@ -181,8 +181,8 @@ def _small(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     return drawn
 
 
-def _img(drawn: Image.Image, name: str) -> str:
+def _img(drawn: Image.Image, name: str, form: str = "PNG") -> str:
     body = io.BytesIO()
-    drawn.save(body, "PNG", optimize=True)
+    drawn.save(body, form, quality=90)
     data = base64.b64encode(body.getvalue()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(name)}" src="data:image/{form.lower()};base64,{data}">'

@@ -90,6 +90,8 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
     for item in _list(top.get("inputs"), "inputs"):
         tensor, behind = _input(_object(item, "an input"), arrays, behind)
         inputs.append(tensor)
+    if arrays:  # which nobody has read, so that it may be no JSON
+        raise InvalidParameter('"data" is given twice, or where it is no input\'s: send it once')
     if len(behind):
         raise InvalidParameter(
             f"{len(behind)} bytes follow the tensors: the binary_data_size of the inputs must add "
@@ -150,9 +152,10 @@ def _numbers(tensor: OutputTensor) -> bytes:
 
 
 def _input(
-    item: dict[str, Any], arrays: Sequence[bytes], behind: memoryview
+    item: dict[str, Any], arrays: dict[int, bytes], behind: memoryview
 ) -> tuple[InputTensor, memoryview]:
-    """Reads a tensor. Returns it, and the bytes behind that are not its own."""
+    """Reads a tensor, and takes its array of numbers. Returns it, and the bytes behind that are not
+    its own."""
     name = _text(item.get("name"), "an input's name")
     datatype = _text(item.get("datatype"), "an input's datatype")
     shape = _list(item.get("shape"), "an input's shape")
@@ -164,8 +167,8 @@ def _input(
     data: Data
     if size is None:
         at = item.get("data")
-        if type(at) is int and 0 <= at < len(arrays):
-            data = [_file(at)] if datatype == "BYTES" else arrays[at]
+        if type(at) is int and at in arrays:
+            data = [_file(at)] if datatype == "BYTES" else arrays.pop(at)
         else:
             listed = _list(at, "an input's data")
             data = [_file(text) for text in listed] if datatype == "BYTES" else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ UInt8Array = npt.NDArray[np.uint8]
 _KEY: Final = b'"data"'
 _BEGINS: Final = re.compile(rb'"data"\s{0,64}:\s{0,64}(?=\[)')
 _MOST_KEYS: Final = 256
+_FIRST: Final = secrets.randbits(62)
+"""Stands for the first array that was taken out: nobody can ask for one by its number."""
 _DEEPEST: Final = 8
 """Lists within lists whose shape is told to a caller who nested his pixels otherwise."""
 _SPACE: Final = b" \t\r\n"
@@ -29,11 +32,11 @@ _DIGITS: Final = b"0123456789"
 _AT_A_TIME: Final = 1 << 16
 
 
-def take_out(text: bytes) -> tuple[bytes, list[bytes]]:
+def take_out(text: bytes) -> tuple[bytes, dict[int, bytes]]:
     """Splits JSON into what is left without the arrays of numbers that are called "data", and
-    these. In place of each is its index."""
+    these, by the number that is in place of each."""
     kept: list[bytes] = []
-    arrays: list[bytes] = []
+    arrays: dict[int, bytes] = {}
     done = at = 0
     for _ in range(_MOST_KEYS):
         if (at := text.find(_KEY, at)) < 0:
@@ -46,8 +49,9 @@ def take_out(text: bytes) -> tuple[bytes, list[bytes]]:
             )
             array = text[key.end() : ends].rstrip(_SPACE + b",")
             if array.endswith(b"]"):  # otherwise there is more than numbers in it
-                kept += text[done : key.end()], b"%d" % len(arrays)
-                arrays.append(array)
+                number = _FIRST + len(arrays)
+                kept += text[done : key.end()], b"%d" % number
+                arrays[number] = array
                 done = key.end() + len(array)
         at += len(_KEY)
     return b"".join((*kept, text[done:])), arrays

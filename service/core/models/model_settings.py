@@ -69,7 +69,8 @@ def _read(path: Path, make: Callable[[Mapping[str, Any]], T]) -> T:
         table = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         table = {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # Besides TOMLDecodeError: no UTF-8, numbers of thousands of digits, lists in lists in lists.
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelLoadError(f"{path} cannot be read as TOML: {reason}") from error
     try:

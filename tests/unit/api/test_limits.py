@@ -213,3 +213,10 @@ def test_the_table_of_guesses_is_bounded() -> None:
 )
 def test_who_counts_as_one_address(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(
+    "words", ["in_flight=12345678", "requests_s=1234567.5", f"in_flight={10**400}"]
+)
+def test_limits_are_printed_as_they_are_read(words: str) -> None:
+    assert str(Limits.of([words])) == words

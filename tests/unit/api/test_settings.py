@@ -262,3 +262,17 @@ def test_a_bad_admin_key_stops_the_start(flags: dict[str, str], words: str) -> N
 )
 def test_a_prefix_may_end_in_a_slash(given: str, taken: str) -> None:
     assert load_settings({"root_path": given}).api_config().root_path == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("warm_up_sizes", "1x" + "1" * 5000),
+        ("devices", "1" * 5000),
+        ("provider_options", '{"cuda": ' + "[" * 5000),
+        ("provider_options", '{"cuda": {"a": ' + "1" * 5000 + "}}"),
+    ],
+)
+def test_numbers_and_lists_beyond_measure_are_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"FCN_{name.upper()}"):
+        load_settings({name: value})

@@ -40,8 +40,9 @@ class Counted(bytes):
 @pytest.mark.parametrize("flat", [False, True])
 def test_numbers_are_taken_out_and_read(how: dict[str, Any], flat: bool) -> None:
     data = np.ravel(LONG).tolist() if flat else LONG
-    rest, (array,) = take_out(request(data, **how))
-    assert json.loads(rest) == json.loads(request(0))
+    rest, arrays = take_out(request(data, **how))
+    ((number, array),) = arrays.items()
+    assert json.loads(rest) == json.loads(request(number))
     found = read_array(array, (40, *SHAPE[1:]), "image")
     np.testing.assert_array_equal(found, np.ravel(LONG))
 
@@ -61,7 +62,7 @@ def test_numbers_are_taken_out_and_read(how: dict[str, Any], flat: bool) -> None
     ],
 )
 def test_all_else_stays(text: bytes) -> None:
-    assert take_out(text) == (text, [])
+    assert take_out(text) == (text, {})
 
 
 def test_no_key_looks_beyond_the_next() -> None:
@@ -132,3 +133,20 @@ def test_what_would_become_many_objects_is_refused(body: bytes) -> None:
 def test_json_is_read_strictly(body: bytes) -> None:
     with pytest.raises(InvalidParameter, match="is not JSON"):
         read(body, None, max_json_bytes=1 << 30)
+
+
+PIXEL = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"parameters": {"data": [1, 2, 3]}, "inputs": [{**PIXEL, "data": 0}]}),
+        json.dumps({"parameters": {"data": [1, 2, 3]}, "inputs": [{**PIXEL, "data": [4, 5, 6]}]}),
+        json.dumps({"inputs": [PIXEL]}).replace("}]}", ', "data": [1, 2, 3], "data": [1, 2, 3]}]}'),
+        json.dumps({"inputs": [PIXEL]}).replace("}]}", ', "data": [1, ,], "data": [1, 2, 3]}]}'),
+    ],
+)
+def test_an_array_is_read_where_it_stands_or_not_at_all(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="data"):
+        read(text.encode(), None, max_json_bytes=1000)

@@ -89,3 +89,10 @@ def test_a_wrong_alias_is_refused_by_name(tmp_path: Path, text: str, says: str) 
     (tmp_path / "aliases.toml").write_text(text)
     with pytest.raises(ModelLoadError, match=says):
         read_aliases(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000], ids=["a long number", "many lists"])
+def test_what_the_parser_of_toml_chokes_on_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(f"max_batch = {value}")
+    with pytest.raises(ModelLoadError, match="cannot be read as TOML"):
+        read_settings(tmp_path)

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.config import SegmenterConfig
 from service.core.engines import compile_cache
 from service.core.engines import openvino as openvino_runtime
+from service.core.engines.choice import open_network
 from service.core.engines.compile_cache import CompileCache
 from service.core.engines.cores import Plan
 from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.engines.openvino import OpenVinoInstance, open_openvino
-from service.core.types import Network
+from service.core.types import Network, Observer
 from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import street
@@ -294,3 +296,22 @@ def test_both_engines_give_the_logits(tmp_path: Path) -> None:
             label_maps, logits = instance.run_with_logits(batch)
             assert (label_maps == tiny_models.expected_label_map(batch)).all()
             assert (logits == tiny_models.expected_logits(batch)).all()
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_without_equal_answers_there_is_no_copy_for_lone_images(
+    path: Path, monkeypatch: pytest.MonkeyPatch, differs: bool
+) -> None:
+    real = OpenVinoInstance.run
+
+    def run(self: OpenVinoInstance, batch: np.ndarray[Any, np.dtype[np.uint8]]) -> object:
+        label_maps = real(self, batch)
+        if differs and self.full_device:
+            label_maps[0, 0, 0] = (label_maps[0, 0, 0] + 1) % 3
+        return label_maps
+
+    monkeypatch.setattr(OpenVinoInstance, "run", run)
+    config = SegmenterConfig(provider="cpu", engine="openvino", precision="fp32", alone_threads=2)
+    network = open_network(config, 2, Observer(), path)
+    assert network.engine == "openvino"
+    assert [one.full_device for one in network.instances] == [False, False] + [True] * (not differs)

@@ -23,6 +23,7 @@ from model.contract import (
     OutputSpec,
     TrainingData,
 )
+from tests import tiny_models
 
 
 def contract(**changes: Any) -> Contract:
@@ -300,3 +301,20 @@ def test_class_id_by_name_or_number(asked: str, wanted: int) -> None:
 def test_no_such_class(asked: str) -> None:
     with pytest.raises(KeyError):
         contract().class_id(asked)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"stride": 1', '"stride": ' + "1" * 5000),
+        ('"stride": 1', '"stride": ' + "1" * 12),
+        ('"scores": {}', '"scores": {"mean_iu": ' + "9" * 400 + "}"),
+        ('"description": ""', '"description": "\\ud800"'),
+        ('"scores": {}', '"scores": ' + "[" * 5000),
+    ],
+)
+def test_texts_that_parsers_choke_on_are_refused(old: str, new: str) -> None:
+    text = tiny_models.contract("tiny").to_json()
+    assert old in text
+    with pytest.raises(ContractError):
+        Contract.from_json(text.replace(old, new, 1))

@@ -225,3 +225,15 @@ def test_other_npz_files_are_no_start_weights(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **{"a/w": np.zeros(1)})  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match="fcn import-weights"):
         read_start_weights(tmp_path / "a.npz", network="vgg16", preprocessing="caffe")
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 99), (45, 255)])
+def test_an_npz_with_a_damaged_directory_is_refused(at: int, value: int, tmp_path: Path) -> None:
+    """Where zipfile raises NotImplementedError and OSError."""
+    path = tmp_path / "a.npz"
+    np.savez(path, conv=np.ones((1, 3), np.float32))
+    body = bytearray(path.read_bytes())
+    body[body.index(b"PK\x01\x02") + at] = value
+    path.write_bytes(body)
+    with pytest.raises(WeightsError, match=r"is not an \.npz"):
+        read_weights(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 
 from tests.unit.training import miniatures
 from training.datasets import DatasetError
@@ -96,3 +97,16 @@ def test_without_scipy_the_missing_module_is_named(
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError):
         MatLabels(LabelTable({0: 0}), "S")(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("kind", [0, 8, 19, 0x5C])
+def test_elements_of_unknown_types_are_refused(kind: int, tmp_path: Path) -> None:
+    """SciPy reads beyond a table for them, and ends the process at some."""
+    path = tmp_path / "a.mat"
+    matrix = np.arange(12, dtype=np.uint8)
+    scipy.io.savemat(path, {"S": matrix}, do_compression=False)
+    body = path.read_bytes()
+    at = body.index(matrix.tobytes()) - 8
+    path.write_bytes(body[:at] + bytes([kind]) + body[at + 1 :])
+    with pytest.raises(DatasetError, match=r"a\.mat"):
+        read_matrix(path, "S")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_card_has_scores_licence_and_recipe(checkpoint: Checkpoint) -> None:
     assert "| sky |" in card
     assert "| - |" in card, "a class without a pixel has no score"
     assert "epochs: 2" in card
+
+
+def test_scores_on_what_was_learned_from_are_left_out(checkpoint: Checkpoint) -> None:
+    data = {**checkpoint.config["data"], "train_split": "train+val"}
+    own = replace(checkpoint, config={**checkpoint.config, "data": data})
+    contract = make_contract(own, own.build_network(), "streets", measured=MEASURED)
+    assert "test_mean_iu" in contract.scores and "val_mean_iu" not in contract.scores
+    assert "| metric | test |" in model_card(own, contract, MEASURED)
 
 
 def test_card_names_no_folder_of_this_machine(checkpoint: Checkpoint, streets: Path) -> None:
