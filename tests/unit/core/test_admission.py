@@ -90,11 +90,11 @@ async def test_the_queue_counts_what_the_network_computes_for() -> None:
         assert permit.request.pixels == 1024
 
 
-@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
-def test_no_side_is_longer_than_that_of_any_jpeg(size: tuple[int, int]) -> None:
-    check_pixels(*(side - 1 or 1 for side in size), 1 << 20)
+@pytest.mark.parametrize(("height", "width"), [(1, 65_536), (65_536, 1)])
+def test_no_side_is_longer_than_that_of_any_jpeg(height: int, width: int) -> None:
+    check_pixels(min(height, 65_535), min(width, 65_535), 1 << 20)
     with pytest.raises(ImageTooLarge, match="sides up to 65535 px"):
-        check_pixels(*size, 1 << 20)
+        check_pixels(height, width, 1 << 20)
 
 
 async def test_what_only_decoding_takes_is_given_back_when_it_is_done(
