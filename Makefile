@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync dist bench bench-gpu fuzz lock sbom clean
+.PHONY: help serve test clients check format proto sync dist bench bench-gpu fuzz soak lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,9 +56,11 @@ bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an ho
 bench-gpu: $(VENV)/.dev ## measure the networks and the server on this machine's GPU
 	$(BIN)/python -m bench.gpu
 
-MINUTES ?= 10
 fuzz: $(VENV)/.fuzz ## fuzz every reader of other people's bytes for MINUTES=10
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) --results bench/results/fuzz.json
+
+soak: $(VENV)/.dev ## serve valid and hostile traffic for MINUTES=60, and watch answers and memory
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60)
 
 COMPILE := $(BIN)/pip-compile --quiet --upgrade --strip-extras --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-options

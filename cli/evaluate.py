@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, seconds
+from cli._tls import add_tls, tls_of
 from service.config import ENGINES, PRECISIONS
 
 HELP = "score a checkpoint, an ONNX file or a running server on a data set"
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME", help="of a server with several; also URL?model=NAME"
     )
     add_api_key_file(parser, "SOURCE")
+    add_tls(parser, "SOURCE")
     parser.add_argument(
         "--deadline",
         type=seconds,
@@ -136,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
                 model=args.model,
                 threads=args.threads,
                 api_key=key,
+                tls=tls_of(args),
                 deadline_s=args.deadline,
                 flip=args.flip,
             )

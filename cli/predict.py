@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, seconds
+from cli._tls import add_tls, tls_of
 
 HELP = "segment an image, a folder or a video, with a server or in this process"
 _SHOWN_FAILURES = 20
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "[FCN_MODEL_REPOSITORY, default: model_repository]",
     )
     add_api_key_file(parser, "--url")
+    add_tls(parser, "--url")
     parser.add_argument("--model", metavar="NAME", help="of several (default: the default one)")
     parser.add_argument("--model-version", metavar="N", help="of the model (default: the newest)")
     parser.add_argument(
@@ -113,14 +115,16 @@ def run(args: argparse.Namespace) -> int:
     found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
-    if not args.url and (args.api_key_file or args.deadline):
-        flag = "--api-key-file" if args.api_key_file else "--deadline"
+    of_servers = ("api_key_file", "deadline", "ca", "cert", "key")
+    if not args.url and (given := [name for name in of_servers if getattr(args, name)]):
+        flag = f"--{given[0].replace('_', '-')}"
         raise InvalidInput(f"{flag} is for a server: give its --url, too")
     if args.url:
         from fcn_client import FcnClient
 
         deadline_s = args.deadline or _DEADLINE_S
-        client = FcnClient(args.url, timeout_s=deadline_s, api_key=read_api_key(args.api_key_file))
+        key = read_api_key(args.api_key_file)
+        client = FcnClient(args.url, timeout_s=deadline_s, api_key=key, **tls_of(args))
         labeller = RemoteLabeller(client, args.model, args.model_version, keep, deadline_s)
     else:
         from cli._local import LocalLabeller

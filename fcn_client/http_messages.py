@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,13 +14,13 @@ import httpx
 
 from fcn_client.errors import (
     DecodeError,
-    FcnConnectionError,
     FcnError,
     FcnTimeoutError,
     InvalidInput,
 )
-from fcn_client.problems import from_document
+from fcn_client.problems import from_document, unreachable
 from fcn_client.retry import GRACE_S
+from fcn_client.trust import Trust
 from fcn_client.types import Call, Model, ModelVersion, RawReply, Timings, classes_of
 
 CONNECT_S: Final = 5.0
@@ -35,6 +36,16 @@ def no_streams(url: str) -> InvalidInput:
         f"{url} is REST, which has no streams: give the gRPC address, grpc://host:8001, or use "
         "segment_many"
     )
+
+
+def context_of(trust: Trust) -> ssl.SSLContext:
+    """Makes what verifies the server; by default with httpx's authorities."""
+    if trust.ca is None:
+        context = httpx.create_ssl_context()
+    else:
+        context = ssl.create_default_context(cafile=trust.files.get("ca_file"))
+    trust.load_into(context)
+    return context
 
 
 def no_proxy(error: Exception) -> InvalidInput:
@@ -100,7 +111,7 @@ def failure(error: httpx.HTTPError, url: str) -> FcnError:
     reason = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return FcnTimeoutError(f"{url} did not answer in the time allowed ({reason}): allow more")
-    return FcnConnectionError(f"cannot reach {url}: {reason}")
+    return unreachable(url, reason)
 
 
 def models_of(response: httpx.Response) -> tuple[Model, ...]:

@@ -17,9 +17,12 @@ from fcn_client.errors import (
     NotAuthenticated,
     ServerError,
 )
+from fcn_client.trust import tls_hint
 
 # A proxy's refusal has no kind; these are told from their status alone.
 _ERROR_OF_STATUS: Final = {401: NotAuthenticated, 403: NotAllowed, 504: DeadlineExceeded}
+_MAX_TEXT_BYTES: Final = 500
+"""A text of so many bytes is a reason; what is longer is a page."""
 _KIND_OF_TITLE: Final = {error.title: kind for kind, error in KINDS.items()}
 # What gRPC's codes are over HTTP, for errors that did not come from our server's code.
 _STATUS_OF_CODE: Final = {
@@ -49,6 +52,8 @@ def from_document(
     except (AttributeError, KeyError, TypeError, ValueError):
         title = f"HTTP {status} {reason}".rstrip()
         fields = {"type": "about:blank", "title": title, "request_id": request_id}
+        if len(body) <= _MAX_TEXT_BYTES and not body.lstrip().startswith((b"<", b"{")):
+            fields["detail"] = body.decode("utf-8", "replace").strip()
     return _server_error(status=status, retry_after_s=retry_after_s, **fields)
 
 
@@ -71,7 +76,7 @@ def from_status(
     if not kind and code == "DEADLINE_EXCEEDED":
         return FcnTimeoutError("the time allowed ran out before the answer came: allow more")
     if not kind and code == "UNAVAILABLE":
-        return FcnConnectionError(f"cannot reach the server: {_reason(text)}")
+        return unreachable("the server", _reason(text))
     if not kind and code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         # gRPC itself, before the server's code: the message will not shrink by waiting.
         kind, title, colon = ImageTooLarge.kind, ImageTooLarge.title, ": "
@@ -107,6 +112,19 @@ def from_item(
         retry_after_s=retry_after_s,
     )
     error.retryable = error.retryable and retry_after_s is not None
+    return error
+
+
+def unreachable(server: str, reason: str) -> FcnConnectionError:
+    """Makes the error of a connection that failed. One to a server that is not trusted, or the
+    other way round, is not tried again."""
+    hint = tls_hint(reason)
+    if hint is None and reason.endswith("Socket closed"):
+        reason += ": it may want TLS (grpcs://) or a client certificate (cert_file, key_file)"
+    error = FcnConnectionError(
+        f"cannot reach {server}: {reason}" if hint is None else f"{server}: {hint} ({reason})"
+    )
+    error.retryable = hint is None
     return error
 
 

@@ -18,7 +18,7 @@ ALONE = (
     "tests/unit/bench/test_load.py",
 )
 """Files that measure: they come last, and nothing else runs meanwhile."""
-ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/")
+ONE_AFTER_ANOTHER = ("tests/fault/", "tests/browser/", "tests/soak/")
 """Folders that load a server or a browser: two of their files never run at the same time."""
 LONG = ("tests/e2e/", "tests/contract/test_wheels.py")
 """The longest begin next, so that no process is left with one at the end."""

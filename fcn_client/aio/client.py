@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack, overload
 
@@ -24,6 +25,7 @@ from fcn_client.request import (
 )
 from fcn_client.retry import RetryBudget, RetryPolicy
 from fcn_client.tasks import Source, in_thread, sleep
+from fcn_client.trust import trust_of
 from fcn_client.types import (
     Call,
     ImageLike,
@@ -82,11 +84,15 @@ class AsyncFcnClient:
         retry: RetryPolicy | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        ca_file: Path | str | None = None,
+        cert_file: Path | str | None = None,
+        key_file: Path | str | None = None,
     ) -> None:
         """url: http://, https://, grpc:// or grpcs://host:port; for REST behind a prefix, with its
         path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
         api_key: for a server that wants one; sent as it is, so not without TLS over a network that
         others use. headers: sent with every request, for a proxy that wants them.
+        ca_file, cert_file, key_file: see `TlsFiles`.
 
         Raises: InvalidInput. The server is not asked yet.
         """
@@ -94,16 +100,18 @@ class AsyncFcnClient:
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         sent = headers_of(headers, api_key)
+        grpc = is_grpc(url)
+        trust = trust_of(url, {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
         self._transport: AsyncTransport
         # Imported as needed: REST works without grpcio, gRPC without httpx.
-        if is_grpc(url):
+        if grpc:
             from fcn_client.aio.rpc import AsyncGrpcTransport
 
-            self._transport = AsyncGrpcTransport(url, sent)
+            self._transport = AsyncGrpcTransport(url, sent, trust)
         else:
             from fcn_client.aio.rest import AsyncRestTransport
 
-            self._transport = AsyncRestTransport(url, sent)
+            self._transport = AsyncRestTransport(url, sent, trust)
 
     @overload
     async def segment(

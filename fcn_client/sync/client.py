@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack, overload
 
@@ -25,6 +26,7 @@ from fcn_client.retry import RetryBudget, RetryPolicy
 from fcn_client.sync.stream import drive
 from fcn_client.sync.window import in_window
 from fcn_client.threads import Source, in_thread, sleep
+from fcn_client.trust import trust_of
 from fcn_client.types import (
     Call,
     ImageLike,
@@ -81,11 +83,15 @@ class FcnClient:
         retry: RetryPolicy | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        ca_file: Path | str | None = None,
+        cert_file: Path | str | None = None,
+        key_file: Path | str | None = None,
     ) -> None:
         """url: http://, https://, grpc:// or grpcs://host:port; for REST behind a prefix, with its
         path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
         api_key: for a server that wants one; sent as it is, so not without TLS over a network that
         others use. headers: sent with every request, for a proxy that wants them.
+        ca_file, cert_file, key_file: see `TlsFiles`.
 
         Raises: InvalidInput. The server is not asked yet.
         """
@@ -93,16 +99,18 @@ class FcnClient:
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         sent = headers_of(headers, api_key)
+        grpc = is_grpc(url)
+        trust = trust_of(url, {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
         self._transport: Transport
         # Imported as needed: REST works without grpcio, gRPC without httpx.
-        if is_grpc(url):
+        if grpc:
             from fcn_client.sync.rpc import GrpcTransport
 
-            self._transport = GrpcTransport(url, sent)
+            self._transport = GrpcTransport(url, sent, trust)
         else:
             from fcn_client.sync.rest import RestTransport
 
-            self._transport = RestTransport(url, sent)
+            self._transport = RestTransport(url, sent, trust)
 
     @overload
     def segment(

@@ -10,20 +10,27 @@ import httpx
 
 from fcn_client import http_messages as messages
 from fcn_client.request import is_this_machine
+from fcn_client.trust import Trust
 from fcn_client.types import Call, Model, RawReply
 
 
 class RestTransport:
     """Sends the calls of one client over HTTP."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], trust: Trust) -> None:
         """Raises: InvalidInput where the environment names a proxy that cannot be used."""
-        limits = messages.LIMITS
+        limits, verify = messages.LIMITS, messages.context_of(trust)
         # Given a transport, httpx leaves the environment's proxies alone.
-        direct = httpx.HTTPTransport(limits=limits) if is_this_machine(url) else None
+        direct = None
+        if is_this_machine(url):
+            direct = httpx.HTTPTransport(verify=verify, limits=limits)
         try:
             self._client = httpx.Client(
-                base_url=url, headers=dict(headers), limits=limits, transport=direct
+                base_url=url,
+                headers=dict(headers),
+                verify=verify,
+                limits=limits,
+                transport=direct,
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise messages.no_proxy(error) from error

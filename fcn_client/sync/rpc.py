@@ -22,6 +22,7 @@ from fcn_client.request import is_this_machine
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from fcn_client.sync.rpc_stream import GrpcStream
+from fcn_client.trust import Trust
 from fcn_client.types import Call, Model, RawReply
 from fcn_client.unary import unary
 
@@ -45,11 +46,15 @@ _SERVING: Final = b"\x08\x01"
 class GrpcTransport:
     """Sends the calls of one client over gRPC."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], trust: Trust) -> None:
         target, secure = target_of(url)
         options = (*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_this_machine(url) else 1))
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
+            grpc.secure_channel(
+                target,
+                grpc.ssl_channel_credentials(trust.ca, trust.key, trust.cert),
+                options=options,
+            )
             if secure
             else grpc.insecure_channel(target, options=options)
         )

@@ -23,6 +23,7 @@ from fcn_client import (
 )
 from fcn_client.predict import RemoteLabeller
 from fcn_client.sync.window import in_window
+from fcn_client.trust import TlsFiles
 from training.datasets import DatasetError, SegmentationDataset
 from training.datasets.base import UInt8Array
 from training.evaluation.audit import Audit
@@ -47,6 +48,7 @@ class ServerPredictor:
         model: str | None = None,
         *,
         api_key: str | None = None,
+        tls: TlsFiles | None = None,
         deadline_s: float,
     ) -> None:
         """Connect and choose the model. `api_key`: sent as it is, so not without TLS over a network
@@ -55,7 +57,7 @@ class ServerPredictor:
         Raises: FcnError if the server cannot be reached or has no such model, EvaluationError if
         it wants another key.
         """
-        client = FcnClient(url, timeout_s=deadline_s, api_key=api_key)
+        client = FcnClient(url, timeout_s=deadline_s, api_key=api_key, **(tls or {}))
         try:
             self._labeller = RemoteLabeller(client, model, deadline_s=deadline_s)
         except NotAuthenticated as error:

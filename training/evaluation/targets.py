@@ -27,6 +27,7 @@ from training.evaluation.onnx_predictor import OnnxPredictor
 from training.evaluation.predictors import NetworkPredictor, Predictor
 
 if TYPE_CHECKING:  # the client that it needs is not everybody's
+    from fcn_client.trust import TlsFiles
     from training.evaluation.server import ServerPredictor
 
 DEADLINE_S = 120.0
@@ -141,6 +142,7 @@ def open_target(
     model: str | None = None,
     threads: int = 0,
     api_key: str | None = None,
+    tls: TlsFiles | None = None,
     deadline_s: float = DEADLINE_S,
     flip: bool = False,
 ) -> EvaluationTarget:
@@ -148,7 +150,8 @@ def open_target(
     which `model` overrides.
 
     `threads`: of the CPU for a checkpoint or an ONNX file; 0 leaves the choice to the library.
-    `api_key`: for a server that wants one, visible ASCII. `deadline_s`: for a server's answer.
+    `api_key`: for a server that wants one, visible ASCII. `tls`: files for it.
+    `deadline_s`: for a server's answer.
     `flip`: see `NetworkPredictor`, for a checkpoint alone.
     Raises: EvaluationError, CheckpointError, ContractError, FcnError.
     """
@@ -156,11 +159,13 @@ def open_target(
         raise EvaluationError(f"--flip is for a checkpoint (.pt): {text} gives labels alone")
     parts = urlsplit(text)
     if parts.scheme in ("http", "https", "grpc", "grpcs"):
-        return _server(text, model, api_key, deadline_s)
+        return _server(text, model, api_key, tls or {}, deadline_s)
     if model is not None:
         raise EvaluationError(f"--model is for servers, and {text} is a file")
     if api_key is not None:
         raise EvaluationError(f"--api-key-file is for servers, and {text} is a file")
+    if any((tls or {}).values()):
+        raise EvaluationError(f"--ca, --cert and --key are for servers, and {text} is a file")
     path = Path(text)
     if parts.scheme and len(parts.scheme) > 1 and not path.exists():
         raise EvaluationError(f"{text}: want {KINDS}")
@@ -188,7 +193,9 @@ def _checkpoint(path: Path, threads: int, flip: bool) -> NetworkTarget:
     )
 
 
-def _server(url: str, model: str | None, api_key: str | None, deadline_s: float) -> ServerTarget:
+def _server(
+    url: str, model: str | None, api_key: str | None, tls: TlsFiles, deadline_s: float
+) -> ServerTarget:
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     if set(query) - {"model"}:
@@ -199,6 +206,6 @@ def _server(url: str, model: str | None, api_key: str | None, deadline_s: float)
     bare = parts._replace(query="", fragment="").geturl().rstrip("/")
     from training.evaluation.server import ServerPredictor
 
-    predict = ServerPredictor(bare, name, api_key=api_key, deadline_s=deadline_s)
+    predict = ServerPredictor(bare, name, api_key=api_key, tls=tls, deadline_s=deadline_s)
     kind: Literal["rest", "grpc"] = "grpc" if parts.scheme.startswith("grpc") else "rest"
     return ServerTarget(bare, kind, {"": predict.class_names}, predict)
