@@ -26,10 +26,9 @@ from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import prepare
+from service.core.images.decode import network_pixels, prepare
 from service.core.images.header import Header, read_header
 from service.core.images.processes import Decode, Decoder
-from service.core.images.tiles import network_pixels
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel

@@ -14,7 +14,8 @@ from model.contract import InputSpec
 from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import BatchQueue
 from service.core.batching.threads import Pool
-from service.core.images.tiles import Tile, network_pixels, tiles
+from service.core.images.decode import network_pixels
+from service.core.images.tiles import Tile, tiles
 from service.core.types import Priority, UInt8Array
 
 

@@ -153,6 +153,17 @@ def padded_side(px: int, spec: InputSpec) -> int:
     return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px
 
 
+def filled_side(px: int, spec: InputSpec) -> int:
+    """Returns the side for which the network computes: the next multiple of its stride."""
+    return -(-px // spec.stride) * spec.stride
+
+
+def network_pixels(height: int, width: int, spec: InputSpec) -> int:
+    """Returns for how many pixels the network computes: an image of one row costs it a stride of
+    them."""
+    return filled_side(height, spec) * filled_side(width, spec)
+
+
 def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:
     """Decodes a plain JPEG by libjpeg-turbo without Pillow around it; False: ask Pillow.
 

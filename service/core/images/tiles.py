@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import InputSpec
+from service.core.images.decode import filled_side, network_pixels
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
@@ -40,12 +41,6 @@ class Tile:
         whole[..., self.rows[1], self.columns[1]] = part[..., *inside]
 
 
-def network_pixels(height: int, width: int, spec: InputSpec) -> int:
-    """Returns for how many pixels the network computes: it fills each side up to its stride, so an
-    image of a single row costs it 32."""
-    return _filled(height, spec) * _filled(width, spec)
-
-
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
     """Divides an image into tiles of at most `max_pixels`, as the network counts them, which answer
     for every pixel once.
@@ -64,7 +59,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         )
     best: tuple[int, list[Span], list[Span]] | None = None
     for rows in _divisions(height, spec):
-        tallest = _filled(max(_read_px(rows)), spec)
+        tallest = filled_side(max(_read_px(rows)), spec)
         columns = _fitting(width, spec, max_pixels // tallest)
         if columns is None:
             continue
@@ -81,10 +76,6 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
     return [Tile(rows, columns) for rows in best[1] for columns in best[2]]
 
 
-def _filled(side: int, spec: InputSpec) -> int:
-    return -(-side // spec.stride) * spec.stride
-
-
 def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
     """Divides into 1, 2, 3 ... spans of about equal size, down to spans of one stride."""
     steps = -(-length // spec.stride)
@@ -95,7 +86,7 @@ def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
 
 def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
     """Finds the fewest spans that each read at most `longest` pixels; None if there are none."""
-    if _filled(length, spec) <= longest:
+    if filled_side(length, spec) <= longest:
         return _spans(length, length, spec)
     context = spec.context_px or 0
     steps = (longest - 2 * context) // spec.stride

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import Contract, InputSpec
-from service.core.images.tiles import network_pixels, tiles
+from service.core.images.decode import network_pixels
+from service.core.images.tiles import tiles
 from service.errors import ImageTooLarge
 from training.datasets.drawn import draw
 
