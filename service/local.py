@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from service.config import SegmenterConfig
 from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.segmenter import Segmenter
 from service.core.types import ModelStatus, SegmentOptions, SegmentReply, UInt8Array, VersionStatus
@@ -90,17 +91,24 @@ class LocalSegmenter:
         return Path(self._scratch.name)
 
 
-async def _started(repository: Path, settings: Settings) -> Segmenter:
-    config = replace(
-        settings.segmenter_config(),
-        model_repository=repository,
-        model_poll_s=0.0,
-        decode="threads",
+def unbounded(config: SegmenterConfig) -> SegmenterConfig:
+    """Lets as much be in flight as the caller likes."""
+    return replace(
+        config,
         max_inflight=_PLENTY,
         max_inflight_bytes=_PLENTY,
         max_inflight_pixels=_PLENTY,
         max_queue=_PLENTY,
         max_wait_s=math.inf,
+    )
+
+
+async def _started(repository: Path, settings: Settings) -> Segmenter:
+    config = replace(
+        unbounded(settings.segmenter_config()),
+        model_repository=repository,
+        model_poll_s=0.0,
+        decode="threads",
     )
     segmenter = Segmenter(config)
     await segmenter.start()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
-import math
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from service.core.engines.cores import multiplies_int8, plan
 from service.core.segmenter import Segmenter
 from service.core.types import Observer, SegmentOptions
 from service.errors import ModelLoadError, ServiceError
+from service.local import unbounded
 
 Progress = Callable[[float, str], None]
 """Is told the share of the time that has gone by, 0..1, and what is measured now."""
@@ -269,14 +269,11 @@ def through_segmenter(
             version.mkdir(parents=True)
             (version / "model.onnx").symlink_to(path.resolve())
             config = dataclasses.replace(
-                config,
+                unbounded(config),
                 model_repository=Path(folder),
                 default_model=None,
                 model_poll_s=0.0,
                 warm_up_sizes=(size,),
-                max_inflight=n,
-                max_queue=n,
-                max_wait_s=math.inf,
             )
             segmenter = Segmenter(
                 config,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import runpy
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import httpx
@@ -185,6 +187,30 @@ def test_the_connection_that_was_there_goes_on_over_grpc(models: Path, tmp_path:
             mine.issue()
             until(lambda: "read again" in server.log(), server.log)
             stub.Segment(request, timeout=60)
+
+
+def test_what_records_add_to_messages_is_no_slow_upload(models: Path, tmp_path: Path) -> None:
+    """A stream waits for its next image while others send over the same connection: what frames
+    and records add to their messages must not look like a message of the stream's own."""
+    mine = Authority(tmp_path)
+    cert, key = mine.issue()
+    with running(models, tls_cert=cert, tls_key=key, upload_timeout_s=1) as server:
+        credentials = grpc.ssl_channel_credentials(mine.ca.read_bytes())
+        with grpc.secure_channel(server.target, credentials) as channel:
+            stub = stubs.SegmentationStub(channel)
+            sent: SimpleQueue[pb.SegmentStreamRequest | None] = SimpleQueue()
+            answers = stub.SegmentStream(iter(sent.get, None), timeout=60)
+            item = pb.SegmentStreamRequest(id="1", request=pb.SegmentRequest(image=IMAGE))
+            sent.put(item)
+            assert next(answers).HasField("response")
+            for _ in range(20):
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Segment(pb.SegmentRequest(image=bytes(8_000_000)), timeout=60)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            time.sleep(2.5)  # more than an upload may take
+            sent.put(item)
+            assert next(answers).HasField("response")
+            sent.put(None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ lies there, too, as `crash-*`; `python -m tests.fuzz --again FILE TARGET` reads 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import random
@@ -17,6 +16,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from bench import record
 
 CORPORA = Path("build") / "fuzz"
 LONGEST_INPUT = 1 << 13
@@ -39,7 +40,7 @@ def main() -> int:
     seconds = max(1, round(60 * options.minutes / len(names)))
     found = {name: _run(name, seconds) for name in names}
     if options.results:
-        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        record.write(options.results, {"targets": found})
     return int(any(one["failed"] for one in found.values()))
 
 

@@ -19,6 +19,7 @@ _HDF5 = b"MATLAB 7.3"
 """How the 128-byte header of a v7.3 file begins. Source: MathWorks, 'MAT-File Versions'."""
 _MATRIX, _COMPRESSED = 14, 15
 _KINDS = frozenset(range(1, 19)) - {8, 10, 11}
+_NUMBERS, _COMPLEX = range(6, 16), 0x800  # classes of matrices, and a flag
 _MAX_DEPTH = 16  # structs in structs
 
 
@@ -111,13 +112,13 @@ def _read(path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:
     return np.asarray(value)
 
 
-def _check_elements(data: bytes, order: str, depth: int = 0) -> None:
-    """Refuses a file of unknown element types, at which SciPy reads beyond a table and may crash.
+def _check_elements(data: bytes, order: str, depth: int = 0) -> list[int]:
+    """Refuses a file of element types that are unknown or of another place, at which SciPy crashes.
 
-    order: of bytes. Raises: ValueError, struct.error, zlib.error.
+    order: of bytes. Returns the types. Raises: ValueError, struct.error, zlib.error.
     Source: MAT-File Format, version 5, chapter 1.
     """
-    at = 0
+    at, kinds = 0, []
     while at < len(data):
         kind, size = struct.unpack_from(order + "II", data, at)
         at += 8
@@ -129,8 +130,16 @@ def _check_elements(data: bytes, order: str, depth: int = 0) -> None:
         if kind == _COMPRESSED:
             content = zlib.decompress(content)
         if kind in (_MATRIX, _COMPRESSED):
-            _check_elements(content, order, depth + 1)
+            parts = _check_elements(content, order, depth + 1)
+        if kind == _MATRIX and content:
+            (flags,) = struct.unpack_from(order + "I", content, 8)
+            # Numbers: flags, shape, name, real parts, and imaginary ones where a flag says so.
+            wanted = 4 + bool(flags & _COMPLEX)
+            if flags & 0xFF in _NUMBERS and (len(parts) != wanted or max(parts) >= _MATRIX):
+                raise ValueError("a matrix in it has not the parts that it should")
+        kinds.append(kind)
         at += size if kind == _COMPRESSED else size + -(at + size) % 8
+    return kinds
 
 
 def _whole(matrix: npt.NDArray[Any], path: Path, keys: Sequence[str]) -> npt.NDArray[Any]:

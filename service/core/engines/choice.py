@@ -36,7 +36,8 @@ FASTER_IN_OPENVINO: Final = {"int8": "amx_int8", "bf16": "amx_bf16"}
 
 Images/s on two cores of a Xeon with AMX, shipped model at 480x360: int8 through the server 92 in
 ONNX Runtime and 137 in OpenVINO; network alone fp32 34 and bf16 118. Elsewhere ONNX Runtime was as
-fast (Zen 4, AVX2), or OpenVINO took twice the memory for a fifth more (Zen 5; bench/LOG.md)."""
+fast (Zen 4, AVX2), or OpenVINO took twice the memory for 1.4 times the images (Zen 5;
+bench/LOG.md)."""
 SAMPLE_SIZES: Final = ((97, 131), (256, 256))
 """(height, width): odd and wide; and square, which is warmed up in any case. Each is compiled."""
 MIN_AGREEMENT: Final = 0.999

@@ -110,3 +110,14 @@ def test_elements_of_unknown_types_are_refused(kind: int, tmp_path: Path) -> Non
     path.write_bytes(body[:at] + bytes([kind]) + body[at + 1 :])
     with pytest.raises(DatasetError, match=r"a\.mat"):
         read_matrix(path, "S")
+
+
+def test_a_matrix_without_its_imaginary_part_is_refused(tmp_path: Path) -> None:
+    """SciPy takes the next variable for it, and ends the process."""
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"S": np.arange(12, dtype=np.uint8), "T": {"a": 1.5}})
+    body = bytearray(path.read_bytes())
+    body[128 + 17] |= 0x08  # the flags of the first matrix
+    path.write_bytes(body)
+    with pytest.raises(DatasetError, match=r"a\.mat"):
+        read_matrix(path, "S")
