@@ -26,7 +26,7 @@ from service.core.batching.tiles import run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import prepare
+from service.core.images.decode import network_pixels, prepare
 from service.core.images.header import Header, read_header
 from service.core.images.processes import Decode, Decoder
 from service.core.models.loader import Loader
@@ -211,7 +211,8 @@ class Segmenter:
             header = Header("RGB", image.shape[0], image.shape[1])
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
-        asked = deadline, options.priority, client.client
+        pixels = network_pixels(header.height, header.width, model.contract.input)
+        asked = deadline, options.priority, client.client, pixels
         permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
             client.charge(header.pixels)
@@ -370,7 +371,7 @@ class _Job:
         self.permit.decoded()
         height, width = tensor.shape[:2]
         self.encoder.check_size(height, width)
-        if height * width > self.max_whole_pixels:
+        if network_pixels(height, width, self.model.contract.input) > self.max_whole_pixels:
             settle(request.future, _TOO_LARGE)
             return
         postprocess: Postprocess | None = None

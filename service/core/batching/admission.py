@@ -80,10 +80,12 @@ class Admission:
         deadline: float | None = None,
         priority: Priority = Priority.NORMAL,
         client: str = "",
+        network_pixels: int = 0,
     ) -> Permit:
         """Takes room here and in a model's queue, until the end of the permit's `with` block.
 
         n_bytes: of the upload. client: who takes turns with others, and leaves them room.
+        network_pixels: those that the network computes for, if more than the image has.
 
         Raises: ImageTooLarge, Overloaded, and as `BatchQueue.reserve`.
         """
@@ -96,7 +98,7 @@ class Admission:
             )
         memory_bytes = max(header.decode_bytes, BYTES_PER_PREPARED_PIXEL * header.pixels)
         self.check(queue, n_bytes, memory_bytes, client)
-        request = queue.reserve(header.pixels, deadline, priority, client)
+        request = queue.reserve(max(header.pixels, network_pixels), deadline, priority, client)
         self._hold(client, 1, n_bytes, memory_bytes)
         held_bytes = BYTES_PER_ADMITTED_PIXEL * header.pixels
         return Permit(self, queue, request, n_bytes, memory_bytes, held_bytes)

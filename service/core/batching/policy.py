@@ -86,9 +86,9 @@ class InferenceResult:
 class InferenceRequest:
     """Follows one image through the queue: it is made before the decode and answered once.
 
-    deadline: a moment of the queue's clock, or None. client: whose it is. pixels: those of the
-    image's header, until the image is there. image: uint8 RGB [H,W,3]. kind: only images of one
-    kind can share a batch. From `image` on, `set_image` sets all.
+    deadline: a moment of the queue's clock, or None. client: whose it is. pixels: those that the
+    network computes for, the image's own at least. image: uint8 RGB [H,W,3]. kind: only images of
+    one kind can share a batch. From `image` on, `set_image` sets all.
     """
 
     priority: Priority
@@ -118,7 +118,7 @@ class InferenceRequest:
         self.postprocess = postprocess
         self.wants_logits = wants_logits
         self.enqueued_s = now
-        self.pixels = image.shape[0] * image.shape[1]
+        self.pixels = max(self.pixels, image.shape[0] * image.shape[1])
         self.kind = image.shape, wants_logits
 
 

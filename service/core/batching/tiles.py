@@ -14,6 +14,7 @@ from model.contract import InputSpec
 from service.core.batching.policy import InferenceResult, Postprocess
 from service.core.batching.queue import BatchQueue
 from service.core.batching.threads import Pool
+from service.core.images.decode import network_pixels
 from service.core.images.tiles import Tile, tiles
 from service.core.types import Priority, UInt8Array
 
@@ -51,6 +52,7 @@ async def run_in_tiles(
             cut = await pool.run(partial(tile.cut, tensor), deadline)
             # Without room of its own: the image was admitted with all its pixels.
             request = queue.request(deadline, priority, client)
+            request.pixels = network_pixels(cut.shape[0], cut.shape[1], spec)
             put(request, cut, postprocess, wants_logits=postprocess is not None)
             result = await queue.result(request)
             parts = [result.label_map]

@@ -33,6 +33,9 @@ from service.core.images.tiff import CONVERT, Tiff, read_tiff
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 
+MAX_SIDE_PX: Final = 65_535
+"""No JPEG has more. A network fills each side up to its stride, and tiles are laid along it."""
+
 _COLORS: Final = frozenset({"Gray", "YCbCr", "RGB"})  # that libjpeg makes RGB of as Pillow does
 _MODES_8_BIT: Final = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -97,7 +100,12 @@ def decode(
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Refuses what has too many. Raises: ImageTooLarge."""
+    """Refuses what has too many, or a side that is too long. Raises: ImageTooLarge."""
+    if max(width, height) > MAX_SIDE_PX:
+        raise ImageTooLarge(
+            f"the image is {height}x{width} (height x width), and this server takes sides up to "
+            f"{MAX_SIDE_PX} px: cut it in parts"
+        )
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width), {width * height} pixels, and this "
@@ -143,6 +151,17 @@ def prepare(rgb: UInt8Array, spec: InputSpec) -> UInt8Array:
 def padded_side(px: int, spec: InputSpec) -> int:
     """Returns the least side that holds `px` and is one of the model's multiples."""
     return -(-max(px, spec.min_side_px) // spec.multiple_of_px) * spec.multiple_of_px
+
+
+def filled_side(px: int, spec: InputSpec) -> int:
+    """Returns the side for which the network computes: the next multiple of its stride."""
+    return -(-px // spec.stride) * spec.stride
+
+
+def network_pixels(height: int, width: int, spec: InputSpec) -> int:
+    """Returns for how many pixels the network computes: an image of one row costs it a stride of
+    them."""
+    return filled_side(height, spec) * filled_side(width, spec)
 
 
 def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:

@@ -1,8 +1,8 @@
 """Decodes in processes that hold nothing worth having, so that a hostile file costs one request.
 
 A file goes to a worker, and its pixels come back, through memory that both have mapped. A worker
-that ends or takes far too long is killed and replaced; its file is answered with InvalidImage.
-docs/security.md tells what a worker may do.
+that ends or takes far too long is killed and replaced. A file that costs two workers in this way,
+or much time, is answered with InvalidImage. docs/security.md tells what a worker may do.
 """
 
 from __future__ import annotations
@@ -90,26 +90,38 @@ class Decoder:
         """Decodes in a worker; called on a thread of the pool."""
         worker = self._free.get()
         try:
-            worker = self._asked(worker, body, header)
-            return worker.answer(header)
-        except (OSError, _Untrue) as error:
-            if worker is not None:
-                worker.kill()
-                worker = None
-            if self._closed:
-                raise ShuttingDown() from error
-            why = "hang" if isinstance(error, TimeoutError) else "crash"
-            self._lost(why)
-            _log.warning(
-                "a %s file of %d bytes cost its decode worker (%s): %s",
-                header.format, len(body), why, error,
-            )  # fmt: skip
+            for last in (False, True):
+                try:
+                    worker = self._asked(worker, body, header)
+                    return worker.answer(header)
+                except (OSError, _Untrue) as error:
+                    if worker is not None:
+                        worker.kill()
+                        worker = None
+                    self._failed(body, header, error, last)
+            raise AssertionError  # the last time raises
+        finally:
+            self._free.put(worker)
+
+    def _failed(self, body: bytes, header: Header, error: Exception, last: bool) -> None:
+        """Counts the loss of a worker. One that ended is tried once more, for a kernel short of
+        memory ends workers, too, and the file may be good; of one that hangs once is enough.
+
+        Raises: InvalidImage, ShuttingDown.
+        """
+        if self._closed:
+            raise ShuttingDown() from error
+        why = "hang" if isinstance(error, TimeoutError) else "crash"
+        self._lost(why)
+        _log.warning(
+            "a %s file of %d bytes cost its decode worker (%s): %s",
+            header.format, len(body), why, error,
+        )  # fmt: skip
+        if last or why == "hang":
             raise InvalidImage(
                 f"the {header.format} file could not be decoded: the process that read it "
                 f"{'took too long' if why == 'hang' else 'ended'}; save the image anew"
             ) from error
-        finally:
-            self._free.put(worker)
 
     def _asked(self, worker: _Worker | None, body: bytes, header: Header) -> _Worker:
         """Gives the file to a worker: this one, or a new one if it ended before. Raises OSError."""

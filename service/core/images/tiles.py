@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract import InputSpec
+from service.core.images.decode import filled_side, network_pixels
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
@@ -41,13 +42,14 @@ class Tile:
 
 
 def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Tile]:
-    """Divides an image into tiles of at most `max_pixels`, which answer for every pixel once.
+    """Divides an image into tiles of at most `max_pixels`, as the network counts them, which answer
+    for every pixel once.
 
     They are in reading order, and of the grids that fit theirs reads the fewest pixels. A small
     image is one tile. Raises: ImageTooLarge if the network needs the whole image, or if so few
     pixels leave no room beside the context.
     """
-    if height * width <= max_pixels:
+    if network_pixels(height, width, spec) <= max_pixels:
         return [Tile(*((slice(0, side), slice(0, side)) for side in (height, width)))]
     if spec.context_px is None:
         raise ImageTooLarge(
@@ -57,7 +59,7 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         )
     best: tuple[int, list[Span], list[Span]] | None = None
     for rows in _divisions(height, spec):
-        tallest = max(_read_px(rows))
+        tallest = filled_side(max(_read_px(rows)), spec)
         columns = _fitting(width, spec, max_pixels // tallest)
         if columns is None:
             continue
@@ -84,7 +86,7 @@ def _divisions(length: int, spec: InputSpec) -> Iterator[list[Span]]:
 
 def _fitting(length: int, spec: InputSpec, longest: int) -> list[Span] | None:
     """Finds the fewest spans that each read at most `longest` pixels; None if there are none."""
-    if length <= longest:
+    if filled_side(length, spec) <= longest:
         return _spans(length, length, spec)
     context = spec.context_px or 0
     steps = (longest - 2 * context) // spec.stride

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.batching.admission import Admission, Permit
+from service.core.images.decode import check_pixels
 from service.core.images.header import Header
 from service.errors import ImageTooLarge, Overloaded
 from tests.unit.core.fakes import Recorder
@@ -80,6 +82,19 @@ async def test_a_permit_holds_room_in_the_queue_until_its_end() -> None:
         assert permit.request.pixels == 1
         assert permit.request in queue._reserved
     assert permit.request not in queue._reserved
+
+
+async def test_the_queue_counts_what_the_network_computes_for() -> None:
+    with admission().admit(new_queue(), image(10), 1, network_pixels=1024) as permit:
+        permit.request.set_image(np.zeros((1, 1, 3), np.uint8), 0.0, None, wants_logits=False)
+        assert permit.request.pixels == 1024
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 65_536), (65_536, 1)])
+def test_no_side_is_longer_than_that_of_any_jpeg(height: int, width: int) -> None:
+    check_pixels(min(height, 65_535), min(width, 65_535), 1 << 20)
+    with pytest.raises(ImageTooLarge, match="sides up to 65535 px"):
+        check_pixels(height, width, 1 << 20)
 
 
 async def test_what_only_decoding_takes_is_given_back_when_it_is_done(

@@ -110,7 +110,7 @@ def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_worker_that_ends_in_the_middle_costs_its_request_alone(number: int) -> None:
+def test_a_worker_that_is_killed_in_the_middle_costs_nobody_an_answer(number: int) -> None:
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
         before = pid(decoder)
         os.kill(before, signal.SIGSTOP)
@@ -119,10 +119,8 @@ def test_a_worker_that_ends_in_the_middle_costs_its_request_alone(number: int) -
         time.sleep(0.1)  # until it is asked; were it not yet, the test below would fail
         os.kill(before, number)
         os.kill(before, signal.SIGCONT)
-        with pytest.raises(InvalidImage, match="the process that read it ended"):
-            answer.result(20)
+        assert (answer.result(20) == here(JPEG)).all()
         assert lost == ["crash"]
-        assert (read(decoder, JPEG) == here(JPEG)).all()
 
 
 def test_a_worker_that_ended_while_it_was_idle_costs_nothing() -> None:
@@ -167,7 +165,7 @@ def changed_workers(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     monkeypatch.setattr(subprocess, "Popen", popen)
 
 
-def test_under_load_one_killed_worker_fails_one_request() -> None:
+def test_under_load_a_killed_worker_fails_no_request() -> None:
     bodies = [encode(street(300, 400, seed=n), "PNG") for n in range(4)]
     wanted = [here(body) for body in bodies]
     with decoding(workers=2) as (decoder, lost), ThreadPoolExecutor(2) as pool:
@@ -191,8 +189,8 @@ def test_under_load_one_killed_worker_fails_one_request() -> None:
         for thread in threads:
             thread.result(20)
     assert all(answered)
-    assert len(failed) <= 1, "none, where it was idle"
-    assert lost == ["crash"] * len(failed)
+    assert failed == []
+    assert len(lost) <= 1, "none, where it was idle"
 
 
 def test_a_worker_holds_nothing_worth_having(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +266,7 @@ def test_an_answer_that_is_none_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> N
             with decoding() as (decoder, lost):
                 with pytest.raises(InvalidImage, match="the process that read it ended"):
                     read(decoder, JPEG if "zeros" in first else JPEG[:-2])
-                assert lost == ["crash"]
+                assert lost == ["crash", "crash"]
 
 
 def test_shared_memory_of_a_large_image_is_given_back() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import Contract, InputSpec
+from service.core.images.decode import network_pixels
 from service.core.images.tiles import tiles
 from service.errors import ImageTooLarge
 from training.datasets.drawn import draw
@@ -38,10 +39,11 @@ def test_every_pixel_is_answered_once_by_a_part_that_fits(
             assert read.start % stride == 0
             assert read.start == 0 or answers.start - read.start >= context
             assert read.stop == length or read.stop - answers.stop >= context
-        assert np.empty((height, width))[part.rows[0], part.columns[0]].size <= max_pixels
+        read_px = [read.stop - read.start for read, _ in (part.rows, part.columns)]
+        assert network_pixels(read_px[0], read_px[1], spec) <= max_pixels
         answered[part.rows[1], part.columns[1]] += 1
     assert (answered == 1).all()
-    assert (len(parts) == 1) == (height * width <= max_pixels)
+    assert (len(parts) == 1) == (network_pixels(height, width, spec) <= max_pixels)
 
 
 def test_a_long_strip_is_cut_across() -> None:
@@ -53,8 +55,16 @@ def test_a_long_strip_is_cut_across() -> None:
 
 def test_a_network_that_needs_the_whole_image_says_so() -> None:
     with pytest.raises(ImageTooLarge, match="needs the image whole.*FCN_MAX_WHOLE_PIXELS"):
-        tiles(100, 100, InputSpec(stride=32), 9_999)
-    assert len(tiles(100, 100, InputSpec(stride=32), 10_000)) == 1
+        tiles(100, 100, InputSpec(stride=32), 128 * 128 - 1)
+    assert len(tiles(100, 100, InputSpec(stride=32), 128 * 128)) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_single_row_is_as_much_as_the_network_makes_of_it(size: tuple[int, int]) -> None:
+    spec = InputSpec(stride=32, context_px=256)
+    assert network_pixels(*size, spec) == 32 * 60_000
+    parts = tiles(*size, spec, 1 << 20)
+    assert len(parts) == 2
 
 
 def test_a_limit_below_the_context_says_what_it_takes() -> None:
