@@ -10,7 +10,7 @@ from typing import Final
 from tests.serving import Server
 from tests.waiting import until
 
-DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """Source of all of them: RFC 9113."""
@@ -56,6 +56,18 @@ class Http2:
         self._windows[stream] = self._first_window
         self._send(HEADERS, _END_HEADERS, stream, block)
         return stream
+
+    def headers_without_end(self, n_bytes: int) -> int:
+        """Sends fields of a call that never begins, until the server has enough; returns how many
+        bytes were sent."""
+        stream, self._next = self._next, self._next + 2
+        sent = 0
+        fields = b"\0\x01a\x01b" * 3000
+        self._send(HEADERS, 0, stream, fields)
+        while sent < n_bytes and not self.closed:
+            self._send(CONTINUATION, 0, stream, fields)
+            sent += len(fields)
+        return sent
 
     def message(self, stream: int, length: int, data: bytes = b"", end: bool = False) -> None:
         """Sends how long a message is, and of it `data`, until the server has enough."""

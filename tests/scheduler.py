@@ -35,6 +35,8 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
         return nodeid.partition("::")[0]
 
     def _reschedule(self, node: Any) -> None:
+        if node not in self.registered_collections:
+            return  # in place of one that crashed, it has not said yet which tests there are
         others = [other for other in self.nodes if other is not node]
         if node.shutting_down or next(iter(self.workqueue), None) != LAST or not others:
             super()._reschedule(node)

@@ -46,6 +46,9 @@ OVERHEAD: Final = 50
 TLS add 0.2 % to messages of a few kB and more, small records of a careful sender 2 %."""
 PARTIAL_BYTES: Final = 64 * 1024
 """From so many on a message counts as begun. The first window of HTTP/2."""
+LOOK_AROUND_S: Final = 0.5
+PINGS_BYTES: Final = 2 * 1024
+"""A connection without a call that is new may send so much between two looks at all: pings."""
 UNREAD_S: Final = 60.0
 """An answer may wait so long for a peer that reads nothing, and `UNREAD_CLOSING_S` when the server
 stops; for every 64 KiB of it a second longer."""
@@ -77,11 +80,12 @@ class _Connection:
 
     delivered: bytes of complete messages. seen: bytes received and delivered, at the last look.
     answers: when the sending of each began, and its bytes. progress_s: when a message was complete,
-    or none had begun.
+    or none had begun. signs: of life that our code saw, counted.
     """
 
     progress_s: float
     fd: int | None = None
+    signs: int = 0
     delivered: int = 0
     seen: tuple[int, int] = (0, 0)
     incomplete: int = 0
@@ -131,6 +135,18 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._looked_at_all_s = 0.0
         self._used = False
+        # By peer: its signs and received bytes, when something came of these bytes.
+        self._quiet: dict[str, tuple[int, int]] = {}
+
+    def watch(self, port: int) -> None:
+        """Looks at every connection of that port from now on, also where no call has begun: headers
+        without an end are kept by gRPC's core, at several times their size."""
+        if _FDS.exists():
+            self._look_around(port)
+
+    def knows(self, context: Context) -> None:
+        """Is told of every call, before anything of it is read."""
+        self._connection(context)
 
     async def read(
         self, context: Context, max_bytes: int, timeout_s: float | None = None
@@ -196,9 +212,30 @@ class Connections:
             now_s = asyncio.get_running_loop().time()
             connection = self._known[peer] = _Connection(now_s)
         self._used = True
+        connection.signs += 1
         if self._timer is None and _FDS.exists():
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
         return connection
+
+    def _look_around(self, port: int) -> None:
+        """Shuts the connections of which megabytes came, and no call."""
+        quiet: dict[str, tuple[int, int]] = {}
+        for peer, fd in _sockets(port).items():
+            known = self._known.get(peer)
+            signs = 0 if known is None else known.signs
+            with _opened(peer, fd) as opened:
+                if opened is None:
+                    continue
+                received = _received(opened)
+                signs_then, base = self._quiet.get(peer, (0, 0))
+                if signs != signs_then or (known is not None and known.readings):
+                    base = received
+                elif received - base > SLACK_BYTES:
+                    _log.warning("closed the connection of %s, which sends no calls", peer)
+                    opened.shutdown(socket.SHUT_RDWR)
+                quiet[peer] = signs, base + PINGS_BYTES
+        self._quiet = quiet
+        asyncio.get_running_loop().call_later(LOOK_AROUND_S, self._look_around, port)
 
     def _look(self) -> None:
         """Looks at the connections with calls that wait for a message; once a second, at all."""
@@ -302,14 +339,16 @@ def _peer(opened: socket.socket) -> str | None:
     return f"ipv4:{host}:{port}"
 
 
-def _sockets() -> dict[str, int]:
-    """Lists the file descriptors of this process's connections, by peer."""
+def _sockets(port: int | None = None) -> dict[str, int]:
+    """Lists the file descriptors of this process's connections, by peer. port: of this one only."""
     found = {}
     for name in os.listdir(_FDS):
         try:
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 with socket.socket(fileno=os.dup(int(name))) as opened:
-                    if (peer := _peer(opened)) is not None:
+                    if (peer := _peer(opened)) is None:
+                        continue
+                    if port is None or opened.getsockname()[1] == port:
                         found[peer] = int(name)
         except OSError:  # closed meanwhile
             continue

@@ -106,6 +106,7 @@ class Handlers:
         timeout_s = self._connections.uploads.timeout_s
 
         async def handler(_: AsyncIterator[bytes], context: Context) -> R:
+            self._connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk, timeout_s)
             answer = await handle(
                 self._calls, method, context, lambda call: work(call, read), admit
@@ -154,6 +155,7 @@ class Handlers:
         connections = self._connections
 
         async def handler(_: AsyncIterator[bytes], context: Context) -> None:
+            connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk)
 
             async def write(answer: R) -> None:
@@ -178,6 +180,7 @@ class Handlers:
             raise UnknownMethod("there is no such method: see grpc.reflection for those there are")
 
         async def handler(_: AsyncIterator[bytes], context: Context) -> bytes:
+            self._connections.knows(context)
             return await handle(self._calls, "other", context, refuse)
 
         return _Any(grpc.stream_unary_rpc_method_handler(handler))

@@ -61,6 +61,7 @@ class GrpcServer:
         self._services: list[str] = []
         self._unknown: grpc.GenericRpcHandler[Any, Any] | None = None
         self._retired = False
+        self._port: int | None = None
 
     def add(self, service: str, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
         """Adds one service, before `start`. service: its full name."""
@@ -78,8 +79,10 @@ class GrpcServer:
         """
         try:
             if certificates is not None:
-                return self._server.add_secure_port(address, _credentials(certificates))
-            return self._server.add_insecure_port(address)
+                self._port = self._server.add_secure_port(address, _credentials(certificates))
+            else:
+                self._port = self._server.add_insecure_port(address)
+            return self._port
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
 
@@ -89,6 +92,8 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((self._health.handler(), reflection.handler(), *last))
         self.set_serving(False)
         await self._server.start()
+        if self._port is not None:
+            self._connections.watch(self._port)
 
     def set_serving(self, serving: bool) -> None:
         """Sets what grpc.health.v1 says of the server and of each of its services."""
