@@ -36,16 +36,23 @@ _begin: Barrier
 
 def ways(model: Path, image: Path, seconds: float) -> list[dict[str, Any]]:
     """Measures every way; one that is refused is told on stderr and left out. model: a model.onnx,
-    or a file beside it."""
+    or a file beside it.
+
+    Raises: RuntimeError when all are refused.
+    """
     model = model.with_name("model.onnx")
     cores = available_cores()
-    found = []
+    found: list[dict[str, Any]] = []
+    refused: RuntimeError | None = None
     for engine, precision in ways_of(model, installed_engines(), cpu_flags()):
         for loops, threads in [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]:
             try:
                 found.append(measure(model, image, engine, precision, loops, threads, seconds))
             except RuntimeError as error:
+                refused = error
                 print(error, file=sys.stderr)
+    if refused is not None and not found:
+        raise refused
     return found
 
 

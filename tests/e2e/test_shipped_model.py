@@ -97,7 +97,8 @@ def test_claimed_score_through_both_transports(server: serving.Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "worse", "better"), [("int8", 0.003, 1), ("fp16", 0.002, 0.002)]
+    ("precision", "splits", "worse", "better"),
+    [("int8", ["test"], 0.003, 1), ("fp16", ["val", "test"], 0.002, 0.002)],
 )
 def test_a_smaller_file_is_the_same_model_and_scores_as_well(
     precision: str, splits: list[str], worse: float, better: float

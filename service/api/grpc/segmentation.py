@@ -15,12 +15,12 @@ from service.api.grpc.stream import Stream
 from service.api.models import models_message
 from service.api.status import TYPE_PREFIX
 from service.api.stubs import segmentation_pb2 as pb
-from service.api.uploads import Uploads
+from service.api.uploads import Uploads, too_large
 from service.config import ApiConfig
 from service.core.outputs.registry import DEFAULT, all_outputs
 from service.core.segmenter import Segmenter
 from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
-from service.errors import InvalidParameter
+from service.errors import InvalidParameter, MessageTooLarge
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
 BY_NUMBER: Final = {
@@ -96,7 +96,10 @@ class Segmentation:
     async def segment(self, call: Call, read: Read[pb.SegmentRequest]) -> pb.SegmentResponse:
         self._segmenter.check_any(call.time_left(), call)
         with self._uploads.begin() as received:
-            request, n_bytes = await read_single_message(read, pb.SegmentRequest)
+            try:
+                request, n_bytes = await read_single_message(read, pb.SegmentRequest)
+            except MessageTooLarge:  # with an image, which is so over every transport
+                raise too_large(self._config.max_image_bytes) from None
             received(n_bytes)
         call.uploaded()
         return await self._answer(call, request, call.seconds_left())

@@ -226,8 +226,9 @@ def test_nothing_stays_behind_when_the_server_is_killed() -> None:
     assert server.stdout is not None
     with server:
         first = int(server.stdout.readline())
-        workers = [int(n) for n in Path(f"/proc/{first}/task/{first}/children").read_text().split()]
-        assert len(workers) == 2
+        children = Path(f"/proc/{first}/task/{first}/children")
+        until(lambda: len(children.read_text().split()) == 2)
+        workers = [int(n) for n in children.read_text().split()]
         os.kill(workers[0], signal.SIGSTOP)  # as one that hangs
         server.kill()
     until(lambda: all(gone(number) for number in (first, *workers)))
