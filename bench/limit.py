@@ -52,7 +52,7 @@ def ways(model: Path, image: Path, seconds: float) -> list[dict[str, Any]]:
                 refused = error
                 print(error, file=sys.stderr)
     if refused is not None and not found:
-        raise refused
+        raise RuntimeError(str(refused)[:250]) from refused
     return found
 
 

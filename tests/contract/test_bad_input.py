@@ -217,9 +217,7 @@ def test_over_the_limit_over_grpc(server: Server, over_bytes: int) -> None:
     body = GOOD + bytes(MAX_IMAGE_BYTES - len(GOOD) + over_bytes)
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Segment(pb.SegmentRequest(image=body), timeout=30)
-    assert_status(
-        caught.value, _Code.INVALID_ARGUMENT, "image-too-large", f"takes {MAX_IMAGE_BYTES}"
-    )
+    assert_status(caught.value, _Code.INVALID_ARGUMENT, "image-too-large", str(MAX_IMAGE_BYTES))
 
 
 def test_as_large_as_allowed(server: Server) -> None:
