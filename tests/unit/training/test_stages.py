@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from model.fcn import FCN
 from model.upsample import bilinear_kernel
-from tests.exports import SMALL, exported
+from tests.exports import MOBILE, exported
 from tests.unit.training.recipes import changed, raw_recipe
 from training.checkpoint import load_checkpoint
 from training.config import ConfigError, TrainConfig, parse_config
@@ -240,8 +240,8 @@ def test_an_unusable_checkpoint(
 
 def test_a_stage_starts_from_an_exported_model(tmp_path: Path, stage: Stage, capsys: Any) -> None:
     """Whose norms are folded: measured anew, they give what it gave."""
-    model = exported()
-    spec = {**asdict(SMALL), "variant": "4s", "pool2_channels": 0}
+    model = exported(MOBILE)
+    spec = {**asdict(MOBILE), "variant": "4s", "pool2_channels": 0}
     classes = tmp_path / "classes.yaml"
     listed = [{"name": c.name, "color": list(c.color)} for c in model.contract.classes]
     classes.write_text(json.dumps({"name": "x", "licence": "x", "classes": listed}))
@@ -255,7 +255,7 @@ def test_a_stage_starts_from_an_exported_model(tmp_path: Path, stage: Stage, cap
         ):
             torch.testing.assert_close(ours, its, rtol=1e-3, atol=1e-3)
     said = capsys.readouterr().out
-    assert "to score_pool3); new: score_pool2" in said
+    assert "backbone.conv0.conv to score_pool3.3); new: score_pool2" in said
     # Other classes: all scores are new.
     other = begun(config, tmp_path / "other")
     assert not other.score_fr.weight.any() and "new: score_fr, score_pool4.0" in (
