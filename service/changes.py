@@ -79,3 +79,45 @@ async def poll(look: Callable[[], Awaitable[None]], every_s: float, what: str) -
             await look()
         except Exception:
             _log.exception("looking at %s failed: trying again", what)
+
+
+class Followed:
+    """Reads files again when they have changed. What is wrong with them, or cannot be read, changes
+    nothing, is logged once, and is tried again at every look."""
+
+    def __init__(
+        self,
+        setting: str,
+        *,
+        seen: Callable[[], Mapping[str, object]],
+        read: Callable[[], None],
+        failed: Callable[[], None],
+        kept: str,
+        logger: logging.Logger,
+    ) -> None:
+        """seen: stamps them under the name of the setting. read: acts on what is there, and may
+        raise. failed: told each time that it did. kept: what to log then, before the reason."""
+        self._setting = setting
+        self._seen = seen
+        self._read = read
+        self._failed = failed
+        self._kept = kept
+        self._logger = logger
+        self._trouble = ""
+        self._changes = SettledChanges(seen())
+
+    def look(self) -> None:
+        """Looks once."""
+        if not self._changes.settled(self._seen()):
+            return
+        try:
+            self._read()
+        except Exception as error:
+            self._changes.again(self._setting)
+            self._failed()
+            trouble = str(error) or type(error).__name__
+            if trouble != self._trouble:
+                self._logger.error("%s: %s", self._kept, trouble)
+            self._trouble = trouble
+        else:
+            self._trouble = ""

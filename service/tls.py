@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from service.changes import SettledChanges, Stamp, file_stamp, poll
+from service.changes import Followed, Stamp, file_stamp, poll
 from service.errors import StartError
 
 CERT, KEY, CLIENT_CA = "FCN_TLS_CERT", "FCN_TLS_KEY", "FCN_TLS_CLIENT_CA"
@@ -69,8 +69,14 @@ class Certificates:
         used, so that an older one stays in force. Raises: StartError."""
         self._files = files
         self._told = told
-        self._trouble = ""
-        self._changes = SettledChanges(self._seen())
+        self._followed = Followed(
+            CERT,
+            seen=self._seen,
+            read=self._renew,
+            failed=partial(told, None),
+            kept="the TLS certificate stays as it is",
+            logger=_log,
+        )
         self.current = self._read()
 
     @property
@@ -83,21 +89,12 @@ class Certificates:
         return Tls(self.current.context)
 
     def look(self) -> None:
-        """Looks once. Files that are wrong, or cannot be read, change nothing, and are tried again
-        at every look."""
-        if not self._changes.settled(self._seen()):
-            return
-        try:
-            self.current = self._read()
-        except Exception as error:
-            self._changes.again(CERT)
-            self._told(None)
-            trouble = str(error) or type(error).__name__
-            if trouble != self._trouble:
-                _log.error("the TLS certificate stays as it is: %s", trouble)
-            self._trouble = trouble
-            return
-        self._trouble = ""
+        """Looks once, see `Followed`."""
+        self._followed.look()
+
+    def _renew(self) -> None:
+        """Raises: StartError."""
+        self.current = self._read()
         _log.info("TLS certificate read again, valid until %s", _date(self.current.expires_s))
 
     async def watch(self) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from service.api.limits import NO_LIMITS, Guesses, Limits
-from service.changes import SettledChanges, Stamp, file_stamp, poll
+from service.changes import Followed, Stamp, file_stamp, poll
 from service.errors import LimitExceeded, NotAllowed, NotAuthenticated, StartError
 
 SETTING: Final = "FCN_API_KEYS_FILE"
@@ -197,9 +197,15 @@ class Keys:
         self._rejected = rejected
         self._stale = stale
         self._wrong = wrong
-        self._trouble = ""
         self._guesses = Guesses(clock)
-        self._changes = SettledChanges(self._seen())
+        self._followed = Followed(
+            SETTING,
+            seen=self._seen,
+            read=self._renew,
+            failed=partial(stale, True),
+            kept="the API keys stay as they are",
+            logger=_log,
+        )
         self._callers = self._read()
         if path is None:
             return
@@ -263,24 +269,16 @@ class Keys:
             raise self._refused("the API key is no longer valid")
 
     def look(self) -> None:
-        """Looks once. A file that is wrong, or cannot be read, changes nothing.
+        """Looks once, see `Followed`.
 
-        It is tried again at every look: no descriptor may have been free, and a key that was taken
-        out of it must not stay valid for that.
+        No descriptor may have been free at the look before, and a key that was taken out of the
+        file must not stay valid for that.
         """
-        if not self._changes.settled(self._seen()):
-            return
-        try:
-            callers = self._read()
-        except Exception as error:
-            self._changes.again(SETTING)
-            self._stale(True)
-            trouble = str(error) or type(error).__name__
-            if trouble != self._trouble:
-                _log.error("the API keys stay as they are: %s", trouble)
-            self._trouble = trouble
-            return
-        self._trouble = ""
+        self._followed.look()
+
+    def _renew(self) -> None:
+        """Raises: StartError."""
+        callers = self._read()
         self._stale(False)
         before, self._callers = self._callers, callers
         _log.log(

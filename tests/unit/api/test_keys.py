@@ -17,6 +17,7 @@ import pytest
 from service.api import keys as module
 from service.api.keys import Keys, line_of, offered, parse
 from service.api.limits import FREE_GUESSES, Limits
+from service.changes import file_stamp
 from service.errors import LimitExceeded, NotAllowed, NotAuthenticated, StartError
 from tests.waiting import soon
 
@@ -369,14 +370,14 @@ async def test_it_is_watched_and_a_fault_does_not_end_that(
     found, _ = keys(path)
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     failing = True
-    seen = found._seen
+    stamp = file_stamp
 
-    def sometimes() -> Any:
+    def sometimes(path: Path) -> Any:
         if failing:
             raise ValueError("a fault of ours")
-        return seen()
+        return stamp(path)
 
-    monkeypatch.setattr(found, "_seen", sometimes)
+    monkeypatch.setattr(module, "file_stamp", sometimes)
     watching = asyncio.create_task(found.watch())
     await soon(lambda: "looking at the API keys failed" in caplog.text)
     failing = False

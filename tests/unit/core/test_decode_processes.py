@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from service.core.images.processes import Decoder
 from service.errors import ImageTooLarge, InvalidImage, ServiceError, ShuttingDown
 from tests.drawing import UInt8Array, encode, street
 from tests.unit.core.test_decode_cost import KINDS
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 CONFIG = SegmenterConfig(decode="processes", max_image_pixels=4_000_000)
@@ -55,13 +56,6 @@ def pid(decoder: Decoder) -> int:
     """Finds the process of the only worker, idle or not."""
     children = Path(f"/proc/{decoder._process.pid}/task/{decoder._process.pid}/children")
     return int(children.read_text().split()[-1])
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def gone(number: int) -> bool:

@@ -25,6 +25,7 @@ from tests import tiny_models
 from tests.conftest import need
 from tests.drawing import street
 from tests.unit.core.fakes import WAIT_S
+from tests.waiting import until
 
 PLAN = Plan(instances=2, threads=1, alone_threads=2)
 
@@ -154,16 +155,7 @@ def fill(path: Path, cache: Path) -> None:
         assert ready(network, 8, 8).wait(WAIT_S)
     assert ready(network, 6, 10).wait(WAIT_S)
     counts = f'"8x8": {4}'
-    eventually(lambda: any(counts in file.read_text() for file in cache.glob("*/sizes.json")))
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    done = threading.Event()
-    for _ in range(int(WAIT_S / 0.05)):
-        if true():
-            return
-        done.wait(0.05)
-    raise AssertionError("it never came true")
+    until(lambda: any(counts in file.read_text() for file in cache.glob("*/sizes.json")))
 
 
 def test_the_next_start_reads_what_was_compiled_the_usual_sizes_first(
@@ -174,7 +166,7 @@ def test_the_next_start_reads_what_was_compiled_the_usual_sizes_first(
     forbid_compiling(monkeypatch)
     monkeypatch.setattr(openvino_runtime, "SIZES_AT_START", 1)
     network, _ = opened(path, cache)
-    eventually(lambda: all(one.has((8, 8)) for one in network.instances))  # type: ignore[attr-defined]
+    until(lambda: all(one.has((8, 8)) for one in network.instances))  # type: ignore[attr-defined]
     assert list(instance(network)._sizes) == [(8, 8)]
     assert ready(network, 6, 10).wait(WAIT_S)
     image = np.random.default_rng(0).integers(0, 256, (1, 6, 10, 3), np.uint8)
