@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.authority import Authority
 from tests.serving import Server, running
 from tests.tiny_models import write_model
 
@@ -50,4 +51,24 @@ def oip_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         max_image_pixels=MAX_PIXELS,
         max_queue=6,
     ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def one_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mutual(one_model: Path, authority: Authority) -> Iterator[Server]:
+    """Runs a server with TLS that asks for client certificates."""
+    cert, key = authority.issue()
+    with running(one_model, tls_cert=cert, tls_key=key, tls_client_ca=authority.ca) as server:
         yield server

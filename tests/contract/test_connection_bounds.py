@@ -17,6 +17,7 @@ from service.config import ApiConfig
 from service.connections import Bounds
 from service.listening import HttpServer, listen
 from service.telemetry import Ending, Telemetry
+from service.tls import Certificates
 from tests.link import Link
 from tests.serving import running
 from tests.tiny_models import write_model
@@ -110,9 +111,12 @@ async def answer(link: socket.socket, data: bytes = GET) -> bytes:
 
 
 @asynccontextmanager
-async def serving(app: App, **bounds: float) -> AsyncIterator[Site]:
+async def serving(
+    app: App, certificates: Certificates | None = None, **bounds: float
+) -> AsyncIterator[Site]:
     telemetry = Telemetry(0.175)
-    http = HttpServer(app, ApiConfig(), telemetry, Bounds(**bounds))  # type: ignore[arg-type]
+    limits = Bounds(**bounds)  # type: ignore[arg-type]
+    http = HttpServer(app, ApiConfig(), telemetry, limits, certificates)
     sockets = listen("127.0.0.1", 0, "FCN_HTTP_PORT")
     site = Site(http, telemetry, sockets[0].getsockname())
     running = asyncio.create_task(http.serve(sockets=sockets))

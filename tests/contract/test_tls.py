@@ -6,7 +6,6 @@ import runpy
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,7 +18,6 @@ from fcn_client.stubs import segmentation_pb2_grpc as stubs
 from tests.authority import Authority
 from tests.drawing import png, street
 from tests.serving import ROOT, Server, fail_to_start, running
-from tests.tiny_models import write_model
 from tests.waiting import until
 
 IMAGE = png(street())
@@ -27,27 +25,8 @@ Pair = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("other"))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mutual(models: Path, authority: Authority) -> Iterator[Server]:
-    cert, key = authority.issue()
-    with running(models, tls_cert=cert, tls_key=key, tls_client_ca=authority.ca) as server:
-        yield server
 
 
 def rest(server: Server, trusted: Authority, client: Pair | None = None) -> httpx.Client:
@@ -141,11 +120,11 @@ def test_the_health_check_of_the_container_needs_no_certificate(
 
 
 def test_a_new_certificate_is_taken_and_open_connections_stay(
-    models: Path, authority: Authority, tmp_path: Path
+    one_model: Path, authority: Authority, tmp_path: Path
 ) -> None:
     mine = Authority(tmp_path)
     cert, key = mine.issue()
-    with running(models, tls_cert=cert, tls_key=key) as server, rest(server, mine) as asked:
+    with running(one_model, tls_cert=cert, tls_key=key) as server, rest(server, mine) as asked:
         ports = [int(place.rpartition(":")[2]) for place in (server.url, server.target)]
         addresses = [("127.0.0.1", port) for port in ports]
 
@@ -175,10 +154,10 @@ def test_a_new_certificate_is_taken_and_open_connections_stay(
         assert "\nfcn_connections 1.0\n" in asked.get("/metrics").text
 
 
-def test_the_connection_that_was_there_goes_on_over_grpc(models: Path, tmp_path: Path) -> None:
+def test_the_connection_that_was_there_goes_on_over_grpc(one_model: Path, tmp_path: Path) -> None:
     mine = Authority(tmp_path)
     cert, key = mine.issue()
-    with running(models, tls_cert=cert, tls_key=key) as server:
+    with running(one_model, tls_cert=cert, tls_key=key) as server:
         credentials = grpc.ssl_channel_credentials(mine.ca.read_bytes())
         with grpc.secure_channel(server.target, credentials) as channel:
             stub = stubs.SegmentationStub(channel)
@@ -189,12 +168,12 @@ def test_the_connection_that_was_there_goes_on_over_grpc(models: Path, tmp_path:
             stub.Segment(request, timeout=60)
 
 
-def test_what_records_add_to_messages_is_no_slow_upload(models: Path, tmp_path: Path) -> None:
+def test_what_records_add_to_messages_is_no_slow_upload(one_model: Path, tmp_path: Path) -> None:
     """A stream waits for its next image while others send over the same connection: what frames
     and records add to their messages must not look like a message of the stream's own."""
     mine = Authority(tmp_path)
     cert, key = mine.issue()
-    with running(models, tls_cert=cert, tls_key=key, upload_timeout_s=1) as server:
+    with running(one_model, tls_cert=cert, tls_key=key, upload_timeout_s=1) as server:
         credentials = grpc.ssl_channel_credentials(mine.ca.read_bytes())
         with grpc.secure_channel(server.target, credentials) as channel:
             stub = stubs.SegmentationStub(channel)
@@ -229,8 +208,8 @@ def test_a_wrong_setting_is_one_line_at_the_start(flags: dict[str, str], words: 
     assert "Traceback" not in err
 
 
-def test_without_tls_an_offer_of_it_is_refused(models: Path, authority: Authority) -> None:
-    with running(models) as server:
+def test_without_tls_an_offer_of_it_is_refused(one_model: Path, authority: Authority) -> None:
+    with running(one_model) as server:
         assert "strict-transport-security" not in server.rest.get("/livez").headers
         with pytest.raises((ssl.SSLError, ConnectionError)):
             of_server(server.http_address, authority)

@@ -5,42 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from service.config import ApiConfig
-from service.connections import Bounds
-from service.listening import HttpServer, listen
-from service.telemetry import Telemetry
 from service.tls import Certificates, Files
 from tests.authority import Authority
-from tests.contract.test_connection_bounds import GET, LARGE, App, Site, answering, reading, rest_of
+from tests.contract.test_connection_bounds import (
+    GET,
+    LARGE,
+    App,
+    Site,
+    answering,
+    reading,
+    rest_of,
+    serving,
+)
 from tests.waiting import soon
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@asynccontextmanager
-async def serving(authority: Authority, app: App, bounds: Bounds) -> AsyncIterator[Site]:
-    telemetry = Telemetry(0.175)
-    certificates = Certificates(Files(*authority.issue()))
-    http = HttpServer(app, ApiConfig(), telemetry, bounds, certificates)
-    sockets = listen("127.0.0.1", 0, "FCN_HTTP_PORT")
-    site = Site(http, telemetry, sockets[0].getsockname())
-    running = asyncio.create_task(http.serve(sockets=sockets))
-    await soon(lambda: http.started)
-    try:
-        yield site
-    finally:
-        site.close()
-        http.should_exit = True
-        await running
+def secured(authority: Authority, app: App, **bounds: float) -> AbstractAsyncContextManager[Site]:
+    return serving(app, Certificates(Files(*authority.issue())), **bounds)
 
 
 async def opened(
@@ -53,7 +38,7 @@ async def opened(
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "begun"])
 async def test_a_handshake_that_does_not_come_ends(authority: Authority, begun: bytes) -> None:
-    async with serving(authority, answering(b""), Bounds(head_s=0.3)) as site:
+    async with secured(authority, answering(b""), head_s=0.3) as site:
         link = await site.connect(begun)
         await soon(lambda: site.metric("fcn_connections") == 1)
         assert await rest_of(link) == b""
@@ -62,7 +47,7 @@ async def test_a_handshake_that_does_not_come_ends(authority: Authority, begun: 
 
 
 async def test_one_that_comes_byte_by_byte_ends_in_the_same_time(authority: Authority) -> None:
-    async with serving(authority, answering(b""), Bounds(head_s=0.3)) as site:
+    async with secured(authority, answering(b""), head_s=0.3) as site:
         link = await site.connect(b"\x16\x03\x01\x02\x00")
 
         async def trickle() -> None:
@@ -77,7 +62,7 @@ async def test_one_that_comes_byte_by_byte_ends_in_the_same_time(authority: Auth
 
 
 async def test_silent_handshakes_make_room_for_others(authority: Authority) -> None:
-    async with serving(authority, answering(b"x"), Bounds(max_connections=8)) as site:
+    async with secured(authority, answering(b"x"), max_connections=8) as site:
         for _ in range(20):
             await site.connect()
         await soon(lambda: site.ended("full") == 12)
@@ -91,7 +76,7 @@ async def test_silent_handshakes_make_room_for_others(authority: Authority) -> N
 async def test_a_record_that_does_not_come_leaves_the_connection_idle(
     authority: Authority,
 ) -> None:
-    async with serving(authority, answering(b"x"), Bounds(idle_s=0.5)) as site:
+    async with secured(authority, answering(b"x"), idle_s=0.5) as site:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         client = authority.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
         link, loop = await site.connect(), asyncio.get_running_loop()
@@ -115,8 +100,7 @@ async def test_a_record_that_does_not_come_leaves_the_connection_idle(
 
 
 async def test_answers_that_nobody_reads_are_bounded(authority: Authority) -> None:
-    bounds = Bounds(reading_s=1.0)
-    async with serving(authority, answering(LARGE), bounds) as site:
+    async with secured(authority, answering(LARGE), reading_s=1.0) as site:
         _, writer = await opened(site, authority)
         link = writer.get_extra_info("socket")
         assert isinstance(link.fileno(), int)
@@ -128,7 +112,7 @@ async def test_answers_that_nobody_reads_are_bounded(authority: Authority) -> No
 
 
 async def test_a_large_body_and_answer_come_whole(authority: Authority) -> None:
-    async with serving(authority, reading, Bounds()) as site:
+    async with secured(authority, reading) as site:
         reader, writer = await opened(site, authority)
         body = bytes(range(256)) * 20_000
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
@@ -142,7 +126,7 @@ async def test_a_large_body_and_answer_come_whole(authority: Authority) -> None:
 
 
 async def test_what_is_no_request_is_answered_over_tls(authority: Authority) -> None:
-    async with serving(authority, answering(b""), Bounds()) as site:
+    async with secured(authority, answering(b"")) as site:
         reader, writer = await opened(site, authority)
         writer.write(b"\r\n\r\n")
         answer = await reader.read()
@@ -154,7 +138,7 @@ async def test_what_is_no_request_is_answered_over_tls(authority: Authority) -> 
 async def test_a_connection_in_its_handshake_does_not_keep_the_server_from_ending(
     authority: Authority,
 ) -> None:
-    async with serving(authority, answering(b""), Bounds()) as site:
+    async with secured(authority, answering(b"")) as site:
         link = await site.connect(b"\x16\x03\x01")
         await soon(lambda: site.metric("fcn_connections") == 1)
         site.http.should_exit = True

@@ -15,14 +15,8 @@ from fcn_client.trust import TlsFiles
 from tests.authority import Authority
 from tests.drawing import png, street
 from tests.serving import Server, running
-from tests.tiny_models import write_model
 
 IMAGE = png(street())
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"))
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +26,8 @@ def mine(authority: Authority) -> TlsFiles:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(models: Path, authority: Authority) -> Iterator[Server]:
-    """One that asks for client certificates."""
-    cert, key = authority.issue()
-    with running(models, tls_cert=cert, tls_key=key, tls_client_ca=authority.ca) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def plain(models: Path) -> Iterator[Server]:
-    with running(models) as server:
+def plain(one_model: Path) -> Iterator[Server]:
+    with running(one_model) as server:
         yield server
 
 
@@ -62,12 +41,12 @@ EITHER = pytest.mark.parametrize("scheme", ["https", "grpcs"])
 
 @EITHER
 async def test_certificates_of_files_are_trusted_and_shown(
-    server: Server, mine: TlsFiles, scheme: str
+    mutual: Server, mine: TlsFiles, scheme: str
 ) -> None:
-    with FcnClient(address(server, scheme), **mine) as client:
+    with FcnClient(address(mutual, scheme), **mine) as client:
         assert client.ready()
         assert client.segment(IMAGE).attempts == 1
-    async with AsyncFcnClient(address(server, scheme), **mine) as asynchronous:
+    async with AsyncFcnClient(address(mutual, scheme), **mine) as asynchronous:
         assert (await asynchronous.segment(IMAGE)).attempts == 1
 
 
@@ -80,29 +59,29 @@ def asked(url: str, files: TlsFiles) -> FcnError:
 
 @EITHER
 def test_a_server_that_is_not_trusted_is_not_asked_again(
-    server: Server, tmp_path: Path, scheme: str
+    mutual: Server, tmp_path: Path, scheme: str
 ) -> None:
-    error = asked(address(server, scheme), {"ca_file": Authority(tmp_path).ca})
+    error = asked(address(mutual, scheme), {"ca_file": Authority(tmp_path).ca})
     assert isinstance(error, FcnConnectionError)
     assert (error.retryable, error.attempts) == (False, 1)
     assert "not trusted here: give the file of its authority as ca_file (--ca)" in str(error)
 
 
 def test_a_client_without_a_certificate_is_told_that_one_is_wanted(
-    server: Server, authority: Authority
+    mutual: Server, authority: Authority
 ) -> None:
     files: TlsFiles = {"ca_file": authority.ca}
-    assert isinstance(asked(address(server, "https"), files), NotAllowed)
-    error = asked(address(server, "grpcs"), files)
+    assert isinstance(asked(address(mutual, "https"), files), NotAllowed)
+    error = asked(address(mutual, "grpcs"), files)
     assert "or a client certificate (cert_file, key_file)" in str(error)
 
 
 def test_a_client_certificate_of_another_authority_is_told(
-    server: Server, authority: Authority, tmp_path: Path
+    mutual: Server, authority: Authority, tmp_path: Path
 ) -> None:
     cert, key = Authority(tmp_path).issue("client", "somebody")
     files: TlsFiles = {"ca_file": authority.ca, "cert_file": cert, "key_file": key}
-    error = asked(address(server, "https"), files)
+    error = asked(address(mutual, "https"), files)
     assert isinstance(error, FcnConnectionError)
     assert ("does not take the client certificate" in str(error), error.attempts) == (True, 1)
 
@@ -113,11 +92,11 @@ def test_a_server_without_tls_is_told(plain: Server, authority: Authority, schem
     assert ("does not speak TLS" in str(error), error.attempts) == (True, 1)
 
 
-def test_a_client_without_tls_is_told(server: Server) -> None:
-    error = asked(address(server, "http"), {})
+def test_a_client_without_tls_is_told(mutual: Server) -> None:
+    error = asked(address(mutual, "http"), {})
     assert isinstance(error, ServerError)
     assert (error.status, "ask for https://" in str(error)) == (400, True)
-    assert "want TLS (grpcs://)" in str(asked(address(server, "grpc"), {}))
+    assert "want TLS (grpcs://)" in str(asked(address(mutual, "grpc"), {}))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +125,7 @@ def test_files_are_for_addresses_with_tls(mine: TlsFiles) -> None:
 
 @EITHER
 def test_predict_asks_with_certificates(
-    server: Server,
+    mutual: Server,
     mine: TlsFiles,
     scheme: str,
     tmp_path: Path,
@@ -155,7 +134,7 @@ def test_predict_asks_with_certificates(
     (tmp_path / "street.png").write_bytes(IMAGE)
     words = ["predict", str(tmp_path / "street.png"), "--out", str(tmp_path / "out")]
     flags = [f"--ca={mine['ca_file']}", f"--cert={mine['cert_file']}", f"--key={mine['key_file']}"]
-    assert main([*words, "--url", address(server, scheme), *flags]) == 0
+    assert main([*words, "--url", address(mutual, scheme), *flags]) == 0
     with Image.open(next((tmp_path / "out" / "label_maps").iterdir())) as written:
         assert written.size == street().shape[1::-1]
     capsys.readouterr()
@@ -164,11 +143,11 @@ def test_predict_asks_with_certificates(
 
 
 @EITHER
-def test_evaluate_asks_with_certificates(server: Server, mine: TlsFiles, scheme: str) -> None:
+def test_evaluate_asks_with_certificates(mutual: Server, mine: TlsFiles, scheme: str) -> None:
     from training.evaluation.evaluate import EvaluationError
     from training.evaluation.targets import open_target
 
-    target = open_target(address(server, scheme), tls=mine)
+    target = open_target(address(mutual, scheme), tls=mine)
     assert target.class_names[""]
     target.close()
     with pytest.raises(EvaluationError, match="--ca, --cert and --key are for servers"):
