@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def gone(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rsplit(") ", 1)[1][0] in "ZX"
     except OSError:
         return True
+
+
+def confined(number: int) -> bool:
+    """Tells whether a worker has given up what it need not have, the last of it new files."""
+    limits = Path(f"/proc/{number}/limits").read_text()
+    return re.search(r"^Max open files +0 ", limits, re.M) is not None
 
 
 def test_every_kind_has_the_pixels_that_it_has_in_a_thread() -> None:
@@ -223,6 +230,7 @@ def test_nothing_stays_behind_when_the_server_is_killed() -> None:
         children = Path(f"/proc/{first}/task/{first}/children")
         until(lambda: len(children.read_text().split()) == 2)
         workers = [int(n) for n in children.read_text().split()]
+        until(lambda: all(confined(number) for number in workers))  # which its end is a part of
         os.kill(workers[0], signal.SIGSTOP)  # as one that hangs
         server.kill()
     until(lambda: all(gone(number) for number in (first, *workers)))
