@@ -33,7 +33,7 @@ class Node:
 
 def run(crashes_at: str | None) -> list[str]:
     """Hands out all tests; a process ends without a word at `crashes_at`. Returns what was run."""
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         getvalue=lambda name: ["2*popen"], option=SimpleNamespace(loadscopereorder=False)
     )
     log = SimpleNamespace(loadscopesched=None, loadfilesched=lambda *words: None)
