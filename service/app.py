@@ -14,7 +14,7 @@ from typing import Any, Final
 from service.api.keys import Keys
 from service.api.transports import build
 from service.core.batching.threads import end_all
-from service.core.engines.memory import keep_freed_memory
+from service.core.engines.memory import available_memory_bytes, keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
@@ -83,7 +83,11 @@ class _Server:
         self._config = config = settings.api_config()
         self._stopping = asyncio.Event()
         self._draining = False
-        self._telemetry = telemetry = Telemetry(config.latency_target_s)
+        self._telemetry = telemetry = Telemetry(
+            config.latency_target_s,
+            latency_target_pixels=config.latency_target_pixels,
+            memory_limit_bytes=available_memory_bytes(),
+        )
         self._segmenter = segmenter = Segmenter(
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )

@@ -83,7 +83,8 @@ class ApiConfig:
 
     root_path: prefix that a proxy offers REST under, "" for none.
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
-    a request should take. stream_window: images of one gRPC stream that are read and not answered.
+    a request should take; latency_target_pixels: larger images are not held to it. stream_window:
+    images of one gRPC stream that are read and not answered.
     grpc_compression: "none" or "gzip". max_uploads, max_uploads_bytes: being read at once.
     limits: of each caller, as `service.api.limits` reads them.
     drain_delay_s: seconds between turning unready and refusing connections. drain_s: seconds that
@@ -99,6 +100,7 @@ class ApiConfig:
     limits: str = ""
     deadline_s: float = 30.0
     latency_target_s: float = 0.175
+    latency_target_pixels: int = 500 * 500
     stream_window: int = 16
     grpc_compression: str = "none"
     root_path: str = ""

@@ -164,6 +164,10 @@ class Settings(BaseSettings):
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(ApiConfig.latency_target_s, gt=0)
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
+    latency_target_pixels: int = Field(ApiConfig.latency_target_pixels, ge=1)
+    """Largest image, height times width, that is held to the latency target by the objectives that
+    the alerts watch. By default 500 times 500, the paper's typical image; larger ones are measured
+    all the same."""
 
     grpc_compression: Literal["none", "gzip"] = "none"
     """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly

@@ -45,6 +45,9 @@ HEADER: Final = "x-request-id"
 MAX_DEADLINE_MS: Final = 3_600_000
 """A request may ask for this much time, over any transport."""
 
+PATIENCE: Final = 0.95
+"""Share of FCN_DEADLINE_MS after which an answer that has not come is the service's failure."""
+
 _FAULT: Final = "the server failed: try again, and report the request id if it recurs"
 _OK: Final = {"rest": "200", "grpc": "OK"}
 # No CR, LF or other character that could forge a header or a log line.
@@ -249,6 +252,7 @@ class Call(Client):
 
         Raises: LimitExceeded, for the first only.
         """
+        self.record.pixels += pixels
         if self._usage is not None:
             self._usage.take_pixels(pixels, judged=not self._charged)
             self._charged = True
@@ -284,7 +288,7 @@ class Call(Client):
     def uploaded(self) -> None:
         """Counts time from now: the upload is complete, its speed was the caller's."""
         self.record.restart()
-        self.record.timed = True
+        self.record.timed = self.record.held = True
 
     def answered(self, reply: SegmentReply) -> None:
         """Notes what answered, how large the image was, and how long each stage took."""
@@ -317,5 +321,12 @@ class Call(Client):
         record.code = str(status.http) if record.transport == "rest" else status.code.name
         # The caller's mistakes and refusals are quick and would flatter the latency.
         record.timed = record.timed and status.counts_as_latency
+        # He waited for the answer, and no longer does.
+        gave_up = status in (TABLE[DeadlineExceeded], TABLE[Cancelled])
+        record.held = record.held and (gave_up or status.is_ours)
+        # Whoever asks for the answer sooner than the server has it by itself has his own deadline.
+        waited_s = time.perf_counter() - record.began_s
+        ours = waited_s > PATIENCE * self._calls.deadline_s if gave_up else status.is_ours
+        record.outcome = "failed" if ours else "caller"
         if self._asked_model is not None:
             record.model = self._calls.model_label(*self._asked_model)

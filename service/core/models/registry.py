@@ -266,6 +266,7 @@ class ModelRegistry:
                     m.network.path,
                     m.network.engine,
                     m.network.precision,
+                    m.network.instead_of,
                 )
                 for m in self._models[name].values()
             ),

@@ -148,6 +148,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "upload_timeout_s": "24",
         "deadline_ms": "25000",
         "latency_target_s": "0.26",
+        "latency_target_pixels": "9",
         "stream_window": "27",
         "grpc_compression": "gzip",
         "root_path": "/fcn",
