@@ -43,11 +43,11 @@ _FLAGS: Final = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-"""What engines make use of, in Linux's words."""
+"""Features that engines make use of, in Linux's words."""
 _GIB: Final = 1024**3
 
 Fact = tuple[str, str]
-"""What it is about, and a sentence or list."""
+"""A subject, and a sentence or list about it."""
 
 
 def facts(settings: Settings) -> Iterator[Fact]:
