@@ -160,7 +160,7 @@ def _rules(path: Path, settings: Settings) -> str:
     promtool = shutil.which("promtool")
     if promtool is None:
         return f"{len(set(used))} metrics of it are served; install promtool to check its syntax"
-    done = subprocess.run(  # nosec B603: the operator's own file
+    done = subprocess.run(  # nosec B603  # the operator's own file
         [promtool, "check", "rules", str(path)],
         capture_output=True,
         text=True,

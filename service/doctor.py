@@ -127,7 +127,7 @@ def _cards() -> str:
         return ""
     query = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     try:
-        done = subprocess.run(  # nosec B603: nothing of it is a caller's
+        done = subprocess.run(  # nosec B603  # nothing of it is a caller's
             [program, *query], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
