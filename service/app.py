@@ -7,8 +7,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from service.api.keys import Keys
@@ -26,6 +28,7 @@ from service.tls import Certificates
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
 STDOUT: Final = 1
+LOOPBACK: Final = "127.0.0.1"
 ENDING_S: Final = 2.0
 """Longest wait for runs that were told to end."""
 _log = logging.getLogger("fcn.app")
@@ -80,7 +83,13 @@ class _Server:
     def __init__(self, settings: Settings) -> None:
         """Must be made inside the event loop. Raises: StartError."""
         self._settings = settings
-        self._config = config = settings.api_config()
+        config = settings.api_config()
+        self._admin_sockets: list[socket.socket] = []
+        if config.admin_port is not None:  # known by now, for answers that say where it is
+            self._admin_sockets = listen(LOOPBACK, config.admin_port, "FCN_ADMIN_PORT")
+            port = self._admin_sockets[0].getsockname()[1]
+            config = replace(config, admin_port=port)
+        self._config = config
         self._stopping = asyncio.Event()
         self._draining = False
         self._telemetry = telemetry = Telemetry(
@@ -113,13 +122,13 @@ class _Server:
     async def run(self) -> int:
         """Raises: StartError, ModelLoadError."""
         s, segmenter = self._settings, self._segmenter
-        # Both ports first: a busy one should be known before minutes go into loading.
+        # All ports first: a busy one should be known before minutes go into loading.
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
         certificates = self._certificates
         http = HttpServer(self._rest, self._config, self._telemetry, certificates=certificates)
-        serving = asyncio.create_task(http.serve(sockets=http_sockets))
+        serving = asyncio.create_task(http.serve(sockets=[*http_sockets, *self._admin_sockets]))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
@@ -218,10 +227,13 @@ class _Server:
         runs = {
             f"{m.default.provider} ({m.default.engine}, {m.default.precision})" for m in serving
         }
-        tls = self._certificates
+        tls, admin_port = self._certificates, self._config.admin_port
+        scheme = "https" if tls else "http"
+        admin = "" if admin_port is None else f", admin {scheme}://{joined(LOOPBACK, admin_port)}"
         kind = "" if tls is None else " with mTLS" if tls.asks_clients else " with TLS"
         _say(
             STDOUT,
-            f"fcn serve: ready: REST {'https' if tls else 'http'}://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}{kind}, serving {models} on {', '.join(sorted(runs))}",
+            f"fcn serve: ready: REST {scheme}://{joined(host, http_port)}, "
+            f"gRPC {joined(host, grpc_port)}{kind}{admin}, "
+            f"serving {models} on {', '.join(sorted(runs))}",
         )

@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from service.api.keys import ANYBODY, PREDICT, Keys, offered
+from service.api.keys import ADMIN, ANYBODY, PREDICT, Keys, offered
 from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
 from service.core.types import Client, SegmentReply
-from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, ServiceError
+from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotAllowed, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
 HEADER: Final = "x-request-id"
@@ -117,18 +117,21 @@ class Calls:
         *,
         deadline_s: float,
         model_label: Callable[[str | None], str],
+        admin_port: int | None = None,
         limits: Limits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """keys: None lets everybody in. deadline_s: allowed to requests that bring no deadline.
-        model_label: names the model of a failed request for metrics, from the name it gave. limits:
-        of callers whose key has none of its own, and of each address that needs no key."""
+        model_label: names the model of a failed request for metrics, from the name it gave.
+        admin_port: the only one that takes requests of the role `admin`; None for all.
+        limits: of callers whose key has none of its own, and of each address that needs no key."""
         self.telemetry = telemetry
         self.keys = keys or Keys(None, admin_key=None, rejected=telemetry.rejected)
         self.limiter = Limiter(limits, clock)
         self.limited = self.keys.required or limits != NO_LIMITS
         self.deadline_s = deadline_s
         self.model_label = model_label
+        self.admin_port = admin_port
 
     def begin(
         self,
@@ -138,17 +141,19 @@ class Calls:
         *,
         time_left: Callable[[], float | None] = _no_deadline,
         address: str = "",
+        port: int | None = None,
     ) -> Call:
         """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
-        address: of the connection's other end.
+        address: of the connection's other end. port: of its end here, where the admin port may be.
         """
         if offered_id is None or not is_valid_id(offered_id):
             offered_id = f"{_random.getrandbits(128):032x}"
         record = RequestRecord(transport, method, offered_id, _OK[transport])
-        return Call(self, record, time_left, network_of(address))
+        may_administer = self.admin_port in (None, port)
+        return Call(self, record, time_left, network_of(address), may_administer=may_administer)
 
 
 class Call(Client):
@@ -160,7 +165,8 @@ class Call(Client):
     """
 
     __slots__ = (
-        *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered", "_usage"),
+        *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered"),
+        *("_may_administer", "_usage"),
         *("client", "outcome", "record", "time_left"),
     )
 
@@ -170,6 +176,8 @@ class Call(Client):
         record: RequestRecord,
         time_left: Callable[[], float | None],
         address: str,
+        *,
+        may_administer: bool = False,
     ) -> None:
         self.record = record
         self._calls = calls
@@ -178,6 +186,7 @@ class Call(Client):
         self._caller = ANYBODY
         self._usage: Usage | None = None
         self._charged = self._entered = False
+        self._may_administer = may_administer
         self._asked_model: tuple[str | None] | None = None
         self.outcome: Outcome | None = None
 
@@ -221,6 +230,13 @@ class Call(Client):
         keys = self._calls.keys
         if role == PREDICT and not keys.required:
             return
+        if (
+            role == ADMIN and not self._may_administer
+        ):  # so that its key is not guessed here, either
+            raise NotAllowed(
+                "this server's models are listed, loaded and unloaded from its own machine alone, "
+                f"over REST: send this to port {self._calls.admin_port} of 127.0.0.1"
+            )
         found = offered(authorization, api_key)
         self._caller = keys.admit(found, role=role, address=self._address)
         if name := self._caller.name:

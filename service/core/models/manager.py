@@ -58,7 +58,6 @@ class ModelManager:
         self.registry = ModelRegistry(default_model)
         self._repository = repository
         self._loader = loader
-        self._default_model = default_model
         self._changed = changed
         self._one_change = asyncio.Lock()
         self._changes: SettledChanges[object] = SettledChanges({})
@@ -91,7 +90,7 @@ class ModelManager:
                 if errors and name not in self.registry:
                     raise errors[0]  # which says it all
                 self._log_failures()
-            self._check_names()
+            self.registry.check_names(self._repository)
         self._tell()
         self._spawn(self._guard())
 
@@ -363,21 +362,6 @@ class ModelManager:
             return
         self.registry.set_aliases(aliases)
         _log.info("%d aliases", len(aliases))
-
-    def _check_names(self) -> None:
-        """Raises: ModelLoadError unless the default model and the aliases mean something."""
-        names = ", ".join(self.registry.names())
-        if self._default_model is not None and self._default_model not in self.registry:
-            raise ModelLoadError(
-                f"the default model {self._default_model!r} is not in the repository, which "
-                f"has {names}"
-            )
-        for alias, (model, version) in self.registry.dangling_aliases().items():
-            meant = f"{model}/{version}" if version else model
-            raise ModelLoadError(
-                f"{self._repository / ALIASES_FILE}: {alias} means {meant}, which does not serve: "
-                f"there are {names}"
-            )
 
     def _log_failures(self) -> None:
         for line in self._unlogged:

@@ -47,6 +47,7 @@ def test_flags_win_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatc
         ({"root_path": "https://x/fcn"}, "such as /fcn"),
         ({"root_path": "/a//b"}, "a slash before each part"),
         ({"http_port": "1", "grpc_port": "1"}, "FCN_HTTP_PORT and FCN_GRPC_PORT are both 1"),
+        ({"grpc_port": "1", "admin_port": "1"}, "FCN_GRPC_PORT and FCN_ADMIN_PORT are both 1"),
         ({"http_port": "x", "max_queue": "y"}, "FCN_HTTP_PORT.*; FCN_MAX_QUEUE"),
         ({"devices": "0,"}, "FCN_DEVICES='0,'"),
         ({"devices": "GPU-1"}, "FCN_DEVICES='GPU-1'"),
