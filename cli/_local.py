@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.predict.labeller import check_keep
 from fcn_client.types import ClassInfo
+from service.core.models.repository import digest_of
 from service.core.types import SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
@@ -41,7 +41,9 @@ class LocalLabeller:
             check_keep(self._keep, self.classes)
             # Which file runs depends on the settings and on the machine, and one that was exported
             # again under the same name is another network.
-            self.identity = f"{self.name} {self.version} {chosen.precision} {_digest(chosen.path)}"
+            self.identity = (
+                f"{self.name} {self.version} {chosen.precision} {digest_of(chosen.path)[:16]}"
+            )
         except BaseException:
             self.close()
             raise
@@ -55,13 +57,3 @@ class LocalLabeller:
 
     def close(self) -> None:
         self._segmenter.close()
-
-
-def _digest(path: Path) -> str:
-    """Hashes a file's content, and that of the weights beside it (`model.onnx.data`)."""
-    file = path.resolve()
-    found = hashlib.sha256()
-    for part in sorted(file.parent.glob(f"{file.name}*")):
-        with part.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest())
-    return found.hexdigest()[:16]

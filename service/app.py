@@ -7,14 +7,16 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from service.api.keys import Keys
 from service.api.transports import build
 from service.core.batching.threads import end_all
-from service.core.engines.memory import keep_freed_memory
+from service.core.engines.memory import available_memory_bytes, keep_freed_memory
 from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
@@ -26,6 +28,7 @@ from service.tls import Certificates
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
 STDOUT: Final = 1
+LOOPBACK: Final = "127.0.0.1"
 ENDING_S: Final = 2.0
 """Longest wait for runs that were told to end."""
 _log = logging.getLogger("fcn.app")
@@ -80,10 +83,20 @@ class _Server:
     def __init__(self, settings: Settings) -> None:
         """Must be made inside the event loop. Raises: StartError."""
         self._settings = settings
-        self._config = config = settings.api_config()
+        config = settings.api_config()
+        self._admin_sockets: list[socket.socket] = []
+        if config.admin_port is not None:  # known by now, for answers that say where it is
+            self._admin_sockets = listen(LOOPBACK, config.admin_port, "FCN_ADMIN_PORT")
+            port = self._admin_sockets[0].getsockname()[1]
+            config = replace(config, admin_port=port)
+        self._config = config
         self._stopping = asyncio.Event()
         self._draining = False
-        self._telemetry = telemetry = Telemetry(config.latency_target_s)
+        self._telemetry = telemetry = Telemetry(
+            config.latency_target_s,
+            latency_target_pixels=config.latency_target_pixels,
+            memory_limit_bytes=available_memory_bytes(),
+        )
         self._segmenter = segmenter = Segmenter(
             settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
         )
@@ -109,13 +122,13 @@ class _Server:
     async def run(self) -> int:
         """Raises: StartError, ModelLoadError."""
         s, segmenter = self._settings, self._segmenter
-        # Both ports first: a busy one should be known before minutes go into loading.
+        # All ports first: a busy one should be known before minutes go into loading.
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
         certificates = self._certificates
         http = HttpServer(self._rest, self._config, self._telemetry, certificates=certificates)
-        serving = asyncio.create_task(http.serve(sockets=http_sockets))
+        serving = asyncio.create_task(http.serve(sockets=[*http_sockets, *self._admin_sockets]))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
@@ -214,10 +227,13 @@ class _Server:
         runs = {
             f"{m.default.provider} ({m.default.engine}, {m.default.precision})" for m in serving
         }
-        tls = self._certificates
+        tls, admin_port = self._certificates, self._config.admin_port
+        scheme = "https" if tls else "http"
+        admin = "" if admin_port is None else f", admin {scheme}://{joined(LOOPBACK, admin_port)}"
         kind = "" if tls is None else " with mTLS" if tls.asks_clients else " with TLS"
         _say(
             STDOUT,
-            f"fcn serve: ready: REST {'https' if tls else 'http'}://{joined(host, http_port)}, "
-            f"gRPC {joined(host, grpc_port)}{kind}, serving {models} on {', '.join(sorted(runs))}",
+            f"fcn serve: ready: REST {scheme}://{joined(host, http_port)}, "
+            f"gRPC {joined(host, grpc_port)}{kind}{admin}, "
+            f"serving {models} on {', '.join(sorted(runs))}",
         )

@@ -81,9 +81,11 @@ class SegmenterConfig:
 class ApiConfig:
     """Says what REST, gRPC and the Open Inference Protocol are to hold to.
 
-    root_path: prefix that a proxy offers REST under, "" for none.
+    root_path: prefix that a proxy offers REST under, "" for none. admin_port: the only one on which
+    the model repository is administered; None for all.
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
-    a request should take. stream_window: images of one gRPC stream that are read and not answered.
+    a request should take; latency_target_pixels: larger images are not held to it. stream_window:
+    images of one gRPC stream that are read and not answered.
     grpc_compression: "none" or "gzip". max_uploads, max_uploads_bytes: being read at once.
     limits: of each caller, as `service.api.limits` reads them.
     drain_delay_s: seconds between turning unready and refusing connections. drain_s: seconds that
@@ -99,9 +101,11 @@ class ApiConfig:
     limits: str = ""
     deadline_s: float = 30.0
     latency_target_s: float = 0.175
+    latency_target_pixels: int = 500 * 500
     stream_window: int = 16
     grpc_compression: str = "none"
     root_path: str = ""
+    admin_port: int | None = None
     drain_delay_s: float = 0.0
     drain_s: float = 30.0
 

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -75,6 +76,9 @@ class Settings(BaseSettings):
     """Port of REST, metrics and probes; 0 picks a free one."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of gRPC; 0 picks a free one."""
+    admin_port: int | None = Field(ApiConfig.admin_port, ge=0, le=65535)
+    """Port of 127.0.0.1 on which alone the model repository is administered, over REST; by default
+    that is done on the other ports, too. 0 picks a free one."""
 
     model_repository: Path = SegmenterConfig.model_repository
     """Folder of models, `<name>/<version>/model.onnx`."""
@@ -164,6 +168,10 @@ class Settings(BaseSettings):
     """Time allowed to a request that brings no deadline of its own, in milliseconds."""
     latency_target_s: float = Field(ApiConfig.latency_target_s, gt=0)
     """Time a request should take, in seconds: exported as a metric and as a histogram edge."""
+    latency_target_pixels: int = Field(ApiConfig.latency_target_pixels, ge=1)
+    """Largest image, height times width, that is held to the latency target by the objectives that
+    the alerts watch. By default 500 times 500, the paper's typical image; larger ones are measured
+    all the same."""
 
     grpc_compression: Literal["none", "gzip"] = "none"
     """How gRPC answers are compressed; every caller must then be able to read it. PNG hardly
@@ -235,9 +243,11 @@ class Settings(BaseSettings):
         return limits
 
     @model_validator(mode="after")
-    def _two_ports(self) -> Self:
-        if self.http_port == self.grpc_port != 0:
-            raise ValueError(f"FCN_HTTP_PORT and FCN_GRPC_PORT are both {self.http_port}")
+    def _ports_of_their_own(self) -> Self:
+        for one, other in combinations(("http_port", "grpc_port", "admin_port"), 2):
+            if getattr(self, one) == (port := getattr(self, other)) and port:
+                names = f"{environment_name(one)} and {environment_name(other)}"
+                raise ValueError(f"{names} are both {port}")
         return self
 
     @model_validator(mode="after")

@@ -23,8 +23,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from service.core.types import ModelStatus, Observer, Timings
+from service.config import ApiConfig
+from service.core.types import IndexEntry, ModelState, ModelStatus, Observer, Timings
 from service.logs import LogWriter
 
 REQUEST_BUCKETS_S = (
@@ -38,6 +40,13 @@ REJECTIONS = (
     "unauthenticated", "guesses",
 )  # fmt: skip
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
+STAGES = ("decode", "queue", "infer", "render")
+CLOSED = ("alone", "full", "late", "turn", "retry")
+IMAGE_METHODS = ("Segment", "ModelInfer")
+"""Each call of these is judged by the objectives; a stream's images are calls of their own."""
+
+RequestOutcome = Literal["answered", "failed", "caller"]
+"""Whose doing the end of a request is: `failed` is the service's, for want of room, too."""
 
 Ending = Literal[
     "caller", "answered", "shutdown", "idle", "slow_head", "slow_body",
@@ -56,7 +65,8 @@ class RequestRecord:
     transport: "rest" or "grpc". method: the operation's name, e.g. "Segment"; the same for both.
     code: the HTTP status or the gRPC code's name. model: "" until a known model is chosen. caller:
     the name that goes with the API key, "" where none is asked for. timed: the duration counts in
-    the latency histogram. probe: not worth a log line.
+    the latency histogram. held: it is held to the latency target, if the image is not too large.
+    pixels: of the uploads, as far as they were admitted. probe: not worth a log line.
     """
 
     transport: str
@@ -67,6 +77,9 @@ class RequestRecord:
     caller: str = ""
     error: str = ""
     timed: bool = False
+    held: bool = False
+    outcome: RequestOutcome = "answered"
+    pixels: int = 0
     probe: bool = False
     timings: Timings | None = None
     height: int = 0
@@ -81,7 +94,15 @@ class RequestRecord:
 class Telemetry(Observer):
     """Keeps the server's metrics, as the segmenter's observer and the transports tell it."""
 
-    def __init__(self, latency_target_s: float) -> None:
+    def __init__(
+        self,
+        latency_target_s: float,
+        *,
+        latency_target_pixels: int = ApiConfig.latency_target_pixels,
+        memory_limit_bytes: int = 0,
+    ) -> None:
+        """latency_target_pixels: larger images are not held to the target. memory_limit_bytes: what
+        this process may have; 0 if nobody asked."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began: noise
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -90,6 +111,7 @@ class Telemetry(Observer):
         gauge = partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
         target = {latency_target_s}
+        self._target_s, self._target_pixels = latency_target_s, latency_target_pixels
         self._requests = _by_labels(
             counter(
                 "fcn_requests_total",
@@ -134,6 +156,10 @@ class Telemetry(Observer):
         )
         for reason in REJECTIONS:  # at 0 from the start: an increase is seen from the first on
             self._rejected(reason)
+        met = "Images by objective, availability or latency, and whether they met it."
+        self._slo = _by_labels(counter("fcn_slo_images_total", met, ("slo", "model", "result")))
+        why = "Batches, by why no more images were put into them."
+        self._batches = _by_labels(counter("fcn_batches_total", why, ("model", "closed")))
         self._callers = _by_labels(
             counter(
                 "fcn_caller_requests_total",
@@ -152,6 +178,8 @@ class Telemetry(Observer):
         self._wrong_keys = counter("fcn_wrong_keys_total", "Keys offered that are nobody's.")
         lost = "Processes that ended, or took far too long, while they decoded an image."
         self._decoders_lost = counter("fcn_decode_workers_lost_total", lost, ("reason",)).labels
+        for reason in ("crash", "hang"):
+            self._decoders_lost(reason)
         self._keys_stale = gauge(
             "fcn_keys_stale",
             "1 while the file of API keys cannot be used, so that older keys stay in force.",
@@ -187,15 +215,39 @@ class Telemetry(Observer):
             "1 for each model version that is loaded.",
             ("model", "version", "precision", "provider", "engine"),
         )
+        failed = "1 for each version that cannot be loaded, or of which a newer file cannot."
+        self._load_failed = gauge("fcn_model_load_failed", failed, ("model", "version"))
+        other = "1 for each version that runs on another engine than the one wanted, which failed."
+        self._fallback = gauge("fcn_engine_fallback", other, ("model", "version", "wanted"))
         gauge("fcn_latency_target_seconds", "Time a request should take.").set(latency_target_s)
+        pixels = "Larger images are not held to the latency target."
+        gauge("fcn_latency_target_pixels", pixels).set(latency_target_pixels)
+        gauge("fcn_memory_limit_bytes", "Memory that the server may have.").set(memory_limit_bytes)
+        self._begin("")
 
-    def scrape(self) -> bytes:
-        """Prints all metrics in the Prometheus text format."""
+    def _begin(self, model: str) -> None:
+        """Has the model's counters at 0 before its first request: what comes before the second
+        scrape would otherwise count as nothing."""
+        for slo in ("availability", "latency"):
+            for result in ("good", "bad"):
+                self._slo(slo, model, result)
+        if model:
+            for outcome in ("ended", "lost"):
+                self._stuck(model, outcome)
+            for closed in CLOSED:
+                self._batches(model, closed)
+            for stage in STAGES:
+                self._stage_s(stage, model)
+            for transport in ("rest", "grpc"):
+                self._request_s(transport, model)
+
+    def scrape(self, *, openmetrics: bool = False) -> bytes:
+        """Prints all metrics in the Prometheus text format, or as OpenMetrics with exemplars."""
         for handler in logging.getLogger().handlers:
             if isinstance(handler, LogWriter):
                 self._log_dropped.inc(handler.dropped - self._log_dropped_before)
                 self._log_dropped_before = handler.dropped
-        return generate_latest(self._registry)
+        return (generate_openmetrics if openmetrics else generate_latest)(self._registry)
 
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
@@ -204,7 +256,9 @@ class Telemetry(Observer):
         if record.caller:
             self._callers(record.caller).inc()
         if record.timed:
-            self._request_s(record.transport, record.model).observe(duration_s)
+            self._request_s(record.transport, record.model).observe(duration_s, _exemplar(record))
+        if record.method in IMAGE_METHODS:
+            self._judge(record, duration_s)
         level = logging.DEBUG if record.probe else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(
@@ -216,21 +270,44 @@ class Telemetry(Observer):
                 extra={"fields": _fields(record, duration_s)},
             )
 
-    def loaded(self, models: Iterable[ModelStatus]) -> None:
-        """Publishes which versions are loaded, in place of what was published before."""
-        self._model_info.clear()
+    def _judge(self, record: RequestRecord, duration_s: float) -> None:
+        """Counts an image for each objective that it is judged by.
+
+        Callers who leave, or whose deadline passes, take nothing from the availability. If they
+        waited longer than the target they say as much of the latency as a slow answer does.
+        """
+        if record.outcome != "caller":
+            good = record.outcome == "answered"
+            self._slo("availability", record.model, "good" if good else "bad").inc()
+        slow = duration_s > self._target_s
+        held = record.held and record.pixels <= self._target_pixels
+        if held and (slow or record.outcome == "answered"):
+            self._slo("latency", record.model, "bad" if slow else "good").inc()
+
+    def loaded(self, models: Iterable[ModelStatus], index: Iterable[IndexEntry] = ()) -> None:
+        """Publishes which versions are loaded, in place of what was published before.
+
+        index: of all versions in the repository, those that cannot be loaded among them.
+        """
+        for gauge in (self._model_info, self._fallback, self._load_failed):
+            gauge.clear()
         for model in models:
-            for outcome in ("ended", "lost"):  # from 0 on: an alert sees the first, too
-                self._stuck(model.name, outcome)
+            self._begin(model.name)
             for v in model.versions:
                 labels = model.name, v.version, v.precision, v.provider, v.engine
                 self._model_info.labels(*labels).set(1)
+                wanted = v.instead_of or v.engine
+                self._fallback.labels(model.name, v.version, wanted).set(bool(v.instead_of))
+        for entry in index:
+            failed = entry.state is ModelState.FAILED or bool(entry.reason)
+            self._load_failed.labels(entry.name, entry.version).set(failed)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_s(stage, model).observe(seconds)
 
-    def batch(self, model: str, size: int) -> None:
+    def batch(self, model: str, size: int, closed: str) -> None:
         self._batch_size(model).observe(size)
+        self._batches(model, closed).inc()
 
     def queue_depth(self, model: str, version: str, n: int) -> None:
         self._queue_depth(model, version).set(n)
@@ -282,6 +359,16 @@ def _by_labels(metric: M) -> Callable[..., M]:
     return lru_cache(maxsize=None)(metric.labels)
 
 
+def _exemplar(record: RequestRecord) -> dict[str, str] | None:
+    """Names the request behind an observation; None for an id that is too long to be one.
+
+    Source: OpenMetrics 1.0, Exemplars: 128 characters, the label's name among them.
+    """
+    if len(record.request_id) > 128 - len("request_id"):
+        return None
+    return {"request_id": record.request_id}
+
+
 def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
     """Lists what a log line says besides its message; absent facts are left out."""
     fields: dict[str, object] = {
@@ -298,7 +385,7 @@ def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
     if record.height:
         fields["height"], fields["width"] = record.height, record.width
     if record.timings is not None:
-        for stage in ("decode", "queue", "infer", "render"):
+        for stage in STAGES:
             seconds = getattr(record.timings, f"{stage}_s")
             fields[f"{stage}_ms"] = round(1000 * seconds, 2)
     if record.error:

@@ -27,7 +27,9 @@ from tests.waiting import until
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-_READY = re.compile(r"ready: REST (https?://\S+), gRPC (\S+?)(?: with m?TLS)?, serving")
+_READY = re.compile(
+    r"ready: REST (https?://\S+), gRPC (\S+?)(?: with m?TLS)?(?:, admin (\S+))?, serving"
+)
 
 
 def command(**settings: object) -> list[str]:
@@ -56,7 +58,8 @@ def fail_to_start(**settings: object) -> tuple[int, str, str]:
 
 
 class Server:
-    """A running server; `url` is that of REST, `target` that of gRPC."""
+    """A running server; `url` is that of REST, `target` that of gRPC, `admin_url` that of
+    FCN_ADMIN_PORT."""
 
     def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
         self.process = process
@@ -65,7 +68,7 @@ class Server:
         found = _READY.search(line)
         if found is None:
             raise RuntimeError(f"the server did not start: {line}{self.log()}")
-        self.url, self.target = found.groups()
+        self.url, self.target, self.admin_url = found.groups()
         self.rest = httpx.Client(base_url=self.url, timeout=60.0)
         self.channel = grpc.insecure_channel(
             self.target, options=[("grpc.max_receive_message_length", -1)]

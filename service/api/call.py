@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from service.api.keys import ANYBODY, PREDICT, Keys, offered
+from service.api.keys import ADMIN, ANYBODY, PREDICT, Keys, offered
 from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
 from service.core.types import Client, SegmentReply
-from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, ServiceError
+from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotAllowed, ServiceError
 from service.telemetry import RequestRecord, Telemetry
 
 HEADER: Final = "x-request-id"
@@ -44,6 +44,9 @@ HEADER: Final = "x-request-id"
 
 MAX_DEADLINE_MS: Final = 3_600_000
 """A request may ask for this much time, over any transport."""
+
+PATIENCE: Final = 0.95
+"""Share of FCN_DEADLINE_MS after which an answer that has not come is the service's failure."""
 
 _FAULT: Final = "the server failed: try again, and report the request id if it recurs"
 _OK: Final = {"rest": "200", "grpc": "OK"}
@@ -114,18 +117,21 @@ class Calls:
         *,
         deadline_s: float,
         model_label: Callable[[str | None], str],
+        admin_port: int | None = None,
         limits: Limits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """keys: None lets everybody in. deadline_s: allowed to requests that bring no deadline.
-        model_label: names the model of a failed request for metrics, from the name it gave. limits:
-        of callers whose key has none of its own, and of each address that needs no key."""
+        model_label: names the model of a failed request for metrics, from the name it gave.
+        admin_port: the only one that takes requests of the role `admin`; None for all.
+        limits: of callers whose key has none of its own, and of each address that needs no key."""
         self.telemetry = telemetry
         self.keys = keys or Keys(None, admin_key=None, rejected=telemetry.rejected)
         self.limiter = Limiter(limits, clock)
         self.limited = self.keys.required or limits != NO_LIMITS
         self.deadline_s = deadline_s
         self.model_label = model_label
+        self.admin_port = admin_port
 
     def begin(
         self,
@@ -135,17 +141,19 @@ class Calls:
         *,
         time_left: Callable[[], float | None] = _no_deadline,
         address: str = "",
+        port: int | None = None,
     ) -> Call:
         """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
-        address: of the connection's other end.
+        address: of the connection's other end. port: of its end here, where the admin port may be.
         """
         if offered_id is None or not is_valid_id(offered_id):
             offered_id = f"{_random.getrandbits(128):032x}"
         record = RequestRecord(transport, method, offered_id, _OK[transport])
-        return Call(self, record, time_left, network_of(address))
+        may_administer = self.admin_port in (None, port)
+        return Call(self, record, time_left, network_of(address), may_administer=may_administer)
 
 
 class Call(Client):
@@ -157,7 +165,8 @@ class Call(Client):
     """
 
     __slots__ = (
-        *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered", "_usage"),
+        *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered"),
+        *("_may_administer", "_usage"),
         *("client", "outcome", "record", "time_left"),
     )
 
@@ -167,6 +176,8 @@ class Call(Client):
         record: RequestRecord,
         time_left: Callable[[], float | None],
         address: str,
+        *,
+        may_administer: bool = False,
     ) -> None:
         self.record = record
         self._calls = calls
@@ -175,6 +186,7 @@ class Call(Client):
         self._caller = ANYBODY
         self._usage: Usage | None = None
         self._charged = self._entered = False
+        self._may_administer = may_administer
         self._asked_model: tuple[str | None] | None = None
         self.outcome: Outcome | None = None
 
@@ -218,6 +230,13 @@ class Call(Client):
         keys = self._calls.keys
         if role == PREDICT and not keys.required:
             return
+        if (
+            role == ADMIN and not self._may_administer
+        ):  # so that its key is not guessed here, either
+            raise NotAllowed(
+                "this server's models are listed, loaded and unloaded from its own machine alone, "
+                f"over REST: send this to port {self._calls.admin_port} of 127.0.0.1"
+            )
         found = offered(authorization, api_key)
         self._caller = keys.admit(found, role=role, address=self._address)
         if name := self._caller.name:
@@ -249,6 +268,7 @@ class Call(Client):
 
         Raises: LimitExceeded, for the first only.
         """
+        self.record.pixels += pixels
         if self._usage is not None:
             self._usage.take_pixels(pixels, judged=not self._charged)
             self._charged = True
@@ -284,7 +304,7 @@ class Call(Client):
     def uploaded(self) -> None:
         """Counts time from now: the upload is complete, its speed was the caller's."""
         self.record.restart()
-        self.record.timed = True
+        self.record.timed = self.record.held = True
 
     def answered(self, reply: SegmentReply) -> None:
         """Notes what answered, how large the image was, and how long each stage took."""
@@ -317,5 +337,12 @@ class Call(Client):
         record.code = str(status.http) if record.transport == "rest" else status.code.name
         # The caller's mistakes and refusals are quick and would flatter the latency.
         record.timed = record.timed and status.counts_as_latency
+        # He waited for the answer, and no longer does.
+        gave_up = status in (TABLE[DeadlineExceeded], TABLE[Cancelled])
+        record.held = record.held and (gave_up or status.is_ours)
+        # Whoever asks for the answer sooner than the server has it by itself has his own deadline.
+        waited_s = time.perf_counter() - record.began_s
+        ours = waited_s > PATIENCE * self._calls.deadline_s if gave_up else status.is_ours
+        record.outcome = "failed" if ours else "caller"
         if self._asked_model is not None:
             record.model = self._calls.model_label(*self._asked_model)

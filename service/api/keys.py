@@ -218,6 +218,11 @@ class Keys:
         if any(caller.plain for caller in self._callers) and is_for_everybody(path):
             _log.warning("%s can be read by every user of this machine: chmod o-rwx it", path)
 
+    @property
+    def callers(self) -> tuple[Caller, ...]:
+        """Lists those in the file."""
+        return self._callers
+
     def admit(self, keys: Iterable[str], *, role: str = PREDICT, address: str = "") -> Caller:
         """Finds whose key one of them is. address: where it came from.
 

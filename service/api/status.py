@@ -26,6 +26,12 @@ class Status:
     retry: bool = False
 
     @property
+    def is_ours(self) -> bool:
+        """Says whether the service failed, or had no room: not for a limit of the caller's."""
+        failed = self.http == HTTPStatus.INTERNAL_SERVER_ERROR
+        return failed or (self.retry and self.kind != errors.LimitExceeded.kind)
+
+    @property
     def counts_as_latency(self) -> bool:
         """Says whether the time of a request that ends so tells how fast the service is: timeouts
         and failures do, the caller's mistakes and refusals do not."""

@@ -49,6 +49,7 @@ def build(
         keys,
         deadline_s=config.deadline_s,
         model_label=segmenter.metric_label,
+        admin_port=config.admin_port,
         limits=Limits.of(config.limits.split()),
     )
     uploads = Uploads(

@@ -61,14 +61,14 @@ class Segmenter:
         self,
         config: SegmenterConfig,
         *,
-        changed: Callable[[Sequence[ModelStatus]], None] | None = None,
+        changed: Callable[[Sequence[ModelStatus], Sequence[IndexEntry]], None] | None = None,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
         open_network: Callable[[Path], Network] | None = None,
     ) -> None:
         """Builds its parts; `start` loads the models.
 
-        changed: called with the models that serve, whenever these change.
+        changed: called with the models that serve and all versions there are, whenever one changes.
         open_network: how to load a model file, in place of what the config says of engines.
         """
         cores = available_cores()
@@ -89,7 +89,7 @@ class Segmenter:
                 clock=clock,
             ),
             default_model=config.default_model,
-            changed=changed or (lambda models: None),
+            changed=changed or (lambda models, index: None),
         )
         self._registry = self._manager.registry
         self.hopeless = self._manager.watchdog.hopeless

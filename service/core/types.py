@@ -163,7 +163,8 @@ class ModelState(StrEnum):
 class VersionStatus:
     """Tells how a version runs.
 
-    provider: where, "cpu", "cuda" or "tensorrt". engine, precision: see `Network`. path: the file.
+    provider: where, "cpu", "cuda" or "tensorrt". engine, precision, instead_of: see `Network`.
+    path: the file.
     """
 
     version: str
@@ -173,6 +174,7 @@ class VersionStatus:
     path: Path
     engine: str
     precision: str
+    instead_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,8 @@ class Network:
     path: the file that runs, which may be one beside the version's `model.onnx`. provider: "cpu",
     "cuda" or "tensorrt". engine: "onnxruntime" or "openvino". precision: computed in, "" for the
     file's. prepare: takes a tensor's height and width and what to do once it can run, at once or
-    on another thread; None: any can run.
+    on another thread; None: any can run. instead_of: the engine or provider that was to run it and
+    failed, "" if none did.
     """
 
     path: Path
@@ -224,6 +227,7 @@ class Network:
     engine: str = "onnxruntime"
     precision: str = ""
     prepare: Callable[[int, int, Callable[[], None]], None] | None = None
+    instead_of: str = ""
 
     def __post_init__(self) -> None:
         self.precision = self.precision or self.contract.precision
@@ -237,13 +241,14 @@ class Observer:
     "render". reason is one of "overloaded" (no admission permit), "queue_full", "too_late" (by
     prediction), "uploads" (too many being read), "deadline", "cancelled", "shutting_down",
     "unauthenticated" (no API key, or a wrong one), "guesses" (after too many wrong keys). why is
-    "crash" or "hang".
+    "crash" or "hang". closed is why a batch took no more images: "alone" (no other of its size
+    waited), "full", "late" (for a deadline), "turn" (of an older image of another size), "retry".
     outcome of a run that took far too long is "ended", or "lost" with its model.
     """
 
     def stage(self, model: str, stage: str, seconds: float) -> None: ...
 
-    def batch(self, model: str, size: int) -> None: ...
+    def batch(self, model: str, size: int, closed: str) -> None: ...
 
     def queue_depth(self, model: str, version: str, n: int) -> None: ...
 

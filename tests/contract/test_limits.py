@@ -212,6 +212,29 @@ def test_the_role_admin(limited: Server, keys: dict[str, str]) -> None:
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_an_admin_port_takes_administration_away_from_the_others(tmp_path: Path) -> None:
+    """Whoever holds the key: it is refused unread, so nobody guesses it from outside."""
+    write_model(tmp_path / "models")
+    key = "an operator's key for tests"
+    with running(tmp_path / "models", host="0.0.0.0", admin_port=0, admin_key=key) as server:
+        port = server.admin_url.removeprefix("http://127.0.0.1:")
+        where = f"from its own machine alone, over REST: send this to port {port} of 127.0.0.1"
+        for offered in (key, "wrong"):
+            reply = server.rest.post("/v2/repository/index", headers={"X-API-Key": offered})
+            assert (reply.status_code, where in reply.text) == (403, True)
+        stub = oip_grpc.GRPCInferenceServiceStub(server.channel)
+        with pytest.raises(grpc.RpcError, match=where) as caught:
+            request = oip.RepositoryModelUnloadRequest(model_name="tiny")
+            stub.RepositoryModelUnload(request, metadata=(("x-api-key", key),), timeout=30)
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert server.metric("fcn_wrong_keys_total") == 0
+        with httpx.Client(base_url=server.admin_url, headers={"X-API-Key": key}) as admin:
+            for verb in ("models/tiny/unload", "models/tiny/load", "index"):
+                assert admin.post(f"/v2/repository/{verb}").status_code == 200
+            assert admin.post("/v2/repository/index", headers={"X-API-Key": "wrong"}).is_error
+
+
 def test_a_key_that_is_revoked_is_refused(limited: Server, keys: dict[str, str]) -> None:
     path = Path(keys["file"])
     key = new_key(path, "gone")

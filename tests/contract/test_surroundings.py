@@ -22,7 +22,9 @@ METRICS = {
     "fcn_requests": {"transport", "method", "model", "code"},
     "fcn_request_duration_seconds": {"transport", "model"},
     "fcn_stage_duration_seconds": {"stage", "model"},
+    "fcn_slo_images": {"slo", "model", "result"},
     "fcn_batch_size": {"model"},
+    "fcn_batches": {"model", "closed"},
     "fcn_queue_depth": {"model", "version"},
     "fcn_stuck_runs": {"model", "outcome"},
     "fcn_rejected": set(),  # {reason}, of all there are
@@ -36,6 +38,10 @@ METRICS = {
     "fcn_inflight_requests": set(),
     "fcn_image_pixels": set(),
     "fcn_model_info": {"model", "version", "precision", "provider", "engine"},
+    "fcn_model_load_failed": {"model", "version"},
+    "fcn_engine_fallback": {"model", "version", "wanted"},
+    "fcn_memory_limit_bytes": set(),
+    "fcn_latency_target_pixels": set(),
     "fcn_latency_target_seconds": set(),
 }
 
@@ -121,6 +127,10 @@ def test_metrics(server: Server) -> None:
     reply = server.rest.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {f.name: f for f in text_string_to_metric_families(reply.text)}
+    accept = {"Accept": "application/openmetrics-text; version=nonsense, */*;q=0.1"}
+    asked = server.rest.get("/metrics", headers=accept)
+    assert asked.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert 'model="tiny",transport="rest"} ' in asked.text and ' # {request_id="' in asked.text
     for name, labels in METRICS.items():
         assert name in families, name
         for sample in families[name].samples:

@@ -36,7 +36,7 @@ def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if not cuda.built_for("cuda"):
         pytest.skip("this build of ONNX Runtime has no CUDA")
     try:
-        cuda.count_gpus(cuda._cuda_major())
+        cuda.count_gpus(cuda.cuda_major())
     except ModelLoadError as error:
         pytest.skip(str(error))
 

@@ -39,9 +39,10 @@ KEY, COMING, ADMIN = "the-key-that-stays-" + "a" * 20, "the-key-that-goes-" + "b
 DECLARED = {429, 503, 504}
 """Answers that a busy server may give to what is well-formed."""
 GROWTH = 0.10
-"""Resident memory of the last quarter may be so much above that of the second."""
+"""Memory of the last quarter may be so much above that of the second."""
 MORE = 16
 """Descriptors and threads may be so many more, since traffic is drawn by chance."""
+WATCHED = ("own_kib", "descriptors", "threads", "processes")
 SIZES = ((24, 32), (120, 160), (240, 320))
 OTHER_BIAS = (200.0, 0.0, 0.0)
 Act = Callable[[random.Random], str]
@@ -186,8 +187,13 @@ def write_keys(path: Path, *, coming: bool = True) -> None:
 
 
 def sample(pid: int) -> dict[str, int]:
-    """Reads what the server and the processes it has forked hold: KiB, descriptors, threads."""
-    pids, found = [pid], {"rss_kib": 0, "descriptors": 0, "threads": 0, "processes": 0}
+    """Reads what the server and the processes it has forked hold: KiB, descriptors, threads.
+
+    own_kib: pages that no file holds, those that several processes share divided among them.
+    Libraries' pages are left out: the part of them that is counted here rises and falls by 20 MB
+    with every other process of the machine that uses the same libraries.
+    """
+    pids, found = [pid], dict.fromkeys(WATCHED, 0)
     while pids:
         one = pids.pop()
         with contextlib.suppress(OSError):  # one that has just ended
@@ -196,16 +202,16 @@ def sample(pid: int) -> dict[str, int]:
             status = dict(
                 line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines()
             )
-            # Of memory that is shared, each process's part: Pss.
             rolled = Path(f"/proc/{one}/smaps_rollup").read_text()
-            found["rss_kib"] += int(rolled.split("Pss:")[1].split()[0])
+            for kind in ("Pss_Anon:", "Pss_Shmem:"):
+                found["own_kib"] += int(rolled.split(kind)[1].split()[0])
             found["threads"] += int(status["Threads"])
             found["descriptors"] += len(list(Path(f"/proc/{one}/fd").iterdir()))
             found["processes"] += 1
     return found
 
 
-def soak(minutes: float, seed: int) -> dict[str, Any]:
+def soak(minutes: float, seed: int, pause_s: float = 0.02) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         repository, keys = folder / "models", folder / "keys"
@@ -213,12 +219,14 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         write_model(repository, "other")
         write_keys(keys)
         with running(repository, api_keys_file=keys, model_poll_s=1) as server:
-            return _soaked(server, Traffic(server, keys, repository), 60 * minutes, seed)
+            return _soaked(server, Traffic(server, keys, repository), 60 * minutes, seed, pause_s)
     finally:
         shutil.rmtree(folder)
 
 
-def _soaked(server: Server, traffic: Traffic, seconds: float, seed: int) -> dict[str, Any]:
+def _soaked(
+    server: Server, traffic: Traffic, seconds: float, seed: int, pause_s: float
+) -> dict[str, Any]:
     stop = threading.Event()
     counts: dict[str, collections.Counter[str]] = {}
 
@@ -232,7 +240,7 @@ def _soaked(server: Server, traffic: Traffic, seconds: float, seed: int) -> dict
                 mine[act(chance)] += 1
             except Exception as error:  # a connection that broke, say: never in order
                 mine[f"BAD {type(error).__name__}"] += 1
-            stop.wait(chance.random() / 25)
+            stop.wait(2 * pause_s * chance.random())
 
     predict, goes, admin = traffic.client(), traffic.client(COMING), traffic.client(ADMIN)
     acts: dict[str, Act] = {
@@ -278,11 +286,11 @@ def _report(
         if word.startswith(("BAD", "WRONG"))
     ]
     held: dict[str, dict[str, int]] = {}
-    for what in ("rss_kib", "descriptors", "threads", "processes"):
+    for what in WATCHED:
         warm = max(one[what] for one in samples[quarter : 2 * quarter] or samples)
         last = max(one[what] for one in samples[-quarter:])
         held[what] = {"second_quarter": warm, "last_quarter": last, "at_rest": at_rest[what]}
-        most = warm * (1 + GROWTH) if what == "rss_kib" else warm + MORE
+        most = warm * (1 + GROWTH) if what == "own_kib" else warm + MORE
         if last > most:
             faults.append(f"{what} grew from {warm} to {last}")
     for name in ("REST", "gRPC", "OIP"):
@@ -295,6 +303,7 @@ def _report(
         "seconds": round(seconds),
         "requests": {name: dict(sorted(mine.items())) for name, mine in counts.items()},
         "held": held,
+        "own_kib_by_time": [one["own_kib"] for one in samples],
         "decode_workers_lost": lost,
         "faults": faults,
     }
@@ -304,9 +313,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0.02, help="seconds, between requests")
     parser.add_argument("--results", type=Path, default=record.RESULTS / "soak.json")
     options = parser.parse_args()
-    found = soak(options.minutes, options.seed)
+    found = soak(options.minutes, options.seed, options.pause)
     for name, mine in found["requests"].items():
         print(f"{name:18} {sum(mine.values()):>8}  {mine}")
     for what, values in found["held"].items():

@@ -85,7 +85,8 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         scope["fcn_headers"] = headers
         address, _ = scope["client"] or ("", 0)
-        call = self._calls.begin("rest", "other", headers.get(HEADER), address=address)
+        _, port = scope["server"] or ("", None)
+        call = self._calls.begin("rest", "other", headers.get(HEADER), address=address, port=port)
         scope["fcn_call"] = call
         flow = _Flow(receive, send, call, headers, head=head)
         try:

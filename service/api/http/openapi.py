@@ -28,6 +28,7 @@ DOCS_PATH: Final = "/docs"
 OPENAPI_PATH: Final = "/openapi.json"
 FILES_PATH: Final = "/web"
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _PROBLEM_SCHEMA: Final = {
     "type": "object",
@@ -244,7 +245,12 @@ METRICS: Final[dict[str, Any]] = {
                 "text/plain": {
                     "schema": {"type": "string"},
                     "example": "# TYPE fcn_inflight_requests gauge\nfcn_inflight_requests 0.0\n",
-                }
+                },
+                "application/openmetrics-text": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE fcn_inflight_requests gauge\n"
+                    "fcn_inflight_requests 0.0\n# EOF\n",
+                },
             },
         },
         **_problems(),

@@ -115,7 +115,12 @@ class _Rest:
 
     async def metrics(self, request: Request) -> Response:
         _note(request, "Metrics", probe=True)
-        return Response(self._telemetry.scrape(), media_type=openapi.PROMETHEUS_TYPE)
+        # Prometheus asks for it unless it is set not to.
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            body, media_type = self._telemetry.scrape(openmetrics=True), openapi.OPENMETRICS_TYPE
+        else:
+            body, media_type = self._telemetry.scrape(), openapi.PROMETHEUS_TYPE
+        return Response(body, media_type=media_type, headers={"Vary": "Accept"})
 
     async def index(self, request: Request) -> Response:
         _note(request, "Index")

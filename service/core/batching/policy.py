@@ -187,14 +187,15 @@ class LatencyModel:
 class Batch:
     """Lists the requests that one instance runs at once, since `started_s`.
 
-    latency: the model that predicts such runs, and learns from this one. terminate: tells the
-    instance to end the run. expected_s, busy_s, stuck: what the run should take, has taken, and
-    whether that is far too long, for the watchdog.
+    latency: the model that predicts such runs, and learns from this one. closed: see `Observer`.
+    terminate: tells the instance to end the run. expected_s, busy_s, stuck: what the run should
+    take, has taken, and whether that is far too long, for the watchdog.
     """
 
     requests: list[InferenceRequest]
     started_s: float
     latency: LatencyModel
+    closed: str = "alone"
     pixels: int = field(init=False)
     terminate: Callable[[], None] = field(init=False, default=lambda: None)
     expected_s: float = 0.0
@@ -299,42 +300,43 @@ class BatchPolicy:
         other = sum(px for owner, px in others.items() if owner[0] is not bulk)
         return before + min(other, (before + new.cost_px) / SHARES[bulk] * SHARES[not bulk])
 
-    def take(self, now: float, seconds: Callable[[float, int], float]) -> list[InferenceRequest]:
-        """Takes the next batch out of the queue; it is empty when nothing waits.
+    def take(
+        self, now: float, seconds: Callable[[float, int], float]
+    ) -> tuple[list[InferenceRequest], str]:
+        """Takes the next batch, empty when nothing waits, and says why it closed: see `Observer`.
 
         seconds: what a run of so many pixels and images should take; a mate that would make the
         batch too late for one of its images has to wait for the next.
         """
         if not self._count:
-            return []
+            return [], "alone"
         if self._count == 1:
-            item = next(iter(self))
-            self.remove(item)
-            return [item]
+            self.remove(item := next(iter(self)))
+            return [item], "alone"
         leader = self._leader()
         kind, bulk = leader.kind, leader.owner[0]
-        room = self._max_batch_pixels // leader.pixels if leader.pixels else self._max_batch
-        room = min(self._max_batch, max(1, room))
+        room = min(self._max_batch, max(1, self._max_batch_pixels // max(1, leader.pixels)))
         taken = [leader]
         self._give(leader)
         if room == 1:
-            return taken
+            return taken, "full"
         others = (head for head in self._heads(bulk) if head.kind != kind)
         aged = [head for head in others if now - head.enqueued_s >= self._age_cap_s]
         urgent = _deadline(leader)
         while len(taken) < room:
             mates = [head for head in self._heads(bulk) if head.kind == kind]
             if not mates:
-                break
+                return taken, "alone"
             mate = min(mates, key=self._turn)
             n = len(taken) + 1
             urgent = min(urgent, _deadline(mate))
-            overtakes = any(self._turn(head) < self._turn(mate) for head in aged)
-            if overtakes or now + seconds(n * leader.pixels, n) > urgent:
-                break
+            if any(self._turn(head) < self._turn(mate) for head in aged):
+                return taken, "turn"
+            if now + seconds(n * leader.pixels, n) > urgent:
+                return taken, "late"
             self._give(mate)
             taken.append(mate)
-        return taken
+        return taken, "full"
 
     def clear(self) -> None:
         self._owners.clear()

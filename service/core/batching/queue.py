@@ -228,7 +228,7 @@ class BatchQueue:
             batch.latency.update(batch.pixels, len(batch.requests), device_s)
         loop = batch.requests[0].future.get_loop()
         with contextlib.suppress(RuntimeError):  # it was closed meanwhile
-            loop.call_soon_threadsafe(self._deliver, batch.requests, results)
+            loop.call_soon_threadsafe(self._deliver, batch, results)
 
     def retry_singly(self, batch: Batch, error: BaseException) -> None:
         """Takes back a batch that failed: each image runs alone, and one that did is answered."""
@@ -282,12 +282,11 @@ class BatchQueue:
         _log.critical("%s: its queue died", self._model, exc_info=error)
         self.close(InferenceFailed(), lost)
 
-    def _deliver(
-        self, requests: Sequence[InferenceRequest], results: Sequence[InferenceResult]
-    ) -> None:
+    def _deliver(self, batch: Batch, results: Sequence[InferenceResult]) -> None:
         """Settles on the event loop what its callers still wait for; needs no lock."""
+        requests = batch.requests
         try:
-            self._observer.batch(self._model, len(requests))
+            self._observer.batch(self._model, len(requests), batch.closed)
             for request, result in zip(requests, results, strict=True):
                 settle_now(request.future, result)
         except BaseException as error:
@@ -344,9 +343,10 @@ class BatchQueue:
         # A run on the full device counts as one of the instances: it has their cores.
         may_take = self._is_lone() if full_device else len(self._running) < self._instances
         batch, depth = None, len(self._policy)
-        if may_take and (requests := self._next_requests()):
+        requests, closed = self._next_requests() if may_take else ([], "")
+        if requests:
             latency = self._full_device_latency if full_device else self._latency
-            batch = Batch(requests, self._clock(), latency)
+            batch = Batch(requests, self._clock(), latency, closed)
             # The full device's may know nothing yet.
             batch.expected_s = max(
                 known.seconds(batch.pixels, len(requests)) for known in (self._latency, latency)
@@ -370,13 +370,17 @@ class BatchQueue:
     def _notify(self, *, full_device: bool) -> None:
         (self._full_device if full_device else self._shared_instance).notify()
 
-    def _next_requests(self) -> list[InferenceRequest]:
-        """Takes the next images, less those whose callers left or whose time is over."""
+    def _next_requests(self) -> tuple[list[InferenceRequest], str]:
+        """Takes the next images, less those whose callers left or whose time is over, and says why
+        they are no more: see `Observer`."""
         while self._retries:
             request = self._retries.popleft()
             if not request.future.done():
-                return [request]
-        while requests := self._policy.take(now := self._clock(), self._latency.seconds):
+                return [request], "retry"
+        while True:
+            requests, closed = self._policy.take(now := self._clock(), self._latency.seconds)
+            if not requests:
+                return [], closed
             left = []
             for request in requests:
                 if request.deadline is not None and now >= request.deadline:
@@ -384,8 +388,7 @@ class BatchQueue:
                 elif not request.future.done():
                     left.append(request)
             if left:
-                return left
-        return []
+                return left, closed
 
     def _observe_depth(self) -> None:
         """Tells the observer while the lock is held: else it might be told an older depth last."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -79,6 +80,7 @@ def open_network(config: SegmenterConfig, cores: int, observer: Observer, path: 
         alone_threads=shares.alone_threads,
         gpu=config,
     )
+    failed = ""
     if config.provider != "cpu" and (config.provider != "auto" or built_for("cuda")):
         network = opened(_gpu_file(path, config.precision), provider=config.provider)
         if network.provider != "cpu":
@@ -88,11 +90,25 @@ def open_network(config: SegmenterConfig, cores: int, observer: Observer, path: 
                     "FCN_PROVIDER=cpu, or FCN_ENGINE=auto and FCN_PRECISION=auto"
                 )
             return network
+        failed = network.instead_of
         del network  # before the next takes its memory
+    network = _open_on_cpu(path, config, shares, observer, partial(opened, provider="cpu"))
+    network.instead_of = failed or network.instead_of
+    return network
+
+
+def _open_on_cpu(
+    path: Path,
+    config: SegmenterConfig,
+    shares: Plan,
+    observer: Observer,
+    opened: Callable[[Path], Network],
+) -> Network:
+    """Raises: as `open_network`."""
     engine, precision = cpu_choice(path, config, cpu_flags())
     file = _file(path, precision)
     if engine == "onnxruntime":
-        return opened(file, provider="cpu")
+        return opened(file)
     try:
         return _open_openvino(file, precision, config, shares, observer)
     except ModelLoadError as error:
@@ -100,7 +116,9 @@ def open_network(config: SegmenterConfig, cores: int, observer: Observer, path: 
             raise
         _log.warning("%s runs in ONNX Runtime: %s", path, error)
         _, precision = cpu_choice(path, replace(config, engine="onnxruntime"), cpu_flags())
-        return opened(_file(path, precision), provider="cpu")
+        network = opened(_file(path, precision))
+        network.instead_of = "openvino"
+        return network
 
 
 def cpu_choice(path: Path, config: SegmenterConfig, flags: frozenset[str]) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
         cores = len(os.sched_getaffinity(0))
     else:  # not on Linux
         cores = os.cpu_count() or 1
-    quota = _quota(cgroup)
+    quota = cpu_quota(cgroup)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
@@ -68,7 +68,12 @@ def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
 
 def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
     """Names the processor and all it can: what was compiled for one need not run on another."""
-    return f"{_cpu_line(cpuinfo, 'model name')} {' '.join(sorted(cpu_flags(cpuinfo)))}"
+    return f"{cpu_model(cpuinfo)} {' '.join(sorted(cpu_flags(cpuinfo)))}"
+
+
+def cpu_model(cpuinfo: Path = _CPUINFO) -> str:
+    """Names the processor as its maker does; "" where the system does not say."""
+    return _cpu_line(cpuinfo, "model name")
 
 
 def multiplies_int8(flags: frozenset[str]) -> bool:
@@ -121,7 +126,7 @@ def yield_to_event_loop(nice: int) -> None:
             )
 
 
-def _quota(cgroup: Path) -> float | None:
+def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
     """Reads the cores allowed by cgroup v2 (`cpu.max`: "quota period") or v1; None: unlimited."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()

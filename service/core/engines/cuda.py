@@ -77,7 +77,7 @@ def open_instances(
         raise ModelLoadError(
             "this build of ONNX Runtime lacks it (install the gpu extra in place of cpu)"
         )
-    devices = choose_devices(count_gpus(_cuda_major()), config.devices)
+    devices = choose_devices(count_gpus(cuda_major()), config.devices)
     _preload(provider)
     instances = []
     for _ in range(config.instances or INSTANCES):
@@ -168,10 +168,10 @@ def _n_bytes(shape: Shape) -> int:
     return 4 * math.prod(shape)  # three of the image, one of the label map
 
 
-def count_gpus(cuda_major: int | None, load: Callable[[str], Any] = ctypes.CDLL) -> int:
+def count_gpus(needed: int | None, load: Callable[[str], Any] = ctypes.CDLL) -> int:
     """Asks the driver's own library, whose answer precedes any CUDA library. At least 1.
 
-    cuda_major: the CUDA version that the driver must know; None for any.
+    needed: the CUDA version that the driver must know; None for any.
 
     Raises: ModelLoadError.
     """
@@ -181,11 +181,11 @@ def count_gpus(cuda_major: int | None, load: Callable[[str], Any] = ctypes.CDLL)
         raise ModelLoadError(f"there is no NVIDIA driver ({_DRIVER} cannot be loaded)") from error
     version, count = ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))  # 1000 * major + 10 * minor
-    if cuda_major is not None and version.value // 1000 < cuda_major:
+    if needed is not None and version.value // 1000 < needed:
         known = f"{version.value // 1000}.{version.value % 1000 // 10}"
         raise ModelLoadError(
             f"the NVIDIA driver knows CUDA {known} at most and this build of ONNX Runtime needs "
-            f"CUDA {cuda_major}"
+            f"CUDA {needed}"
         )
     if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         name = ctypes.c_char_p()  # such as CUDA_ERROR_NO_DEVICE
@@ -343,7 +343,7 @@ def _missing_library(provider: str) -> str:
     return ""
 
 
-def _cuda_major() -> int | None:
+def cuda_major() -> int | None:
     """Returns 13 for a build for CUDA 13.0."""
     version = str(getattr(ort, "cuda_version", None) or "")
     return int(version.split(".")[0]) if version else None

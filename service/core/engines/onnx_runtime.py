@@ -70,6 +70,7 @@ def open_onnx_runtime(
         if network is not None:
             return network
         session = _open(path, threads)
+    wanted = "cuda" if on_gpu else ""
     sessions = [session]
     if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
         sessions += [_open(path, threads) for _ in range(instances - 1)]
@@ -80,7 +81,7 @@ def open_onnx_runtime(
     if alone_threads > threads:
         lone = _open(path, alone_threads, spin=True)
         opened.append(CpuInstance(lone, contract, full_device=True))
-    return Network(path, contract, "cpu", opened)
+    return Network(path, contract, "cpu", opened, instead_of=wanted)
 
 
 def _open_on_gpus(

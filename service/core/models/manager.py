@@ -52,13 +52,12 @@ class ModelManager:
         loader: Loader,
         *,
         default_model: str | None,
-        changed: Callable[[list[ModelStatus]], None],
+        changed: Callable[[list[ModelStatus], list[IndexEntry]], None],
     ) -> None:
-        """changed: told of the models that serve whenever they are others."""
+        """changed: told of the models that serve, and of all versions, whenever they are others."""
         self.registry = ModelRegistry(default_model)
         self._repository = repository
         self._loader = loader
-        self._default_model = default_model
         self._changed = changed
         self._one_change = asyncio.Lock()
         self._changes: SettledChanges[object] = SettledChanges({})
@@ -91,8 +90,8 @@ class ModelManager:
                 if errors and name not in self.registry:
                     raise errors[0]  # which says it all
                 self._log_failures()
-            self._check_names()
-        self._changed(self.registry.statuses())
+            self.registry.check_names(self._repository)
+        self._tell()
         self._spawn(self._guard())
 
     async def load(self, name: str) -> None:
@@ -130,7 +129,7 @@ class ModelManager:
             self._unload_model(name)
             # Those that were replaced and still answer, too: their memory is the model's.
             tasks = [task for model, task in self._draining.items() if model.name == name]
-        self._changed(self.registry.statuses())
+        self._tell()
         if tasks:  # not gathered: a caller who leaves does not stop them
             await asyncio.wait(tasks)
 
@@ -183,7 +182,7 @@ class ModelManager:
                     self._unload_model(name)
             if ALIASES_FILE in settled:
                 await self._read_aliases()
-        self._changed(self.registry.statuses())
+        self._tell()
 
     def close(self) -> None:
         """Fails what is still in flight with ShuttingDown."""
@@ -208,7 +207,7 @@ class ModelManager:
             if folder is not None and self.registry.get(lost.name, lost.version) is lost:
                 await self._reconcile(folder, retry_failed=True)
                 self._log_failures()
-        self._changed(self.registry.statuses())
+        self._tell()
 
     async def _load(self, name: str) -> None:
         async with self._one_change:
@@ -217,7 +216,7 @@ class ModelManager:
             self._unloaded.discard(name)
             errors = await self._reconcile(folder, retry_failed=True)
             self._log_failures()
-        self._changed(self.registry.statuses())
+        self._tell()
         if errors:
             raise errors[0]
 
@@ -279,9 +278,7 @@ class ModelManager:
             self._loader.start(model)
         except ModelLoadError as error:
             raise self._failed(key, source, error) from error
-        except (
-            Exception
-        ) as error:  # of a runtime, or no memory or threads: no reason to take others down
+        except Exception as error:  # of a runtime, or no memory: no reason to take others down
             _log.exception("loading %s failed", file.path)
             text = f"{file.path} cannot be loaded: {type(error).__name__}; the log has more"
             raise self._failed(key, source, ModelLoadError(text)) from error
@@ -291,7 +288,10 @@ class ModelManager:
         self.registry.add(model)
         if before is not None:
             self._drain(before)
-        self._changed(self.registry.statuses())
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed(self.registry.statuses(), self.index())
 
     def _unload_versions(self, models: Iterable[LoadedModel]) -> None:
         for model in list(models):
@@ -362,21 +362,6 @@ class ModelManager:
             return
         self.registry.set_aliases(aliases)
         _log.info("%d aliases", len(aliases))
-
-    def _check_names(self) -> None:
-        """Raises: ModelLoadError unless the default model and the aliases mean something."""
-        names = ", ".join(self.registry.names())
-        if self._default_model is not None and self._default_model not in self.registry:
-            raise ModelLoadError(
-                f"the default model {self._default_model!r} is not in the repository, which "
-                f"has {names}"
-            )
-        for alias, (model, version) in self.registry.dangling_aliases().items():
-            meant = f"{model}/{version}" if version else model
-            raise ModelLoadError(
-                f"{self._repository / ALIASES_FILE}: {alias} means {meant}, which does not serve: "
-                f"there are {names}"
-            )
 
     def _log_failures(self) -> None:
         for line in self._unlogged:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,10 +18,11 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core.batching.policy import InferenceRequest, Postprocess
 from service.core.batching.queue import BatchQueue
-from service.core.models.model_settings import Alias
+from service.core.models.model_settings import ALIASES_FILE, Alias
 from service.core.types import ModelState, ModelStatus, Network, UInt8Array, VersionStatus
 from service.errors import (
     InvalidParameter,
+    ModelLoadError,
     ModelNotReady,
     UnknownModel,
     UnknownVersion,
@@ -181,6 +183,21 @@ class ModelRegistry:
             if version not in (None, *self._models.get(model, {})) or model not in self._models
         }
 
+    def check_names(self, repository: Path) -> None:
+        """Raises: ModelLoadError unless the default model and the aliases mean something."""
+        names = ", ".join(self.names())
+        if self._default_model is not None and self._default_model not in self:
+            raise ModelLoadError(
+                f"the default model {self._default_model!r} is not in the repository, which "
+                f"has {names}"
+            )
+        for alias, (model, version) in self.dangling_aliases().items():
+            meant = f"{model}/{version}" if version else model
+            raise ModelLoadError(
+                f"{repository / ALIASES_FILE}: {alias} means {meant}, which does not serve: "
+                f"there are {names}"
+            )
+
     def find(self, name: str | None, version: str | None) -> LoadedModel:
         """Finds what a request of these names means.
 
@@ -266,6 +283,7 @@ class ModelRegistry:
                     m.network.path,
                     m.network.engine,
                     m.network.precision,
+                    m.network.instead_of,
                 )
                 for m in self._models[name].values()
             ),

@@ -5,6 +5,7 @@ Only the layout is known here; what is inside a file is the business of `engines
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass, field
@@ -138,6 +139,16 @@ def check_present(file: ModelFile) -> None:
         raise ModelLoadError(
             f"{str(file.path)!r} is missing: put the model there or remove the version folder"
         )
+
+
+def digest_of(path: Path) -> str:
+    """Hashes a model file's content, and that of the weights beside it (`model.onnx.data`)."""
+    file = path.resolve()
+    found = hashlib.sha256()
+    for part in sorted(file.parent.glob(f"{file.name}*")):
+        with part.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()
 
 
 def find(root: Path, name: str) -> ModelFolder:

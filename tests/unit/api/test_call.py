@@ -20,11 +20,15 @@ from service.api.http.middleware import RequestMiddleware
 from service.api.keys import Keys
 from service.core.types import SegmentReply, Timings
 from service.errors import (
+    Cancelled,
     DeadlineExceeded,
     InferenceFailed,
     InvalidImage,
+    LimitExceeded,
+    ModelNotReady,
     NotAuthenticated,
     Overloaded,
+    ShuttingDown,
 )
 from service.telemetry import Telemetry
 
@@ -121,6 +125,42 @@ def test_a_failure_is_counted_once(
     assert (
         "duration_seconds_count" in telemetry.scrape().decode().partition("_stage_")[0]
     ) is timed
+
+
+@pytest.mark.parametrize(
+    ("error", "waited_s", "outcome"),
+    [
+        (InvalidImage("no"), 0, "caller"),
+        (LimitExceeded("no", 1.0, "requests"), 0, "caller"),
+        (Cancelled(), 1, "caller"),
+        (asyncio.CancelledError(), 1, "caller"),
+        (DeadlineExceeded("his own"), 1, "caller"),
+        (DeadlineExceeded("ours"), 30, "failed"),
+        (asyncio.CancelledError(), 30, "failed"),
+        (Overloaded(2.0), 0, "failed"),
+        (ModelNotReady("no"), 0, "failed"),
+        (ShuttingDown(), 0, "failed"),
+        (InferenceFailed(), 0, "failed"),
+        (KeyError("ours"), 0, "failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_whose_doing_a_failure_is(error: BaseException, waited_s: int, outcome: str) -> None:
+    """Callers who leave, and deadlines of their own, are no failure until the server's passes."""
+    call = calls().begin("rest", "Segment")
+    with pytest.raises(type(error)), call:
+        call.uploaded()
+        call.record.began_s -= waited_s
+        raise error
+    assert call.record.outcome == outcome
+    assert call.record.held is (waited_s > 0 or outcome == "failed")
+
+
+def test_the_pixels_of_all_images_of_a_request_are_counted() -> None:
+    with calls().begin("rest", "ModelInfer") as call:
+        call.charge(3)
+        call.charge(4)
+    assert (call.record.pixels, call.record.outcome) == (7, "answered")
 
 
 def test_a_made_up_model_is_no_label() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from service.core.types import Timings
+from service.core.types import IndexEntry, ModelState, ModelStatus, Timings, VersionStatus
 from service.logs import JsonFormatter, TextFormatter
-from service.telemetry import REJECTIONS, RequestRecord, Telemetry
+from service.telemetry import REJECTIONS, RequestOutcome, RequestRecord, Telemetry
+from tests.tiny_models import contract
 
 
 @pytest.fixture
@@ -78,11 +81,80 @@ def test_rejections_are_there_before_the_first() -> None:
         assert f'fcn_rejected_total{{reason="{reason}"}} 0.0' in text
 
 
+def test_a_model_has_its_counters_before_the_first_image() -> None:
+    telemetry = Telemetry(0.175)
+    version = VersionStatus(
+        "1", ModelState.READY, contract("m"), "cpu", Path("m"), "onnxruntime", "fp32", "openvino"
+    )
+    index = [
+        IndexEntry("m", "1", ModelState.READY),
+        IndexEntry("m", "2", ModelState.FAILED, "broken"),
+    ]
+    telemetry.loaded([ModelStatus("m", "1", (version,))], index)
+    lines = telemetry.scrape().decode().splitlines()
+    for line in (
+        'fcn_slo_images_total{model="m",result="bad",slo="latency"} 0.0',
+        'fcn_slo_images_total{model="",result="bad",slo="availability"} 0.0',
+        'fcn_stuck_runs_total{model="m",outcome="lost"} 0.0',
+        'fcn_batches_total{closed="late",model="m"} 0.0',
+        'fcn_request_duration_seconds_count{model="m",transport="grpc"} 0.0',
+        'fcn_decode_workers_lost_total{reason="hang"} 0.0',
+        'fcn_engine_fallback{model="m",version="1",wanted="openvino"} 1.0',
+        'fcn_model_load_failed{model="m",version="1"} 0.0',
+        'fcn_model_load_failed{model="m",version="2"} 1.0',
+    ):
+        assert line in lines
+    telemetry.loaded([], index[:1])
+    assert 'version="2"' not in telemetry.scrape().decode()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "pixels", "after_s", "availability", "latency"),
+    [
+        ("answered", 250_000, 0.0, "good", "good"),
+        ("answered", 250_000, 1.0, "good", "bad"),
+        ("answered", 250_001, 1.0, "good", None),
+        ("failed", 1, 0.0, "bad", None),
+        ("failed", 1, 1.0, "bad", "bad"),
+        ("caller", 1, 0.0, None, None),
+        ("caller", 1, 1.0, None, "bad"),
+    ],
+)
+def test_what_the_objectives_count(
+    outcome: RequestOutcome,
+    pixels: int,
+    after_s: float,
+    availability: str | None,
+    latency: str | None,
+) -> None:
+    telemetry = Telemetry(0.175)
+    for method in ("Segment", "SegmentStream"):  # which is no image
+        record = RequestRecord("rest", method, "id", "200", "m", held=True, outcome=outcome)
+        record.pixels = pixels
+        record.began_s -= after_s
+        telemetry.finished(record)
+    counted = re.findall(r'result="(\w+)",slo="(\w+)"} 1.0', telemetry.scrape().decode())
+    wanted = {("availability", availability), ("latency", latency)}
+    assert {(slo, result) for result, slo in counted} == {pair for pair in wanted if pair[1]}
+
+
+@pytest.mark.parametrize(("request_id", "told"), [("n" * 118, True), ("n" * 119, False)])
+def test_an_observation_names_its_request_where_openmetrics_is_asked_for(
+    request_id: str, told: bool
+) -> None:
+    telemetry = Telemetry(0.175)
+    telemetry.finished(RequestRecord("rest", "Segment", request_id, "200", timed=True))
+    text = telemetry.scrape(openmetrics=True).decode()
+    assert (f'# {{request_id="{request_id}"}}' in text) is told
+    assert text.endswith("# EOF\n")
+    assert " # {" not in telemetry.scrape().decode()
+
+
 def test_scrapes_hold_every_observation() -> None:
     telemetry = Telemetry(0.175)
     for _ in range(2):
         telemetry.rejected("overloaded")
-        telemetry.batch("m", 3)
+        telemetry.batch("m", 3, "full")
         telemetry.queue_depth("m", "1", 5)
         telemetry.queue_depth("m", "2", 0)
         telemetry.image_pixels(100)
@@ -96,6 +168,7 @@ def test_scrapes_hold_every_observation() -> None:
         'fcn_queue_depth{model="m",version="2"} 0.0',
         "fcn_image_pixels_sum 200.0",
         "fcn_inflight_requests 4.0",
+        'fcn_batches_total{closed="full",model="m"} 2.0',
     ):
         assert line in lines
     assert not [line for line in lines if "_created" in line]

@@ -116,7 +116,7 @@ class Recorder(Observer):
             raise ValueError(f"{stage} took {seconds} s")
         self.stages.append((model, stage))
 
-    def batch(self, model: str, size: int) -> None:
+    def batch(self, model: str, size: int, closed: str) -> None:
         self.batches.append(size)
 
     def queue_depth(self, model: str, version: str, n: int) -> None:

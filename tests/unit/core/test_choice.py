@@ -340,17 +340,17 @@ def test_where_openvino_fails_onnx_runtime_serves_and_one_line_tells(
         raise ModelLoadError(f"OpenVINO {fault}")
 
     can(monkeypatch, *AMX)
-    if fault == "missing":
-        monkeypatch.setattr(engine, "find_spec", lambda name: None)
-    elif fault == "broken":
-        monkeypatch.setattr(engine, "find_spec", lambda name: object())
-        monkeypatch.setattr(engine, "open_openvino", refuse)
-    else:
+    if fault == "disagrees":
         need(find_spec("openvino") is not None, "the package openvino")
         monkeypatch.setattr(engine, "check_agreement", refuse)
+    else:
+        found = None if fault == "missing" else object()
+        monkeypatch.setattr(engine, "find_spec", lambda name: found)
+        monkeypatch.setattr(engine, "open_openvino", refuse)
     caplog.set_level("INFO")
     network = open_network(CONFIG, 2, Observer(), path)
     assert (network.engine, network.precision) == ("onnxruntime", "fp32")
+    assert network.instead_of == ("" if fault == "missing" else "openvino")
     (line,) = [record.message for record in caplog.records]
     assert ("pip install 'fcn-serve[cpu]'" if fault == "missing" else f"OpenVINO {fault}") in line
 

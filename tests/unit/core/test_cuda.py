@@ -118,7 +118,7 @@ def test_auto_that_falls_back_says_so(
     pretended = pretend(monkeypatch, starts=())
     with caplog.at_level(logging.WARNING):
         session = open_on(path, "auto")
-    assert session.provider == "cpu"
+    assert (session.provider, session.instead_of) == ("cpu", "cuda")
     assert len(pretended.opened) == 1
     assert "runs on the CPU, not on a GPU: ONNX Runtime takes CPUExecutionProvider" in caplog.text
     rgb = street()[None]

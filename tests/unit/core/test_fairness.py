@@ -43,7 +43,7 @@ def item(
 
 
 def taken(queue: BatchPolicy, now: float = 0.0) -> list[InferenceRequest]:
-    return queue.take(now, lambda pixels, images: 0.0)
+    return queue.take(now, lambda pixels, images: 0.0)[0]
 
 
 @settings(max_examples=100, deadline=None)

@@ -16,7 +16,7 @@ import pytest
 from service.changes import due_again
 from service.core.engines.onnx_runtime import open_onnx_runtime
 from service.core.segmenter import Segmenter
-from service.core.types import ModelStatus, Network
+from service.core.types import IndexEntry, ModelStatus, Network
 from service.errors import ModelLoadError
 from tests.tiny_models import contract, write_model
 from tests.unit.core.repositories import (
@@ -49,7 +49,7 @@ async def test_what_changes_in_the_repository_is_followed(tmp_path: Path) -> Non
     write_model(tmp_path, version=1, bias=RED)
     told: list[list[str]] = []
 
-    def changed(models: Sequence[ModelStatus]) -> None:
+    def changed(models: Sequence[ModelStatus], index: Sequence[IndexEntry]) -> None:
         told.append([f"{m.name}/{v.version}" for m in models for v in m.versions])
 
     async with looked_at(tmp_path, changed=changed) as segmenter:

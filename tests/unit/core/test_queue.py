@@ -215,7 +215,7 @@ async def test_a_network_that_answers_in_another_shape_fails_visibly(
 
 async def test_a_worker_that_dies_answers_everybody_and_is_seen() -> None:
     class Broken(Recorder):
-        def batch(self, model: str, size: int) -> None:
+        def batch(self, model: str, size: int, closed: str) -> None:
             raise BrokenWorker
 
     class BrokenWorker(BaseException):

@@ -323,7 +323,7 @@ async def test_a_model_whose_worker_died_is_not_ready(
         """Not an Exception, so that it is no failure of one batch."""
 
     class Breaking(Recorder):
-        def batch(self, model: str, size: int) -> None:
+        def batch(self, model: str, size: int, closed: str) -> None:
             raise Dead
 
     async with on_device(tmp_path, observer=Breaking()) as (segmenter, _):

@@ -20,8 +20,11 @@ _COMMAND = re.compile(r"(?<![\w./-])fcn ([a-z][a-z-]*[a-z])")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _CHOICE = re.compile(r"\b(?:say|give|use|choose|with) (--[a-z-]+)[ =]([a-z0-9][\w-]*)")
 _SETTING = re.compile(r"\bFCN_[A-Z0-9_]*[A-Z0-9]\b")
-_OTHERS = {"--nproc-per-node", "--porcelain", "--short", "--untracked-files"}
-"""Flags of torchrun and git."""
+_OTHERS = {
+    *("--format", "--nproc-per-node", "--porcelain", "--query-gpu", "--short"),
+    "--untracked-files",
+}
+"""Flags of torchrun, git and nvidia-smi."""
 _NOT_OURS = {ROOT / "training" / "datasets" / "drawn.py"}
 """Modules that are commands of their own."""
 
