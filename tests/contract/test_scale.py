@@ -62,7 +62,7 @@ def test_a_wrong_scale_is_told_the_right_ones(oip_server: Server, scale: str) ->
     with pytest.raises(grpc.RpcError, match=words):
         oip_server.stub.Segment(pb.SegmentRequest(image=IMAGE, scale=scale), timeout=30)
     with FcnClient(oip_server.url) as client, pytest.raises(ServerError, match=words):
-        client.segment(IMAGE, scale=scale)  # type: ignore[arg-type]
+        client.segment(IMAGE, scale=scale)  # type: ignore[call-overload]
     asked = Request("BYTES", (1,), elements([IMAGE]), parameters={"scale": scale})
     reply = asked.post(oip_server.rest)
     assert reply.status_code == 400 and words in reply.json()["error"]
