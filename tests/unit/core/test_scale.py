@@ -106,7 +106,7 @@ def test_what_is_averaged_resized_and_enlarged() -> None:
 
 
 def seen(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """What the network is shown of pixels that are sent as such."""
+    """Makes what the network is shown of pixels that are sent as such."""
     reduction = reduction_to(rgb.shape[0], rgb.shape[1], size)
     return resized(rgb if reduction == 1 else averaged(rgb, reduction), size)
 
