@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 # By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 7d906d2e606802c404bcefb3fc601175.
+=======
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 42f3ce4744d805aa24d40de6f59298fe.
+>>>>>>> main
 from typing import Any
 
 class SegmentationStub:
