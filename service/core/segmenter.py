@@ -1,7 +1,6 @@
 """Takes a request forward only: admit, decode, prepare, batch, run, encode.
 
-Every transport holds the same `Segmenter`; this is the only module that knows the order of the
-steps.
+Every transport holds the same `Segmenter`; this module alone knows the order of the steps.
 """
 
 from __future__ import annotations
@@ -216,12 +215,11 @@ class Segmenter:
         permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
             client.charge(header.pixels)
-            clock, most = self._clock, self._whole_pixels
-            job = _Job(
-                image, header, options, model, encoder, permit, clock, self._decoder.decode, most
-            )
+            decode, most = self._decoder.decode, self._whole_pixels
+            job = _Job(image, header, options, model, encoder, permit, self._clock, decode, most)
+            permit.request.mark = client.mark
             try:
-                return await self._run(job)
+                return await self._run(job, client)
             except (DeadlineExceeded, asyncio.CancelledError) as error:
                 late = isinstance(error, DeadlineExceeded)
                 self._observer.rejected("deadline" if late else "cancelled")
@@ -246,15 +244,16 @@ class Segmenter:
         self._pool.close()
         self._decoder.close()
 
-    async def _run(self, job: _Job) -> SegmentReply:
+    async def _run(self, job: _Job, client: Client) -> SegmentReply:
         model, options, request = job.model, job.options, job.permit.request
-        timings, began = Timings(), self._clock()
+        client.follow(timings := Timings(began_s=self._clock()))
         self._pool.submit(job.decode_and_put, request.future)
         try:
             result = await model.queue.result(request)
         finally:
             if job.decoded_s:
-                timings.decode_s = job.decoded_s - began
+                timings.decode_s = job.decoded_s - timings.began_s
+                timings.queue_s = self._clock() - job.decoded_s  # of one that gets no further
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.header.pixels)
         if result is _TOO_LARGE:
@@ -273,6 +272,8 @@ class Segmenter:
             )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s
         timings.render_s = result.postprocess_s
+        timings.started_s, timings.marks = result.started_s, result.marks
+        timings.ended_s = result.started_s + result.infer_s + result.postprocess_s
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
         label_map = job.restore(result.label_map)
@@ -285,7 +286,8 @@ class Segmenter:
             began = self._clock()
             encode = partial(job.encoder.encode, job.rgb, label_map, scores, timings)
             body = await self._pool.run(encode, request.deadline)
-            timings.render_s += self._clock() - began
+            timings.ended_s = self._clock()
+            timings.render_s += timings.ended_s - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
             body=body,

@@ -101,12 +101,20 @@ class SegmentOptions:
 
 @dataclass(slots=True)
 class Timings:
-    """Counts the seconds of each stage; infer_s is that of the whole batch the image was in."""
+    """Counts the seconds of each stage; infer_s is that of the whole batch the image was in.
+
+    began_s, started_s, ended_s: the moments of the clock at which its decode was asked for, its
+    batch started, and its rendering ended; 0 until then. marks: of the batch's members.
+    """
 
     decode_s: float = 0.0
     queue_s: float = 0.0
     infer_s: float = 0.0
     render_s: float = 0.0
+    began_s: float = 0.0
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    marks: tuple[object, ...] = ()
 
 
 @dataclass(slots=True)
@@ -132,13 +140,21 @@ class SegmentReply:
 
 
 class Client:
-    """Says who asks. client: whose request it is, for its turn among others."""
+    """Says who asks. client: whose request it is, for its turn among others. mark: what the batches
+    that its images are in tell of each other's members; the core does not look into it."""
 
     __slots__ = ()
     client: str = ""
 
+    @property
+    def mark(self) -> object:
+        return None
+
     def charge(self, pixels: int) -> None:
         """Is told of an admitted image, before it is decoded. Raises: LimitExceeded."""
+
+    def follow(self, timings: Timings) -> None:
+        """Is told what the stages of an admitted image will be noted in."""
 
 
 NOBODY: Final = Client()

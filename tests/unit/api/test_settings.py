@@ -217,7 +217,7 @@ def test_every_setting_has_a_flag_and_help() -> None:
         assert "--" + name.replace("_", "-") in text
         assert field.description
     given = parser.parse_args(["--http-port", "8123"])
-    assert vars(given) == {"http_port": "8123"}
+    assert vars(given) == {"check": False, "rules": None, "http_port": "8123"}
 
 
 def test_the_page_lists_every_setting() -> None:
