@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync dist bench bench-gpu fuzz soak lock sbom clean
+.PHONY: help serve test clients check format proto sync monitoring dist bench bench-gpu fuzz soak lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ proto: $(BIN)/python ## generate the gRPC stubs again from proto/
 
 sync: $(VENV)/.dev ## make the client for threads again from the one for asyncio
 	$(BIN)/python tools/make_sync.py
+
+monitoring: $(VENV)/.dev ## make the Prometheus rules again from tools/make_rules.py
+	$(BIN)/python tools/make_rules.py
 
 dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
 	$(BIN)/python -m build --outdir dist .
