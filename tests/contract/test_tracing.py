@@ -202,7 +202,9 @@ def test_a_request_that_fails_tells_why_and_how_far_it_came(
     white = png(np.full_like(street(), 255))  # takes the slow models most of a second
     path = "/segment?model=late&deadline_ms=300"
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(httpx.post, f"{traced.url}/segment?model=late", content=white, timeout=60)
+        busy = pool.submit(
+            httpx.post, f"{traced.url}/segment?model=late", content=white, timeout=60
+        )
         until(lambda: traced.metric("fcn_inflight_requests") > 0)
         answer = traced.rest.post(path, content=white, headers=parent(trace_id))
         busy.result()
@@ -286,8 +288,8 @@ def test_a_callers_trace_is_logged_without_tracing(server: Server) -> None:
     answer = server.rest.post("/segment", content=IMAGE, headers=parent(TRACE))
     request_id = answer.headers["x-request-id"]
     assert request_id.startswith(f"{TRACE}-")
-    line = next(line for line in server.log().splitlines() if request_id in line)
-    assert f" outcome=answered trace_id={TRACE} model=tiny height=24 width=32 decode_ms=" in line
+    said = f" outcome=answered trace_id={TRACE} model=tiny height=24 width=32 decode_ms="
+    until(lambda: said in server.log().partition(f"request_id={request_id} ")[2], server.log)
 
 
 def test_a_start_says_what_tracing_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
