@@ -157,14 +157,15 @@ class Tracing:
                 child("queue", decoded_s, decoded_s + timings.queue_s)
             return
         child("queue", max(decoded_s, timings.started_s - timings.queue_s), timings.started_s)
-        rendered_s = timings.ended_s - timings.render_s
+        ended_s = timings.ended_s or timings.started_s + timings.infer_s + timings.render_s
+        rendered_s = ended_s - timings.render_s
         ran_s = min(timings.started_s + timings.infer_s, rendered_s)
         members = [self._api.Link(mark) for mark in timings.marks if mark is not None]
         size = {"fcn.batch.size": len(timings.marks)}
         batch = child("batch", timings.started_s, ran_s, links=members, attributes=size)
         inside = self._api.set_span_in_context(batch)
         child("infer", timings.started_s, ran_s, context=inside)
-        child("encode", rendered_s, timings.ended_s)
+        child("encode", rendered_s, ended_s)
 
     def close(self, timeout_s: float = FLUSH_S) -> bool:
         """Exports what is left, and returns whether that was done in time."""

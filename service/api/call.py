@@ -233,12 +233,9 @@ class Call(Client):
     def id(self) -> str:
         return self.record.request_id
 
-    @property
-    def mark(self) -> object:
-        return None if self.record.trace is None else self.record.trace.mark
-
-    def follow(self, timings: Timings) -> None:
+    def follow(self, timings: Timings) -> object:
         self.record.stages.append(timings)
+        return None if self.record.trace is None else self.record.trace.mark
 
     def authenticate(
         self, authorization: str | None, api_key: str | None, role: str = PREDICT
