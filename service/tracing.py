@@ -160,8 +160,8 @@ class Tracing:
         ended_s = timings.ended_s or timings.started_s + timings.infer_s + timings.render_s
         rendered_s = ended_s - timings.render_s
         ran_s = min(timings.started_s + timings.infer_s, rendered_s)
-        members = [self._api.Link(mark) for mark in timings.marks if mark is not None]
-        size = {"fcn.batch.size": len(timings.marks)}
+        members = [self._api.Link(mark) for mark in dict.fromkeys(timings.marks) if mark]
+        size = {"fcn.batch.size": max(1, len(timings.marks))}
         batch = child("batch", timings.started_s, ran_s, links=members, attributes=size)
         inside = self._api.set_span_in_context(batch)
         child("infer", timings.started_s, ran_s, context=inside)
