@@ -42,7 +42,7 @@ def score_scales(
     every: int = 1,
     progress: bool = True,
 ) -> tuple[ScaleScore, ...]:
-    """Measures each `every`-th image of the split at each size, and at its own, from small to large.
+    """Measures each `every`-th image of the split at each size, and at its own, in their order.
 
     Images are resampled bicubically; the answers, at the original pixels, are compared with the
     labels as they are. Raises: DatasetError, EvaluationError.
