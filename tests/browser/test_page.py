@@ -245,6 +245,7 @@ def test_another_model_answers_at_once(done: Page) -> None:
     expect(done.locator("#curl")).to_contain_text("model=other")
     labels = expected_label_map(IMAGE, (0, 0, 300))
     np.testing.assert_array_equal(canvas(done, "#classes")[..., :3], PALETTE[labels])
+    expect(done.locator("#about")).to_contain_text("ForBlue things")
     expect(done.locator("#about")).to_contain_text("other, version 1")
     done.select_option("#model", label="tiny / 1")
     expect(done.locator("#curl")).to_contain_text("model=tiny&version=1")

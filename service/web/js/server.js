@@ -58,7 +58,7 @@ export async function service() {
   return (await ask("./", { headers: { Accept: "application/json" } })).json();
 }
 
-/** Each version that is ready: {model, version, isDefault, contract, precision, provider}. */
+/** Each version that is ready: {model, description, version, isDefault, contract, precision, provider}. */
 export async function versions() {
   const { models } = await (await ask("v1/models")).json();
   return models.flatMap((model) =>
@@ -67,6 +67,7 @@ export async function versions() {
       .map((version) => ({
         ...version,
         model: model.name,
+        description: model.description,
         // Asked for without a name, or without a number, the server takes these.
         isDefaultModel: model.is_default,
         isDefaultVersion: version.version === model.default_version,
