@@ -209,6 +209,9 @@ class Settings(BaseSettings):
     """PEM file of the authorities that sign certificates of callers (mTLS), who then need one.
     `/livez` and `/readyz` alone are answered without."""
 
+    tracing: Literal["off", "otlp"] = "off"
+    """Where spans of requests go: `otlp` exports them by OpenTelemetry, as its own variables say
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
