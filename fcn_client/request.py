@@ -108,7 +108,8 @@ def call_of(image: bytes, output: str, options: SegmentOptions) -> Call:
         outlines=options.get("outlines"),
         dtype=options.get("dtype"),
         priority=options.get("priority"),
-        scale=options.get("scale"),
+        # A server of before knows of no scale, and is not told what is the default.
+        scale=None if (scale := options.get("scale")) == "auto" else scale,
         request_id=request_id,
         deadline_s=0.0 if options.get("deadline_ms") is not None else None,
         timeout_s=0.0,
