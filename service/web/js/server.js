@@ -83,7 +83,7 @@ export function typeOf(file) {
 }
 
 /** The address of `segment` with its query: what is not the default, in the order of the API. */
-export function segmentAddress({ version, output, alpha, classes }) {
+export function segmentAddress({ version, output, alpha, classes, scale }) {
   const query = new URLSearchParams();
   if (!version.isDefaultModel) query.set("model", version.model);
   if (!version.isDefaultVersion) {
@@ -92,6 +92,7 @@ export function segmentAddress({ version, output, alpha, classes }) {
   }
   if (output !== "label_map") query.set("output", output);
   if (output === "overlay") query.set("alpha", alpha);
+  if (scale && scale !== "auto") query.set("scale", scale);
   if (classes) query.set("classes", classes.join(","));
   const text = query.toString().replaceAll("%2C", ",");
   return text ? `segment?${text}` : "segment";
