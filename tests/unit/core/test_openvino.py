@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_network_that_goes_on_another_thread_leaves_signals_be(path: Path) -> None:
-    """In a process of its own: it would die."""
+    """Run in a process of its own, for it would die."""
     script = """if True:
         import gc, signal, sys, threading
         from pathlib import Path
