@@ -35,6 +35,8 @@ class DataConfig(_Section):
     resize: int | None = Field(None, ge=32)
     """Images with a longer side are scaled down until it has so many pixels, in training and in
     validation."""
+    allow_absent: bool = False
+    """Trains although a class has no pixel in `train_split`: such a class is never learned."""
     mask: Mask = "all"
     """Pixels of the images that both splits keep, see `training.analysis.masking`."""
     workers: int = Field(1, ge=0)

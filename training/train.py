@@ -90,7 +90,7 @@ class Trainer:
         )
         check_fits(config, self.train_data.info)
         if world.is_main and not resume:
-            _look_for_classes(self.train_data, self.val_data)
+            _look_for_classes(self.train_data, self.val_data, data.allow_absent)
         self.network = build(config.network, self.train_data.info.head_sizes)
         schedule = config.schedule
         self.plan = EpochPlan(len(self.train_data), schedule.batch_size, schedule.accumulate)
@@ -285,14 +285,23 @@ def _open_splits(data: DataConfig, root: Path) -> Iterable[SegmentationDataset]:
     return learned, open_dataset(data.dataset, root, data.val_split, data.classes)
 
 
-def _look_for_classes(*splits: SegmentationDataset) -> None:
+def _look_for_classes(
+    train_data: SegmentationDataset, val_data: SegmentationDataset, allow_absent: bool
+) -> None:
     """Warn of classes that no label of a split holds.
 
-    Raises: DatasetError if a split has no labelled pixel, from which nothing can be learned.
+    Raises: DatasetError if a split has no labelled pixel, or a class none in all of `train_data`:
+    what was never seen cannot be learned.
     """
-    for data in splits:
-        if text := Coverage.of(data, progress=True).warning:
-            warn(text)
+    for data in (train_data, val_data):
+        coverage = Coverage.of(data, progress=True)
+        if data is train_data and coverage.absent and coverage.is_whole and not allow_absent:
+            raise DatasetError(
+                f"{coverage.warning}. Nothing can be learned of it: give it pixels, leave it out "
+                "of the class list, or train all the same with data.allow_absent=true"
+            )
+        if coverage.warning:
+            warn(coverage.warning)
 
 
 def _check_divisible(plan: EpochPlan, world: World) -> None:

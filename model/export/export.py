@@ -126,7 +126,7 @@ def _to_onnx(network: SegmentationNetwork, contract: Contract) -> onnx.ModelProt
     if program is None:
         raise ExportError("torch.onnx.export gave nothing")
     proto: onnx.ModelProto = program.model_proto
-    tidy(proto, contract)
     proto = merge_slices(proto)
+    tidy(proto, contract)
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -151,6 +151,7 @@ def _float_tensors(proto: onnx.ModelProto) -> set[str]:
 def _convert(proto: onnx.ModelProto, half: set[str], floats: set[str]) -> None:
     """Gives the nodes of `half` fp16 weights, and each tensor that crosses over a cast."""
     graph = proto.graph
+    del graph.value_info[:]  # it may say of tensors that they are fp32
     _convert_weights(graph, half, floats)
     made_half = {name for node in graph.node if node.name in half for name in node.output}
     held = {tensor.name for tensor in graph.initializer}

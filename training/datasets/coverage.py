@@ -26,6 +26,7 @@ class Coverage:
 
     def __init__(self, data: SegmentationDataset) -> None:
         self.split = data.split
+        self._total = len(data)
         self.class_names = data.info.class_names
         self.counts: npt.NDArray[np.int64] = np.zeros((len(self.class_names), 256), np.int64)
         self.labels = 0
@@ -61,6 +62,11 @@ class Coverage:
         if not coverage.labelled:
             raise DatasetError(coverage.nothing)
         return coverage
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether every label of the split was counted."""
+        return self.labels == self._total
 
     @property
     def labelled(self) -> int:

@@ -44,7 +44,7 @@ class SegmentEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ServiceError, which the middleware answers."""
         call, headers = call_of(scope), headers_of(scope)
-        call.record.method = "Segment"
+        call.record.method, scope["fcn_route"] = "Segment", PATH
         # Parameters first: a typing mistake should not cost an upload. And whoever is to be turned
         # away should know it before, too.
         options = self._options(call, scope["query_string"], headers.get("accept"))
@@ -101,6 +101,7 @@ def _reply_headers(reply: SegmentReply) -> list[tuple[bytes, bytes]]:
         (b"content-type", reply.media_type.encode()),
         (b"x-model", reply.model.encode("latin-1")),
         (b"x-model-version", reply.version.encode("latin-1")),
+        (b"x-network-size", b"%dx%d" % reply.network_size),
     ]
 
 

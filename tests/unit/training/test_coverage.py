@@ -187,12 +187,42 @@ def test_train_warns(
     warnings: list[str],
 ) -> None:
     root = masks(tmp_path / "data", train=train_masks * 2, val=val_masks)
-    config = parse_config(changed(raw_recipe(root), {"schedule__epochs": 1}), "test recipe")
+    config = parse_config(
+        changed(raw_recipe(root), {"schedule__epochs": 1, "data__allow_absent": True}),
+        "test recipe",
+    )
     train(config, tmp_path / "run", run_log=None, stop_after=1)
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning: split" in line]
     assert len(lines) == len(warnings)
     for line, warning in zip(lines, warnings, strict=True):
         assert re.search(f"fcn: warning: split {warning}", line)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 0], "'train' has no pixel of roof .1 of 2 classes, .* data.allow_absent=true"),
+        ([0, VOID], f"no pixel of roof.*{ASKED.replace('?', '.')}.* data.allow_absent=true"),
+    ],
+)
+def test_a_class_that_train_lacks_is_refused(
+    tmp_path: Path, values: list[int], message: str
+) -> None:
+    root = masks(tmp_path / "data", train=[values] * 2, val=[[0, 1]])
+    config = parse_config(changed(raw_recipe(root), {}), "test recipe")
+    with pytest.raises(DatasetError, match=message):
+        train(config, tmp_path / "run", run_log=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_a_large_split_a_part_is_read_and_nothing_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(coverage_module, "_ENOUGH", 3)
+    root = masks(tmp_path / "data", train=[[0]] * 4, val=[[0, 1]])
+    config = parse_config(changed(raw_recipe(root), {}), "test recipe")
+    train(config, tmp_path / "run", run_log=None, stop_after=1)
+    assert "'train' has no pixel of roof" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -207,7 +237,7 @@ def test_train_refuses_void_alone(tmp_path: Path, split: str) -> None:
 
 def test_a_resumed_run_says_it_no_more(tmp_path: Path, capsys: Capture) -> None:
     root = masks(tmp_path / "data", train=[[0]] * 2, val=[[0, 1]])
-    config = parse_config(changed(raw_recipe(root), {}), "test recipe")
+    config = parse_config(changed(raw_recipe(root), {"data__allow_absent": True}), "test recipe")
     train(config, tmp_path / "run", run_log=None, stop_after=1)
     capsys.readouterr()
     train(config, tmp_path / "run", run_log=None, stop_after=1, resume=True)

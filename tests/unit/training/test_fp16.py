@@ -14,9 +14,12 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from cli.main import main
+from model.build import NetworkSpec
 from model.export.fp16 import LARGEST, Fp16Converter
 from model.export.fp32_model import load_fp32, simulate
+from model.export.quantize import Quantizer
 from tests.drawing import street
+from tests.exports import exported
 from tests.unit.training.small_network import (
     LAYERS,
     network,
@@ -80,6 +83,29 @@ def clipped(scale: float) -> onnx.ModelProto:
             node.op_type = "Clip"
             node.input.extend(["zero", "six"])
     return proto
+
+
+def test_types_that_a_file_declares_of_its_tensors_are_those_of_fp32(tmp_path: Path) -> None:
+    """Exports and files of other programs may hold them: they say nothing of the fp16 file."""
+    proto = network()
+    proto.graph.value_info.append(
+        onnx.helper.make_tensor_value_info("x1", TensorProto.FLOAT, ["N", 8, "H", "W"])
+    )
+    path = write(tmp_path / "declared.onnx", proto)
+    simulated = Fp16Converter(load_fp32(path), [street(40, 50)]).simulated()
+    simulate(simulated).run(None, {"image": street(8, 9)[None]})
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v1", "efficientnet_lite0"])
+def test_fcn_4s_keeps_its_labels(backbone: str) -> None:
+    spec = NetworkSpec(backbone, "4s", fc6_channels=8, skip_channels=4, width=1 / 8)
+    whole = load_fp32(exported(spec).path)
+    images = [street(64, 96, seed=seed) for seed in range(4)]
+    feeds = whole.contract.feeds(images[0][None])
+    wanted = simulate(whole.proto).run(["label_map"], feeds)[0]
+    int8 = Quantizer(whole, images).quantize(list(whole.layers))
+    for proto, share in ((Fp16Converter(whole, images).simulated(), 0.99), (int8, 0.9)):
+        assert (simulate(proto).run(["label_map"], feeds)[0] == wanted).mean() > share
 
 
 def test_a_layer_whose_values_are_too_large_stays_in_fp32(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def narrow_config(name: str, roots: dict[str, Path], *more: str) -> TrainConfig:
         changes.append("init.imagenet=null")
     if own.network.backbone != "googlenet" and own.network.variant not in TRUNCATIONS:
         changes.append("network.fc6_channels=32")
-    changes.append("network.width=0.0625")
+    changes += ["network.width=0.0625", "data.allow_absent=true"]
     return load_config(path, changes)
 
 

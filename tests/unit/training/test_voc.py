@@ -158,7 +158,7 @@ def test_the_set_up_of_the_paper_trains(tmp_path: Path) -> None:
     miniatures.sbd(tmp_path, {"train": ["a", "b"], "val": []})
     miniatures.voc(tmp_path, 2011, {"val": ["a", "c"]})
     raw = raw_recipe(tmp_path)
-    raw["data"] |= {"dataset": "sbd", "val_split": "seg11valid"}
+    raw["data"] |= {"dataset": "sbd", "val_split": "seg11valid", "allow_absent": True}
     raw["schedule"]["epochs"] = 1
     checkpoint = train(parse_config(raw, "test"), tmp_path / "run", run_log=None)
     assert checkpoint.iteration == 1
