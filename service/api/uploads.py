@@ -18,7 +18,7 @@ T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """ASGI's, which gRPC's modules may not import."""
 Received = Callable[[int], None]
-"""Told how many bytes more have come; raises Overloaded."""
+"""Told how many bytes more are held; raises Overloaded."""
 
 RETRY_UPLOAD_S: Final = 1.0
 """Told when too many bodies are being read: how long they take is up to those who send them."""

@@ -36,7 +36,8 @@ Source: gRPC proposal A6, client retries.
 
 Admit = Callable[[Call, str | None, str | None], None]
 """Lets a call in, told the metadata `authorization` and `x-api-key`, or raises ServiceError."""
-Write = Callable[[Any], Awaitable[None]]
+Write = Callable[..., Awaitable[None]]
+"""Sends a message of a stream, after those before it and, if one is given, after an awaitable."""
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -158,8 +159,14 @@ class Handlers:
             connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk)
 
-            async def write(answer: R) -> None:
-                await connections.write(context, answer, answer.ByteSize())
+            sending = asyncio.Lock()
+
+            async def write(answer: R, turn: Awaitable[None] | None = None) -> None:
+                with connections.owes(context, answer.ByteSize()):
+                    if turn is not None:
+                        await turn
+                    async with sending:
+                        await context.write(answer)
 
             async def read_and_write(call: Call) -> None:
                 try:

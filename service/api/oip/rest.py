@@ -103,7 +103,7 @@ class OipRest:
             )
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
-            answer = self._inference.answer(call, name, version, read, _response)
+            answer = self._inference.answer(call, name, version, read, _response, received)
             return await unless_disconnected(answer, request.receive)
 
     async def _read(self, body: bytes, length: str | None) -> InferRequest:
