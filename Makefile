@@ -46,8 +46,9 @@ proto: $(BIN)/python ## generate the gRPC stubs again from proto/
 sync: $(VENV)/.dev ## make the client for threads again from the one for asyncio
 	$(BIN)/python tools/make_sync.py
 
-monitoring: $(VENV)/.dev ## make the Prometheus rules again from tools/make_rules.py
-	$(BIN)/python tools/make_rules.py
+monitoring: $(VENV)/.dev ## make the Prometheus rules and the dashboard again from tools/
+	$(BIN)/python -m tools.make_rules
+	$(BIN)/python -m tools.make_dashboard
 
 dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
 	$(BIN)/python -m build --outdir dist .

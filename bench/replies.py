@@ -80,7 +80,9 @@ def of_labels(label_map: UInt8Array, image: UInt8Array) -> dict[str, Run]:
         "color": lambda: color_png(label_map, palette),
         "overlay": lambda: overlay_png(image, label_map, palette, 0.5),
         "overlay, outlines": lambda: overlay_png(image, label_map, palette, 0.5, outlines=True),
-        "json": lambda: summary_json(label_map, contract, timings=Timings(), **names),
+        "json": lambda: summary_json(
+            label_map, contract, timings=Timings(), network_size=label_map.shape[:2], **names
+        ),
         "rle": lambda: rle_json(label_map, contract, **names),
         "polygons": lambda: polygons_json(label_map, contract, **names),
     }

@@ -52,6 +52,7 @@ def request_of(call: Call) -> pb.SegmentRequest:
         outlines=bool(call.outlines),
         dtype=_number(pb.Dtype, "DTYPE", call.dtype or "unspecified"),
         priority=_number(pb.Priority, "PRIORITY", call.priority or "unspecified"),
+        scale="" if call.scale is None else str(call.scale),
     )
 
 
@@ -103,6 +104,9 @@ def reply_of(response: pb.SegmentResponse, trailing: Any, request_id: str) -> Ra
         version=response.version,
         request_id=_values(trailing).get(REQUEST_ID, request_id),
         timings=Timings(t.decode_s, t.queue_s, t.infer_s, t.render_s),
+        network_size=(response.network_height_px, response.network_width_px)
+        if response.network_height_px
+        else None,
     )
 
 

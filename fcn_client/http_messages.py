@@ -65,6 +65,7 @@ def segment_request(client: httpx.Client | httpx.AsyncClient, call: Call) -> htt
         ("outlines", None if call.outlines is None else str(bool(call.outlines)).lower()),
         ("dtype", call.dtype),
         ("priority", call.priority),
+        ("scale", call.scale),
     ):
         if value is not None:
             query.append((name, str(value)))
@@ -94,7 +95,14 @@ def reply_of(response: httpx.Response, request_id: str) -> RawReply:
         version=headers.get("X-Model-Version", ""),
         request_id=request_id,
         timings=timings_of(headers.get("Server-Timing", "")),
+        network_size=_size(headers.get("X-Network-Size", "")),
     )
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """Reads `360x480`, height and width; None where it is none."""
+    height, x, width = text.partition("x")
+    return (int(height), int(width)) if x and height.isdigit() and width.isdigit() else None
 
 
 def _refusal(response: httpx.Response, request_id: str) -> FcnError:

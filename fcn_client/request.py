@@ -101,6 +101,7 @@ def call_of(image: bytes, output: str, options: SegmentOptions) -> Call:
         outlines=options.get("outlines"),
         dtype=options.get("dtype"),
         priority=options.get("priority"),
+        scale=options.get("scale"),
         request_id=request_id,
         deadline_s=0.0 if options.get("deadline_ms") is not None else None,
         timeout_s=0.0,
@@ -125,6 +126,7 @@ def result_of(output: str, reply: RawReply, attempts: int) -> SegmentResult[Any]
         request_id=reply.request_id,
         timings=reply.timings,
         attempts=attempts,
+        network_size=reply.network_size,
     )
 
 

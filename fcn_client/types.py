@@ -30,6 +30,8 @@ class SegmentOptions(TypedDict, total=False):
     model, version: the server's default, and its newest. classes: keep only these, by name or id.
     alpha: opacity of the classes in an overlay, 0 to 1. outlines: draw their borders in it. dtype:
     of the numbers of `probabilities`. priority: who goes first on a busy device.
+    scale: at what size the network sees the image: "auto", at one that the model knows; "none", at
+    its own; or the most pixels that the longer side may have. The answer has the image's own size.
     deadline_ms: time from the call until the answer, retries and waits included; the server drops
     work that cannot make it. Without it, the client's `timeout_s`. request_id: to find the request
     in the server's log; one is made for every request that brings none.
@@ -42,6 +44,7 @@ class SegmentOptions(TypedDict, total=False):
     outlines: bool
     dtype: Literal["uint8", "float16"]
     priority: Literal["high", "normal", "low"]
+    scale: Literal["auto", "none"] | int
     deadline_ms: float | None
     request_id: str | None
 
@@ -62,7 +65,8 @@ class SegmentResult(Generic[V_co]):
 
     value: uint8 [H,W] class ids for `label_map`, uint8 RGB [H,W,3] for `color` and `overlay`, a
     dict for `json`. body: the same as it came, encoded as `media_type`. attempts: 1 unless the
-    server had to be asked again.
+    server had to be asked again. network_size: height and width at which the network saw the image;
+    None from servers that do not tell.
     """
 
     value: V_co = field(repr=False)
@@ -74,6 +78,7 @@ class SegmentResult(Generic[V_co]):
     request_id: str
     timings: Timings
     attempts: int = 1
+    network_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +178,7 @@ class Call:
     outlines: bool | None
     dtype: str | None
     priority: str | None
+    scale: str | int | None
     request_id: str
     deadline_s: float | None
     timeout_s: float
@@ -188,6 +194,7 @@ class RawReply:
     version: str
     request_id: str
     timings: Timings
+    network_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

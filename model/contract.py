@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 METADATA_KEY = "fcn_contract"
-FORMAT_VERSION = 2
-"""The newest format understood: 2 added `input.sizes`. A file has the lowest that says what it
-says, so that servers of earlier versions read every file of today."""
+FORMAT_VERSION = 3
+"""The newest format understood: 2 added `input.sizes`, 3 `input.learned_side_px` and its range. A
+file has the lowest that says what it says, for servers of earlier versions."""
 PLAIN_FORMAT_VERSION = 1
 MAX_CLASSES = 255
 """Class ids are 0..254 in a uint8 label map; 255 is void."""
@@ -68,6 +68,10 @@ class InputSpec:
 
     `sizes` names a second input, int64 [N,2]: height and width of each image, which lies in the
     top left corner of its [H,W,3] and is followed by zeros. Only files of earlier versions have it.
+
+    `learned_side_px` is the longer side of the images it learned from; where the longer side is
+    from `range_from_px` to `range_to_px`, it labels about as well (`fcn evaluate --scales`). A
+    server scales other images to the former. None, all three: nobody measured it.
     """
 
     name: str = "image"
@@ -80,6 +84,23 @@ class InputSpec:
     multiple_of_px: int = 1
     context_px: int | None = None
     sizes: str | None = None
+    learned_side_px: int | None = None
+    range_from_px: int | None = None
+    range_to_px: int | None = None
+
+    @property
+    def range_px(self) -> tuple[int, int, int] | None:
+        """Returns the longer sides from which on, of which and up to which it learned to label."""
+        if self.range_from_px and self.learned_side_px and self.range_to_px:
+            return self.range_from_px, self.learned_side_px, self.range_to_px
+        return None
+
+    @property
+    def format_version(self) -> int:
+        """Returns the lowest format of a contract that says this."""
+        if self.range_px is not None:
+            return 3
+        return PLAIN_FORMAT_VERSION if self.sizes is None else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +174,19 @@ class Contract:
                 f"input.sizes {spec.sizes!r}: want the name of another input than the image's, in "
                 "a contract of format 2"
             )
+        if (known := spec.range_px) is None:
+            if spec.learned_side_px or spec.range_from_px or spec.range_to_px:
+                raise ContractError(
+                    "input: learned_side_px, range_from_px and range_to_px go together: give all "
+                    "three or none"
+                )
+        elif not 1 <= known[0] <= known[1] <= known[2] <= (spec.max_side_px or _MAX_INT):
+            raise ContractError(
+                "input: want 1 <= range_from_px <= learned_side_px <= range_to_px <= max_side_px, "
+                f"not {', '.join(map(str, known))}"
+            )
+        elif self.format_version < 3:
+            raise ContractError("input.learned_side_px: want it in a contract of format 3")
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r}: want one of {PRECISIONS}")
         for name, score in self.scores.items():
@@ -194,8 +228,9 @@ class Contract:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
-        if self.input.sizes is None:
-            del fields["input"]["sizes"]  # unknown to readers of format 1
+        for name in _LATER_INPUT_FIELDS:
+            if fields["input"][name] is None:
+                del fields["input"][name]  # unknown to readers of format 1
         return json.dumps(fields, sort_keys=True)
 
     def feeds(self, batch: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
@@ -259,6 +294,7 @@ def _unknown_format(version: int) -> ContractError:
     )
 
 
+_LATER_INPUT_FIELDS = ("sizes", "learned_side_px", "range_from_px", "range_to_px")
 _MAX_INT = 2**31 - 1
 _MAX = float_info.max
 _JSON_TYPES: dict[str, tuple[type, ...]] = {

@@ -43,6 +43,7 @@ def contract(
         classes=CLASSES,
         training_data=TrainingData("none", "CC0-1.0"),
         input=input_spec or InputSpec(stride=1),
+        format_version=1 if input_spec is None else input_spec.format_version,
         outputs=OutputSpec(logits="logits" if logits else None),
     )
 

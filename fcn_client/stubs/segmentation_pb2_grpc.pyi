@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 cfdeb2741c643e6320f5c7820e4afea7.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 42f3ce4744d805aa24d40de6f59298fe.
 from typing import Any
 
 class SegmentationStub:

@@ -15,20 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from service.config import SegmenterConfig
 from service.core.batching.admission import Admission, Permit
 from service.core.batching.policy import InferenceResult, Postprocess, settle
 from service.core.batching.threads import Pool
-from service.core.batching.tiles import run_in_tiles
+from service.core.batching.tiles import TOO_LARGE, run_in_tiles
 from service.core.engines import memory
 from service.core.engines.choice import open_network as open_by_config
 from service.core.engines.cores import available_cores
-from service.core.images.decode import network_pixels, prepare
+from service.core.images import decode
 from service.core.images.header import Header, read_header
-from service.core.images.processes import Decode, Decoder
+from service.core.images.processes import Decoder
+from service.core.images.scale import enlarged
 from service.core.models.loader import Loader
 from service.core.models.manager import ModelManager
 from service.core.models.registry import LoadedModel
@@ -153,10 +153,8 @@ class Segmenter:
     def status(
         self, name: str | None, version: str | None = None
     ) -> tuple[ModelStatus, VersionStatus]:
-        """Finds what a request of these names means, ready or not.
-
-        Raises: InvalidParameter, UnknownModel, UnknownVersion.
-        """
+        """Finds what a request of these names means, ready or not. Raises: InvalidParameter,
+        UnknownModel, UnknownVersion."""
         return self._registry.status(name, version)
 
     def default_model(self) -> str | None:
@@ -207,19 +205,21 @@ class Segmenter:
         encoder = _encoder(options, model)
         if isinstance(image, bytes):
             header = read_header(image, max_bytes=self._config.max_image_bytes)
+            pixels: decode.Pixels = partial(self._decoder.decode, image, header)
         else:
             header = Header("RGB", image.shape[0], image.shape[1])
+            pixels = partial(decode.pixels_of, image)
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
-        pixels = network_pixels(header.height, header.width, model.contract.input)
-        asked = deadline, options.priority, client.client, pixels
+        stored, spec = (header.height, header.width), model.contract.input
+        size = decode.network_size(*stored, spec, options.scale)
+        reduction = 1 if encoder.needs_image else decode.reduction_to(*stored, size)
+        seen_px = decode.network_pixels(*size, spec)
+        asked = deadline, options.priority, client.client, seen_px, reduction
         permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
             client.charge(header.pixels)
-            clock, most = self._clock, self._whole_pixels
-            job = _Job(
-                image, header, options, model, encoder, permit, clock, self._decoder.decode, most
-            )
+            job = _Job(pixels, header, options, model, encoder, permit, size, self._clock)
             try:
                 return await self._run(job)
             except (DeadlineExceeded, asyncio.CancelledError) as error:
@@ -249,7 +249,7 @@ class Segmenter:
     async def _run(self, job: _Job) -> SegmentReply:
         model, options, request = job.model, job.options, job.permit.request
         timings, began = Timings(), self._clock()
-        self._pool.submit(job.decode_and_put, request.future)
+        self._pool.submit(partial(job.decode_and_put, self._whole_pixels), request.future)
         try:
             result = await model.queue.result(request)
         finally:
@@ -257,34 +257,28 @@ class Segmenter:
                 timings.decode_s = job.decoded_s - began
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.header.pixels)
-        if result is _TOO_LARGE:
+        if result is TOO_LARGE:
             result = await run_in_tiles(
                 job.tensor,
                 model.contract.input,
+                request,
                 model.queue,
                 self._pool,
                 put=model.put,
                 max_pixels=self._whole_pixels,
                 at_once=model.shared_instances,
-                deadline=request.deadline,
-                priority=options.priority,
-                client=request.client,
                 postprocess=job.encoder.reduce if job.encoder.needs_logits else None,
             )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s
         timings.render_s = result.postprocess_s
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
-        label_map = job.restore(result.label_map)
-        body, scores = b"", None
-        if isinstance(result.postprocessed, bytes):
-            body = result.postprocessed
-        elif result.postprocessed is not None:
-            scores = job.restore(result.postprocessed)
-        if options.output is not None and not body:
+        encode = partial(job.encode, result, timings)
+        if isinstance(result.postprocessed, bytes) or (options.output is None and not job.scaled):
+            body, label_map, scores = encode()  # there already
+        else:
             began = self._clock()
-            encode = partial(job.encoder.encode, job.rgb, label_map, scores, timings)
-            body = await self._pool.run(encode, request.deadline)
+            body, label_map, scores = await self._pool.run(encode, request.deadline)
             timings.render_s += self._clock() - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
@@ -298,6 +292,7 @@ class Segmenter:
             timings=timings,
             batch_size=result.batch_size,
             scores=() if scores is None or not options.scores else tuple(scores),
+            network_size=job.network_size,
         )
 
     def _model(self, options: SegmentOptions) -> LoadedModel:
@@ -322,10 +317,6 @@ class Segmenter:
         return self._clock() + options.deadline_s
 
 
-_TOO_LARGE = InferenceResult(np.empty((0, 0), np.uint8), 0.0, 0.0, 0)
-"""Stands for the result of an image that is too large to be run whole."""
-
-
 def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
     """Raises: InvalidParameter."""
     return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
@@ -335,62 +326,72 @@ def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
 class _Job:
     """Holds one admitted image, and what a thread of the pool makes of it.
 
-    max_whole_pixels: of a tensor that is run whole. rgb: uint8 [H,W,3]; like the tensor not there
-    before `decoded_s`, which is 0 until then.
+    network_size: that of what the network sees; as it is stored until `decoded_s`, which is 0 until
+    then. size: the upload's, upright. rgb: uint8 [H,W,3], the upload where the encoder needs it,
+    else what the network sees.
     """
 
-    image: bytes | UInt8Array
+    pixels: decode.Pixels
     header: Header
     options: SegmentOptions
     model: LoadedModel
     encoder: Encoder
     permit: Permit
+    network_size: decode.Size
     clock: Clock
-    decode: Decode
-    max_whole_pixels: int
     decoded_s: float = 0.0
+    size: decode.Size = field(init=False)
     rgb: UInt8Array = field(init=False)
     tensor: UInt8Array = field(init=False)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Returns the upload's height and width, upright."""
-        return self.rgb.shape[0], self.rgb.shape[1]
+    def scaled(self) -> bool:
+        return self.network_size != self.size
 
-    def restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Cuts what the model gave for the tensor to the upload's size."""
-        return answer[..., : self.rgb.shape[0], : self.rgb.shape[1]]
+    def encode(self, result: InferenceResult, timings: Timings) -> tuple[bytes, UInt8Array, Any]:
+        """Returns the body, the label map and the scores, of the upload's size."""
+        label_map = self._restore(result.label_map)
+        if isinstance(result.postprocessed, bytes):
+            return result.postprocessed, label_map, None
+        scores = None if result.postprocessed is None else self._restore(result.postprocessed)
+        body = self.encoder.encode(self.rgb, label_map, scores, timings, self.network_size)
+        return body, label_map, scores
 
-    def decode_and_put(self) -> None:
+    def _restore(self, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        answer = answer[..., : self.network_size[0], : self.network_size[1]]
+        return enlarged(answer, self.size) if self.scaled else answer
+
+    def decode_and_put(self, max_whole_pixels: int) -> None:
         """Puts the image into the queue, on a thread of the pool.
 
-        One too large to be run whole is answered with `_TOO_LARGE`. Raises what is wrong with it.
+        One of more pixels than are run whole is answered with `TOO_LARGE`. Raises what is wrong.
         """
         self._decode()
         request, tensor = self.permit.request, self.tensor
         self.permit.decoded()
         height, width = tensor.shape[:2]
-        self.encoder.check_size(height, width)
-        if network_pixels(height, width, self.model.contract.input) > self.max_whole_pixels:
-            settle(request.future, _TOO_LARGE)
+        self.encoder.check_size(*(self.size if self.scaled else (height, width)))
+        if decode.network_pixels(height, width, self.model.contract.input) > max_whole_pixels:
+            settle(request.future, TOO_LARGE)
             return
         postprocess: Postprocess | None = None
         if self.encoder.needs_logits:
             postprocess = self.encoder.reduce
-        elif self.encoder.is_quick and self.model.provider == "cpu":
+        elif self.encoder.is_quick and self.model.provider == "cpu" and not self.scaled:
             # Packing takes a tenth of a millisecond, and on a CPU no device waits meanwhile; giving
             # it to another thread costs more. A method would make a cycle that holds the model.
             postprocess = partial(_encode_at_once, self.encoder, self.rgb)
         self.model.put(request, tensor, postprocess, wants_logits=self.encoder.needs_logits)
 
     def _decode(self) -> None:
-        if isinstance(self.image, bytes):
-            self.rgb = self.decode(self.image, self.header)
-        else:
-            self.rgb = self.image
-        self.tensor = prepare(self.rgb, self.model.contract.input)
+        stored = self.header.height, self.header.width
+        rgb, self.size = decode.network_image(self.pixels, stored, self.network_size)
+        self.network_size = rgb.shape[0], rgb.shape[1]
+        self.tensor = decode.prepare(rgb, self.model.contract.input)
         # Not held twice, if the tensor is a padded copy.
-        self.rgb = self.tensor[: self.rgb.shape[0], : self.rgb.shape[1]]
+        self.rgb = self.tensor[: rgb.shape[0], : rgb.shape[1]]
+        if self.scaled and self.encoder.needs_image:
+            self.rgb = self.pixels(1)[0]
         self.decoded_s = self.clock()
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from model.contract import Contract
+from service.errors import InvalidParameter, quoted
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -60,6 +61,26 @@ class Score(StrEnum):
     PROBABILITIES = "probabilities"
 
 
+MAX_SIDE_PX: Final = 65_535
+"""No JPEG has more. A network fills each side up to its stride, and tiles are laid along it."""
+
+Scale = Literal["auto", "none"] | int
+"""At what size the network sees an image: at the one it learned, as the contract has it; at the
+image's own; or with the longer side at most so many pixels."""
+
+
+def scale_of(text: str) -> Scale:
+    """Reads a scale as users write it. Raises: InvalidParameter."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_SIDE_PX:
+        return int(text)
+    raise InvalidParameter(
+        f"scale={quoted(text)}: use auto, none, or how many pixels the longer side may have, from "
+        f"1 to {MAX_SIDE_PX}"
+    )
+
+
 class Priority(IntEnum):
     """Says which of a client's images goes first when the device is busy, for a while.
 
@@ -82,7 +103,8 @@ class SegmentOptions:
     probabilities. classes: names or ids to keep; empty keeps all. What is not kept is 255 (void)
     in a label map, undrawn in overlay and color, 0 in confidence, left out of all others.
     scores: arrays to answer with besides the body, in this order; not with an output that needs
-    logits itself. max_scores_bytes: of all of them; what would have more is refused.
+    logits itself. max_scores_bytes: of all of them; what would have more is refused. scale: see
+    `Scale`.
     deadline_s: time allowed from now; None means no limit.
     """
 
@@ -97,6 +119,7 @@ class SegmentOptions:
     max_scores_bytes: int = 512 * 1024 * 1024
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
+    scale: Scale = "auto"
 
 
 @dataclass(slots=True)
@@ -113,7 +136,8 @@ class Timings:
 class SegmentReply:
     """Holds the answer to one image.
 
-    height, width: of the upload, upright.
+    height, width: of the upload, upright. network_size: height and width at which the network saw
+    it.
 
     label_map: uint8 [H,W], of all classes, whatever the body shows. scores: float32 [C,H,W] each,
     as they were asked for.
@@ -129,6 +153,7 @@ class SegmentReply:
     timings: Timings = field(default_factory=Timings)
     batch_size: int = 1
     scores: tuple[Float32Array, ...] = ()
+    network_size: tuple[int, int] = (0, 0)
 
 
 class Client:

@@ -193,6 +193,7 @@ def test_openapi_lists_every_operation(server: Server) -> None:
         "classes",
         "priority",
         "deadline_ms",
+        "scale",
     }
     assert "multipart/form-data" in post["requestBody"]["content"]
     assert "application/problem+json" in post["responses"]["429"]["content"]

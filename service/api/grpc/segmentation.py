@@ -19,7 +19,7 @@ from service.api.uploads import Uploads, too_large
 from service.config import ApiConfig
 from service.core.outputs.registry import DEFAULT, all_outputs
 from service.core.segmenter import Segmenter
-from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply
+from service.core.types import Dtype, Priority, SegmentOptions, SegmentReply, scale_of
 from service.errors import InvalidParameter, MessageTooLarge
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Segmentation"].full_name
@@ -169,6 +169,7 @@ def _options(request: pb.SegmentRequest, deadline_s: float) -> SegmentOptions:
         classes=tuple(request.classes),
         deadline_s=deadline_s,
         priority=PRIORITIES[request.priority],
+        scale=scale_of(request.scale) if request.scale else "auto",
     )
 
 
@@ -185,6 +186,8 @@ def _response(reply: SegmentReply) -> pb.SegmentResponse:
             decode_s=t.decode_s, queue_s=t.queue_s, infer_s=t.infer_s, render_s=t.render_s
         ),
         batch_size=reply.batch_size,
+        network_height_px=reply.network_size[0],
+        network_width_px=reply.network_size[1],
     )
 
 

@@ -85,7 +85,7 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         scope["fcn_headers"] = headers
         address, _ = scope["client"] or ("", 0)
-        _, port = scope["server"] or ("", None)
+        _, port = scope.get("server") or ("", None)
         call = self._calls.begin("rest", "other", headers.get(HEADER), address=address, port=port)
         scope["fcn_call"] = call
         flow = _Flow(receive, send, call, headers, head=head)

@@ -15,7 +15,7 @@ from service.api.http.parameters import PRIORITIES
 from service.api.http.problem import CHALLENGE
 from service.api.http.problem import MEDIA_TYPE as PROBLEM_TYPE
 from service.core.outputs.registry import DEFAULT, all_outputs
-from service.core.types import Dtype
+from service.core.types import MAX_SIDE_PX, Dtype
 from service.errors import ModelNotReady, ServiceError, UnknownModel
 
 TITLE: Final = "FCN Serve"
@@ -119,6 +119,9 @@ SEGMENT: Final[dict[str, Any]] = {
                 "X-Request-ID": _header("As sent, or made up.", examples.REQUEST_ID),
                 "X-Model": _header("What answered.", "camvid-fcn8s-mobilenet_v1"),
                 "X-Model-Version": _header("Its version.", "1"),
+                "X-Network-Size": _header(
+                    "Height and width at which the network saw the image.", "360x480"
+                ),
                 "Server-Timing": _header(
                     "Milliseconds in each stage.",
                     "decode;dur=3.10, queue;dur=0.20, infer;dur=61.50, render;dur=1.40",
@@ -193,6 +196,19 @@ SEGMENT: Final[dict[str, Any]] = {
             "deadline_ms",
             "Time the answer is worth waiting for, in milliseconds.",
             {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+        ),
+        _query(
+            "scale",
+            "At what size the network sees the image: auto, at one that the model knows; none, at "
+            "its own; or the most pixels that the longer side may have. The answer has the image's "
+            "own size.",
+            {
+                "anyOf": [
+                    {"type": "string", "enum": ["auto", "none"]},
+                    {"type": "integer", "minimum": 1, "maximum": MAX_SIDE_PX},
+                ],
+                "default": "auto",
+            },
         ),
     ],
 }

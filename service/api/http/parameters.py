@@ -8,12 +8,12 @@ from typing import Final
 
 from service.api.call import MAX_DEADLINE_MS
 from service.core.outputs.registry import DEFAULT, all_outputs, output_named
-from service.core.types import Dtype, Priority, SegmentOptions
+from service.core.types import Dtype, Priority, SegmentOptions, scale_of
 from service.errors import InvalidParameter, NotAcceptable, quoted
 
 NAMES: Final = (
     "model", "version", "output", "alpha", "outlines", "dtype", "classes", "priority",
-    "deadline_ms",
+    "deadline_ms", "scale",
 )  # fmt: skip
 PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 
@@ -58,6 +58,7 @@ def segment_options(
         if "deadline_ms" in values
         else default_deadline_s,
         priority=_priority(values["priority"]) if "priority" in values else Priority.NORMAL,
+        scale=scale_of(values["scale"]) if "scale" in values else "auto",
     )
 
 

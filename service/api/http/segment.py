@@ -101,6 +101,7 @@ def _reply_headers(reply: SegmentReply) -> list[tuple[bytes, bytes]]:
         (b"content-type", reply.media_type.encode()),
         (b"x-model", reply.model.encode("latin-1")),
         (b"x-model-version", reply.version.encode("latin-1")),
+        (b"x-network-size", b"%dx%d" % reply.network_size),
     ]
 
 

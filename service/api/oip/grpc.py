@@ -17,7 +17,7 @@ from service.api.grpc.messages import FILES, NUMBERS, Bulk
 from service.api.keys import ADMIN
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
-from service.api.oip.parameters import flag, refuse_shared_memory
+from service.api.oip.parameters import flag, refuse_shared_memory, size_text
 from service.api.oip.tensors import (
     Data,
     InferRequest,
@@ -223,6 +223,7 @@ def _response(
     response = pb.ModelInferResponse(
         model_name=first.model, model_version=first.version, id=request.id
     )
+    response.parameters["network_size"].string_param = size_text(first)
     for tensor in tensors:
         output = response.outputs.add(
             name=tensor.name, datatype=tensor.datatype, shape=tensor.shape

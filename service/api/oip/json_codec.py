@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.api.oip.parameters import flag, refuse_shared_memory
+from service.api.oip.parameters import flag, refuse_shared_memory, size_text
 from service.api.oip.tensors import (
     INPUT,
     Data,
@@ -28,6 +28,7 @@ from service.api.oip.tensors import (
     outputs_asked,
 )
 from service.api.oip.written import take_out
+from service.core.types import SegmentReply
 from service.errors import ImageTooLarge, InvalidParameter, quoted
 
 LENGTH_HEADER: Final = "inference-header-content-length"
@@ -113,7 +114,7 @@ def read(body: bytes, header: str | None, *, max_json_bytes: int) -> InferReques
 
 
 def write(
-    request: InferRequest, model: str, version: str, tensors: Sequence[OutputTensor]
+    request: InferRequest, first: SegmentReply, tensors: Sequence[OutputTensor]
 ) -> tuple[bytes, dict[str, str]]:
     """Prints a reply as a body and its headers. CPU-bound for large JSON."""
     outputs, behind = [], []
@@ -132,7 +133,12 @@ def write(
         else:
             item["data"] = orjson.Fragment(_numbers(tensor))
         outputs.append(item)
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
+    document: dict[str, Any] = {
+        "model_name": first.model,
+        "model_version": first.version,
+        "parameters": {"network_size": size_text(first)},
+        "outputs": outputs,
+    }
     if request.id:
         # By `json`, as it was read: orjson refuses half a surrogate pair.
         document["id"] = orjson.Fragment(json.dumps(request.id))

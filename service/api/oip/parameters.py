@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from service.api.call import MAX_DEADLINE_MS
 from service.api.oip.tensors import rendering, scores_asked
-from service.core.types import Priority, SegmentOptions
+from service.core.types import Priority, SegmentOptions, SegmentReply, scale_of
 from service.errors import InvalidParameter, quoted
 
 PRIORITIES: Final = {
@@ -42,6 +42,9 @@ def segment_options(
     priority = _number(parameters, "priority", 0)
     if priority not in PRIORITIES:
         raise InvalidParameter(f"priority is {priority:g}: use 1 (high), 2 (normal) or 3 (low)")
+    scale = parameters.get("scale")
+    if isinstance(scale, float) and scale.is_integer():
+        scale = int(scale)
     return SegmentOptions(
         model=model,
         version=version or None,
@@ -50,7 +53,13 @@ def segment_options(
         scores=scores_asked(outputs),
         deadline_s=min(deadline_s, timeout_us / 1e6) if timeout_us else deadline_s,
         priority=PRIORITIES[int(priority)],
+        scale="auto" if scale is None else scale_of(str(scale)),
     )
+
+
+def size_text(reply: SegmentReply) -> str:
+    """Writes the height and width at which the network saw the image, as answers have it."""
+    return "{}x{}".format(*reply.network_size)
 
 
 def refuse_shared_memory(parameters: Any) -> None:

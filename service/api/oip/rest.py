@@ -192,5 +192,5 @@ def _json(operation: Callable[..., Document]) -> Endpoint:
 def _response(
     request: InferRequest, first: SegmentReply, tensors: Sequence[OutputTensor]
 ) -> Response:
-    content, headers = json_codec.write(request, first.model, first.version, tensors)
+    content, headers = json_codec.write(request, first, tensors)
     return Response(content, headers=headers)

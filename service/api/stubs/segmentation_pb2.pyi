@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 cfdeb2741c643e6320f5c7820e4afea7.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 42f3ce4744d805aa24d40de6f59298fe.
 # mypy: disable-error-code="type-arg"
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -51,7 +51,7 @@ PRIORITY_NORMAL: Priority
 PRIORITY_LOW: Priority
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "output", "alpha", "classes", "priority", "outlines", "dtype")
+    __slots__ = ("image", "model", "version", "output", "alpha", "classes", "priority", "outlines", "dtype", "scale")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class SegmentRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     OUTLINES_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     version: str
@@ -70,10 +71,11 @@ class SegmentRequest(_message.Message):
     priority: Priority
     outlines: bool
     dtype: Dtype
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., outlines: bool = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+    scale: str
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., output: _Optional[_Union[Output, str]] = ..., alpha: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., outlines: bool = ..., dtype: _Optional[_Union[Dtype, str]] = ..., scale: _Optional[str] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size")
+    __slots__ = ("body", "media_type", "height_px", "width_px", "model", "version", "timings", "batch_size", "network_height_px", "network_width_px")
     BODY_FIELD_NUMBER: _ClassVar[int]
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +84,8 @@ class SegmentResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
     body: bytes
     media_type: str
     height_px: int
@@ -90,7 +94,9 @@ class SegmentResponse(_message.Message):
     version: str
     timings: Timings
     batch_size: int
-    def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    network_height_px: int
+    network_width_px: int
+    def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., batch_size: _Optional[int] = ..., network_height_px: _Optional[int] = ..., network_width_px: _Optional[int] = ...) -> None: ...
 
 class SegmentStreamRequest(_message.Message):
     __slots__ = ("id", "request", "deadline_ms", "options")

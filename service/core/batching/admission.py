@@ -81,26 +81,30 @@ class Admission:
         priority: Priority = Priority.NORMAL,
         client: str = "",
         network_pixels: int = 0,
+        reduction: int = 1,
     ) -> Permit:
         """Takes room here and in a model's queue, until the end of the permit's `with` block.
 
         n_bytes: of the upload. client: who takes turns with others, and leaves them room.
-        network_pixels: those that the network computes for, if more than the image has.
+        network_pixels: those that the network computes for, if not the image's. reduction: see
+        `service.core.images.decode.decode_reduced`.
 
         Raises: ImageTooLarge, Overloaded, and as `BatchQueue.reserve`.
         """
         check_pixels(header.height, header.width, self._max_pixels)
-        if header.decode_bytes > self._max_decode_bytes:
+        decode_bytes = header.reduced_bytes(reduction)
+        if decode_bytes > self._max_decode_bytes:
             raise ImageTooLarge(
-                f"to decode this {header.format} file takes {header.decode_bytes >> 20} MiB and "
+                f"to decode this {header.format} file takes {decode_bytes >> 20} MiB and "
                 f"this server has {self._max_decode_bytes >> 20} for an image: scale it down, or "
                 "save it as a baseline JPEG"
             )
-        memory_bytes = max(header.decode_bytes, BYTES_PER_PREPARED_PIXEL * header.pixels)
-        self.check(queue, n_bytes, memory_bytes, client)
-        request = queue.reserve(max(header.pixels, network_pixels), deadline, priority, client)
-        self._hold(client, 1, n_bytes, memory_bytes)
+        pixels = network_pixels or header.pixels
         held_bytes = BYTES_PER_ADMITTED_PIXEL * header.pixels
+        memory_bytes = max(decode_bytes, BYTES_PER_PREPARED_PIXEL * pixels, held_bytes)
+        self.check(queue, n_bytes, memory_bytes, client)
+        request = queue.reserve(pixels, deadline, priority, client)
+        self._hold(client, 1, n_bytes, memory_bytes)
         return Permit(self, queue, request, n_bytes, memory_bytes, held_bytes)
 
     async def until_idle(self) -> None:

@@ -46,7 +46,7 @@ class Pool:
 
     def __init__(self, workers: int, clock: Clock) -> None:
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._clock = clock
+        self.clock = clock
         self._closed = False
         self._workers = workers
         for n in range(workers):
@@ -60,7 +60,7 @@ class Pool:
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put((work, future, True))
-        return await result_by(future, deadline, self._clock)
+        return await result_by(future, deadline, self.clock)
 
     def submit(self, work: Callable[[], None], future: asyncio.Future[Any]) -> None:
         """Runs `work`, which sees to it that `future` is settled elsewhere.

@@ -1,5 +1,7 @@
 """Decodes an image file's bytes to upright 8-bit RGB, and pads that to what a model takes.
 
+What the network is to see much smaller is decoded to a half, a quarter or an eighth of its sides.
+
 Images are taken as training and evaluation take them (Pillow's `convert("RGB")`): an alpha
 channel is dropped, not blended, since the colours beneath are the photo and a blend would invent
 others; embedded colour profiles are ignored; of 16 bits the high 8 count. A JPEG with more
@@ -28,14 +30,19 @@ from PIL import (
 from model.contract import InputSpec
 from service.core.images.bare import bare
 from service.core.images.header import Header, damaged
+from service.core.images.scale import averaged, resized
 from service.core.images.structure import check_structure
 from service.core.images.tiff import CONVERT, Tiff, read_tiff
-from service.core.types import UInt8Array
+from service.core.types import MAX_SIDE_PX, Scale, UInt8Array
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 
-MAX_SIDE_PX: Final = 65_535
-"""No JPEG has more. A network fills each side up to its stride, and tiles are laid along it."""
+Size = tuple[int, int]
+"""Height and width."""
+Pixels = Callable[[int], tuple[UInt8Array, Size]]
+"""Makes an image's pixels, reduced by so much, and tells its upright size."""
 
+_REDUCTIONS: Final = (8, 4, 2)
+"""Those that libjpeg has, and Pillow asks it for."""
 _COLORS: Final = frozenset({"Gray", "YCbCr", "RGB"})  # that libjpeg makes RGB of as Pillow does
 _MODES_8_BIT: Final = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -72,10 +79,24 @@ Image.preinit()
 def decode(
     body: bytes, header: Header, *, max_pixels: int, buffer: memoryview | None = None
 ) -> UInt8Array:
-    """Decodes to uint8 RGB [H,W,3], C-contiguous, upright; read-only, as it is the network's input
-    and the overlay's background without a copy.
+    """Decodes to uint8 RGB [H,W,3], see `decode_reduced`."""
+    return decode_reduced(body, header, 1, max_pixels=max_pixels, buffer=buffer)[0]
 
-    buffer: where the pixels are to be, of at least as many bytes; None: in memory of their own.
+
+def decode_reduced(
+    body: bytes,
+    header: Header,
+    reduction: int,
+    *,
+    max_pixels: int,
+    buffer: memoryview | None = None,
+) -> tuple[UInt8Array, Size]:
+    """Decodes to uint8 RGB, upright, C-contiguous, and read-only, as it is the network's input and
+    the overlay's background without a copy. Returns the upright image's height and width, too.
+
+    reduction: 1, 2, 4 or 8; of H x W pixels are made ceil(H / reduction) x ceil(W / reduction).
+    buffer: where the pixels are to be, of 3 bytes for each of the image; None: in memory of their
+    own.
 
     CPU-bound; call it on a worker thread. Raises: InvalidImage, UnsupportedImageFormat,
     ImageTooLarge.
@@ -83,20 +104,60 @@ def decode(
     if header.format == "JPEG":
         check_whole(body, header)
     check_pixels(header.height, header.width, max_pixels)
-    n_bytes = 3 * header.pixels
-    rgb = (
-        np.empty(n_bytes, np.uint8)
-        if buffer is None
-        else np.frombuffer(buffer, count=n_bytes, dtype=np.uint8)
-    )
     if not header.plain or header.several_scans:
         check_structure(body, header)
-    if header.plain and _by_libjpeg(body, header, rgb):
-        rgb = rgb.reshape(header.height, header.width, 3)
+    stored = header.height, header.width
+    made = reduced(*stored, reduction)
+    rgb = _room(made, buffer)
+    if header.plain and _by_libjpeg(body, header, rgb, reduction):
+        upright = stored
     else:
-        rgb = _by_pillow(body, header, rgb)
+        rgb, upright = _by_pillow(body, header, buffer, reduction)
+        made = reduced(*upright, reduction)
+        if rgb.shape[:2] != made:  # of all but JPEGs, and of those that Pillow reads otherwise
+            smaller = averaged(rgb, reduction)
+            rgb = _room(made, buffer)
+            rgb[...] = smaller
     rgb.flags.writeable = False
-    return rgb
+    return rgb, upright
+
+
+def reduced(height: int, width: int, reduction: int) -> Size:
+    """Returns the sides of an image of which `reduction` pixels became one."""
+    return -(-height // reduction), -(-width // reduction)
+
+
+def reduction_to(height: int, width: int, size: Size) -> int:
+    """Finds by how much an image may be reduced that is to have `size`, and not be enlarged."""
+    for reduction in _REDUCTIONS:
+        made = reduced(height, width, reduction)
+        # Of a side below it Pillow makes no pixel.
+        if made[0] >= size[0] and made[1] >= size[1] and min(height, width) >= reduction:
+            return reduction
+    return 1
+
+
+def network_size(height: int, width: int, spec: InputSpec, scale: Scale) -> Size:
+    """Returns the height and width at which the network is to see an image, see `Scale`."""
+    longer = max(height, width)
+    if isinstance(scale, int):
+        side = min(longer, scale)
+    else:
+        first, learned, last = spec.range_from_px, spec.learned_side_px, spec.range_to_px
+        if scale == "none" or first is None or learned is None or last is None:
+            return height, width
+        side = longer if first <= longer <= last else learned
+    if side == longer:
+        return height, width
+    # To the nearest.
+    height, width = (max(1, (2 * px * side + longer) // (2 * longer)) for px in (height, width))
+    return height, width
+
+
+def _room(size: Size, buffer: memoryview | None) -> UInt8Array:
+    """Makes room for uint8 [H,W,3]."""
+    shape = (*size, 3)
+    return np.empty(shape, np.uint8) if buffer is None else np.ndarray(shape, np.uint8, buffer)
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -123,6 +184,23 @@ def check_whole(body: bytes, header: Header) -> None:
         raise InvalidImage(
             "the JPEG file is truncated or damaged: its end marker is missing; send it whole"
         )
+
+
+def network_image(pixels: Pixels, stored: Size, wanted: Size) -> tuple[UInt8Array, Size]:
+    """Makes what the network is to see, uint8 RGB; returns the upright image's size, too.
+
+    stored, wanted: sizes, before any orientation is applied.
+    """
+    rgb, size = pixels(reduction_to(*stored, wanted))
+    if wanted != stored:
+        rgb = resized(rgb, wanted if size == stored else wanted[::-1])
+    return rgb, size
+
+
+def pixels_of(rgb: UInt8Array, reduction: int) -> tuple[UInt8Array, Size]:
+    """Reduces pixels that came as such, uint8 RGB [H,W,3]."""
+    size = rgb.shape[0], rgb.shape[1]
+    return (rgb if reduction == 1 else averaged(rgb, reduction)), size
 
 
 def prepare(rgb: UInt8Array, spec: InputSpec) -> UInt8Array:
@@ -164,7 +242,7 @@ def network_pixels(height: int, width: int, spec: InputSpec) -> int:
     return filled_side(height, spec) * filled_side(width, spec)
 
 
-def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:
+def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array, reduction: int) -> bool:
     """Decodes a plain JPEG by libjpeg-turbo without Pillow around it; False: ask Pillow.
 
     The pixels are Pillow's, which has the same library inside; what is saved is Pillow's Python and
@@ -172,7 +250,7 @@ def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:
     this says nothing: so what is accepted, and what is said of what is not, is Pillow's in every
     case. The interpreter is free meanwhile.
 
-    rgb: uint8, as many as the pixels need, in which they are put.
+    rgb: uint8 [H,W,3], in which they are put.
     """
     try:
         # libjpeg's own reading of the header, by which it then makes the array: nothing that
@@ -180,25 +258,38 @@ def _by_libjpeg(body: bytes, header: Header, rgb: UInt8Array) -> bool:
         height, width, color, _ = simplejpeg.decode_jpeg_header(body)
         if (height, width) != (header.height, header.width) or color not in _COLORS:
             return False
-        simplejpeg.decode_jpeg(body, "RGB", strict=True, buffer=rgb)
+        least = (
+            {}
+            if reduction == 1
+            else {
+                "min_height": rgb.shape[0],
+                "min_width": rgb.shape[1],
+                "min_factor": reduction,
+            }
+        )
+        simplejpeg.decode_jpeg(body, "RGB", strict=True, buffer=rgb, **least)
     except Exception:  # of libjpeg's complaints, all are ValueError so far
         return False
     return True
 
 
-def _by_pillow(body: bytes, header: Header, rgb: UInt8Array) -> UInt8Array:
+def _by_pillow(
+    body: bytes, header: Header, buffer: memoryview | None, reduction: int
+) -> tuple[UInt8Array, Size]:
+    """Decodes as `decode_reduced`, but reduces nothing except JPEGs."""
     name = header.format
     try:
         tiff = read_tiff(body) if name == "TIFF" else None
         try:
-            return _opened(body if tiff is None else tiff.body, header, rgb, tiff)
+            opened = body if tiff is None else tiff.body
+            return _opened(opened, header, buffer, reduction, tiff)
         except (InvalidImage, UnsupportedImageFormat, ImageTooLarge, MemoryError):
             raise
         except Exception:
             rest = bare(body, name)
             if rest is None:
                 raise
-            return _opened(rest[0], header, rgb, None, rest[1])
+            return _opened(rest[0], header, buffer, reduction, None, rest[1])
     except (InvalidImage, UnsupportedImageFormat, ImageTooLarge):
         raise
     except MemoryError as error:
@@ -212,10 +303,11 @@ def _by_pillow(body: bytes, header: Header, rgb: UInt8Array) -> UInt8Array:
 def _opened(
     body: bytes,
     header: Header,
-    rgb: UInt8Array,
+    buffer: memoryview | None,
+    reduction: int,
     tiff: Tiff | None,
     orientation: int | None = None,
-) -> UInt8Array:
+) -> tuple[UInt8Array, Size]:
     """Raises what Pillow raises, besides."""
     name = header.format
     try:
@@ -236,20 +328,23 @@ def _opened(
                 f"the {name} file has pixels of kind {image.mode!r}: send 8 or 16 bits per "
                 "channel, grey, RGB or CMYK"
             )
+        if reduction > 1:  # of more than it does not read less
+            image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
         image.load()
         if tiff is not None:
             orientation = tiff.orientation
         elif orientation is None:
             orientation = _orientation(image)
         height, width = header.height, header.width
+        made = image.height, image.width
         if orientation in (5, 6, 7, 8):
-            height, width = width, height
-        upright = rgb.reshape(height, width, 3)
+            height, width, made = width, height, made[::-1]
+        upright = _room(made, buffer)
         stored = _STORED[orientation](upright) if orientation in _STORED else upright
         _put_rgb(image, stored, 16 if tiff is None else tiff.bits)
         if tiff is not None and tiff.inverted:
             np.subtract(255, upright, out=upright)
-        return upright
+        return upright, (height, width)
 
 
 def _check_header(image: Image.Image, header: Header) -> None:

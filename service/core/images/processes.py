@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 
 from service.config import SegmenterConfig
-from service.core.images.decode import decode
+from service.core.images.decode import Size, decode_reduced, reduced
 from service.core.images.header import Header
 from service.core.images.protocol import ERRORS, MAX_TEXT, READY, REPLY, REQUEST, WANTED
 from service.core.types import UInt8Array
@@ -46,8 +46,8 @@ _KEPT_BYTES: Final = 8 << 20
 _KEPT_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "PYTHONHOME", "PYTHONPATH")
 _ROOT: Final = str(Path(__file__).parents[3])
 
-Decode = Callable[[bytes, Header], UInt8Array]
-"""Makes upright RGB of a file, uint8 [H,W,3]; raises as `service.core.images.decode.decode`."""
+Decode = Callable[[bytes, Header, int], tuple[UInt8Array, Size]]
+"""Makes upright RGB of a file, as `service.core.images.decode.decode_reduced`."""
 Lost = Callable[[str], None]
 """Is told why a worker was lost: "crash" or "hang"."""
 
@@ -57,7 +57,7 @@ class Decoder:
 
     def __init__(self, config: SegmenterConfig, workers: int, lost: Lost) -> None:
         """Starts the process that workers are forked from, if there are to be any."""
-        self.decode: Decode = partial(decode, max_pixels=config.max_image_pixels)
+        self.decode: Decode = partial(decode_reduced, max_pixels=config.max_image_pixels)
         self._workers = workers if config.decode == "processes" else 0
         self._max_pixels = config.max_image_pixels
         self._lost = lost
@@ -86,14 +86,14 @@ class Decoder:
         else:
             self.decode = self._decode
 
-    def _decode(self, body: bytes, header: Header) -> UInt8Array:
+    def _decode(self, body: bytes, header: Header, reduction: int) -> tuple[UInt8Array, Size]:
         """Decodes in a worker; called on a thread of the pool."""
         worker = self._free.get()
         try:
             for last in (False, True):
                 try:
-                    worker = self._asked(worker, body, header)
-                    return worker.answer(header)
+                    worker = self._asked(worker, body, header, reduction)
+                    return worker.answer(header, reduction)
                 except (OSError, _Untrue) as error:
                     if worker is not None:
                         worker.kill()
@@ -123,16 +123,18 @@ class Decoder:
                 f"{'took too long' if why == 'hang' else 'ended'}; save the image anew"
             ) from error
 
-    def _asked(self, worker: _Worker | None, body: bytes, header: Header) -> _Worker:
+    def _asked(
+        self, worker: _Worker | None, body: bytes, header: Header, reduction: int
+    ) -> _Worker:
         """Gives the file to a worker: this one, or a new one if it ended before. Raises OSError."""
         if worker is not None:
             try:
-                worker.ask(body, header, self._max_pixels)
+                worker.ask(body, header, self._max_pixels, reduction)
                 return worker
             except OSError:
                 worker.kill()
         worker = self._new_worker()
-        worker.ask(body, header, self._max_pixels)
+        worker.ask(body, header, self._max_pixels, reduction)
         return worker
 
     def close(self) -> None:
@@ -219,15 +221,15 @@ class _Worker:
             theirs.close()
             os.close(shared)
 
-    def ask(self, body: bytes, header: Header, max_pixels: int) -> None:
+    def ask(self, body: bytes, header: Header, max_pixels: int, reduction: int) -> None:
         """Hands the file over. Raises OSError when the process is gone."""
         self._socket.settimeout(_LEAST_S + _S_PER_PIXEL * header.pixels)
         self._region[: len(body)] = body
-        self._socket.send(REQUEST.pack(len(body), max_pixels))
+        self._socket.send(REQUEST.pack(len(body), max_pixels, reduction))
 
-    def answer(self, header: Header) -> UInt8Array:
-        """Waits for the pixels. Raises OSError when the process is gone, TimeoutError when it takes
-        too long, and what it says is wrong with the file."""
+    def answer(self, header: Header, reduction: int) -> tuple[UInt8Array, Size]:
+        """Waits for the pixels, and the size of the whole image. Raises OSError when the process is
+        gone, TimeoutError when it takes too long, and what it says is wrong with the file."""
         reply = self._socket.recv(REPLY.size + MAX_TEXT)
         if len(reply) < REPLY.size:
             raise OSError("it ended")
@@ -238,13 +240,12 @@ class _Worker:
             raise ERRORS[error - 1](reply[REPLY.size :].decode(errors="replace"))
         if sorted((height, width)) != sorted((header.height, header.width)):
             raise _Untrue("its answer is of another size")
-        pixels = np.frombuffer(self._region, np.uint8, 3 * header.pixels, self._pixels_at)
-        rgb = pixels.reshape(height, width, 3).copy()
-        del pixels
-        if rgb.nbytes > _KEPT_BYTES:
+        shape = (*reduced(height, width, reduction), 3)
+        rgb = np.ndarray(shape, np.uint8, self._region, self._pixels_at).copy()
+        if (rgb.nbytes if header.plain else 3 * header.pixels) > _KEPT_BYTES:
             self._region.madvise(mmap.MADV_REMOVE)
         rgb.flags.writeable = False
-        return rgb
+        return rgb, (height, width)
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""

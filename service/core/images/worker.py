@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from service.core.images.decode import decode
+from service.core.images.decode import decode, decode_reduced
 from service.core.images.header import read_header
 from service.core.images.protocol import ERRORS, MAX_TEXT, READY, REPLY, REQUEST, WANTED
 from service.core.images.sandbox import (
@@ -83,14 +83,14 @@ def _work(peer: socket.socket, shared: int, mapped: int, body_bytes: int, pixel_
     confine_worker()
     mapped += body_bytes + pixel_bytes + _SPARE_BYTES
     while message := peer.recv(REQUEST.size):
-        n_bytes, max_pixels = REQUEST.unpack(message)
+        n_bytes, max_pixels, reduction = REQUEST.unpack(message)
         body = bytes(region[:n_bytes])
         try:
             header = read_header(body, max_bytes=n_bytes)
             limit_address_space(mapped + header.decode_bytes)
-            rgb = decode(body, header, max_pixels=max_pixels, buffer=region[body_bytes:])
-            reply = REPLY.pack(0, *rgb.shape[:2])
-            del rgb
+            room = region[body_bytes:]
+            size = decode_reduced(body, header, reduction, max_pixels=max_pixels, buffer=room)[1]
+            reply = REPLY.pack(0, *size)
         except (InvalidImage, UnsupportedImageFormat, ImageTooLarge) as error:
             text = str(error).encode()[:MAX_TEXT]
             reply = REPLY.pack(1 + ERRORS.index(type(error)), 0, 0) + text

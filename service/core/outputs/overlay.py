@@ -99,4 +99,5 @@ OUTPUT = OutputFormat(
         background=None if reply.options.classes else reply.contract.background,
     ),
     options=("alpha", "outlines"),
+    needs_image=True,
 )

@@ -39,7 +39,8 @@ those of the classes selected, None for all."""
 class Segmentation:
     """Holds what a reply's body is made of.
 
-    image: uint8 RGB [H,W,3], the upload. label_map: uint8 [H,W]; classes that were not selected are
+    image: uint8 RGB [H,W,3], the upload; only of an output that needs it. network_size: height and
+    width at which the network saw it. label_map: uint8 [H,W]; classes that were not selected are
     void, 255. scores: the array that the output's `reduce` made, if it has one. palette: uint8 RGB
     [256,3].
     """
@@ -53,6 +54,7 @@ class Segmentation:
     version: str
     options: SegmentOptions
     timings: Timings
+    network_size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class OutputFormat:
 
     options: names of the options that it alone reads. answers_media_type: whether Accept chooses it
     by its media type. is_quick: whether it is made so soon that the thread of a CPU's instance
-    makes it, see `policy.Postprocess`. reduce: only of an output that needs logits; check_size
-    refuses, by height, width and number of classes, what that would make.
+    makes it, see `policy.Postprocess`. needs_image: whether it reads the upload. reduce: only of an
+    output that needs logits; check_size refuses, by height, width and number of classes, what that
+    would make.
     """
 
     name: str
@@ -71,6 +74,7 @@ class OutputFormat:
     options: tuple[str, ...] = ()
     answers_media_type: bool = False
     is_quick: bool = False
+    needs_image: bool = False
     reduce: Reduce | None = None
     check_size: Callable[[int, int, int, SegmentOptions], None] | None = None
 
@@ -146,6 +150,11 @@ class Encoder:
         return by_output or bool(self._options.scores)
 
     @property
+    def needs_image(self) -> bool:
+        """Tells whether `encode` reads the upload's own pixels."""
+        return self.output is not None and self.output.needs_image
+
+    @property
     def is_quick(self) -> bool:
         """Tells whether `encode` needs nothing but the label map, and little time."""
         return self.output is not None and self.output.is_quick and not self._options.scores
@@ -176,10 +185,11 @@ class Encoder:
         label_map: UInt8Array,
         scores: npt.NDArray[Any] | None,
         timings: Timings,
+        network_size: tuple[int, int] | None = None,
     ) -> bytes:
         """Makes the body, see `Segmentation`; it is empty without an output.
 
-        label_map: of all classes. Raises: ImageTooLarge.
+        label_map: of all classes. network_size: None for the label map's. Raises: ImageTooLarge.
         """
         if self.output is None:
             return b""
@@ -196,5 +206,6 @@ class Encoder:
                 self._version,
                 self._options,
                 timings,
+                network_size or label_map.shape[:2],
             )
         )

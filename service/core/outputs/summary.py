@@ -17,8 +17,10 @@ def summary_json(
     model: str,
     version: str,
     timings: Timings,
+    network_size: tuple[int, int],
 ) -> bytes:
-    """Writes height, width, model, version, classes (see `class_table`), timings_ms by stage.
+    """Writes height, width, those that the network saw, model, version, classes (see
+    `class_table`), timings_ms by stage.
 
     The time of encoding is not in it: the text is written before that is known.
     """
@@ -28,6 +30,8 @@ def summary_json(
         "version": version,
         "height": height,
         "width": width,
+        "network_height": network_size[0],
+        "network_width": network_size[1],
         "classes": class_table(label_map, contract),
         "timings_ms": {
             "decode": round(timings.decode_s * 1e3, 3),
@@ -47,6 +51,7 @@ OUTPUT = OutputFormat(
         model=reply.model,
         version=reply.version,
         timings=reply.timings,
+        network_size=reply.network_size,
     ),
     answers_media_type=True,
 )

@@ -26,6 +26,7 @@ def test_everything() -> None:
         ("classes", "road, sky"),
         ("classes", "4,"),
         ("deadline_ms", "250"),
+        ("scale", "960"),
     ]
     assert segment_options(query, "image/png", 30.0) == SegmentOptions(
         model="m",
@@ -36,6 +37,7 @@ def test_everything() -> None:
         dtype=Dtype.FLOAT16,
         classes=("road", "sky", "4"),
         deadline_s=0.25,
+        scale=960,
     )
 
 

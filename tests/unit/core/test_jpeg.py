@@ -84,7 +84,9 @@ def is_plain(body: bytes, max_pixels: int = MOST) -> bool:
         return False
     fits = header.pixels <= max_pixels
     return (
-        header.plain and fits and _by_libjpeg(body, header, np.empty(3 * header.pixels, np.uint8))
+        header.plain
+        and fits
+        and _by_libjpeg(body, header, np.empty((header.height, header.width, 3), np.uint8), 1)
     )
 
 

@@ -122,13 +122,20 @@ def test_any_colours_survive_the_png(seed: int, height: int, width: int) -> None
 
 def test_json_counts_what_is_there() -> None:
     body = summary_json(
-        LABEL_MAP, CONTRACT, model="tiny", version="7", timings=Timings(0.001, 0.002, 0.0305, 9.0)
+        LABEL_MAP,
+        CONTRACT,
+        model="tiny",
+        version="7",
+        timings=Timings(0.001, 0.002, 0.0305, 9.0),
+        network_size=(1, 2),
     )
     assert json.loads(body) == {
         "model": "tiny",
         "version": "7",
         "height": 2,
         "width": 4,
+        "network_height": 1,
+        "network_width": 2,
         "classes": [
             {"id": 0, "name": "red", "color": [200, 30, 20], "pixels": 2, "share": 0.25},
             {"id": 1, "name": "green", "color": [10, 180, 40], "pixels": 2, "share": 0.25},

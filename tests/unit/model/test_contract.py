@@ -95,7 +95,7 @@ def test_most_classes() -> None:
 
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"format_version": FORMAT_VERSION + 1}, "contract format 3 is not understood"),
+    ({"format_version": FORMAT_VERSION + 1}, "contract format 4 is not understood"),
     ({"model_name": ""}, "model_name ''"),
     ({"model_name": "../secret"}, "model_name '../secret'"),
     ({"model_name": "two words"}, "model_name 'two words'"),
@@ -123,6 +123,18 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (
         {"input": InputSpec(sizes="image"), "format_version": 2},
         r"input\.sizes 'image': want the name of another input",
+    ),
+    (
+        {"input": InputSpec(learned_side_px=480, range_to_px=960)},
+        "learned_side_px, range_from_px and range_to_px go together",
+    ),
+    (
+        {"input": InputSpec(learned_side_px=480, range_from_px=500, range_to_px=960)},
+        "want 1 <= range_from_px <= learned_side_px <= range_to_px",
+    ),
+    (
+        {"input": InputSpec(learned_side_px=480, range_from_px=240, range_to_px=960)},
+        "in a contract of format 3",
     ),
     ({"input": InputSpec(stride=0)}, "must be >= 1"),
     ({"input": InputSpec(min_side_px=0)}, "must be >= 1"),
@@ -206,16 +218,20 @@ def test_wrong_json_is_refused(change: Callable[[dict[str, Any]], None], message
 
 
 def test_a_newer_format_is_named_before_its_new_fields() -> None:
-    raw = contract().to_dict() | {"format_version": 3, "a_new_field": 1}
-    with pytest.raises(ContractError, match="format 3 is not understood.*export the model again"):
+    raw = contract().to_dict() | {"format_version": FORMAT_VERSION + 1, "a_new_field": 1}
+    with pytest.raises(ContractError, match="format 4 is not understood.*export the model again"):
         Contract.from_json(json.dumps(raw))
 
 
-def test_only_a_ragged_file_is_of_the_newer_format() -> None:
+def test_only_what_needs_it_is_of_a_newer_format() -> None:
     """A server of before reads every other file."""
+    ranged = InputSpec(learned_side_px=480, range_from_px=240, range_to_px=960)
+    scaled = contract(input=ranged, format_version=3)
+    assert ranged.format_version == 3 and ranged.range_px == (240, 480, 960)
+    assert Contract.from_json(scaled.to_json()) == scaled
     plain = json.loads(contract().to_json())
     assert plain["format_version"] == 1
-    assert "sizes" not in plain["input"]
+    assert not {"sizes", "learned_side_px", "range_to_px"} & set(plain["input"])
     wanted = contract(input=InputSpec(sizes="sizes"), format_version=2)
     assert Contract.from_json(wanted.to_json()) == wanted
     assert json.loads(wanted.to_json())["input"]["sizes"] == "sizes"

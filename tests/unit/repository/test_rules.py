@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from tests.conftest import need
 from tests.unit.repository.pages import ROOT
+from tools import make_dashboard
 from tools.make_rules import FILE, alerts, rules, text
 from tools.make_rules import Durations as Scaled
 
@@ -46,7 +48,7 @@ FAILED = {"model": "m", "version": "2"}
 EXPIRES = "fcn_tls_certificate_expiry_timestamp_seconds"
 
 CASES: dict[str, tuple[dict[str, str], int, set[str]]] = {
-    "all is well": (images("0+1000x240", "0x240"), 200, set()),
+    "all is well": (images("0+1000x240", "0x240"), 60, set()),
     "every answer is a failure": (images("0x240", "0+60x240"), 20, BOTH),
     "too few to wake anybody": (images("0x240", "0 9x240"), 20, set()),
     "no images": (images("5x240", "5x240"), 20, set()),
@@ -69,7 +71,7 @@ CASES: dict[str, tuple[dict[str, str], int, set[str]]] = {
         20,
         {"FcnSlow/page", "FcnSlow/ticket"},
     ),
-    "some are slow": (images("0+995x240", "0+5x240", "latency"), 200, set()),
+    "some are slow": (images("0+995x240", "0+5x240", "latency"), 60, set()),
     "it is down": ({UP: "0x240"}, 5, {"FcnDown/page"}),
     "it is no target": ({UP: "_x240"}, 5, {"FcnDown/page"}),
     "it starts again and again": ({START: "1x5 2x5 3x5 4x200"}, 20, {"FcnRestarts/page"}),
@@ -256,8 +258,29 @@ def test_every_alert_fires_and_stays_quiet_in_a_case() -> None:
     assert fired == {f"{alert.name}/{alert.severity}" for alert in alerts(Scaled(1))}
 
 
-def test_the_file_is_made_from_the_table() -> None:
-    assert FILE.read_text(encoding="utf-8") == text(rules()), "run `make monitoring`"
+def test_the_files_are_made_from_the_tables() -> None:
+    told = "run `make monitoring`"
+    assert FILE.read_text(encoding="utf-8") == text(rules()), told
+    assert make_dashboard.FILE.read_text(encoding="utf-8") == make_dashboard.text(), told
+
+
+def test_panels_do_not_overlap() -> None:
+    taken = Counter(
+        (x, y)
+        for panel in make_dashboard.dashboard()["panels"]
+        for at in [panel["gridPos"]]
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    )
+    assert set(taken.values()) == {1}
+    assert max(x for x, _ in taken) < make_dashboard.COLUMNS
+
+
+def test_alertmanager_takes_its_file() -> None:
+    need(shutil.which("amtool") is not None, "amtool (apt-get install prometheus-alertmanager)")
+    file = ROOT / "docker" / "alertmanager" / "alertmanager.yml"
+    done = subprocess.run(["amtool", "check-config", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_prometheus_takes_its_files(tmp_path: Path) -> None:
