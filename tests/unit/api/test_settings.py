@@ -157,7 +157,6 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "drain_delay_s": "28",
         "drain_s": "29",
         "limits": "requests_s=30",
-        "admin_port": "8002",
     }
     settings = load_settings(given)
     for made, default in (
