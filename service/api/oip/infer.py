@@ -185,8 +185,8 @@ class _Run:
         for number, image in self._waiting:
             reply = await self._segment(image)
             self._check(reply)
-            arrays = sum(array.nbytes for array in (reply.label_map, *reply.scores))
-            self._held(len(reply.body) + arrays)
+            scores_bytes = sum(scores.nbytes for scores in reply.scores)
+            self._held(len(reply.body) + reply.label_map.nbytes + scores_bytes)
             self.replies[number] = reply
 
     async def _segment(self, image: Image) -> SegmentReply:
