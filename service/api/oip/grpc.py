@@ -92,7 +92,6 @@ class OipGrpc:
         found["ModelInfer"] = handlers.upload(
             "ModelInfer",
             pb.ModelInferRequest,
-            pb.ModelInferResponse,
             self._infer,
             max_bytes=self._max_bytes,
             bulk=_BULK,
@@ -100,7 +99,6 @@ class OipGrpc:
         found["ModelStreamInfer"] = handlers.stream(
             "ModelStreamInfer",
             pb.ModelInferRequest,
-            pb.ModelStreamInferResponse,
             self._stream_infer,
             max_bytes=self._max_bytes,
             bulk=_BULK,
@@ -108,9 +106,9 @@ class OipGrpc:
         return grpc.method_handlers_generic_handler(SERVICE, found)
 
     def _unary(self, handlers: Handlers, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
-        request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
+        request = getattr(pb, f"{name}Request")
         admit = _admit_admin if name.startswith("Repository") else Call.authenticate
-        return handlers.unary(name, request, response, work, admit)
+        return handlers.unary(name, request, work, admit)
 
     async def _load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
         await self._operations.load(request.model_name, request.parameters)
