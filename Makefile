@@ -72,8 +72,8 @@ HASHED := $(COMPILE) --constraint constraints.txt --generate-hashes --allow-unsa
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
 lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins and their hashes
-	$(COMPILE) --extra cpu --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
-	{ echo "# Tested versions of extras cpu, train and dev. Made by 'make lock'."; \
+	$(COMPILE) --extra cpu --extra otel --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+	{ echo "# Tested versions of extras cpu, otel, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
 	$(HASHED) --extra cpu --output-file docker/requirements-cpu.txt pyproject.toml
@@ -98,7 +98,7 @@ $(VENV)/.serve: $(LOCK) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(LOCK) | $(BIN)/python
-	$(PIP) -e './fcn_client[progress]' -e '.[cpu,train,dev]'
+	$(PIP) -e './fcn_client[progress]' -e '.[cpu,otel,train,dev]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.

@@ -21,9 +21,11 @@ from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
 from service.logs import FLUSH_S, STDERR, configure_logging
+from service.setting_values import otlp_protocol
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tls import Certificates
+from service.tracing import Tracing
 
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
@@ -107,6 +109,7 @@ class _Server:
             stale=telemetry.keys_stale,
             wrong=telemetry.wrong_key,
         )
+        self._tracing = Tracing(otlp_protocol()) if settings.tracing == "otlp" else None
         files = settings.tls_files()
         self._certificates = (
             None if files is None else Certificates(files, told=telemetry.certificate)
@@ -117,6 +120,7 @@ class _Server:
             config,
             keys=self._keys,
             ready=lambda: segmenter.ready() and not self._draining,
+            tracing=self._tracing,
         )
 
     async def run(self) -> int:
@@ -216,6 +220,8 @@ class _Server:
         if not on_time:
             _log.warning("requests that did not finish within FCN_DRAIN_S were cut off")
         await segmenter.aclose()
+        if self._tracing is not None and not await asyncio.to_thread(self._tracing.close):
+            _log.warning("the last spans could not be exported in time")
         if self._stopping.is_set():
             _log.info("stopped")
         return on_time

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from service.api.keys import ADMIN, Keys
+from service.app import LOOPBACK
 from service.config import SegmenterConfig
 from service.core.engines.choice import open_network
 from service.core.engines.cores import available_cores
@@ -23,9 +24,11 @@ from service.core.models.repository import ModelFolder, digest_of, require
 from service.core.types import Observer
 from service.errors import ServiceError, StartError
 from service.listening import joined, listen
+from service.setting_values import otlp_protocol
 from service.settings import Settings, environment_name
 from service.telemetry import Telemetry
 from service.tls import Certificates, Files
+from service.tracing import Tracing
 
 _PROMTOOL_S = 30.0
 
@@ -48,7 +51,13 @@ def check(settings: Settings, rules: Path | None = None) -> Iterator[Finding]:
     yield Finding("settings", True, ", ".join(given) or "all by default")
     yield _tried("keys", partial(_keys, settings))
     yield _tried("certificate", partial(_certificate, settings.tls_files()))
-    for name in ("http_port", "grpc_port"):
+    if settings.tracing == "otlp":
+        yield _tried("tracing", _tracing)
+    for name in (
+        "http_port",
+        "grpc_port",
+        *(() if settings.admin_port is None else ("admin_port",)),
+    ):
         yield _tried(name.replace("_", " "), partial(_port, settings, name))
     yield from _models(settings.segmenter_config())
     if rules is not None:
@@ -84,13 +93,19 @@ def _certificate(files: Files | None) -> str:
     return f"valid until {until:%Y-%m-%d}"
 
 
+def _tracing() -> str:
+    """Raises: StartError."""
+    Tracing(otlp_protocol()).close()
+    return f"spans by OTLP over {otlp_protocol()}; whether somebody takes them was not tried"
+
+
 def _port(settings: Settings, name: str) -> str:
     """Raises: StartError."""
     port: int = getattr(settings, name)
-    listeners = listen(settings.host, port, environment_name(name))
-    for listener in listeners:
+    host = LOOPBACK if name == "admin_port" else settings.host
+    for listener in listen(host, port, environment_name(name)):
         listener.close()
-    return f"{joined(settings.host, port)} is free" if port else "any that is free"
+    return f"{joined(host, port)} is free" if port else "any that is free"
 
 
 def _models(config: SegmenterConfig) -> Iterator[Finding]:

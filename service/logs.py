@@ -9,9 +9,13 @@ import os
 import queue
 import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from service.telemetry import RequestRecord
 
 STDERR: Final = 2
+STAGES: Final = ("decode", "queue", "infer", "render")
 FLUSH_S: Final = 1.0
 """Longest wait, at the end, for log lines to be written."""
 
@@ -48,6 +52,34 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def request_fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
+    """Lists what the line of a request says besides its message; absent facts are left out.
+
+    caller: the name that goes with the key, never the key. Nothing of the image but its size.
+    """
+    fields: dict[str, object] = {
+        "transport": record.transport,
+        "method": record.method,
+        "code": record.code,
+        "request_id": record.request_id,
+        "duration_ms": round(1000 * duration_s, 2),
+        "outcome": record.outcome,
+    }
+    if record.trace is not None:
+        fields["trace_id"] = record.trace.trace_id
+        if record.trace.span is not None:  # else the trace has no such span
+            fields["span_id"] = record.trace.span_id
+    for name in ("model", "caller", "height", "width", "kind", "error"):
+        if value := getattr(record, name):
+            fields[name] = value
+    timings = record.timings or next(iter(record.stages), None)
+    if timings is not None:
+        for stage in STAGES:
+            seconds = getattr(timings, f"{stage}_s")
+            fields[f"{stage}_ms"] = round(1000 * seconds, 2)
+    return fields
 
 
 def _plain(value: object) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Final
 
 from service.config import ProviderOptions
 
 _GPU_PROVIDERS: Final = ("cuda", "tensorrt")
+
+
+def otlp_protocol() -> str:
+    """Reads OpenTelemetry's own variables. Source: its OTLP exporter specification."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next((value for name in names if (value := os.environ.get(name))), "http/protobuf")
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:

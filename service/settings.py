@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     """Seconds between looks for new, changed and removed models, which are then loaded, replaced
     and unloaded; 0 looks at the start only."""
     default_model: str | None = SegmenterConfig.default_model
-    """Model that answers requests that name none. Needed only with more than one model."""
+    """Model that answers requests that name none: by default the one that `aliases.toml` calls
+    `default`, or the only one."""
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Provider that runs the network; `auto` takes CUDA when it works, else the CPU. The others do
     not start where they cannot have what they are named after."""
@@ -209,6 +210,9 @@ class Settings(BaseSettings):
     """PEM file of the authorities that sign certificates of callers (mTLS), who then need one.
     `/livez` and `/readyz` alone are answered without."""
 
+    tracing: Literal["off", "otlp"] = "off"
+    """Where spans of requests go: `otlp` exports them by OpenTelemetry, as its own variables say
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"

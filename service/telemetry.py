@@ -27,7 +27,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from service.config import ApiConfig
 from service.core.types import IndexEntry, ModelState, ModelStatus, Observer, Timings
-from service.logs import LogWriter
+from service.logs import STAGES, LogWriter, request_fields
+from service.tracing import Attributes, Trace
 
 REQUEST_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175,
@@ -40,7 +41,6 @@ REJECTIONS = (
     "unauthenticated", "guesses",
 )  # fmt: skip
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
-STAGES = ("decode", "queue", "infer", "render")
 CLOSED = ("alone", "full", "late", "turn", "retry")
 IMAGE_METHODS = ("Segment", "ModelInfer")
 """Each call of these is judged by the objectives; a stream's images are calls of their own."""
@@ -66,7 +66,9 @@ class RequestRecord:
     code: the HTTP status or the gRPC code's name. model: "" until a known model is chosen. caller:
     the name that goes with the API key, "" where none is asked for. timed: the duration counts in
     the latency histogram. held: it is held to the latency target, if the image is not too large.
-    pixels: of the uploads, as far as they were admitted. probe: not worth a log line.
+    pixels: of the uploads, as far as they were admitted. probe: not worth a log line. kind: of its
+    error. stages: of each image, as far as it came. describe: what the transport says of it. trace:
+    None where none is known.
     """
 
     transport: str
@@ -76,6 +78,7 @@ class RequestRecord:
     model: str = ""
     caller: str = ""
     error: str = ""
+    kind: str = ""
     timed: bool = False
     held: bool = False
     outcome: RequestOutcome = "answered"
@@ -84,11 +87,18 @@ class RequestRecord:
     timings: Timings | None = None
     height: int = 0
     width: int = 0
-    began_s: float = field(default_factory=time.perf_counter)
+    stages: list[Timings] = field(default_factory=list)
+    describe: Callable[[], Attributes] | None = None
+    trace: Trace | None = None
+    began_s: float = field(default_factory=time.monotonic)
+    received_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.received_s = self.began_s
 
     def restart(self) -> None:
         """Counts time from now: the upload is complete, its speed was the caller's."""
-        self.began_s = time.perf_counter()
+        self.began_s = time.monotonic()
 
 
 class Telemetry(Observer):
@@ -251,7 +261,7 @@ class Telemetry(Observer):
 
     def finished(self, record: RequestRecord) -> None:
         """Counts and logs an answered request."""
-        duration_s = time.perf_counter() - record.began_s
+        duration_s = time.monotonic() - record.began_s
         self._requests(record.transport, record.method, record.model, record.code).inc()
         if record.caller:
             self._callers(record.caller).inc()
@@ -267,7 +277,7 @@ class Telemetry(Observer):
                 record.transport,
                 record.method,
                 record.code,
-                extra={"fields": _fields(record, duration_s)},
+                extra={"fields": request_fields(record, duration_s)},
             )
 
     def _judge(self, record: RequestRecord, duration_s: float) -> None:
@@ -360,34 +370,13 @@ def _by_labels(metric: M) -> Callable[..., M]:
 
 
 def _exemplar(record: RequestRecord) -> dict[str, str] | None:
-    """Names the request behind an observation; None for an id that is too long to be one.
+    """Names the request behind an observation, or, where spans of it are exported, its trace; None
+    for an id that is too long to be one.
 
     Source: OpenMetrics 1.0, Exemplars: 128 characters, the label's name among them.
     """
+    if record.trace is not None and record.trace.span is not None:
+        return {"trace_id": record.trace.trace_id, "span_id": record.trace.span_id}
     if len(record.request_id) > 128 - len("request_id"):
         return None
     return {"request_id": record.request_id}
-
-
-def _fields(record: RequestRecord, duration_s: float) -> dict[str, object]:
-    """Lists what a log line says besides its message; absent facts are left out."""
-    fields: dict[str, object] = {
-        "transport": record.transport,
-        "method": record.method,
-        "code": record.code,
-        "request_id": record.request_id,
-        "duration_ms": round(1000 * duration_s, 2),
-    }
-    if record.model:
-        fields["model"] = record.model
-    if record.caller:
-        fields["caller"] = record.caller
-    if record.height:
-        fields["height"], fields["width"] = record.height, record.width
-    if record.timings is not None:
-        for stage in STAGES:
-            seconds = getattr(record.timings, f"{stage}_s")
-            fields[f"{stage}_ms"] = round(1000 * seconds, 2)
-    if record.error:
-        fields["error"] = record.error
-    return fields

@@ -15,9 +15,9 @@ happens in it: before a caller is told of a failure, and before gRPC sends the a
 becomes an `Outcome`, which `http/problem.py` and `grpc/handlers.py` print.
 
 What must hold for every request of every transport attaches here, one file each: the limits of a
-caller in `Call.authenticate` and `Call.charge`, where any ServiceError is answered as such; spans
-in `Calls.begin` and `Call.__exit__`, made from the record; an audit log in `Call.__exit__`, where
-the record says who asked for what, and how it ended.
+caller in `Call.authenticate` and `Call.charge`, where any ServiceError is answered as such; spans,
+which begin in `Calls.begin` and are made from the record in `Call.__exit__`; an audit log there,
+too, where the record says who asked for what, and how it ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -35,9 +35,10 @@ from typing import Final, Self
 from service.api.keys import ADMIN, ANYBODY, PREDICT, Keys, offered
 from service.api.limits import NO_LIMITS, Limiter, Limits, Usage
 from service.api.status import TABLE, Status, retry_after_s, status_of
-from service.core.types import Client, SegmentReply
+from service.core.types import Client, SegmentReply, Timings
 from service.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotAllowed, ServiceError
 from service.telemetry import RequestRecord, Telemetry
+from service.tracing import PARENT, Attributes, Trace, Tracing, trace_of_caller
 
 HEADER: Final = "x-request-id"
 """The header, or metadata, with the id a request is known by in answers and logs."""
@@ -54,6 +55,7 @@ _OK: Final = {"rest": "200", "grpc": "OK"}
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Seeded by the system once. An id is no secret, and asking the system for each cost 31 us.
 _random = random.Random()  # nosec B311
+_NOTHING: Final[Mapping[str, str]] = {}
 _log = logging.getLogger("fcn.call")
 
 
@@ -107,6 +109,13 @@ def _no_deadline() -> float | None:
     return None
 
 
+def _new_id(trace: Trace | None) -> str:
+    """Makes an id, which begins with those of the trace and of the request's span, if there are."""
+    if trace is None:
+        return f"{_random.getrandbits(128):032x}"
+    return f"{trace.trace_id}-{trace.span_id or f'{_random.getrandbits(64):016x}'}"
+
+
 class Calls:
     """Begins calls, with what all of them share."""
 
@@ -120,11 +129,14 @@ class Calls:
         admin_port: int | None = None,
         limits: Limits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         """keys: None lets everybody in. deadline_s: allowed to requests that bring no deadline.
         model_label: names the model of a failed request for metrics, from the name it gave.
         admin_port: the only one that takes requests of the role `admin`; None for all.
-        limits: of callers whose key has none of its own, and of each address that needs no key."""
+        limits: of callers whose key has none of its own, and of each address that needs no key.
+        tracing: None makes no spans."""
+        self.tracing = tracing
         self.telemetry = telemetry
         self.keys = keys or Keys(None, admin_key=None, rejected=telemetry.rejected)
         self.limiter = Limiter(limits, clock)
@@ -142,16 +154,26 @@ class Calls:
         time_left: Callable[[], float | None] = _no_deadline,
         address: str = "",
         port: int | None = None,
+        carrier: Mapping[str, str] = _NOTHING,
+        describe: Callable[[], Attributes] | None = None,
     ) -> Call:
         """Starts the record of one; use it in a `with` block.
 
         offered_id: the caller's; one that is not usable is replaced, for tracing must not cost
         anyone an answer. time_left: seconds to the transport's own deadline; None without one.
         address: of the connection's other end. port: of its end here, where the admin port may be.
+        carrier: headers or metadata, which may name the caller's trace. describe: says what the
+        transport knows of it, by OpenTelemetry's names.
         """
+        trace: Trace | None = None
+        if self.tracing is not None:
+            trace = self.tracing.begin(carrier)
+        elif PARENT in carrier:
+            trace = trace_of_caller(carrier[PARENT])
         if offered_id is None or not is_valid_id(offered_id):
-            offered_id = f"{_random.getrandbits(128):032x}"
+            offered_id = _new_id(trace)
         record = RequestRecord(transport, method, offered_id, _OK[transport])
+        record.trace, record.describe = trace, describe
         may_administer = self.admin_port in (None, port)
         return Call(self, record, time_left, network_of(address), may_administer=may_administer)
 
@@ -204,10 +226,16 @@ class Call(Client):
         if self._entered and self._usage is not None:
             self._usage.leave()
         self._calls.telemetry.finished(self.record)
+        if self._calls.tracing is not None:
+            self._calls.tracing.finished(self.record)
 
     @property
     def id(self) -> str:
         return self.record.request_id
+
+    def follow(self, timings: Timings) -> object:
+        self.record.stages.append(timings)
+        return None if self.record.trace is None else self.record.trace.mark
 
     def authenticate(
         self, authorization: str | None, api_key: str | None, role: str = PREDICT
@@ -249,6 +277,9 @@ class Call(Client):
         Its key is judged by `check_key`, inside the part's own block.
         """
         record = RequestRecord(self.record.transport, method, request_id, self.record.code)
+        record.trace = self.record.trace
+        if self._calls.tracing is not None:
+            record.trace = self._calls.tracing.part(record.trace)
         part = Call(self._calls, record, self.time_left, self._address)
         part._caller, record.caller = self._caller, self.record.caller
         part.client = self.client
@@ -326,7 +357,10 @@ class Call(Client):
             self._note(TABLE[DeadlineExceeded if late else Cancelled])
             return
         if not isinstance(error, ServiceError):
-            _log.error("request %s failed", self.id, exc_info=error)
+            ids = {"request_id": self.id}
+            if self.record.trace is not None:
+                ids["trace_id"] = self.record.trace.trace_id
+            _log.error("request %s failed", self.id, exc_info=error, extra={"fields": ids})
             error = ServiceError(_FAULT)
         if isinstance(error, LimitExceeded):
             self._calls.telemetry.limited(self.record.caller, error.limit)
@@ -334,6 +368,7 @@ class Call(Client):
 
     def _note(self, status: Status) -> None:
         record = self.record
+        record.kind = status.kind
         record.code = str(status.http) if record.transport == "rest" else status.code.name
         # The caller's mistakes and refusals are quick and would flatter the latency.
         record.timed = record.timed and status.counts_as_latency
@@ -341,7 +376,7 @@ class Call(Client):
         gave_up = status in (TABLE[DeadlineExceeded], TABLE[Cancelled])
         record.held = record.held and (gave_up or status.is_ours)
         # Whoever asks for the answer sooner than the server has it by itself has his own deadline.
-        waited_s = time.perf_counter() - record.began_s
+        waited_s = time.monotonic() - record.began_s
         ours = waited_s > PATIENCE * self._calls.deadline_s if gave_up else status.is_ours
         record.outcome = "failed" if ours else "caller"
         if self._asked_model is not None:

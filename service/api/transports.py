@@ -29,6 +29,7 @@ from service.api.uploads import Uploads
 from service.config import ApiConfig
 from service.core.segmenter import Segmenter
 from service.telemetry import Telemetry
+from service.tracing import Tracing
 
 
 def build(
@@ -38,11 +39,12 @@ def build(
     *,
     keys: Keys | None,
     ready: Callable[[], bool],
+    tracing: Tracing | None = None,
 ) -> tuple[ASGIApp, GrpcServer]:
     """Builds them; must be called inside the event loop that runs them.
 
     keys: None lets everybody in, but nobody to the model repository. ready: whether new requests
-    are wanted: models loaded and not draining.
+    are wanted: models loaded and not draining. tracing: None makes no spans.
     """
     calls = Calls(
         telemetry,
@@ -51,6 +53,7 @@ def build(
         model_label=segmenter.metric_label,
         admin_port=config.admin_port,
         limits=Limits.of(config.limits.split()),
+        tracing=tracing,
     )
     uploads = Uploads(
         max_count=config.max_uploads,
@@ -81,10 +84,9 @@ def build(
 
     closing = asyncio.Event()
     connections = Connections(uploads, closing=closing)
-    handlers = Handlers(calls, connections)
     ours = Segmentation(segmenter, config, uploads, closing=closing)
     grpc = GrpcServer(config, connections)
-    grpc.add(segmentation.SERVICE, ours.handler(handlers))
+    grpc.add(segmentation.SERVICE, ours.handler(Handlers(calls, connections, segmentation.SERVICE)))
     oip = OipGrpc(
         segmenter,
         uploads=uploads,
@@ -93,7 +95,7 @@ def build(
         max_bytes=config.max_tensor_bytes,
         closing=closing,
     )
-    grpc.add(oip_grpc.SERVICE, oip.handler(handlers))
-    grpc.add_unknown(handlers.unknown())
+    grpc.add(oip_grpc.SERVICE, oip.handler(Handlers(calls, connections, oip_grpc.SERVICE)))
+    grpc.add_unknown(Handlers(calls, connections).unknown())
     rest = segment_first(app, segment, calls)
     return under_prefix(rest, config.root_path) if config.root_path else rest, grpc

@@ -1,7 +1,6 @@
 """Takes a request forward only: admit, decode, prepare, batch, run, encode.
 
-Every transport holds the same `Segmenter`; this is the only module that knows the order of the
-steps.
+Every transport holds the same `Segmenter`; this module alone knows the order of the steps.
 """
 
 from __future__ import annotations
@@ -196,9 +195,8 @@ class Segmenter:
     ) -> SegmentReply:
         """Labels an image and encodes the reply. Cancelling the task drops the work.
 
-        image: a file's bytes, or its pixels, uint8 RGB [H,W,3]. client: who asks.
-
-        Raises: any ServiceError but ModelLoadError.
+        image: a file's bytes, or its pixels, uint8 RGB [H,W,3]. client: who asks. Raises: any
+        ServiceError but ModelLoadError.
         """
         model = self._model(options)
         deadline = self._deadline(options)
@@ -221,7 +219,7 @@ class Segmenter:
             client.charge(header.pixels)
             job = _Job(pixels, header, options, model, encoder, permit, size, self._clock)
             try:
-                return await self._run(job)
+                return await self._run(job, client)
             except (DeadlineExceeded, asyncio.CancelledError) as error:
                 late = isinstance(error, DeadlineExceeded)
                 self._observer.rejected("deadline" if late else "cancelled")
@@ -246,15 +244,16 @@ class Segmenter:
         self._pool.close()
         self._decoder.close()
 
-    async def _run(self, job: _Job) -> SegmentReply:
+    async def _run(self, job: _Job, client: Client) -> SegmentReply:
         model, options, request = job.model, job.options, job.permit.request
-        timings, began = Timings(), self._clock()
+        request.mark = client.follow(timings := Timings(began_s=self._clock()))
         self._pool.submit(partial(job.decode_and_put, self._whole_pixels), request.future)
         try:
             result = await model.queue.result(request)
         finally:
             if job.decoded_s:
-                timings.decode_s = job.decoded_s - began
+                timings.decode_s = job.decoded_s - timings.began_s
+                timings.queue_s = self._clock() - job.decoded_s  # of one that gets no further
                 self._observer.stage(model.name, "decode", timings.decode_s)
                 self._observer.image_pixels(job.header.pixels)
         if result is TOO_LARGE:
@@ -271,6 +270,7 @@ class Segmenter:
             )
         timings.queue_s, timings.infer_s = result.queue_s, result.infer_s
         timings.render_s = result.postprocess_s
+        timings.started_s, timings.marks = result.started_s, result.marks
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
         encode = partial(job.encode, result, timings)
@@ -279,7 +279,8 @@ class Segmenter:
         else:
             began = self._clock()
             body, label_map, scores = await self._pool.run(encode, request.deadline)
-            timings.render_s += self._clock() - began
+            timings.ended_s = self._clock()
+            timings.render_s += timings.ended_s - began
         self._observer.stage(model.name, "render", timings.render_s)
         return SegmentReply(
             body=body,

@@ -124,12 +124,21 @@ class SegmentOptions:
 
 @dataclass(slots=True)
 class Timings:
-    """Counts the seconds of each stage; infer_s is that of the whole batch the image was in."""
+    """Counts the seconds of each stage; infer_s is that of the whole batch the image was in.
+
+    began_s, started_s, ended_s: the moments of the clock at which its decode was asked for, its
+    batch started, and its rendering ended, if that was not done at once; 0 until then. marks: of
+    the batch's members, see `Client.follow`.
+    """
 
     decode_s: float = 0.0
     queue_s: float = 0.0
     infer_s: float = 0.0
     render_s: float = 0.0
+    began_s: float = 0.0
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    marks: tuple[object, ...] = ()
 
 
 @dataclass(slots=True)
@@ -164,6 +173,11 @@ class Client:
 
     def charge(self, pixels: int) -> None:
         """Is told of an admitted image, before it is decoded. Raises: LimitExceeded."""
+
+    def follow(self, timings: Timings) -> object:
+        """Is told what the stages of an admitted image will be noted in. Returns the image's mark,
+        which those get who share a batch with it; the core does not look into it."""
+        return None
 
 
 NOBODY: Final = Client()
@@ -207,13 +221,14 @@ class ModelStatus:
     """Describes a model that serves. versions: those loaded, ascending by number.
 
     default_version: the one used when none is asked for. aliases: other names for the model, or,
-    where a version follows, for that one.
+    where a version follows, for that one. description: what it is for, in a line.
     """
 
     name: str
     default_version: str
     versions: tuple[VersionStatus, ...]
     aliases: tuple[tuple[str, str | None], ...] = ()
+    description: str = ""
 
     @property
     def default(self) -> VersionStatus:

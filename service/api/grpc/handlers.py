@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -25,6 +26,7 @@ from service.api.call import HEADER, Call, Calls, Outcome
 from service.api.grpc.connections import Connections, Context
 from service.api.grpc.messages import MAX_STRUCTURE_BYTES, Bulk, parse
 from service.errors import InvalidParameter, UnknownMethod, let_go
+from service.tracing import Attributes
 
 ERROR_DOMAIN: Final = "fcn-serve"
 """Says in ErrorInfo whose reasons they are. Source: google/rpc/error_details.proto."""
@@ -51,8 +53,12 @@ async def handle(
     context: Context,
     work: Callable[[Call], Awaitable[T]],
     admit: Admit = Call.authenticate,
+    service: str = "",
 ) -> T:
-    """Lets the call in and returns what `work` does, or aborts with its error as status details."""
+    """Lets the call in and returns what `work` does, or aborts with its error as status details.
+
+    service: the full name of that which has the method.
+    """
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     offered_id = metadata.get(HEADER)
     call = calls.begin(
@@ -61,6 +67,8 @@ async def handle(
         offered_id,
         time_left=context.time_remaining,
         address=_address(context.peer()),
+        carrier=metadata,
+        describe=partial(_described, f"{service}/{method}"),
     )
     context.set_trailing_metadata(((HEADER, call.id),))
     try:
@@ -82,11 +90,13 @@ async def handle(
 
 
 class Handlers:
-    """Makes the handlers of one server's methods."""
+    """Makes the handlers of one service's methods."""
 
-    def __init__(self, calls: Calls, connections: Connections) -> None:
+    def __init__(self, calls: Calls, connections: Connections, service: str = "") -> None:
+        """service: its full name."""
         self._calls = calls
         self._connections = connections
+        self._service = service
 
     def upload(
         self,
@@ -108,7 +118,7 @@ class Handlers:
             self._connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk, timeout_s)
             answer = await handle(
-                self._calls, method, context, lambda call: work(call, read), admit
+                self._calls, method, context, lambda call: work(call, read), admit, self._service
             )
             # Once, by us: a message is serialized to be measured, too.
             raw = answer.SerializeToString()
@@ -170,7 +180,7 @@ class Handlers:
                 finally:
                     connections.ends(context, 0)
 
-            await handle(self._calls, method, context, read_and_write, Call.identify)
+            await handle(self._calls, method, context, read_and_write, Call.identify, self._service)
 
         return grpc.stream_stream_rpc_method_handler(handler)
 
@@ -224,6 +234,11 @@ async def read_single_message(read: Read[M], kind: type[M]) -> tuple[M, int]:
     if found is None:
         raise InvalidParameter(f"the call has no message: send one {kind.DESCRIPTOR.name}")
     return found
+
+
+def _described(method: str) -> Attributes:
+    """Lists what gRPC knows. Source: OpenTelemetry, semantic conventions for RPC."""
+    return {"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")}
 
 
 def _address(peer: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from starlette.datastructures import MutableHeaders
@@ -18,6 +19,7 @@ from service.api.http import openapi
 from service.api.http.problem import OIP_PREFIX, error_response
 from service.core.types import Timings
 from service.errors import Cancelled, let_go
+from service.tracing import Attributes
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ LINGER_BYTES: Final = 32 * 1024 * 1024
 # A body announced as no longer than this is waited for, and the connection kept: under load a new
 # connection for every refusal would cost more than the refusal.
 KEPT_BYTES: Final = 1024 * 1024
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"})
+_SHOWN_CHARS: Final = 256
 _TOO_SLOW: Final = 408  # whose body will not come in time now, either
 
 
@@ -68,6 +72,18 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return headers
 
 
+def _described(scope: Scope, method: str) -> Attributes:
+    """Lists what HTTP knows. Source: OpenTelemetry, semantic conventions for HTTP servers."""
+    found = {
+        "http.request.method": method if method in _METHODS else "_OTHER",
+        "url.scheme": scope.get("scheme", "http"),
+        "url.path": scope["path"][:_SHOWN_CHARS],
+        "network.protocol.version": scope["http_version"],
+    }
+    route = getattr(scope.get("route"), "path", "") or scope.get("fcn_route", "")
+    return {**found, "http.route": route} if route else found
+
+
 class RequestMiddleware:
     """Wraps the application; see the module docstring."""
 
@@ -80,13 +96,22 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = _first_headers(scope)
-        head = scope["method"] == "HEAD"
+        method = scope["method"]
+        head = method == "HEAD"
         if head:  # answered as GET, less the body: RFC 9110, section 9.3.2
             scope = {**scope, "method": "GET"}
         scope["fcn_headers"] = headers
         address, _ = scope["client"] or ("", 0)
         _, port = scope.get("server") or ("", None)
-        call = self._calls.begin("rest", "other", headers.get(HEADER), address=address, port=port)
+        call = self._calls.begin(
+            "rest",
+            "other",
+            headers.get(HEADER),
+            address=address,
+            port=port,
+            carrier=headers,
+            describe=partial(_described, scope, method),
+        )
         scope["fcn_call"] = call
         flow = _Flow(receive, send, call, headers, head=head)
         try:

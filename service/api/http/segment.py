@@ -44,7 +44,7 @@ class SegmentEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ServiceError, which the middleware answers."""
         call, headers = call_of(scope), headers_of(scope)
-        call.record.method = "Segment"
+        call.record.method, scope["fcn_route"] = "Segment", PATH
         # Parameters first: a typing mistake should not cost an upload. And whoever is to be turned
         # away should know it before, too.
         options = self._options(call, scope["query_string"], headers.get("accept"))

@@ -70,6 +70,7 @@ class OipRest:
             async def called(request: Request) -> Response:
                 record = call_of(request.scope).record
                 record.method, record.probe = operation, probe
+                request.scope["fcn_route"] = OIP_PREFIX + path
                 return await endpoint(request, **request.path_params)
 
             app.add_route(OIP_PREFIX + path, called, methods=[method])

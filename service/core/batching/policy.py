@@ -45,9 +45,7 @@ SHARES: Final = {True: BULK_SHARE, False: 1 - BULK_SHARE}
 ROOM_FOR_OTHERS: Final = 7
 """One client may hold as many times the room that is free: an eighth stays for those who come.
 
-Source: Choudhury and Hahne, Dynamic queue length thresholds, IEEE/ACM Transactions on Networking
-6(2), 1998.
-"""
+Source: Choudhury and Hahne, Dynamic queue length thresholds, IEEE/ACM ToN 6(2), 1998."""
 
 MAX_CLIENTS: Final = 4096
 """Clients whose turns are remembered while the queue is never empty."""
@@ -58,12 +56,9 @@ _Owner = tuple[bool, str]
 
 Postprocess = Callable[[UInt8Array, Float32Array | None], Any]
 """Turns a label map, uint8 [H,W], and the logits, float32 [C,H,W] where they were wanted, into what
-the reply needs.
-
-It runs on the device's thread, though that delays the next batch a little: logits that waited
-elsewhere would take a dozen times the memory of the images, and to hand a label map to another
-thread costs more than packing it.
-"""
+the reply needs. It runs on the device's thread, though that delays the next batch a little: logits
+that waited elsewhere would take a dozen times the memory of the images, and to hand a label map to
+another thread costs more than packing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,7 @@ class InferenceResult:
     """Holds one image's answer and how long it took to come.
 
     label_map: uint8 [H,W]. postprocessed: what `postprocess` made of it, and postprocess_s how long
-    that took. infer_s: the whole batch's run.
+    that took. infer_s: the whole batch's run. started_s, marks: see `Timings`.
     """
 
     label_map: UInt8Array
@@ -80,21 +75,24 @@ class InferenceResult:
     batch_size: int
     postprocessed: Any = None
     postprocess_s: float = 0.0
+    started_s: float = 0.0
+    marks: tuple[object, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
 class InferenceRequest:
     """Follows one image through the queue: it is made before the decode and answered once.
 
-    deadline: a moment of the queue's clock, or None. client: whose it is. pixels: those that the
-    network computes for, the image's own at least. image: uint8 RGB [H,W,3]. kind: only images of
-    one kind can share a batch. From `image` on, `set_image` sets all.
+    deadline: a moment of the queue's clock, or None. client, mark: see `Client`. pixels: those that
+    the network computes for, the image's own at least. image: uint8 RGB [H,W,3]. kind: only images
+    of one kind can share a batch. From `image` on, `set_image` sets all.
     """
 
     priority: Priority
     deadline: float | None
     future: asyncio.Future[InferenceResult]
     client: str = ""
+    mark: object = None
     image: UInt8Array = field(init=False)
     postprocess: Postprocess | None = field(init=False, default=None)
     wants_logits: bool = field(init=False, default=False)

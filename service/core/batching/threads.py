@@ -138,6 +138,7 @@ def run(instance: Instance, batch: Batch, clock: Clock) -> list[InferenceResult]
     else:
         label_maps = instance.run(tensor)
     infer_s = clock() - began_s
+    marks = tuple(request.mark for request in requests)
     if label_maps.shape != tensor.shape[:3]:
         raise ValueError(f"{tensor.shape} in, {label_maps.shape} out")
     if logits is not None and logits.shape[2:] != tensor.shape[1:3]:
@@ -151,7 +152,14 @@ def run(instance: Instance, batch: Batch, clock: Clock) -> list[InferenceResult]
             postprocessed = request.postprocess(label_maps[n], own_logits)
         results.append(
             InferenceResult(
-                label_maps[n], queue_s, infer_s, len(requests), postprocessed, clock() - began_s
+                label_maps[n],
+                queue_s,
+                infer_s,
+                len(requests),
+                postprocessed,
+                clock() - began_s,
+                batch.started_s,
+                marks,
             )
         )
     return results

@@ -90,6 +90,7 @@ async def run_in_tiles(
         batch_size=1,
         postprocessed=wholes[1] if len(wholes) > 1 else None,
         postprocess_s=postprocessing_s,
+        started_s=min(result.started_s for result in results),
     )
 
 

@@ -12,6 +12,8 @@ MOMENTS = {
     "service/api/oip/statistics.py",  # when a model was last asked, which the protocol wants
     "fcn_client/http_messages.py",  # Retry-After as a date
     "service/tls.py",  # a certificate ends on a day
+    "service/checks.py",  # the same
+    "service/tracing.py",  # where spans begin, for those who collect them
 }
 """Modules that are told the time of day, or tell it."""
 WALL = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(")
