@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import onnx
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper, numpy_helper
 
@@ -109,11 +112,22 @@ def test_a_signal_ends_a_loop_whose_caller_has_left(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("engine", "write"),
+    [
+        ("onnxruntime", write_deaf_model),
+        # It ends no run at all, not even between two turns of a loop.
+        ("openvino", partial(write_slow_model, turns=ENDLESS)),
+    ],
+)
 def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
-    tmp_path: Path,
+    tmp_path: Path, engine: str, write: Callable[[Path, str], Path]
 ) -> None:
-    write_deaf_model(tmp_path)
-    with running(tmp_path, stuck_after_s=3, deadline_ms=60_000, drain_s=5) as server:
+    write(tmp_path, "deaf")
+    settings = {"stuck_after_s": 3, "deadline_ms": 60_000, "drain_s": 5, "engine": engine}
+    with running(tmp_path, **settings) as server:
+        engines = [m["engine"] for m in server.rest.get("/v1/models").json()["models"]]
+        assert engines == [engine]
         health = health_pb2_grpc.HealthStub(server.channel)
         told = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING

@@ -135,7 +135,7 @@ class Stream:
         fault: InvalidParameter | None,
         before: asyncio.Task[None] | None,
     ) -> None:
-        """before: what has to be sent first."""
+        """Sends the answer, once it is there and `before` was sent."""
         answer = await self._answer(message, fault)
         # A message that was wrong has no id of its own.
         own_id = message.id if fault is None else None
