@@ -20,6 +20,7 @@ from tests.waiting import until
 
 WHITE = lasting(255)
 BLACK = lasting(0)
+ALL_WHITE = png(np.full((8, 8, 3), 255, np.uint8))
 ENDLESS = 2**32 // 255  # turns: the better part of an hour
 ADMIN = "the-admin-key-itself"
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
         told = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING
         assert ask(server, BLACK, "deaf").status_code == 200
-        assert ask(server, WHITE, "deaf").status_code == 503
+        assert ask(server, ALL_WHITE, "deaf").status_code == 503
         # Nothing else serves, so the server is not ready until the model is loaded anew.
         assert server.rest.get("/readyz").status_code == 503
         assert not server.rest.get("/v2/health/ready").is_success
@@ -130,7 +131,7 @@ def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
         until(lambda: ask(server, BLACK, "deaf").status_code == 200, server.log)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING
         assert server.metric('fcn_stuck_runs_total{model="deaf",outcome="lost"}') == 1
-        assert ask(server, WHITE, "deaf").status_code == 503
+        assert ask(server, ALL_WHITE, "deaf").status_code == 503
         assert server.process.wait(60) == 1
         assert "leaving, to be started anew" in server.log()
 
@@ -139,7 +140,7 @@ def test_a_network_that_wants_more_memory_than_there_is_costs_its_request(tmp_pa
     write_deaf_model(tmp_path, more=8192)  # 17 TB for a white image
     with running(tmp_path) as server:
         for _ in range(3):
-            reply = ask(server, WHITE, "deaf")
+            reply = ask(server, ALL_WHITE, "deaf")
             assert reply.status_code == 500
             assert reply.json()["type"] == "urn:fcn:problem:inference-failed"
             assert ask(server, BLACK, "deaf").status_code == 200
