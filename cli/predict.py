@@ -24,7 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="image, video, or folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT")
+    where.add_argument(
+        "--url",
+        help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT; or several, with commas",
+    )
     where.add_argument(
         "--local",
         type=Path,

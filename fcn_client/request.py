@@ -56,6 +56,13 @@ def is_this_machine(url: str) -> bool:
     return ip.is_loopback or ip.is_unspecified
 
 
+def at_ip(url: str, ip: str) -> str:
+    """Returns the address with `ip` in place of the host's name."""
+    parts = urlsplit(url)
+    host = f"[{ip}]" if ":" in ip else ip
+    return parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+
+
 def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
     """Returns what every request sends. Raises: InvalidInput, which does not repeat the key."""
     sent = dict(headers or {})
