@@ -72,7 +72,7 @@ def test_a_wrong_scale_is_told_the_right_ones(oip_server: Server, scale: str) ->
 
 
 def test_predict_asks_for_it_too(oip_server: Server, tmp_path: Path) -> None:
-    """By a server or in the process itself; answers of two sizes are not mixed."""
+    """Labels by a server or in the process itself; answers of two sizes are not mixed."""
     (tmp_path / "a.png").write_bytes(IMAGE)
     repository = tmp_path / "models"
     write_model(repository)
