@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ def flooded(server: Server, key: str, priority: Any = None) -> Iterator[Callable
     ]
     server.wait_for(INFLIGHT, 0.7 * FLOOD)
     yield lambda: sum(call.done() for call in calls)
-    assert all(call.code() is grpc.StatusCode.OK for call in calls)
+    codes = Counter(call.code() for call in calls)
+    assert codes.pop(grpc.StatusCode.OK) >= 0.7 * FLOOD
+    assert set(codes) <= {grpc.StatusCode.RESOURCE_EXHAUSTED}, "which leaves room for others"
 
 
 @pytest.mark.parametrize(
