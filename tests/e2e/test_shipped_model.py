@@ -152,7 +152,7 @@ def test_how_sure_it_is_of_building_fronts_can_be_asked(server: serving.Server) 
 
 @each
 def test_claimed_score_through_both_transports(shipped: Shipped) -> None:
-    """In fp32, which is what the cards claim first."""
+    """The cards claim first what fp32 gives."""
     root = os.environ.get(shipped.root)
     if not root:
         # Not `need`: CamVid's licence keeps it from being where CI could fetch it.
