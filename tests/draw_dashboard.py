@@ -30,7 +30,7 @@ FILE: Final = ROOT / "docs" / "figures" / "dashboard.png"
 CALM_S, CROWD_S = 15.0, 12.0
 CALLERS, CROWD = 2, 24
 WINDOW: Final = "[3s]"
-"""In place of Grafana's choice, with a scrape every half second."""
+"""Stands in for Grafana's choice, with a scrape every half second."""
 SHOWN: Final = (
     "Availability: budget left",
     "Burn rate",
