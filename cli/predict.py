@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import time
     from contextlib import closing
+    from importlib.util import find_spec
 
     from fcn_client.errors import InvalidInput
     from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
@@ -150,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(
             args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
         )
-        shown = not args.json and sys.stderr.isatty()
+        # tqdm is an extra: without it there is no bar.
+        shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
         summary = predict(
             found.items(args.every),
             labeller,
