@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 
 def positive(text: str) -> int:
@@ -25,3 +26,15 @@ def seconds(text: str) -> float:
     if not 0.001 <= value <= 3600:  # what the server takes as a deadline
         raise argparse.ArgumentTypeError(f"{text}: want seconds, up to 3600")
     return value
+
+
+def scale(text: str) -> Literal["auto", "none"] | int:
+    """Reads at what size the network is to see images. Raises: ArgumentTypeError."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: want auto, none, or how many pixels the longer side may have"
+        ) from None

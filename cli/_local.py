@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_client.errors import FcnError, InvalidInput
-from fcn_client.predict.labeller import check_keep
+from fcn_client.predict.labeller import at_scale, check_keep
 from fcn_client.types import ClassInfo
 from service.core.models.repository import digest_of
-from service.core.types import SegmentOptions
+from service.core.types import Scale, SegmentOptions
 from service.errors import ServiceError
 from service.local import LocalSegmenter
 from service.settings import Settings
@@ -25,8 +25,12 @@ class LocalLabeller:
         model: str | None = None,
         version: str | None = None,
         keep: Sequence[str] = (),
+        scale: Scale = "auto",
     ) -> None:
-        """source: a model file or a model repository. Raises: ServiceError, InvalidInput."""
+        """source: a model file or a model repository. scale: see `Scale`.
+
+        Raises: ServiceError, InvalidInput.
+        """
         self._segmenter = LocalSegmenter(source, settings)
         try:
             try:
@@ -35,6 +39,7 @@ class LocalLabeller:
                 raise InvalidInput(f"{source}: {error} (--model, --model-version)") from error
             self.name, self.version = found.name, chosen.version
             self._keep = tuple(keep)
+            self._scale: Scale = scale
             self.classes = tuple(
                 ClassInfo(c.id, c.name, c.color, c.description) for c in chosen.contract.classes
             )
@@ -43,13 +48,16 @@ class LocalLabeller:
             # again under the same name is another network.
             self.identity = (
                 f"{self.name} {self.version} {chosen.precision} {digest_of(chosen.path)[:16]}"
+                f"{at_scale(scale)}"
             )
         except BaseException:
             self.close()
             raise
 
     def __call__(self, image: bytes) -> bytes:
-        options = SegmentOptions(model=self.name, version=self.version, classes=self._keep)
+        options = SegmentOptions(
+            model=self.name, version=self.version, classes=self._keep, scale=self._scale
+        )
         try:
             return self._segmenter.segment(image, options).body
         except ServiceError as error:

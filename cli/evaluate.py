@@ -100,6 +100,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="write FOLDER/index.html: scores with their uncertainty, confusion matrix, the worst "
         "and median images, timing. It holds images of the data set",
     )
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        default=(),
+        metavar="A,B",
+        help="score the images enlarged and reduced by these factors, too, as 0.5,1,2,4,8: a "
+        "checkpoint or an ONNX file only. With --json, `fcn export --scores` reads the range",
+    )
+    parser.add_argument(
+        "--every",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="with --scales: of the split, each N-th image (default: 1)",
+    )
+    parser.add_argument(
+        "--write-range",
+        action="store_true",
+        help="with --scales: write the range into the contract of the ONNX file SOURCE, and of the "
+        "int8 and fp16 files beside it",
+    )
     parser.add_argument("--json", action="store_true", help="scores as JSON, in 0 to 1")
 
 
@@ -117,8 +138,23 @@ def run(args: argparse.Namespace) -> int:
     from training.evaluation.evaluate import EvaluationError
     from training.evaluation.page import write_page
     from training.evaluation.report import Report
-    from training.evaluation.targets import EvaluationTarget, open_target, predict_again, score
+    from training.evaluation.scales import ScaleScore, known_range, score_scales, write_range
+    from training.evaluation.targets import (
+        EvaluationTarget,
+        NetworkTarget,
+        ServerTarget,
+        open_target,
+        predict_again,
+        score,
+    )
 
+    if (args.write_range or args.every > 1) and not args.scales:
+        raise EvaluationError("--every and --write-range are for --scales: give it, too")
+    if args.write_range and not args.source.lower().endswith(".onnx"):
+        raise EvaluationError(
+            f"--write-range is for an ONNX file, and {args.source} is none: of a checkpoint, "
+            "`fcn export --scores` writes the range"
+        )
     name = args.dataset or guess_dataset(args.data_root, args.classes)
     with init_distributed() as world:
         data = open_dataset(name, args.data_root, args.split, args.classes)
@@ -150,6 +186,13 @@ def run(args: argparse.Namespace) -> int:
             )
             seconds = time.perf_counter() - started
             data = mask_images(data, args.mask)
+            scales: tuple[ScaleScore, ...] = ()
+            if args.scales and isinstance(target, ServerTarget):
+                raise EvaluationError(
+                    f"--scales is for a checkpoint or an ONNX file, and {args.source} is a server"
+                )
+            if args.scales and isinstance(target, NetworkTarget):
+                scales = score_scales(target.predict, data, args.scales, every=args.every)
             report = Report(
                 target.name,
                 target.kind,
@@ -159,12 +202,16 @@ def run(args: argparse.Namespace) -> int:
                 args.absent,
                 args.mask,
                 args.flip,
+                scales,
             )
             if audit is not None:
                 write_page(args.report, report, audit, partial(predict_again, target, data))
     if not world.is_main:
         return 0
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
+    if args.write_range:
+        for file in write_range(Path(args.source), known_range(scales)):
+            print(f"fcn: {file} has the range", file=sys.stderr)
     if report.warning:
         print(f"fcn: warning: {report.warning}", file=sys.stderr)
     if not evaluation.complete:
@@ -185,3 +232,13 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
     return value
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0.01 <= value <= 100 for value in values):
+        raise argparse.ArgumentTypeError(f"{text}: want factors from 0.01 to 100, as in 0.5,1,2,4")
+    return values

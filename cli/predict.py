@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
-from cli._arguments import positive, seconds
+from cli._arguments import positive, scale, seconds
 from cli._tls import add_tls, tls_of
 
 HELP = "segment an image, a folder or a video, with a server or in this process"
@@ -24,7 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="image, video, or folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT")
+    where.add_argument(
+        "--url",
+        help="server to ask: http://HOST:PORT (REST) or grpc://HOST:PORT; or several, with commas",
+    )
     where.add_argument(
         "--local",
         type=Path,
@@ -41,6 +44,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="A,B",
         help="keep only these classes, by name or id; other pixels become void (default: all)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=scale,
+        default="auto",
+        metavar="SIZE",
+        help="at what size the network sees images: auto, at one that the model knows; none, at "
+        "their own; or how many pixels the longer side may have (default: auto)",
     )
     parser.add_argument(
         "--write",
@@ -95,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import time
     from contextlib import closing
+    from importlib.util import find_spec
 
     from fcn_client.errors import InvalidInput
     from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
@@ -125,19 +137,22 @@ def run(args: argparse.Namespace) -> int:
         deadline_s = args.deadline or _DEADLINE_S
         key = read_api_key(args.api_key_file)
         client = FcnClient(args.url, timeout_s=deadline_s, api_key=key, **tls_of(args))
-        labeller = RemoteLabeller(client, args.model, args.model_version, keep, deadline_s)
+        labeller = RemoteLabeller(
+            client, args.model, args.model_version, keep, deadline_s, args.scale
+        )
     else:
         from cli._local import LocalLabeller
         from service.settings import load_settings
 
         settings = load_settings()
         source = args.local or settings.model_repository
-        labeller = LocalLabeller(source, settings, args.model, args.model_version, keep)
+        labeller = LocalLabeller(source, settings, args.model, args.model_version, keep, args.scale)
     with closing(labeller):
         folder = Folder(
             args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
         )
-        shown = not args.json and sys.stderr.isatty()
+        # tqdm is an extra: without it there is no bar.
+        shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
         summary = predict(
             found.items(args.every),
             labeller,

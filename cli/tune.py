@@ -191,14 +191,18 @@ def _model_of_repository() -> Path:
 
     Raises: TuneError, SettingsError, ModelLoadError.
     """
+    from service.core.models.model_settings import DEFAULT_ALIAS, read_aliases
     from service.core.models.repository import scan
     from service.settings import load_settings
 
     settings = load_settings()
     files = scan(settings.model_repository)
     names = sorted({file.name for file in files})
-    name = settings.default_model or names[0]
-    if name not in names or (len(names) > 1 and settings.default_model is None):
+    meant = settings.default_model or DEFAULT_ALIAS
+    name = read_aliases(settings.model_repository).get(meant, (meant, None))[0]
+    if name not in names and len(names) == 1 and settings.default_model is None:
+        name = names[0]
+    if name not in names:
         raise TuneError(
             f"the repository {settings.model_repository} has {', '.join(names)}: say which to tune "
             "for with --model FILE"

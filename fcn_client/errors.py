@@ -26,6 +26,7 @@ class FcnError(Exception):
     """Catches them all. `attempts`: how often the server was asked before this was raised."""
 
     retryable = False
+    elsewhere = False  # another one of several servers may be asked at once
     retry_after_s: float | None = None
     attempts = 1
 

@@ -183,6 +183,7 @@ def models_of(listing: pb.ListModelsResponse) -> tuple[Model, ...]:
                 is_default=any(e.is_default for e in entries),
                 default_version=chosen.version,
                 versions=tuple(_version(e) for e in entries),
+                description=chosen.description,
             )
         )
     return tuple(models)

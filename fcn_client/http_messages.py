@@ -149,6 +149,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
             )
             for v in entry["versions"]
         ),
+        description=str(entry.get("description", "")),
     )
 
 

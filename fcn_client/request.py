@@ -56,6 +56,13 @@ def is_this_machine(url: str) -> bool:
     return ip.is_loopback or ip.is_unspecified
 
 
+def at_ip(url: str, ip: str) -> str:
+    """Returns the address with `ip` in place of the host's name."""
+    parts = urlsplit(url)
+    host = f"[{ip}]" if ":" in ip else ip
+    return parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+
+
 def headers_of(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
     """Returns what every request sends. Raises: InvalidInput, which does not repeat the key."""
     sent = dict(headers or {})
@@ -101,7 +108,8 @@ def call_of(image: bytes, output: str, options: SegmentOptions) -> Call:
         outlines=options.get("outlines"),
         dtype=options.get("dtype"),
         priority=options.get("priority"),
-        scale=options.get("scale"),
+        # A server of before knows of no scale, and is not told what is the default.
+        scale=None if (scale := options.get("scale")) == "auto" else scale,
         request_id=request_id,
         deadline_s=0.0 if options.get("deadline_ms") is not None else None,
         timeout_s=0.0,

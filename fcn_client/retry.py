@@ -21,15 +21,22 @@ class RetryPolicy:
     The n-th wait is drawn from 0 to `first_wait_s` * 2^n, `max_wait_s` at most, so that clients
     which were refused together do not come back together. A server's Retry-After is waited for in
     full, with such a draw, as long as itself at most, on top. `max_attempts=1` never retries.
+
+    With several servers another one is asked at once, without a wait. attempt_s: after how many
+    seconds one of them is given up for another; by default after an equal share of the time that is
+    left, 1 s at least.
     """
 
     max_attempts: int = 6
     first_wait_s: float = 0.2
     max_wait_s: float = 10.0
+    attempt_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.first_wait_s < 0 or self.max_wait_s < 0:
             raise ValueError(f"{self}: want max_attempts of 1 or more and waits of 0 s or more")
+        if self.attempt_s is not None and not self.attempt_s > 0:
+            raise ValueError(f"{self}: want attempt_s above 0, or None")
 
 
 class RetryBudget:
@@ -64,11 +71,14 @@ class RetryBudget:
     def wait_s(self, error: FcnError) -> float:
         """Returns how long to wait before asking again. Raises: `error` where that is in vain."""
         error.attempts = self.attempts
-        if not error.retryable or self.attempts >= self._policy.max_attempts:
+        may_help = error.retryable or error.elsewhere
+        if not may_help or self.attempts >= self._policy.max_attempts:
             raise error
         most_s = min(self._policy.first_wait_s * 2 ** (self.attempts - 1), self._policy.max_wait_s)
         asked_s = error.retry_after_s
-        if asked_s is None:
+        if error.elsewhere:
+            wait_s = 0.0
+        elif asked_s is None:
             wait_s = self._draw(0.0, most_s)
         else:
             wait_s = asked_s + self._draw(0.0, min(most_s, asked_s))

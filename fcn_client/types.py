@@ -127,12 +127,14 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Describes a model. `default_version`: answers requests that name no version."""
+    """Describes a model. `default_version`: answers requests that name no version. `description`:
+    what it is for, "" where nobody said so."""
 
     name: str
     is_default: bool
     default_version: str
     versions: tuple[ModelVersion, ...]
+    description: str = ""
 
     @property
     def default(self) -> ModelVersion:

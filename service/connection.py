@@ -69,6 +69,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._buffer = bytearray()
         self._pending = bytearray()
         self._exchange: Exchange | None = None
+        self._head: bytes | None = None  # of a request that waits for its turn
         self._reading = True
         self._half_closed = False
         self._stopping = False
@@ -82,6 +83,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         # Of an answer that waits for its reader: when we last looked, and what was taken by then.
         self._window: tuple[float, int] | None = None
         self.address = ""
+        self.turn = 0
+        self.ahead = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -118,8 +121,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._buffer = bytearray()
         if said := came if self._tls is None else self._decrypted(self._tls, came):
             self._moved_s = self._loop.time()
-            if self._exchange is None and not self._pending:
+            if self._exchange is None and self._head is None and not self._pending:
                 self._began_s = self._moved_s
+                self.ahead = False
             self._pending += said
         self.go_on()
         if self._tls is not None and self._tls.ended:
@@ -145,7 +149,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def shutdown(self) -> None:
         """Ends the connection once the answer that is owed is given; uvicorn calls it."""
         self._stopping = True
-        if self._exchange is None or self._exchange.answered:
+        if self._head is None and (self._exchange is None or self._exchange.answered):
             self.close("shutdown")
 
     @property
@@ -221,6 +225,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return self._window[0]
         exchange = self._exchange
         owed = exchange is not None and exchange.body.complete and not exchange.answered
+        owed = owed or self._head is not None
         return None if owed and not self.unread_bytes else self._moved_s
 
     def overdue(self, now_s: float) -> Ending | None:
@@ -235,6 +240,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             bounds = self._bounds
             limit_s = bounds.rest_of_body_s if exchange.answered else bounds.body_s
             return None if exchange.body.complete or waited_s <= limit_s else "slow_body"
+        if self._head is not None:
+            return None
         if self._pending:
             return None if waited_s <= self._bounds.head_s else "slow_head"
         return None if waited_s <= self._bounds.idle_s else "idle"
@@ -268,10 +275,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
         exchange = self._exchange
         if exchange is None:
             # Who does not read his answers gets no further ones.
-            head = None if self._writable is not None else take_head(self._pending)
-            if head is not None:
-                self._begin(head)
-            return head is not None
+            if self._head is not None or self._writable is not None:
+                return False
+            self._head = take_head(self._pending)
+            if self._head is not None:
+                self._connections.turns.ask(self)
+            return self._exchange is not None
         if exchange.body.complete:
             if exchange.answered:
                 self._exchange = None
@@ -281,8 +290,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
         exchange.received(exchange.body.take(self._pending))
         return exchange.body.complete
 
-    def _begin(self, head: bytes) -> None:
+    def begin(self) -> None:
+        """Runs the request whose turn it is."""
+        head, self._head = self._head, None
+        if head is None or self._transport.is_closing():
+            return
+        try:
+            self._run(head)
+        except Refused as error:
+            self._refuse(error)
+        else:
+            self.go_on()
+
+    def _run(self, head: bytes) -> None:
         """Raises: Refused."""
+        self.ahead = True  # whatever comes before the answer
         writer, request = parse_head(head)
         self._began_s = self._loop.time()
         self._exchange = exchange = Exchange(
@@ -344,7 +366,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Says whether an answer is owed to a caller who closed a side, who is looked for then."""
         exchange = self._exchange
         if exchange is None:  # what he sent ahead may be whole, and waits until he has read
-            return self._writable is not None and bool(self._pending)
+            return self._head is not None or self._writable is not None and bool(self._pending)
         if exchange.answered or not exchange.body.complete:
             return False
         if not exchange.started and len(self._begun) < len(_BEGINNING):

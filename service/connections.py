@@ -62,7 +62,21 @@ class Bounds:
         )
 
 
-class Connection(Protocol):
+class Beginner(Protocol):
+    """Has a request that waits for its turn.
+
+    turn: counts up over all connections; 0 while it has begun no request. ahead: its next request
+    came before the last was answered.
+    """
+
+    ahead: bool
+    turn: int
+
+    def begin(self) -> None:
+        """Runs the request whose turn it is; nothing if the connection has ended meanwhile."""
+
+
+class Connection(Beginner, Protocol):
     """Says of one connection what the bounds are about."""
 
     address: str
@@ -80,6 +94,42 @@ class Connection(Protocol):
         """Closes it."""
 
 
+class Turns:
+    """Has one request begin in each round of the event loop, so that those who send many over many
+    connections keep others waiting for one request, not for one of each connection.
+
+    Requests that were sent ahead of an answer come last. Of equals, who has had a turn longest ago
+    comes first, and a newcomer before all who have had one.
+    """
+
+    def __init__(self) -> None:
+        self._given = 0
+        self._waiting: list[tuple[bool, int, int, Beginner]] = []
+        self._asked = 0
+        self._taken = False
+
+    def ask(self, connection: Beginner) -> None:
+        """Has the connection begin its request: at once, unless another has in this round."""
+        if self._taken:
+            self._asked += 1
+            place = connection.ahead, connection.turn, self._asked, connection
+            heapq.heappush(self._waiting, place)
+        else:
+            self._give(connection)
+
+    def _give(self, connection: Beginner) -> None:
+        self._taken = True
+        self._given += 1
+        connection.turn = self._given
+        asyncio.get_running_loop().call_soon(self._next)
+        connection.begin()
+
+    def _next(self) -> None:
+        self._taken = False
+        if self._waiting:
+            self._give(heapq.heappop(self._waiting)[-1])
+
+
 class Connections:
     """Counts all open connections, and ends those that are over a bound."""
 
@@ -89,6 +139,7 @@ class Connections:
         self._open: set[Connection] = set()
         self._of_address: Counter[str] = Counter()
         self._unread: set[Connection] = set()
+        self.turns = Turns()
         self._looking: asyncio.TimerHandle | None = None
 
     def add(self, connection: Connection) -> bool:

@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     """Seconds between looks for new, changed and removed models, which are then loaded, replaced
     and unloaded; 0 looks at the start only."""
     default_model: str | None = SegmenterConfig.default_model
-    """Model that answers requests that name none. Needed only with more than one model."""
+    """Model that answers requests that name none: by default the one that `aliases.toml` calls
+    `default`, or the only one."""
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Provider that runs the network; `auto` takes CUDA when it works, else the CPU. The others do
     not start where they cannot have what they are named after."""

@@ -77,7 +77,7 @@ class Server:
 
     @property
     def http_address(self) -> tuple[str, int]:
-        host, port = self.url.removeprefix("http://").rsplit(":", 1)
+        host, port = self.url.partition("://")[2].rsplit(":", 1)
         return host, int(port)
 
     def log(self) -> str:

@@ -23,7 +23,8 @@ TEXTS: Final = {
     "Holds the client for asyncio, from which `make sync` makes `fcn_client/sync/`.": (
         "Holds the client for threads, made by `make sync` from `fcn_client/aio/`."
     ),
-    """Asks the server behind one address, for the tasks of one event loop, in which it is made.
+    """Asks the server behind one address, or the fit one of several, for the tasks of the event
+    loop in which it is made.
 
     Files are read, and images encoded and decoded, on threads: the loop is never blocked. A
     cancelled call is cancelled on the server, too. `async with AsyncFcnClient(url) as client:` or

@@ -73,12 +73,17 @@ def import_start_weights(
 ) -> Imported:
     """Write the backbone of `path`, a classifier or an FCN, to `out`, for `init.imagenet`.
 
-    `preprocessing` None: what the file's convention implies. `width`: of the file's network.
+    `preprocessing` None: what the file's convention implies. `width`: of the file's network. A file
+    without fc6 and fc7 is for networks of another `fc6_channels` than ImageNet's.
     Raises: WeightsError naming the layers that are missing or do not fit; OSError.
     """
     file = _read(path, network, preprocessing)
+    spec = _spec(network, file.layers, width)
+    if BACKBONES[network].fc6_is_needed and not {"fc6", "fc7"} & set(file.layers):
+        # Convolutions alone. An fc6 and fc7 of another width than the classifier's begin anew.
+        spec = dataclasses.replace(spec, fc6_channels=1)
     with torch.device("meta"):
-        backbone = build(_spec(network, file.layers, width), 1).backbone
+        backbone = build(spec, 1).backbone
     dropped = BACKBONES[network].names.dropped | HEAD_LAYERS
     # Also fc6 and fc7 of another width than ImageNet's, where the file has them.
     wanted = shapes_of(backbone, convolutions(backbone))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from model.export.parity import ParityReport
 from model.modality import RGB
 from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.evaluation.scales import with_range
 
 _METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
@@ -87,18 +88,21 @@ def make_contract(
     for split, values in _splits(checkpoint, measured):
         scores.update({f"{split}_{metric}": round(values[metric], 6) for metric in _METRICS})
     backbone = network.backbone
+    spec = with_range(
+        InputSpec(stride=32, min_side_px=backbone.min_side_px, max_side_px=backbone.max_side_px),
+        (measured or {}).get("input_range"),
+    )
     return Contract(
         model_name=name,
         architecture=checkpoint.network.architecture,
         classes=checkpoint.dataset.classes,
         training_data=checkpoint.dataset.data,
-        input=InputSpec(
-            stride=32, min_side_px=backbone.min_side_px, max_side_px=backbone.max_side_px
-        ),
+        input=spec,
         outputs=OutputSpec(logits="logits" if logits else None),
         scores=scores,
         git_revision=checkpoint.git_revision,
         precision="fp32",
+        format_version=spec.format_version,
     )
 
 
@@ -116,7 +120,7 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         f"# {contract.model_name}",
         "",
         f"- Architecture: {contract.architecture}, {len(contract.classes)} classes, "
-        f"{contract.precision}; made for images of about the size it was trained on.",
+        f"{contract.precision}; {_known_sizes(contract.input)}.",
         f"- Training data: {data.name}. Source: {data.source or 'not given'}.",
         f"- Licence of the data, which binds the weights: **{data.licence}**.",
         f"- {origin} `{checkpoint.git_revision}`{trained}; exported {date.today().isoformat()}.",
@@ -141,9 +145,27 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
         [info.name, *(_percent(values["class_iu"][info.name]) for _, values in splits)]
         for info in contract.classes
     ])  # fmt: skip
+    if measured and measured.get("scales"):
+        lines += scale_section(measured["scales"], str(measured["split"]))
     if not imported:
         lines += _recipe(checkpoint)
     return "\n".join([*lines, ""])
+
+
+def _known_sizes(spec: InputSpec) -> str:
+    if spec.range_px is None:
+        return "made for images of about the size it was trained on"
+    first, learned, last = spec.range_px
+    return f"for images of {first} to {last} px in the longer side; others are scaled to {learned}"
+
+
+def scale_section(scales: Sequence[Mapping[str, Any]], split: str) -> list[str]:
+    """Write the section of the card on sizes, of what `fcn evaluate --scales --json` prints."""
+    heading = f"Mean IU of images of {split}, enlarged and reduced bicubically:"
+    return ["", "## Sizes", "", heading, "", *_table(
+        ["scale", "longer side [px]", "mean IU [%]"],
+        [[f"{s['scale']:g}", str(s["longer_side_px"]), _percent(s["mean_iu"])] for s in scales],
+    )]  # fmt: skip
 
 
 def _recipe(checkpoint: Checkpoint) -> list[str]:

@@ -6,7 +6,7 @@ to do, and one thread or task, the caller's, does it: a flow needs no lock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,8 @@ from fcn_client.types import ImageLike, OpenStream, RawReply, StreamResult
 I = TypeVar("I", bound=ImageLike)  # noqa: E741
 
 Open = Callable[
-    [str, int, Callable[[str, RawReply | FcnError], None], Callable[[FcnError], None]], OpenStream
+    [str, int, Callable[[str, RawReply | FcnError], None], Callable[[FcnError], None]],
+    Awaitable[OpenStream],
 ]
 """`Transport.stream`: the request id, the window, and whom to tell of answers and of the end."""
 
@@ -46,12 +47,12 @@ class _Driver(Generic[I]):
     def over(self) -> bool:
         return not self.reading and self._flow.idle
 
-    def send(self) -> None:
+    async def send(self) -> None:
         """Sends all that is due, over a new call where there is none."""
         for id, call in self._flow.due():
             if self._stream is None:
                 self._opened += 1
-                self._stream = self._open(
+                self._stream = await self._open(
                     self._flow.request_id,
                     self._window,
                     lambda id, end: self._tell(partial(self._flow.answered, id, end)),
@@ -115,7 +116,7 @@ async def drive(
     try:
         while True:
             driver.leave_if_overdue()
-            driver.send()
+            await driver.send()
             for result in flow.pop_ready():
                 room.release()
                 yield result

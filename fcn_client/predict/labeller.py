@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from fcn_client.errors import (
     FcnConnectionError,
@@ -49,13 +49,15 @@ class RemoteLabeller:
         version: str | None = None,
         keep: Sequence[str] = (),
         deadline_s: float | None = None,
+        scale: Literal["auto", "none"] | int = "auto",
     ) -> None:
         """client: closed with this, also when this fails. keep: classes by name or id; all when
         empty. deadline_s: for each image, with what the client retries; the server's if None.
-        Raises: FcnError."""
+        scale: see `fcn_client.types.SegmentOptions`. Raises: FcnError."""
         self._client = client
         self._deadline_ms = None if deadline_s is None else 1000 * deadline_s
         self._keep = tuple(keep)
+        self._scale = scale
         try:
             chosen = _model(client.models(), model, client.url)
             self.name = chosen.name
@@ -66,7 +68,7 @@ class RemoteLabeller:
         except BaseException:
             client.close()
             raise
-        self.identity = f"{self.name} {self.version} {found.precision}"
+        self.identity = f"{self.name} {self.version} {found.precision}{at_scale(scale)}"
 
     def __call__(self, image: bytes, /) -> bytes:
         """Asks again for an image that was not answered in time, or for which a proxy got no
@@ -94,6 +96,7 @@ class RemoteLabeller:
             classes=self._keep,
             priority="low",  # whoever waits for one image goes before a folder of them
             deadline_ms=self._deadline_ms,
+            scale=self._scale,
         ).body
 
     def _is_gone(self) -> bool:
@@ -106,6 +109,11 @@ class RemoteLabeller:
 
     def close(self) -> None:
         self._client.close()
+
+
+def at_scale(scale: str | int) -> str:
+    """Names a scale in a labeller's identity, unless it is the default."""
+    return "" if scale == "auto" else f" scale={scale}"
 
 
 def check_keep(keep: Sequence[str], classes: Sequence[ClassInfo]) -> None:

@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 42f3ce4744d805aa24d40de6f59298fe.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 f98a9859c74e9fe99ad6110ae861e266.
 # mypy: disable-error-code="type-arg"
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -163,7 +163,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "is_default", "architecture", "precision", "provider", "classes", "contract_json", "engine")
+    __slots__ = ("name", "version", "state", "is_default", "architecture", "precision", "provider", "classes", "contract_json", "engine", "description")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +174,7 @@ class Model(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_JSON_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: str
@@ -184,7 +185,8 @@ class Model(_message.Message):
     classes: _containers.RepeatedCompositeFieldContainer[ClassInfo]
     contract_json: str
     engine: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., is_default: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassInfo, _Mapping]]] = ..., contract_json: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
+    description: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., is_default: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassInfo, _Mapping]]] = ..., contract_json: _Optional[str] = ..., engine: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class ClassInfo(_message.Message):
     __slots__ = ("id", "name", "color_rgb", "description")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 
+from fcn_client.balance import addresses
 from fcn_client.errors import FcnError
 from fcn_client.flow import Flow
 from fcn_client.images import file_bytes
@@ -23,16 +24,16 @@ from fcn_client.request import (
     within,
 )
 from fcn_client.retry import RetryBudget, RetryPolicy
+from fcn_client.sync.replicas import Replicas
 from fcn_client.sync.stream import drive
+from fcn_client.sync.transport import Transport
 from fcn_client.sync.window import in_window
 from fcn_client.threads import Source, in_thread, sleep
-from fcn_client.trust import trust_of
+from fcn_client.trust import TlsFiles, trust_of
 from fcn_client.types import (
-    Call,
     ImageLike,
     ImageOutput,
     Model,
-    OpenStream,
     Outcome,
     RawReply,
     SegmentOptions,
@@ -45,28 +46,6 @@ T = TypeVar("T")
 I = TypeVar("I", bound=ImageLike)  # noqa: E741
 
 
-class Transport(Protocol):
-    """Sends calls over REST or gRPC. Each raises FcnError."""
-
-    def segment(self, call: Call) -> RawReply: ...
-
-    def stream(
-        self,
-        request_id: str,
-        window: int,
-        answered: Callable[[str, RawReply | FcnError], None],
-        ended: Callable[[FcnError], None],
-    ) -> OpenStream:
-        """Begins a call of `SegmentStream`. Raises: InvalidInput over REST."""
-        ...
-
-    def models(self, timeout_s: float) -> tuple[Model, ...]: ...
-
-    def ready(self, timeout_s: float) -> bool: ...
-
-    def close(self) -> None: ...
-
-
 class FcnClient:
     """Asks the server behind one address. Threads may share it, and with it its connections.
 
@@ -77,10 +56,11 @@ class FcnClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         timeout_s: float = 60.0,
         retry: RetryPolicy | None = None,
+        dns: bool = False,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         ca_file: Path | str | None = None,
@@ -88,29 +68,40 @@ class FcnClient:
         key_file: Path | str | None = None,
     ) -> None:
         """url: http://, https://, grpc:// or grpcs://host:port; for REST behind a prefix, with its
-        path. timeout_s: for a request with its retries, unless it brings a `deadline_ms`.
+        path. Several, as a list or with commas between them: each request goes to the one with the
+        fewest, and where it fails to another. timeout_s: for a request with its retries, unless it
+        brings a `deadline_ms`. dns: take every IP address behind the host's name for a server.
         api_key: for a server that wants one; sent as it is, so not without TLS over a network that
         others use. headers: sent with every request, for a proxy that wants them.
         ca_file, cert_file, key_file: see `TlsFiles`.
 
         Raises: InvalidInput. The server is not asked yet.
         """
-        self.url = url
+        urls = addresses(url)
+        self.url = ",".join(urls)
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         sent = headers_of(headers, api_key)
-        grpc = is_grpc(url)
-        trust = trust_of(url, {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
-        self._transport: Transport
+        files: TlsFiles = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+        trusts = {one: trust_of(one, files) for one in urls}
         # Imported as needed: REST works without grpcio, gRPC without httpx.
-        if grpc:
+        connect: Callable[[str, str | None], Transport]
+        if is_grpc(urls[0]):
             from fcn_client.sync.rpc import GrpcTransport
 
-            self._transport = GrpcTransport(url, sent, trust)
+            def connect(url: str, ip: str | None) -> Transport:
+                return GrpcTransport(url, sent, trusts[url], ip)
         else:
             from fcn_client.sync.rest import RestTransport
 
-            self._transport = RestTransport(url, sent, trust)
+            def connect(url: str, ip: str | None) -> Transport:
+                return RestTransport(url, sent, trusts[url], ip)
+
+        self._transport: Transport
+        if dns or len(urls) > 1:
+            self._transport = Replicas(urls, connect, self._retry, dns)
+        else:
+            self._transport = connect(urls[0], None)
 
     @overload
     def segment(

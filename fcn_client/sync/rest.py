@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import httpx
 
 from fcn_client import http_messages as messages
-from fcn_client.request import is_this_machine
+from fcn_client.request import at_ip, is_this_machine
 from fcn_client.trust import Trust
 from fcn_client.types import Call, Model, RawReply
 
@@ -17,12 +18,22 @@ from fcn_client.types import Call, Model, RawReply
 class RestTransport:
     """Sends the calls of one client over HTTP."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], trust: Trust) -> None:
-        """Raises: InvalidInput where the environment names a proxy that cannot be used."""
+    def __init__(
+        self, url: str, headers: Mapping[str, str], trust: Trust, ip: str | None = None
+    ) -> None:
+        """ip: where to connect to, in place of what the name of the host stands for.
+
+        Raises: InvalidInput where the environment names a proxy that cannot be used.
+        """
         limits, verify = messages.LIMITS, messages.context_of(trust)
+        self._url, self._extensions = url, {}
         # Given a transport, httpx leaves the environment's proxies alone.
         direct = None
-        if is_this_machine(url):
+        if ip is not None:
+            headers = {**headers, "Host": urlsplit(url).netloc}
+            self._extensions = {"sni_hostname": urlsplit(url).hostname}
+            url = at_ip(url, ip)
+        if ip is not None or is_this_machine(url):
             direct = httpx.HTTPTransport(verify=verify, limits=limits)
         try:
             self._client = httpx.Client(
@@ -34,7 +45,6 @@ class RestTransport:
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise messages.no_proxy(error) from error
-        self._url = url
 
     def segment(self, call: Call) -> RawReply:
         response = self._send(messages.segment_request(self._client, call))
@@ -55,6 +65,7 @@ class RestTransport:
         self._client.close()
 
     def _send(self, request: httpx.Request) -> httpx.Response:
+        request.extensions = {**request.extensions, **self._extensions}
         try:
             return self._client.send(request)
         except httpx.HTTPError as error:

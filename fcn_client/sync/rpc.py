@@ -18,7 +18,7 @@ from fcn_client.grpc_messages import (
     request_of,
     target_of,
 )
-from fcn_client.request import is_this_machine
+from fcn_client.request import at_ip, is_this_machine
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 from fcn_client.sync.rpc_stream import GrpcStream
@@ -46,9 +46,19 @@ _SERVING: Final = b"\x08\x01"
 class GrpcTransport:
     """Sends the calls of one client over gRPC."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], trust: Trust) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], trust: Trust, ip: str | None = None
+    ) -> None:
+        """ip: where to connect to, in place of what the name of the host stands for."""
         target, secure = target_of(url)
-        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_this_machine(url) else 1))
+        direct = ip is not None or is_this_machine(url)
+        options: tuple[tuple[str, int | str], ...] = (
+            *_OPTIONS,
+            ("grpc.enable_http_proxy", 0 if direct else 1),
+        )
+        if ip is not None:
+            options = (*options, ("grpc.default_authority", target))
+            target = target_of(at_ip(url, ip))[0]
         self._channel = (
             grpc.secure_channel(
                 target,

@@ -21,7 +21,8 @@ from fcn_client.types import ImageLike, OpenStream, RawReply, StreamResult
 I = TypeVar("I", bound=ImageLike)  # noqa: E741
 
 Open = Callable[
-    [str, int, Callable[[str, RawReply | FcnError], None], Callable[[FcnError], None]], OpenStream
+    [str, int, Callable[[str, RawReply | FcnError], None], Callable[[FcnError], None]],
+    OpenStream,
 ]
 """`Transport.stream`: the request id, the window, and whom to tell of answers and of the end."""
 

@@ -56,6 +56,7 @@ def _model_json(
     aliases = model.aliases if model else ()
     return {
         "name": name,
+        "description": model.description if model else "",
         "is_default": name == default,
         "default_version": model.default_version if model else None,
         "aliases": [{"name": alias, "version": version} for alias, version in aliases],
@@ -76,6 +77,7 @@ def models_message(models: Sequence[ModelStatus], default: str | None) -> pb.Lis
                 precision=v.precision,
                 provider=v.provider,
                 engine=v.engine,
+                description=model.description,
                 classes=[
                     pb.ClassInfo(id=c.id, name=c.name, color_rgb=c.color, description=c.description)
                     for c in v.contract.classes

@@ -221,13 +221,14 @@ class ModelStatus:
     """Describes a model that serves. versions: those loaded, ascending by number.
 
     default_version: the one used when none is asked for. aliases: other names for the model, or,
-    where a version follows, for that one.
+    where a version follows, for that one. description: what it is for, in a line.
     """
 
     name: str
     default_version: str
     versions: tuple[VersionStatus, ...]
     aliases: tuple[tuple[str, str | None], ...] = ()
+    description: str = ""
 
     @property
     def default(self) -> VersionStatus:

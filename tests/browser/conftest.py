@@ -32,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(repository, "tiny", 1, bias=(0, 300, 0))
     write_model(repository, "tiny", 2)
     write_model(repository, "other", 1, bias=(0, 0, 300), logits=True)
+    (repository / "other" / "model.toml").write_text('description = "Blue things"\n')
     with running(
         repository,
         default_model="tiny",

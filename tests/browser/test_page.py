@@ -186,6 +186,12 @@ def test_every_output_of_the_server_is_offered(done: Page, server: Server) -> No
     assert b"MultiPolygon" in saved(done, "polygons", "street.polygons.geojson")
 
 
+def test_the_size_for_the_network_is_asked_for(done: Page) -> None:
+    with done.expect_request("**/segment?scale=480"):
+        done.select_option("#scale", value="480")
+    expect(done.locator("#curl")).to_contain_text("scale=480")
+
+
 def test_the_command_runs(done: Page, server: Server, tmp_path: Path) -> None:
     need(shutil.which("curl") is not None, "curl")
     done.get_by_role("button", name="red").click()
@@ -239,6 +245,7 @@ def test_another_model_answers_at_once(done: Page) -> None:
     expect(done.locator("#curl")).to_contain_text("model=other")
     labels = expected_label_map(IMAGE, (0, 0, 300))
     np.testing.assert_array_equal(canvas(done, "#classes")[..., :3], PALETTE[labels])
+    expect(done.locator("#about")).to_contain_text("ForBlue things")
     expect(done.locator("#about")).to_contain_text("other, version 1")
     done.select_option("#model", label="tiny / 1")
     expect(done.locator("#curl")).to_contain_text("model=tiny&version=1")

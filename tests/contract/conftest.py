@@ -20,6 +20,7 @@ def models(repository: Path) -> Path:
     write_model(repository, "tiny", 1, logits=True)
     write_model(repository, "tiny", 2, bias=(0, 300, 0))
     write_model(repository, "other", 1, bias=(0, 0, 300))
+    (repository / "tiny" / "model.toml").write_text('description = "Drawn streets"\n')
     return repository
 
 

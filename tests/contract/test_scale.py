@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from cli.main import main
 from fcn_client import FcnClient
 from fcn_client.errors import ServerError
 from fcn_client.stubs import segmentation_pb2 as pb
@@ -16,6 +18,7 @@ from service.api.stubs import inference_pb2_grpc as oip_grpc
 from tests.contract.oip import Request, elements, tensors
 from tests.drawing import png, read_png, street
 from tests.serving import Server
+from tests.tiny_models import write_model
 
 IMAGE = png(street(96, 128))
 
@@ -66,3 +69,24 @@ def test_a_wrong_scale_is_told_the_right_ones(oip_server: Server, scale: str) ->
     asked = Request("BYTES", (1,), elements([IMAGE]), parameters={"scale": scale})
     reply = asked.post(oip_server.rest)
     assert reply.status_code == 400 and words in reply.json()["error"]
+
+
+def test_predict_asks_for_it_too(oip_server: Server, tmp_path: Path) -> None:
+    """Labels by a server or in the process itself; answers of two sizes are not mixed."""
+    (tmp_path / "a.png").write_bytes(IMAGE)
+    repository = tmp_path / "models"
+    write_model(repository)
+    wanted = {
+        scale: oip_server.rest.post(f"/segment?version=1&scale={scale}", content=IMAGE).content
+        for scale in ("64", "auto")
+    }
+    for where in (["--local", str(repository)], ["--url", oip_server.url, "--model-version", "1"]):
+        out = tmp_path / where[0].strip("-")
+        words = ["predict", str(tmp_path / "a.png"), "--out", str(out), "--write", "label_map"]
+        for scale, body in wanted.items():
+            assert main([*words, *where, "--scale", scale]) == (0 if scale == "64" else 1)
+            assert main([*words, *where, "--scale", scale, "--afresh"]) == 0
+            (file,) = (out / "label_maps").iterdir()
+            np.testing.assert_array_equal(read_png(file.read_bytes()), read_png(body))
+    with pytest.raises(SystemExit):
+        main([*words, *where, "--scale", "large"])

@@ -53,12 +53,14 @@ def test_models_over_both_transports(server: Server) -> None:
     assert tiny == listed[1]
     assert tiny["is_default"] and not listed[0]["is_default"]
     assert tiny["default_version"] == "2"
+    assert (tiny["description"], listed[0]["description"]) == ("Drawn streets", "")
     assert [v["version"] for v in tiny["versions"]] == ["1", "2"]
     assert {v["state"] for v in tiny["versions"]} == {"ready"}
 
     models = server.stub.ListModels(pb.ListModelsRequest(), timeout=30).models
     assert [(m.name, m.version) for m in models] == [("other", "1"), ("tiny", "1"), ("tiny", "2")]
     assert [m.is_default for m in models] == [False, False, True]
+    assert [m.description for m in models] == ["", "Drawn streets", "Drawn streets"]
     newest, told = models[-1], tiny["versions"][-1]
     assert json.loads(newest.contract_json) == told["contract"]
     contract = Contract.from_json(newest.contract_json)

@@ -50,6 +50,20 @@ async def test_certificates_of_files_are_trusted_and_shown(
         assert (await asynchronous.segment(IMAGE)).attempts == 1
 
 
+def test_a_certificate_is_for_the_name_whose_addresses_are_asked(
+    one_model: Path, authority: Authority
+) -> None:
+    cert, key = authority.issue("named", "localhost")
+    with running(one_model, tls_cert=cert, tls_key=key) as server:
+        for scheme in ("https", "grpcs"):
+            url = address(server, scheme)
+            assert isinstance(asked(url, {"ca_file": authority.ca}), FcnConnectionError)
+            url = url.replace("127.0.0.1", "localhost")
+            with FcnClient(url, dns=True, ca_file=authority.ca) as client:
+                assert client.ready()
+                assert client.segment(IMAGE).attempts == 1
+
+
 def asked(url: str, files: TlsFiles) -> FcnError:
     """Why an image was not answered."""
     with FcnClient(url, timeout_s=5, **files) as client, pytest.raises(FcnError) as caught:

@@ -21,7 +21,7 @@ def test_a_large_image_is_labelled_in_parts_as_it_is_whole() -> None:
             serving.ROOT / "model_repository", max_whole_pixels=whole_pixels, precision="fp32"
         ) as server:
             reply = server.rest.post(
-                "/segment", content=body, headers={"Content-Type": "image/jpeg"}
+                "/segment?scale=none", content=body, headers={"Content-Type": "image/jpeg"}
             )
             assert reply.status_code == 200, reply.text
             labels.append(np.asarray(Image.open(io.BytesIO(reply.content))))

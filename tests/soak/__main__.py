@@ -264,7 +264,7 @@ def _soaked(
     stop.set()
     for thread in threads:
         thread.join(60)
-    time.sleep(2)
+    server.settles("fcn_inflight_requests", 0)
     at_rest = sample(server.process.pid)
     for client in (predict, goes, admin):
         client.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from training.datasets import SegmentationDataset
 from training.datasets.coverage import few
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import Absent, Confusion, ScoreError
+from training.evaluation.scales import ScaleScore, known_range, table
 
 _SHOWN_FAILURES = 20
 
@@ -43,6 +44,8 @@ class Report:
     """The pixels of the images that were kept."""
     flip: bool = False
     """Each image was predicted mirrored, too."""
+    scales: tuple[ScaleScore, ...] = ()
+    """Says how well other sizes of the images do, if that was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values. Scores are shares in 0..1; None for a class that left the
@@ -64,7 +67,17 @@ class Report:
             "flip": self.flip,
             "unlabelled_classes": self.unlabelled,
             **self.confusion.to_dict(self.data.info.class_names, self.absent),
+            **self._scales,
             **({} if self._objects is None else {"mean_iu_without_background": self._objects}),
+        }
+
+    @property
+    def _scales(self) -> dict[str, Any]:
+        if not self.scales:
+            return {}
+        return {
+            "scales": [asdict(score) for score in self.scales],
+            "input_range": known_range(self.scales),
         }
 
     @property
@@ -148,6 +161,7 @@ class Report:
                 lines.append(f"{info.name:<{width}}  {shown:>6}  {100 * share:>10.2f}")
         lines.append("")
         lines += [f"{name:<{width}}  {100 * value:>6.2f}" for name, value in metrics.items()]
+        lines += ["", table(self.scales)] if self.scales else []
         lines += self._failed()
         return "\n".join(lines)
 

@@ -197,6 +197,7 @@ MODEL_SCHEMA: Final[dict[str, Any]] = {
     "required": ["name", "is_default", "default_version", "versions"],
     "properties": {
         "name": {"type": "string"},
+        "description": {"type": "string", "description": "What it is for, in a line."},
         "is_default": {
             "type": "boolean",
             "description": "Whether it answers requests that name no model.",
@@ -225,6 +226,7 @@ MODEL_SCHEMA: Final[dict[str, Any]] = {
 }
 MODEL_EXAMPLE: Final[dict[str, Any]] = {
     "name": "camvid-fcn8s-mobilenet_v1",
+    "description": "Streets from a car: road, pavement, cars, people, signs.",
     "is_default": True,
     "default_version": "1",
     "versions": [

@@ -1,4 +1,4 @@
-# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 42f3ce4744d805aa24d40de6f59298fe.
+# By `make proto` with grpcio-tools==1.72.2 from segmentation.proto, sha256 f98a9859c74e9fe99ad6110ae861e266.
 from typing import Any
 
 class SegmentationStub:

@@ -9,6 +9,7 @@ those of ONNX Runtime (`choice`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -64,7 +65,7 @@ def open_openvino(
         )
     openvino = _package()
     try:
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(str(path))
     except Exception as error:
         raise ModelLoadError(
@@ -276,6 +277,17 @@ class _Preparation:
                     return
                 work = self._waiting.popleft()
             work()
+
+
+@functools.cache
+def _core() -> Any:
+    """Makes OpenVINO's core, once for the life of the process.
+
+    Its CPU plugin gives the thread that wakes it another stack for signal handlers, and takes it
+    back on the thread that ends it: on another thread the first is left with a stack that is gone,
+    and dies by the next signal. So it never ends. Seen with OpenVINO 2026.4.
+    """
+    return _package().Core()
 
 
 def _package() -> Any:

@@ -247,7 +247,7 @@ class ModelManager:
             if self.registry.get(name, version) is not None:
                 chosen.append(version)
         self._forget_failures(name, lambda version, failure: version not in candidates)
-        self.registry.set_default(name, settings.default_version)
+        self.registry.configure(name, settings)
         if settings.default_version is not None and settings.default_version not in chosen:
             _log.warning(
                 "default version %s of model %s does not serve: the highest does in its place",

@@ -26,7 +26,10 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 NAME_RULE: Final = (
     "use letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit"
 )
-_KEYS: Final = ("versions", "default_version", "max_batch", "warm_up_sizes")
+DEFAULT_ALIAS: Final = "default"
+"""Alias that is also meant by requests which name no model, where nothing else is set."""
+_KEYS: Final = ("versions", "default_version", "max_batch", "warm_up_sizes", "description")
+_LONGEST_DESCRIPTION: Final = 200
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
@@ -37,6 +40,7 @@ class ModelSettings:
     latest: how many versions, the highest that load; None: all. only: these versions and no others,
     ascending; empty: no such list. default_version: the one meant when none is asked for; None: the
     highest. max_batch, warm_up_sizes (height, width): for this model, besides the server's.
+    description: what the model is for, in a line.
     """
 
     latest: int | None = None
@@ -44,6 +48,7 @@ class ModelSettings:
     default_version: str | None = None
     max_batch: int | None = None
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
+    description: str = ""
 
     def candidates(self, found: Iterable[str]) -> list[str]:
         """Lists the versions to serve of those `found`, highest first; `latest` are enough."""
@@ -92,7 +97,13 @@ def _settings(table: Mapping[str, Any]) -> ModelSettings:
     max_batch = table.get("max_batch")
     if max_batch is not None and not _positive(max_batch):
         raise ValueError(f"max_batch is {max_batch!r}: give a whole number from 1 up")
-    return ModelSettings(latest, only, default, max_batch, _sizes(table.get("warm_up_sizes", [])))
+    sizes = _sizes(table.get("warm_up_sizes", []))
+    description = table.get("description", "")
+    if not isinstance(description, str) or not (description.isprintable() or not description):
+        raise ValueError("description: give one line of text")
+    if len(description) > _LONGEST_DESCRIPTION:
+        raise ValueError(f"description: give at most {_LONGEST_DESCRIPTION} characters")
+    return ModelSettings(latest, only, default, max_batch, sizes, description)
 
 
 def _aliases(table: Mapping[str, Any]) -> dict[str, Alias]:

@@ -18,7 +18,12 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core.batching.policy import InferenceRequest, Postprocess
 from service.core.batching.queue import BatchQueue
-from service.core.models.model_settings import ALIASES_FILE, Alias
+from service.core.models.model_settings import (
+    ALIASES_FILE,
+    DEFAULT_ALIAS,
+    Alias,
+    ModelSettings,
+)
 from service.core.types import ModelState, ModelStatus, Network, UInt8Array, VersionStatus
 from service.errors import (
     InvalidParameter,
@@ -119,10 +124,11 @@ class ModelRegistry:
     """Holds models by name and version; the default is the highest version, or the one set."""
 
     def __init__(self, default_model: str | None = None) -> None:
-        """default_model: meant when a request names none; without one, a lone model is meant."""
+        """default_model: meant when a request names none; without one, the alias `default`, or a
+        lone model."""
         self._default_model = default_model
         self._models: dict[str, dict[str, LoadedModel]] = {}
-        self._defaults: dict[str, str] = {}
+        self._settings: dict[str, ModelSettings] = {}
         self._aliases: Mapping[str, Alias] = {}
         # What was found since the last change: every request asks, and twice.
         self._found: dict[tuple[str | None, str | None], LoadedModel] = {}
@@ -160,15 +166,13 @@ class ModelRegistry:
             del versions[model.version]
         if not versions:
             self._models.pop(model.name, None)
-            self._defaults.pop(model.name, None)
+            self._settings.pop(model.name, None)
 
-    def set_default(self, name: str, version: str | None) -> None:
-        """Sets the version meant when none is named, while it is there; None: the highest."""
+    def configure(self, name: str, settings: ModelSettings) -> None:
+        """Takes a model's description, and the version meant when none is named, while it is
+        there."""
         self._found.clear()
-        if version is None:
-            self._defaults.pop(name, None)
-        else:
-            self._defaults[name] = version
+        self._settings[name] = settings
 
     def set_aliases(self, aliases: Mapping[str, Alias]) -> None:
         """Replaces those before. A model's own name goes before an alias."""
@@ -216,9 +220,15 @@ class ModelRegistry:
 
     def default_name(self) -> str | None:
         """Names the model that is meant when none is named; None when one must be."""
-        if self._default_model is not None:
-            return self.resolve_alias(self._default_model)
+        if meant := self._meant():
+            return self.resolve_alias(meant)
         return next(iter(self._models)) if len(self._models) == 1 else None
+
+    def _meant(self) -> str | None:
+        """Returns the name or alias that is set for requests which name none."""
+        if self._default_model is None and DEFAULT_ALIAS in self._aliases:
+            return DEFAULT_ALIAS
+        return self._default_model
 
     def resolve_alias(self, name: str) -> str:
         """Returns the name of an alias's model, any other name as it is."""
@@ -243,7 +253,7 @@ class ModelRegistry:
 
     def _find(self, name: str | None, version: str | None) -> LoadedModel:
         """Raises: InvalidParameter, UnknownModel, UnknownVersion."""
-        name = name or self._default_model
+        name = name or self._meant()
         if name is None:
             if not self._models:
                 raise UnknownModel("no model is loaded: ask the operator to load one")
@@ -292,6 +302,7 @@ class ModelRegistry:
                 for alias, (model, version) in sorted(self._aliases.items())
                 if model == name and alias not in self._models
             ),
+            self._settings[name].description if name in self._settings else "",
         )
 
     def _resolve(self, name: str, version: str | None) -> tuple[str, str | None]:
@@ -308,5 +319,6 @@ class ModelRegistry:
 
     def _default(self, name: str) -> str:
         versions = self._models[name]
-        chosen = self._defaults.get(name)
+        settings = self._settings.get(name)
+        chosen = settings.default_version if settings else None
         return chosen if chosen in versions else list(versions)[-1]

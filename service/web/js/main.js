@@ -46,7 +46,7 @@ function hideProblem() {
 function requestFor(output) {
   const alpha = $("opacity").value / 100;
   const kept = output === "overlay" ? classes.drawn : classes.kept;
-  return { version: models.chosen, output, alpha, classes: kept };
+  return { version: models.chosen, output, alpha, classes: kept, scale: $("scale").value };
 }
 
 /** For what was done last, as it would be done now. */
@@ -97,7 +97,7 @@ async function run(image) {
     $("image").setAttribute("aria-busy", "true");
     $("readout").textContent = "Segmenting …";
     const version = models.chosen;
-    const answer = await segment(image, { version, output: "label_map" }, signal);
+    const answer = await segment(image, { version, output: "label_map", scale: $("scale").value }, signal);
     const read = await readIds(answer.blob);
     const bitmap = await drawable(image, signal);
     if (signal.aborted) return;
@@ -188,6 +188,7 @@ models.addEventListener("change", () => {
   if (file) run(file);
   else legend.show(classes);
 });
+$("scale").addEventListener("change", () => file && run(file));
 $("problem-close").addEventListener("click", () => {
   hideProblem();
   $("choose").focus();

@@ -26,8 +26,9 @@ export class Models extends EventTarget {
     }
     const several = new Set(this.versions.map(({ model }) => model)).size < this.versions.length;
     this.select.replaceChildren(
-      ...this.versions.map(({ model, version, isDefaultModel, isDefaultVersion }) => {
+      ...this.versions.map(({ model, description, version, isDefaultModel, isDefaultVersion }) => {
         const option = new Option(several ? `${model} / ${version}` : model);
+        option.title = description;
         option.selected = isDefaultModel && isDefaultVersion;
         return option;
       }),
@@ -36,15 +37,17 @@ export class Models extends EventTarget {
   }
 
   #changed() {
-    const { model, version, contract, precision, provider } = this.chosen;
+    const { model, description, version, contract, precision, provider } = this.chosen;
     const { architecture, training_data: data, scores } = contract;
     const score = scores.test_mean_iu ?? scores.val_mean_iu ?? scores.mean_iu;
     const rows = {
+      ...(description && { For: description }),
       Name: `${model}, version ${version}`,
       Network: architecture,
       Runs: `in ${precision} on ${provider}`,
       "Mean IU": score === undefined ? "not measured" : percent.format(score),
       "Learned from": data.name,
+      ...(data.source && { Source: data.source }),
       Licence: data.licence,
     };
     this.about.replaceChildren(

@@ -58,7 +58,7 @@ export async function service() {
   return (await ask("./", { headers: { Accept: "application/json" } })).json();
 }
 
-/** Each version that is ready: {model, version, isDefault, contract, precision, provider}. */
+/** Each version that is ready: {model, description, version, isDefault, contract, precision, provider}. */
 export async function versions() {
   const { models } = await (await ask("v1/models")).json();
   return models.flatMap((model) =>
@@ -67,6 +67,7 @@ export async function versions() {
       .map((version) => ({
         ...version,
         model: model.name,
+        description: model.description,
         // Asked for without a name, or without a number, the server takes these.
         isDefaultModel: model.is_default,
         isDefaultVersion: version.version === model.default_version,
@@ -82,7 +83,7 @@ export function typeOf(file) {
 }
 
 /** The address of `segment` with its query: what is not the default, in the order of the API. */
-export function segmentAddress({ version, output, alpha, classes }) {
+export function segmentAddress({ version, output, alpha, classes, scale }) {
   const query = new URLSearchParams();
   if (!version.isDefaultModel) query.set("model", version.model);
   if (!version.isDefaultVersion) {
@@ -91,6 +92,7 @@ export function segmentAddress({ version, output, alpha, classes }) {
   }
   if (output !== "label_map") query.set("output", output);
   if (output === "overlay") query.set("alpha", alpha);
+  if (scale && scale !== "auto") query.set("scale", scale);
   if (classes) query.set("classes", classes.join(","));
   const text = query.toString().replaceAll("%2C", ",");
   return text ? `segment?${text}` : "segment";

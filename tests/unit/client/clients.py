@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 import pytest
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Awaited:
     """Runs `AsyncFcnClient` in an event loop of its own, a call at a time."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str | Sequence[str], **options: Any) -> None:
         self._runner = asyncio.Runner()
         try:
             self._client = self._runner.run(self._made(url, options))
@@ -25,7 +25,7 @@ class Awaited:
             raise
 
     @staticmethod
-    async def _made(url: str, options: dict[str, Any]) -> AsyncFcnClient:
+    async def _made(url: str | Sequence[str], options: dict[str, Any]) -> AsyncFcnClient:
         return AsyncFcnClient(url, **options)
 
     def segment(self, *args: Any, **options: Any) -> SegmentResult[Any]:

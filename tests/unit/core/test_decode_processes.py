@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,6 +68,13 @@ def gone(number: int) -> bool:
         return True
 
 
+def unread(worker: processes._Worker | None) -> bool:
+    """Tells whether a worker was asked, and has not begun to read."""
+    assert worker is not None
+    waiting = fcntl.ioctl(worker._socket, termios.TIOCOUTQ, bytes(4))
+    return waiting != bytes(4)
+
+
 def confined(number: int) -> bool:
     """Tells whether a worker has given up what it need not have, the last of it new files."""
     limits = Path(f"/proc/{number}/limits").read_text()
@@ -114,10 +122,10 @@ def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyP
 def test_a_worker_that_is_killed_in_the_middle_costs_nobody_an_answer(number: int) -> None:
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
         before = pid(decoder)
+        decoder._free.put(worker := decoder._free.get())
         os.kill(before, signal.SIGSTOP)
         answer = pool.submit(read, decoder, JPEG)
-        until(decoder._free.empty)
-        time.sleep(0.1)  # until it is asked; were it not yet, the test below would fail
+        until(lambda: unread(worker))
         os.kill(before, number)
         os.kill(before, signal.SIGCONT)
         assert (answer.result(20) == here(JPEG)).all()

@@ -20,7 +20,8 @@ def test_without_a_file_all_versions_serve(tmp_path: Path) -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = 'versions = {latest = 2}\ndefault_version = 3\nmax_batch = 4\nwarm_up_sizes = ["36x48"]'
-    assert settings(tmp_path, text) == ModelSettings(2, (), "3", 4, ((36, 48),))
+    text += '\ndescription = "Streets"'
+    assert settings(tmp_path, text) == ModelSettings(2, (), "3", 4, ((36, 48),), "Streets")
     assert settings(tmp_path, 'versions = "all"') == ModelSettings()
 
 
@@ -47,6 +48,9 @@ def test_a_list_of_versions_is_served_whether_found_or_not(tmp_path: Path) -> No
         ('max_batch = "8"', "max_batch is '8'"),
         ('warm_up_sizes = ["36"]', r"give a list such as \[\"360x480\"\], height first"),
         ("warm_up_sizes = 36", "give a list such as"),
+        ("description = 3", "description: give one line of text"),
+        ('description = "a\\nb"', "description: give one line of text"),
+        (f'description = "{"a" * 201}"', "description: give at most 200 characters"),
         ("versions = ", "model.toml cannot be read as TOML: "),
     ],
 )

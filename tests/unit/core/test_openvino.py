@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -34,6 +36,29 @@ PLAN = Plan(instances=2, threads=1, alone_threads=2)
 def path(tmp_path: Path) -> Path:
     need(find_spec("openvino") is not None, "the package openvino")
     return tiny_models.write_model(tmp_path)
+
+
+def test_a_network_that_goes_on_another_thread_leaves_signals_be(path: Path) -> None:
+    """Run in a process of its own, for it would die."""
+    script = """if True:
+        import gc, signal, sys, threading
+        from pathlib import Path
+        from service.core.engines.cores import Plan
+        from service.core.engines.openvino import open_openvino
+        from tests import tiny_models
+        from tests.drawing import street
+        plan = Plan(instances=1, threads=1, alone_threads=0)
+        networks = [open_openvino(Path(sys.argv[1]), tiny_models.contract(), plan)]
+        networks[0].instances[0].run(street(8, 8)[None])
+        end = threading.Thread(target=lambda: (networks.clear(), gc.collect()))
+        end.start()
+        end.join()
+        signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
+        signal.raise_signal(signal.SIGUSR1)
+    """
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 class Times:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.core.models.model_settings import ModelSettings
 from service.core.models.registry import LoadedModel, ModelRegistry
 from service.core.types import ModelState, Network
 from service.errors import InvalidParameter, ModelNotReady, UnknownModel, UnknownVersion
@@ -55,6 +56,14 @@ def test_of_several_models_one_must_be_named_or_be_the_default() -> None:
     assert registry(B1, A1, default_model="b").find("a", None) is A1
 
 
+def test_the_alias_default_is_meant_where_nothing_else_is_set() -> None:
+    found, chosen = registry(B1, A1, A2), registry(B1, A1, default_model="b")
+    for each in (found, chosen):
+        each.set_aliases({"default": ("a", "1")})
+    assert (found.find(None, None), found.default_name()) == (A1, "a")
+    assert (chosen.find(None, None), chosen.default_name()) == (B1, "b")
+
+
 def test_an_unknown_model_is_quoted_safely_with_those_there_are() -> None:
     with pytest.raises(UnknownModel, match=r"no model 'x\\r\\ny': choose from a, b"):
         registry(B1, A1).find("x\r\ny", None)
@@ -84,9 +93,9 @@ def test_what_was_found_is_looked_for_again_after_every_change() -> None:
     assert found.find("a", None) is A2
     found.add(newer)
     assert found.find("a", None) is newer
-    found.set_default("a", "1")
+    found.configure("a", ModelSettings(default_version="1"))
     assert found.find("a", None) is A1
-    found.set_default("a", None)
+    found.configure("a", ModelSettings())
     assert found.find("a", None) is newer
     with pytest.raises(UnknownModel):
         found.find("b", None)

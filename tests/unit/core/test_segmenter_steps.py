@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from model.contract import InputSpec
+from service.core.batching.tiles import covered_s
 from service.core.outputs import confidence, png
 from service.core.types import UInt8Array
 from service.errors import DeadlineExceeded, ImageTooLarge, InferenceFailed
@@ -99,6 +101,24 @@ async def test_a_large_image_is_run_in_tiles_that_fit(tmp_path: Path) -> None:
     assert len(network.device.batches) > 3
     assert all(batch[0, :, :, 0].size <= 200 for batch in network.device.batches)
     assert reply.timings.infer_s > 0
+
+
+async def test_the_times_of_tiles_are_those_that_passed(tmp_path: Path) -> None:
+    """Two instances run tiles side by side: the sum over them is more than the time it took."""
+    write_model(tmp_path)
+    network = FakeNetwork()
+    network.instances = (network.device, network.device)
+    async with serving(tmp_path, **in_tiles(network)) as segmenter:
+        began = time.monotonic()
+        times = (await segmenter.segment(PNG, OPTIONS)).timings
+        passed_s = time.monotonic() - began
+    assert times.infer_s > 0
+    assert times.decode_s + times.queue_s + times.infer_s + times.render_s <= passed_s
+
+
+def test_time_that_spans_share_counts_once() -> None:
+    assert covered_s([(5, 6), (0, 2), (1, 3), (1.5, 2)]) == 4
+    assert covered_s([]) == 0
 
 
 async def test_a_tile_that_fails_fails_its_image(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -64,3 +65,78 @@ def test_the_cache_of_tensorrt_is_on_a_volume_the_user_may_write_to() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     assert f"mkdir {folder} && chown 10001:10001 {folder}" in dockerfile
     assert re.findall(r"^USER (\S+)$", dockerfile, re.M)[-1] == "10001:10001"
+
+
+def services() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / COMPOSE[0]).read_text())["services"]
+    return found
+
+
+def test_the_server_comes_alone_and_monitoring_by_its_profile() -> None:
+    profiles = {name: service.get("profiles") for name, service in services().items()}
+    watching = dict.fromkeys(("prometheus", "alertmanager", "grafana"), ["monitoring"])
+    assert profiles == {"fcn": None, **watching}
+
+
+@pytest.mark.parametrize("name", services())
+def test_every_service_is_bounded_and_has_no_rights(name: str) -> None:
+    service = services()[name]
+    assert service["mem_limit"] and service["pids_limit"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", services())
+def test_whoever_is_waited_for_has_a_health_check(name: str) -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for other, how in services()[name].get("depends_on", {}).items():
+        assert how == {"condition": "service_healthy"}
+        assert "healthcheck" in services()[other] or (
+            other == "fcn" and re.search(r"^HEALTHCHECK ", dockerfile, re.M)
+        )
+
+
+def test_images_come_from_no_host_of_ours() -> None:
+    """Names without a host mean Docker Hub; what is fetched has a version."""
+    for name, service in services().items():
+        if name != "fcn":
+            assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    assert re.findall(r"^ARG PYTHON_IMAGE=(.*)$", dockerfile, re.M) == ["python:3.11-slim-bookworm"]
+
+
+def test_what_has_no_password_is_published_to_this_machine_alone() -> None:
+    for name, service in services().items():
+        if name != "fcn":
+            assert all(":-127.0.0.1:" in port for port in service["ports"])
+
+
+def test_monitoring_reads_what_is_mounted_and_asks_who_is_there() -> None:
+    found = services()
+    for service in found.values():
+        for volume in service["volumes"]:
+            source = volume.partition(":")[0]
+            assert not source.startswith(".") or (ROOT / source).is_dir(), source
+    folder = ROOT / "docker"
+    config = yaml.safe_load((folder / "prometheus" / "prometheus.yml").read_text())
+    (source,) = yaml.safe_load(
+        (folder / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
+    )["datasources"]
+    (provider,) = yaml.safe_load(
+        (folder / "grafana" / "provisioning" / "dashboards" / "fcn.yml").read_text()
+    )["providers"]
+    (managers,) = config["alerting"]["alertmanagers"]
+    (scraped,) = config["scrape_configs"]
+    asked = {
+        *(t for c in managers["static_configs"] for t in c["targets"]),
+        *(t for c in scraped["static_configs"] for t in c["targets"]),
+        source["url"].removeprefix("http://"),
+    }
+    assert asked == {"alertmanager:9093", "fcn:8000", "prometheus:9090"}
+    assert scraped["job_name"] == "fcn", "as the rules call it"
+    mounted = [volume.split(":")[1] for volume in found["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounted and "/etc/grafana/provisioning" in mounted
+    every = config["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == every
+    assert "--storage.tsdb.retention.time=45d" in found["prometheus"]["command"]

@@ -128,6 +128,29 @@ def test_start_weights_start_a_run(
             assert np.array_equal(state[f"backbone.{layer}.bias"].numpy(), bias)
 
 
+def test_convolutions_alone_start_a_run_whose_fc6_is_new(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    classifier = Classifier()
+    write_plain_npz(tmp_path / "a.npz", classifier)
+    with np.load(tmp_path / "a.npz") as whole:
+        convolutions = {name: whole[name] for name in whole.files if name.startswith("conv")}
+    np.savez(tmp_path / "a.npz", allow_pickle=False, **convolutions)
+    out = tmp_path / "start.npz"
+    assert command(tmp_path / "a.npz", out, "--preprocessing", "caffe") == 0
+    network = {"backbone": "vgg16", "width": WIDTH}
+
+    def trainer(**more: int) -> Trainer:
+        changes: dict[str, Any] = {"network": network | more, "init__imagenet": str(out)}
+        return Trainer(make_config(**changes), tmp_path / "run", resume=False, run_log=None)
+
+    state = trainer(fc6_channels=5).network.state_dict()
+    weight, _bias = caffe_arrays(classifier)["conv5_3"]
+    assert np.array_equal(state["backbone.conv5_3.weight"].numpy(), weight)
+    with pytest.raises(ConfigError, match="does not fit the network: fc6: missing"):
+        trainer()
+
+
 def test_a_run_with_other_pixels_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
     write_pth(tmp_path / "a.pth", Classifier())
     assert command(tmp_path / "a.pth", tmp_path / "start.npz") == 0
