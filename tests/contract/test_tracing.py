@@ -300,7 +300,11 @@ def test_a_fault_of_tracing_costs_no_request(caplog: pytest.LogCaptureFixture) -
     calls = Calls(
         Telemetry(0.175), None, deadline_s=30, model_label=lambda name: "", tracing=tracing
     )
-    with calls.begin("rest", "Segment", describe={}.popitem):  # which raises
+
+    def fault() -> dict[str, str]:
+        raise KeyError
+
+    with calls.begin("rest", "Segment", describe=fault):
         pass
     assert "spans could not be made" in caplog.text
     assert tracing.close()
