@@ -44,10 +44,10 @@ _REFUSED: Final = {
     "request_key": (249, 218), "keyctl": (250, 219), "init_module": (175, 105),
     "finit_module": (313, 273), "kexec_load": (246, 104),
 }  # fmt: skip
-"""What decoding never asks the kernel for, with its number on x86_64 and on aarch64. Source:
+"""Decoding never asks the kernel for these: numbers on x86_64 and on aarch64. Source:
 linux/arch/x86/entry/syscalls/syscall_64.tbl, linux/include/uapi/asm-generic/unistd.h."""
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Which of these numbers, and how the kernel names the architecture."""
+"""Says which of these numbers count, and how the kernel names the architecture."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
