@@ -66,8 +66,19 @@ def server() -> Iterator[serving.Server]:
         yield started
 
 
-@pytest.mark.parametrize("size", [(360, 480), (97, 131), (1, 1)])
-def test_label_map_has_the_size_of_the_image(server: serving.Server, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((360, 480), "360x480"),
+        ((720, 960), "720x960"),
+        ((1500, 1000), "480x320"),
+        ((97, 131), "355x480"),
+        ((1, 1), "480x480"),
+    ],
+)
+def test_label_map_has_the_size_of_the_image(
+    server: serving.Server, size: tuple[int, int], seen: str
+) -> None:
     reply = server.rest.post(
         "/segment", content=jpeg(street(*size)), headers={"Content-Type": "image/jpeg"}
     )
@@ -75,6 +86,7 @@ def test_label_map_has_the_size_of_the_image(server: serving.Server, size: tuple
     labels = Image.open(io.BytesIO(reply.content))
     assert labels.mode == "P"
     assert (labels.height, labels.width) == size
+    assert reply.headers["x-network-size"] == seen, "a size that the contract names"
     assert int(np.asarray(labels).max()) < 11
 
 
