@@ -8,7 +8,15 @@ held.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -18,8 +26,10 @@ T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """ASGI's, which gRPC's modules may not import."""
 Received = Callable[[int], None]
-"""Told how many bytes more have come; raises Overloaded."""
+"""Told how many bytes more are held; raises Overloaded."""
 
+INLINE_BYTES: Final = 8 << 20
+"""Less is copied sooner than a thread is woken."""
 RETRY_UPLOAD_S: Final = 1.0
 """Told when too many bodies are being read: how long they take is up to those who send them."""
 
@@ -126,7 +136,14 @@ async def read_raw(
         if received > max_bytes:
             raise too_large(max_bytes)
         chunks.append(chunk)
-    return b"".join(chunks)
+    return await joined(chunks)
+
+
+async def joined(chunks: Sequence[bytes]) -> bytes:
+    """Joins the parts of a body. Copying 32 MiB takes 15 ms, in which the event loop goes on."""
+    if sum(map(len, chunks)) <= INLINE_BYTES:
+        return b"".join(chunks)
+    return await asyncio.to_thread(b"".join, chunks)
 
 
 def check_announced(content_length: str | None, limit: int, max_bytes: int) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from fcn_client.stubs import segmentation_pb2 as pb
@@ -21,6 +22,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no sockets")
 
 SEGMENT = "/segmentation.v1.Segmentation/Segment"
+STREAM = "/segmentation.v1.Segmentation/SegmentStream"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 HEALTH = "/grpc.health.v1.Health"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -54,7 +56,7 @@ def _keeps_serving(server: Server) -> Iterator[None]:
     "path",
     [
         SEGMENT,
-        "/segmentation.v1.Segmentation/SegmentStream",
+        STREAM,
         "/segmentation.v1.Segmentation/ListModels",
         "/inference.GRPCInferenceService/ServerLive",
         f"{HEALTH}/Check",
@@ -97,6 +99,17 @@ def test_incomplete_messages_share_one_budget(server: Server) -> None:
         assert reply.status_code == 200
 
 
+def test_the_calls_of_a_lone_connection_share_it_too(server: Server) -> None:
+    before = server.metric(UPLOADS)
+    with closing(Http2(server)) as link:
+        calls = [link.call(INFER) for _ in range(2)]
+        for call in calls:
+            link.message(call, 100 * MIB, bytes(12 * MIB))
+        for call in calls:
+            link.wait(call)
+    server.wait_for(UPLOADS, before + 1)
+
+
 def test_a_lone_message_always_fits(server: Server) -> None:
     """Even one above the budget: it is slower than nobody."""
     with closing(Http2(server)) as link:
@@ -109,7 +122,7 @@ def test_a_lone_message_always_fits(server: Server) -> None:
 def test_an_unfinished_message_is_given_up(repository: Path) -> None:
     """A stream may wait for its caller as long as it likes; a message that has begun may not."""
     with running(repository, upload_timeout_s=1) as server, closing(Http2(server)) as link:
-        idle, begun = (link.call("/segmentation.v1.Segmentation/SegmentStream") for _ in range(2))
+        idle, begun = (link.call(STREAM) for _ in range(2))
         link.message(begun, MIB, bytes(200_000))
         link.wait(begun)
         assert idle in link.ended  # it is one connection
@@ -135,6 +148,28 @@ def test_answers_nobody_reads_do_not_hold_up_the_end(repository: Path) -> None:
         assert server.stop() == 0
         assert "does not read its answers" in server.log()
         assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["calls", "stream"])
+def test_answers_nobody_reads_are_bounded_also_of_a_lone_connection(
+    repository: Path, stream: bool
+) -> None:
+    """Those of a stream count before their turn, too."""
+    noise = np.random.default_rng(0).integers(0, 256, (400, 700, 3), np.uint8)
+    request = pb.SegmentRequest(image=png(noise), output=pb.OUTPUT_OVERLAY)
+    with (
+        running(repository, max_image_bytes=MIB, max_uploads_bytes=2 * MIB) as server,
+        closing(Http2(server, window=0)) as link,
+    ):
+        call = 0
+        for n in range(6):
+            one = pb.SegmentStreamRequest(id=str(n), request=request) if stream else request
+            if not stream or not n:
+                call = link.call(STREAM if stream else SEGMENT)
+            message = one.SerializeToString()
+            link.message(call, len(message), message, end=not stream)
+        until(lambda: "does not read its answers" in server.log(), server.log)
+        assert server.stop() == 0
 
 
 def test_unknown_methods_are_counted_under_one_name(server: Server) -> None:
@@ -164,7 +199,7 @@ def test_a_stream_cut_off_while_idle_is_cancelled(server: Server) -> None:
     before = server.metric(series.format("CANCELLED"))
     for _ in range(5):
         link = Http2(server)
-        link.call("/segmentation.v1.Segmentation/SegmentStream")
+        link.call(STREAM)
         link.read(0.1)
         link.close()
     server.settles(series.format("CANCELLED"), before + 5)
@@ -178,4 +213,9 @@ def test_headers_without_an_end_are_cut_off(server: Server) -> None:
         call = link.call(SEGMENT)  # a connection that has had one
         link.message(call, len(IMAGE), IMAGE, end=True)
         assert link.headers_without_end(2000 * MIB) < 2000 * MIB
-    until(lambda: server.log().count("which sends no calls") >= 2, server.log)
+    with closing(Http2(server)) as link:
+        link.call(INFER)  # which waits for a message, of up to 120 MB
+        assert link.headers_without_end(2000 * MIB) < 2000 * MIB
+    until(lambda: server.log().count("which sends what is no call") >= 3, server.log)
+    png_type = {"Content-Type": "image/png"}  # what was sent counted as a message until then
+    until(lambda: server.rest.post("/segment", content=IMAGE, headers=png_type).is_success)

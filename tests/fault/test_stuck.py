@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import onnx
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +20,7 @@ from tests.waiting import until
 
 WHITE = lasting(255)
 BLACK = lasting(0)
+ALL_WHITE = png(np.full((8, 8, 3), 255, np.uint8))
 ENDLESS = 2**32 // 255  # turns: the better part of an hour
 ADMIN = "the-admin-key-itself"
 
@@ -26,13 +28,13 @@ ADMIN = "the-admin-key-itself"
 def write_deaf_model(repository: Path, name: str = "deaf", more: int = 8) -> Path:
     """A model one node of which takes hours on a white image, and nobody can end a node.
 
-    It takes the greatest of every window of 1000 x 1000 values; a black image has one of those, and
-    each step of brightness adds `more` rows and columns.
+    It takes the greatest of every window of 1000 x 1000 values; an image with a black pixel has one
+    of those, and each step of brightness of the darkest adds `more` rows and columns.
     """
     nodes = [
-        helper.make_node("ReduceMax", ["image"], ["brightest"], keepdims=0),
-        helper.make_node("Cast", ["brightest"], ["brightest64"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["brightest64", "more"], ["added"]),
+        helper.make_node("ReduceMin", ["image"], ["darkest"], keepdims=0),
+        helper.make_node("Cast", ["darkest"], ["darkest64"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["darkest64", "more"], ["added"]),
         helper.make_node("Add", ["added", "kernel"], ["side"]),
         helper.make_node("Unsqueeze", ["side", "first"], ["sides"]),
         helper.make_node("Concat", ["one", "one", "sides", "sides"], ["shape"], axis=0),
@@ -109,16 +111,19 @@ def test_a_signal_ends_a_loop_whose_caller_has_left(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # the latter ends no run at all
 def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
-    tmp_path: Path,
+    tmp_path: Path, engine: str
 ) -> None:
     write_deaf_model(tmp_path)
-    with running(tmp_path, stuck_after_s=3, deadline_ms=60_000, drain_s=5) as server:
+    settings = {"stuck_after_s": 3, "deadline_ms": 60_000, "drain_s": 5, "engine": engine}
+    with running(tmp_path, **settings) as server:
+        assert f'engine="{engine}"' in server.rest.get("/metrics").text
         health = health_pb2_grpc.HealthStub(server.channel)
         told = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING
         assert ask(server, BLACK, "deaf").status_code == 200
-        assert ask(server, WHITE, "deaf").status_code == 503
+        assert ask(server, ALL_WHITE, "deaf").status_code == 503
         # Nothing else serves, so the server is not ready until the model is loaded anew.
         assert server.rest.get("/readyz").status_code == 503
         assert not server.rest.get("/v2/health/ready").is_success
@@ -126,7 +131,7 @@ def test_what_cannot_be_ended_is_replaced_and_the_second_time_the_server_leaves(
         until(lambda: ask(server, BLACK, "deaf").status_code == 200, server.log)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING
         assert server.metric('fcn_stuck_runs_total{model="deaf",outcome="lost"}') == 1
-        assert ask(server, WHITE, "deaf").status_code == 503
+        assert ask(server, ALL_WHITE, "deaf").status_code == 503
         assert server.process.wait(60) == 1
         assert "leaving, to be started anew" in server.log()
 
@@ -135,7 +140,7 @@ def test_a_network_that_wants_more_memory_than_there_is_costs_its_request(tmp_pa
     write_deaf_model(tmp_path, more=8192)  # 17 TB for a white image
     with running(tmp_path) as server:
         for _ in range(3):
-            reply = ask(server, WHITE, "deaf")
+            reply = ask(server, ALL_WHITE, "deaf")
             assert reply.status_code == 500
             assert reply.json()["type"] == "urn:fcn:problem:inference-failed"
             assert ask(server, BLACK, "deaf").status_code == 200

@@ -7,6 +7,10 @@ connection. Less those of the messages that were complete, they are what is bein
 sockets are looked at, every 50 ms while a call waits for a message; a call that has its message by
 then costs nothing but an entry here.
 
+Headers without an end cost gRPC's core six times what comes. Messages differ from them in that the
+server says, after a megabyte at most, that it takes more: a peer who sends on and is sent nothing
+sends no message.
+
 A peer that takes no more bytes cannot be told of an error, and gRPC cannot end its calls. Its
 connection is shut.
 
@@ -41,6 +45,11 @@ MAX_WAITING: Final = 4096
 """Calls that wait for a message, of all connections. Each costs some 20 kB."""
 SLACK_BYTES: Final = 1024 * 1024
 """A connection may send so much around its messages: frames, headers, windows of refused calls."""
+UNANSWERED_BYTES: Final = 2 * 1024 * 1024
+"""A connection may send so much while nothing comes of it: gRPC's core gives windows of 1,114,111
+bytes at most (gRPC 1.85)."""
+ALL_UNANSWERED_BYTES: Final = 32 * 1024 * 1024
+"""All connections together; whoever sent most goes first."""
 OVERHEAD: Final = 50
 """For so many bytes of messages one more comes with them, at most: frames of HTTP/2 and records of
 TLS add 0.2 % to messages of a few kB and more, small records of a careful sender 2 %."""
@@ -57,9 +66,11 @@ CUT_S: Final = 0.005
 """gRPC reports the end of a stream in the same way when the call was cut off, and says so a moment
 later."""
 
+UNREAD: Final = "does not read its answers"
 _FDS: Final = Path("/proc/self/fd")
-_RECEIVED: Final = struct.Struct("@128xQ")
-"""Reads tcpi_bytes_received. Source: linux/tcp.h, struct tcp_info."""
+_COUNTS: Final = struct.Struct("@120xQQ")
+"""Reads tcpi_bytes_acked, which we sent, and tcpi_bytes_received. Source: linux/tcp.h, struct
+tcp_info."""
 _log = logging.getLogger(__name__)
 
 
@@ -135,12 +146,11 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._looked_at_all_s = 0.0
         self._used = False
-        # By peer: its signs and received bytes, when something came of these bytes.
-        self._quiet: dict[str, tuple[int, int]] = {}
+        # By peer: its signs, and what it was sent and had sent when something came of that.
+        self._quiet: dict[str, tuple[int, int, int]] = {}
 
     def watch(self, port: int) -> None:
-        """Looks at every connection of that port from now on, also where no call has begun: headers
-        without an end are kept by gRPC's core, at several times their size."""
+        """Looks at every connection of that port from now on, also where no call has begun."""
         if _FDS.exists():
             self._look_around(port)
 
@@ -185,13 +195,20 @@ class Connections:
 
     async def write(self, context: Context, message: Any, n_bytes: int) -> None:
         """Sends a message of a stream, and knows how long that takes."""
+        with self.owes(context, n_bytes):
+            try:
+                await context.write(message)
+            except aio.InternalError:
+                # The call has ended meanwhile, at its deadline, say.
+                raise asyncio.CancelledError from None
+
+    @contextmanager
+    def owes(self, context: Context, n_bytes: int) -> Iterator[None]:
+        """Holds, for a `with` block, that an answer of a stream is there and not sent yet."""
         answers, answer = self._connection(context).answers, object()
         answers[answer] = asyncio.get_running_loop().time(), n_bytes
         try:
-            await context.write(message)
-        except aio.InternalError:
-            # The call has ended meanwhile, at its deadline, say.
-            raise asyncio.CancelledError from None
+            yield
         finally:
             del answers[answer]
 
@@ -218,22 +235,29 @@ class Connections:
         return connection
 
     def _look_around(self, port: int) -> None:
-        """Shuts the connections of which megabytes came, and no call."""
-        quiet: dict[str, tuple[int, int]] = {}
-        for peer, fd in _sockets(port).items():
+        """Shuts the connections of which megabytes came, and nothing of them."""
+        quiet: dict[str, tuple[int, int, int]] = {}
+        unanswered: dict[str, int] = {}
+        sockets = _sockets(port)
+        for peer, fd in sockets.items():
             known = self._known.get(peer)
             signs = 0 if known is None else known.signs
+            reads = known is not None and bool(known.readings)
             with _opened(peer, fd) as opened:
                 if opened is None:
                     continue
-                received = _received(opened)
-                signs_then, base = self._quiet.get(peer, (0, 0))
-                if signs != signs_then or (known is not None and known.readings):
-                    base = received
-                elif received - base > SLACK_BYTES:
-                    _log.warning("closed the connection of %s, which sends no calls", peer)
-                    opened.shutdown(socket.SHUT_RDWR)
-                quiet[peer] = signs, base + PINGS_BYTES
+                acked, received = _counts(opened)
+            signs_then, acked_then, base = self._quiet.get(peer, (0, 0, 0))
+            if signs != signs_then or (reads and acked != acked_then):
+                base = received
+            unanswered[peer] = received - base
+            quiet[peer] = signs, acked, min(received, base + PINGS_BYTES)
+        total = sum(unanswered.values())
+        for peer in sorted(unanswered, key=unanswered.__getitem__, reverse=True):
+            if unanswered[peer] <= UNANSWERED_BYTES and total <= ALL_UNANSWERED_BYTES:
+                break
+            total -= unanswered[peer]
+            self._shut(peer, sockets[peer], "sends what is no call and no message")
         self._quiet = quiet
         asyncio.get_running_loop().call_later(LOOK_AROUND_S, self._look_around, port)
 
@@ -252,7 +276,7 @@ class Connections:
         for peer, connection in busy.items():
             with _opened(peer, connection.fd) as opened:
                 if opened is not None:
-                    connection.look(_received(opened), now_s)
+                    connection.look(_counts(opened)[1], now_s)
                 elif not connection.readings and not connection.answers:
                     del self._known[peer]
                 else:
@@ -286,8 +310,10 @@ class Connections:
             connection.refuse(Overloaded(RETRY_UPLOAD_S), now_s)
         waiting.sort(key=lambda connection: connection.incomplete)
         uploads.incomplete = sum(connection.incomplete for connection in waiting)
-        while uploads.full and len(waiting) > 1:  # a single one always fits
+        while uploads.full and waiting:
             largest = waiting.pop()
+            if not waiting and len(largest.readings) == 1:
+                break  # a single message always fits
             uploads.incomplete -= largest.incomplete
             uploads.rejected("uploads")
             largest.refuse(Overloaded(RETRY_UPLOAD_S), now_s)
@@ -297,17 +323,19 @@ class Connections:
         held: dict[str, int] = {}
         for peer, connection in self._known.items():
             if connection.unread(now_s, allowed_s):
-                self._shut(peer)
+                self._shut(peer, connection.fd, UNREAD)
             elif n_bytes := connection.held(now_s - LOOK_AT_ALL_S):
                 held[peer] = n_bytes
-        while len(held) > 1 and sum(held.values()) > self.uploads.max_bytes:
+        while sum(held.values()) > self.uploads.max_bytes:
             largest = max(held, key=held.__getitem__)
+            if len(held) == 1 and len(self._known[largest].answers) == 1:
+                break  # a single answer always fits
             del held[largest]
-            self._shut(largest)
+            self._shut(largest, self._known[largest].fd, UNREAD)
 
-    def _shut(self, peer: str) -> None:
-        _log.warning("closed the connection of %s, which does not read its answers", peer)
-        with _opened(peer, self._known[peer].fd) as opened:
+    def _shut(self, peer: str, fd: int | None, why: str) -> None:
+        _log.warning("closed the connection of %s, which %s", peer, why)
+        with _opened(peer, fd) as opened:
             if opened is not None:
                 opened.shutdown(socket.SHUT_RDWR)
 
@@ -355,6 +383,10 @@ def _sockets(port: int | None = None) -> dict[str, int]:
     return found
 
 
-def _received(opened: socket.socket) -> int:
-    info = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
-    return int(_RECEIVED.unpack(info)[0]) if len(info) == _RECEIVED.size else 0
+def _counts(opened: socket.socket) -> tuple[int, int]:
+    """Returns how many bytes the peer has taken, and how many it has sent."""
+    info = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTS.size)
+    if len(info) < _COUNTS.size:
+        return 0, 0
+    acked, received = _COUNTS.unpack(info)
+    return acked, received

@@ -38,10 +38,10 @@ Source: gRPC proposal A6, client retries.
 
 Admit = Callable[[Call, str | None, str | None], None]
 """Lets a call in, told the metadata `authorization` and `x-api-key`, or raises ServiceError."""
-Write = Callable[[Any], Awaitable[None]]
+Write = Callable[..., Awaitable[None]]
+"""Sends a message of a stream, after those before it and, if one is given, after an awaitable."""
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-R = TypeVar("R", bound=Message)
 Read = Callable[[], Awaitable[tuple[M, int] | None]]
 """Reads the next message, and how many bytes it has; None at the end of the stream. Raises:
 InvalidParameter, MessageTooLarge, Overloaded, UploadTooSlow."""
@@ -102,8 +102,7 @@ class Handlers:
         self,
         method: str,
         request: type[M],
-        response: type[R],
-        work: Callable[[Call, Read[M]], Awaitable[R]],
+        work: Callable[[Call, Read[M]], Awaitable[Message]],
         admit: Admit = Call.authenticate,
         *,
         max_bytes: int,
@@ -115,36 +114,34 @@ class Handlers:
         """
         timeout_s = self._connections.uploads.timeout_s
 
-        async def handler(_: AsyncIterator[bytes], context: Context) -> R:
+        async def handler(_: AsyncIterator[bytes], context: Context) -> bytes:
             self._connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk, timeout_s)
             answer = await handle(
                 self._calls, method, context, lambda call: work(call, read), admit, self._service
             )
-            self._connections.ends(context, answer.ByteSize())
-            return answer
+            # Once, by us: a message is serialized to be measured, too.
+            raw = answer.SerializeToString()
+            self._connections.ends(context, len(raw))
+            return raw
 
-        return grpc.stream_unary_rpc_method_handler(
-            handler, response_serializer=response.SerializeToString
-        )
+        return grpc.stream_unary_rpc_method_handler(handler)
 
     def unary(
         self,
         method: str,
         request: type[M],
-        response: type[R],
-        work: Callable[[Call, M], Awaitable[R]],
+        work: Callable[[Call, M], Awaitable[Message]],
         admit: Admit = Call.authenticate,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Makes the handler of a call with one small message each way."""
 
-        async def read_and_work(call: Call, read: Read[M]) -> R:
+        async def read_and_work(call: Call, read: Read[M]) -> Message:
             return await work(call, (await read_single_message(read, request))[0])
 
         return self.upload(
             method,
             request,
-            response,
             read_and_work,
             admit,
             max_bytes=MAX_STRUCTURE_BYTES,
@@ -155,7 +152,6 @@ class Handlers:
         self,
         method: str,
         request: type[M],
-        response: type[R],
         work: Callable[[Call, Read[M], Write], Awaitable[None]],
         *,
         max_bytes: int,
@@ -168,8 +164,15 @@ class Handlers:
             connections.knows(context)
             read = self._reader(context, request, max_bytes, bulk)
 
-            async def write(answer: R) -> None:
-                await connections.write(context, answer, answer.ByteSize())
+            sending = asyncio.Lock()
+
+            async def write(answer: Message, turn: Awaitable[None] | None = None) -> None:
+                raw = answer.SerializeToString()
+                with connections.owes(context, len(raw)):
+                    if turn is not None:
+                        await turn
+                    async with sending:
+                        await context.write(raw)
 
             async def read_and_write(call: Call) -> None:
                 try:
@@ -179,9 +182,7 @@ class Handlers:
 
             await handle(self._calls, method, context, read_and_write, Call.identify, self._service)
 
-        return grpc.stream_stream_rpc_method_handler(
-            handler, response_serializer=response.SerializeToString
-        )
+        return grpc.stream_stream_rpc_method_handler(handler)
 
     def unknown(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Answers methods that are not there, and counts them under one name."""

@@ -71,7 +71,6 @@ class Segmentation:
                 "Segment": handlers.upload(
                     "Segment",
                     pb.SegmentRequest,
-                    pb.SegmentResponse,
                     self.segment,
                     max_bytes=max_bytes,
                     bulk=_BULK,
@@ -79,7 +78,6 @@ class Segmentation:
                 "SegmentStream": handlers.stream(
                     "SegmentStream",
                     pb.SegmentStreamRequest,
-                    pb.SegmentStreamResponse,
                     self.segment_stream,
                     max_bytes=max_bytes,
                     bulk=_STREAM_BULK,
@@ -87,7 +85,6 @@ class Segmentation:
                 "ListModels": handlers.unary(
                     "ListModels",
                     pb.ListModelsRequest,
-                    pb.ListModelsResponse,
                     self.list_models,
                 ),
             },

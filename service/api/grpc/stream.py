@@ -21,10 +21,6 @@ Answer = Callable[
 """Never raises, but when cancelled. Told what is wrong with the message around its image."""
 
 
-_Item = tuple[str | None, asyncio.Task[pb.SegmentStreamResponse]]
-"""The id, None for a message that was wrong, and so has none of its own; and what answers it."""
-
-
 class Stream:
     """Reads, answers and writes one call's items; run once."""
 
@@ -37,8 +33,8 @@ class Stream:
         window: int,
         closing: asyncio.Event,
     ) -> None:
-        """read, write: gRPC's, of which each has at most one call at a time. window: items read and
-        not answered yet. closing: set when the server shuts down."""
+        """read: has at most one call at a time. window: items read and not answered yet. closing:
+        set when the server shuts down."""
         self._read = read
         self._write = write
         self._answer = answer
@@ -48,8 +44,7 @@ class Stream:
         self._outstanding = 0
         self._answered = asyncio.Event()
         self._ids: set[str] = set()
-        # What is to be sent next: ready, or, when in order, what the next answer will come from.
-        self._next: asyncio.Queue[_Item] = asyncio.Queue()
+        self._last: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Goes on until the caller has closed and has every answer.
@@ -60,10 +55,7 @@ class Stream:
         whole = False
         try:
             async with asyncio.TaskGroup() as group:
-                writing = group.create_task(self._send())
                 whole = await self._receive(group)
-                await self._fewer_outstanding_than(1)
-                writing.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         except asyncio.CancelledError:
@@ -114,12 +106,8 @@ class Stream:
             self._ids.add(message.id)
         elif not is_valid_id(message.id):
             message.id = ""
-        answer = group.create_task(self._answer(message, fault))
-        item = (message.id if fault is None else None, answer)
-        if self._ordered:
-            self._next.put_nowait(item)
-        else:
-            answer.add_done_callback(lambda _: self._next.put_nowait(item))
+        before = self._last if self._ordered else None
+        self._last = group.create_task(self._respond(message, fault, before))
 
     def _fault(self, message: pb.SegmentStreamRequest, first: bool) -> InvalidParameter | None:
         """Finds what is wrong with the message around its image."""
@@ -141,16 +129,26 @@ class Stream:
             )
         return None
 
-    async def _send(self) -> None:
-        while True:
-            item_id, answering = await self._next.get()
-            answer = await answering
-            # Before it is sent: a caller may use the id again as soon as it has the answer.
-            if item_id is not None:
-                self._ids.discard(item_id)
-            await self._write(answer)
-            self._outstanding -= 1
-            self._answered.set()
+    async def _respond(
+        self,
+        message: pb.SegmentStreamRequest,
+        fault: InvalidParameter | None,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        """Sends the answer, once it is there and `before` was sent."""
+        answer = await self._answer(message, fault)
+        # A message that was wrong has no id of its own.
+        own_id = message.id if fault is None else None
+        await self._write(answer, self._turn(own_id, before))
+        self._outstanding -= 1
+        self._answered.set()
+
+    async def _turn(self, own_id: str | None, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        # Before it is sent: a caller may use the id again as soon as it has the answer.
+        if own_id is not None:
+            self._ids.discard(own_id)
 
     async def _fewer_outstanding_than(self, n: int) -> None:
         while self._outstanding >= n:

@@ -11,7 +11,7 @@ from typing import Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.api.uploads import check_announced, read_raw, too_large
+from service.api.uploads import check_announced, joined, read_raw, too_large
 from service.errors import (
     InvalidParameter,
     UnsupportedImageFormat,
@@ -60,7 +60,7 @@ async def read_image(
             if received > limit:
                 raise too_large(max_bytes)
             form.feed(chunk)
-        return form.image()
+        return await joined(form.image())
     finally:
         form.close()
 
@@ -142,8 +142,8 @@ class _Form:
         self._preamble = None
         return bytes(data[at + 2 :])
 
-    def image(self) -> bytes:
-        """Returns the image once the body is over.
+    def image(self) -> list[bytes]:
+        """Returns the parts of the image once the body is over.
 
         Raises: InvalidParameter when the body was cut or had no image.
         """
@@ -151,7 +151,7 @@ class _Form:
             raise _broken()
         if not self._parts:
             raise InvalidParameter(f"the form is empty: send the image as field {FIELD!r}")
-        return b"".join(self._chunks)
+        return self._chunks
 
     def close(self) -> None:
         """Lets go of the parser: both know each other, and the image would stay with them."""

@@ -28,7 +28,7 @@ from service.api.oip.tensors import (
 )
 from service.api.oip.written import read_numbers
 from service.api.stubs import inference_pb2 as pb
-from service.api.uploads import Uploads
+from service.api.uploads import Received, Uploads
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
 from service.errors import InvalidParameter, ShuttingDown
@@ -92,7 +92,6 @@ class OipGrpc:
         found["ModelInfer"] = handlers.upload(
             "ModelInfer",
             pb.ModelInferRequest,
-            pb.ModelInferResponse,
             self._infer,
             max_bytes=self._max_bytes,
             bulk=_BULK,
@@ -100,7 +99,6 @@ class OipGrpc:
         found["ModelStreamInfer"] = handlers.stream(
             "ModelStreamInfer",
             pb.ModelInferRequest,
-            pb.ModelStreamInferResponse,
             self._stream_infer,
             max_bytes=self._max_bytes,
             bulk=_BULK,
@@ -108,9 +106,9 @@ class OipGrpc:
         return grpc.method_handlers_generic_handler(SERVICE, found)
 
     def _unary(self, handlers: Handlers, name: str, work: Work) -> grpc.RpcMethodHandler[Any, Any]:
-        request, response = (getattr(pb, f"{name}{end}") for end in ("Request", "Response"))
+        request = getattr(pb, f"{name}Request")
         admit = _admit_admin if name.startswith("Repository") else Call.authenticate
-        return handlers.unary(name, request, response, work, admit)
+        return handlers.unary(name, request, work, admit)
 
     async def _load(self, call: Call, request: pb.RepositoryModelLoadRequest) -> Message:
         await self._operations.load(request.model_name, request.parameters)
@@ -125,7 +123,7 @@ class OipGrpc:
         with self._uploads.begin() as received:
             request, n_bytes = await read_single_message(read, pb.ModelInferRequest)
             received(n_bytes)
-            return await self._answer(call, request)
+            return await self._answer(call, request, received)
 
     async def _stream_infer(
         self, stream: Call, read: Read[pb.ModelInferRequest], write: Write
@@ -153,7 +151,7 @@ class OipGrpc:
                 call.check_key()
                 with self._uploads.begin() as received:
                     received(n_bytes)
-                    answer = await self._answer(call, request)
+                    answer = await self._answer(call, request, received)
                 return pb.ModelStreamInferResponse(infer_response=answer)
         except BaseException:
             if call.outcome is None:
@@ -163,7 +161,9 @@ class OipGrpc:
                 infer_response=pb.ModelInferResponse(id=request.id),
             )
 
-    async def _answer(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    async def _answer(
+        self, call: Call, request: pb.ModelInferRequest, received: Received
+    ) -> pb.ModelInferResponse:
         """Raises: any ServiceError but ModelLoadError."""
         model, version = request.model_name, request.model_version
         call.asks_for(model)
@@ -177,7 +177,7 @@ class OipGrpc:
                 return await asyncio.to_thread(_read, request)
             return _read(request)
 
-        return await self._inference.answer(call, model, version, read, _response)
+        return await self._inference.answer(call, model, version, read, _response, received)
 
 
 def _admit_admin(call: Call, authorization: str | None, api_key: str | None) -> None:

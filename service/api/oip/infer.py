@@ -22,6 +22,7 @@ from service.api.oip.tensors import (
     OutputTensor,
     output_tensors,
 )
+from service.api.uploads import Received
 from service.core.segmenter import Segmenter
 from service.core.types import NOBODY, Client, SegmentOptions, SegmentReply
 from service.errors import (
@@ -66,8 +67,11 @@ class Inference:
         version: str,
         read: Callable[[], Awaitable[InferRequest]],
         write: Callable[[InferRequest, SegmentReply, Sequence[OutputTensor]], T],
+        held: Received,
     ) -> T:
         """Segments what `read` finds in the message, which is here, and has `write` print it.
+
+        held: told how many bytes each image's answer has: they stay until the last is there.
 
         Raises: any ServiceError but ModelLoadError, and what `read` raises.
         """
@@ -86,6 +90,7 @@ class Inference:
                 as_numbers=request.scores_as_numbers,
                 client=call,
                 rejected=self._rejected,
+                held=held,
             )
             call.answered(replies[0])
             tensors = output_tensors(request.outputs, replies)
@@ -122,6 +127,7 @@ async def segment_all(
     as_numbers: bool,
     client: Client = NOBODY,
     rejected: Callable[[str], None] = lambda reason: None,
+    held: Received = lambda n_bytes: None,
 ) -> list[SegmentReply]:
     """Answers in the order of `images`; the first that fails fails them all.
 
@@ -134,7 +140,7 @@ async def segment_all(
     # Each has its share: what all of them would take is known before the first is run.
     options = replace(options, max_scores_bytes=max_bytes // len(images))
     equal_sizes = any(name != OVERLAY for name in outputs)
-    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client, rejected)
+    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client, rejected, held)
     if len(images) == 1:
         await run.work()
         return [run.replies[0]]
@@ -159,6 +165,7 @@ class _Run:
         equal_sizes: bool,
         client: Client,
         rejected: Callable[[str], None],
+        held: Received,
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}
         self._segmenter = segmenter
@@ -168,6 +175,7 @@ class _Run:
         self._equal_sizes = equal_sizes
         self._client = client
         self._rejected = rejected
+        self._held = held
         self._ends_s = None if options.deadline_s is None else time.monotonic() + options.deadline_s
         self._under_way = 0
         self._next_answer = asyncio.Event()
@@ -177,6 +185,8 @@ class _Run:
         for number, image in self._waiting:
             reply = await self._segment(image)
             self._check(reply)
+            scores_bytes = sum(scores.nbytes for scores in reply.scores)
+            self._held(len(reply.body) + reply.label_map.nbytes + scores_bytes)
             self.replies[number] = reply
 
     async def _segment(self, image: Image) -> SegmentReply:

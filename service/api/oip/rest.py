@@ -21,7 +21,7 @@ from service.api.oip import json_codec
 from service.api.oip.infer import Inference
 from service.api.oip.operations import Document, Operations
 from service.api.oip.tensors import InferRequest, OutputTensor
-from service.api.uploads import Uploads, chunks, read_raw
+from service.api.uploads import INLINE_BYTES, Uploads, chunks, read_raw
 from service.config import ApiConfig
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
@@ -34,7 +34,7 @@ from service.errors import (
 )
 
 # A short text is parsed sooner than a thread is woken.
-_INLINE_BYTES: Final = 16 * 1024
+_INLINE_JSON_BYTES: Final = 16 * 1024
 _MAX_ADMIN_BODY_BYTES: Final = 64 * 1024
 
 T = TypeVar("T")
@@ -104,14 +104,16 @@ class OipRest:
             )
             call.uploaded()
             read = partial(self._read, body, request.headers.get(json_codec.LENGTH_HEADER))
-            answer = self._inference.answer(call, name, version, read, _response)
+            answer = self._inference.answer(call, name, version, read, _response, received)
             return await unless_disconnected(answer, request.receive)
 
     async def _read(self, body: bytes, length: str | None) -> InferRequest:
         """Raises: InvalidParameter, ImageTooLarge."""
         read = partial(json_codec.read, body, length, max_json_bytes=self._max_json_bytes)
         json_bytes = json_codec.json_length(length, len(body))
-        if (len(body) if json_bytes is None else json_bytes) <= _INLINE_BYTES:
+        if json_bytes is None:
+            json_bytes = len(body)
+        if json_bytes <= _INLINE_JSON_BYTES and len(body) <= INLINE_BYTES:
             return read()
         return await asyncio.to_thread(read)
 

@@ -9,10 +9,11 @@ import pytest
 
 from service.api.oip import infer as module
 from service.api.oip.infer import segment_all
+from service.api.uploads import Uploads
 from service.config import SegmenterConfig
 from service.core.segmenter import Segmenter
 from service.core.types import Score, SegmentOptions, SegmentReply
-from service.errors import DeadlineExceeded, ImageTooLarge
+from service.errors import DeadlineExceeded, ImageTooLarge, Overloaded
 from tests.drawing import street
 from tests.tiny_models import expected_logits, write_model
 
@@ -36,15 +37,26 @@ async def test_scores_of_all_images_together_are_limited(
     await segmenter.start()
     options = SegmentOptions(output=None, scores=(Score.LOGITS,), deadline_s=30)
 
+    uploads = Uploads(max_count=9, max_bytes=BYTES, timeout_s=9, rejected=lambda reason: None)
+
     async def ask() -> list[SegmentReply]:
-        return await segment_all(
-            segmenter, IMAGES, options, ["logits"], max_pixels=10_000, as_numbers=as_numbers
-        )
+        with uploads.begin() as held:
+            return await segment_all(
+                segmenter,
+                IMAGES,
+                options,
+                ["logits"],
+                max_pixels=10_000,
+                as_numbers=as_numbers,
+                held=held,
+            )
 
     try:
         monkeypatch.setattr(module, limit, BYTES)
         found = np.stack([reply.scores[0] for reply in await ask()])
         np.testing.assert_array_equal(found, expected_logits(np.stack(IMAGES)))
+        with uploads.begin(), pytest.raises(Overloaded):  # beside what others have, it is too much
+            await ask()
         monkeypatch.setattr(module, limit, BYTES - 1)
         with pytest.raises(ImageTooLarge, match=f"up to {(BYTES - 1) // 3}: .*fewer images"):
             await ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -56,8 +57,8 @@ class Call:
             raise got
         return None if got is EOF else (got, got.ByteSize())
 
-    async def _write(self, response: pb.SegmentStreamResponse) -> None:
-        await asyncio.sleep(0)
+    async def _write(self, response: pb.SegmentStreamResponse, turn: Awaitable[None]) -> None:
+        await turn
         self.sent.append(response)
 
     async def _answer(

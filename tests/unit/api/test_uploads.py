@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections import UserList
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive
 
+from service.api import uploads as module
 from service.api.uploads import Uploads, chunks, read_raw
 from service.errors import Cancelled, Overloaded, UploadTooSlow
 
@@ -64,6 +67,21 @@ async def test_bytes_are_counted_while_they_arrive() -> None:
 async def test_a_single_upload_always_fits(bodies: Sequence[bytes]) -> None:
     with uploads().begin() as upload:
         assert await read_raw(chunks(received(*bodies), upload), 1000) == b"".join(bodies)
+
+
+@pytest.mark.parametrize(("inline", "here"), [(9, True), (8, False)])
+async def test_a_large_body_is_joined_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, inline: int, here: bool
+) -> None:
+    class Parts(UserList[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            threads.append(threading.get_ident())
+            return iter(self.data)
+
+    threads: list[int] = []
+    monkeypatch.setattr(module, "INLINE_BYTES", inline)
+    assert await module.joined(Parts([b"abc"] * 3)) == b"abc" * 3
+    assert (threads[-1] == threading.get_ident()) is here
 
 
 async def test_a_caller_who_leaves_in_the_middle() -> None:
