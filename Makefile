@@ -49,6 +49,7 @@ sync: $(VENV)/.dev ## make the client for threads again from the one for asyncio
 monitoring: $(VENV)/.dev ## make the Prometheus rules and the dashboard again from tools/
 	$(BIN)/python -m tools.make_rules
 	$(BIN)/python -m tools.make_dashboard
+	$(BIN)/python -m tools.make_kubernetes
 
 dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
 	$(BIN)/python -m build --outdir dist .
