@@ -298,7 +298,10 @@ def _report(
             faults.append(f"{name}: nothing was answered")
     if server.process.poll() is not None:
         faults.append(f"the server ended with {server.process.returncode}")
-    lost = server.metric("fcn_decode_workers_lost_total")
+    lost = sum(
+        server.metric(f'fcn_decode_workers_lost_total{{reason="{why}"}}')
+        for why in ("crash", "hang")
+    )
     return {
         "seconds": round(seconds),
         "requests": {name: dict(sorted(mine.items())) for name, mine in counts.items()},

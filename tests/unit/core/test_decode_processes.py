@@ -25,7 +25,7 @@ from service.core.images.header import read_header
 from service.core.images.processes import Decoder
 from service.errors import ImageTooLarge, InvalidImage, ServiceError, ShuttingDown
 from tests.drawing import UInt8Array, encode, street
-from tests.unit.core.test_decode_cost import KINDS
+from tests.unit.core import test_decode_cost as files
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -81,9 +81,10 @@ def confined(number: int) -> bool:
     return re.search(r"^Max open files +0 ", limits, re.M) is not None
 
 
-def test_every_kind_has_the_pixels_that_it_has_in_a_thread() -> None:
+def test_every_kind_has_the_pixels_that_it_has_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SIDE", 400)
     with decoding() as (decoder, lost):
-        for kind, write in KINDS.items():
+        for kind, write in files.KINDS.items():
             body = write()
             rgb = read(decoder, body)
             assert (rgb == here(body)).all(), kind
