@@ -11,6 +11,7 @@ beside those that are simulated with these times.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import statistics
 import sys
@@ -29,7 +30,7 @@ from bench.images import jpeg
 from bench.load import poisson
 from bench.servers import ROOT, Command, fcn_serve, running
 from cli._simulation import Replica, latencies_s, percentile
-from fcn_client import AsyncFcnClient, FcnClient, RetryPolicy
+from fcn_client import AsyncFcnClient, FcnClient, Overloaded, RetryPolicy
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 
@@ -40,7 +41,7 @@ WARM_S = 3.0
 """A network is compiled anew for the first image of a size."""
 ONCE = RetryPolicy(max_attempts=1)
 SHARES = (0.5, 0.7, 0.85)
-"""Of what two replicas can do."""
+"""Parts of what two replicas do at most, each of which is a load."""
 OUTPUTS = (
     "label_map",
     "color",
@@ -93,14 +94,16 @@ def at_most(commands: Sequence[Command], image: bytes, seconds: float) -> float:
 async def under_load(
     urls: Sequence[str], image: bytes, rate: float, seconds: float, balancer: str
 ) -> list[float]:
-    """Sends images when they are due; the time from then to each answer, sorted."""
+    """Sends images when they are due; the time from then to each answer, sorted, without those that
+    were refused."""
     chance, found = random.Random(1), []
     groups = [[url] for url in urls] if balancer == "random" else [list(urls)]
     clients = [AsyncFcnClient(group, retry=ONCE) for group in groups]
 
     async def ask(client: AsyncFcnClient, due: float) -> None:
-        await client.segment(image)
-        found.append(time.perf_counter() - due)
+        with contextlib.suppress(Overloaded):
+            await client.segment(image)
+            found.append(time.perf_counter() - due)
 
     began = time.perf_counter() + 0.1
     async with asyncio.TaskGroup() as tasks:
@@ -179,7 +182,8 @@ def main(words: Sequence[str] | None = None) -> int:
                     row[name] = {
                         f"p{p}_ms": round(1000 * percentile(values, p), 1) for p in (50, 95, 99)
                     }
-                rows.append({**row, "count": len(found)})
+                sent = len(poisson(rate, args.seconds, 1))
+                rows.append({**row, "sent": sent, "refused": sent - len(found)})
                 print(rows[-1], file=sys.stderr, flush=True)
     record.write(
         args.out,
