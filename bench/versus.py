@@ -8,6 +8,7 @@ of 1, 8 and 32 connections, then Poisson arrivals at 0.7 and 3 times the bare li
 measured at the round's beginning; who goes first changes from round to round. What the machine does
 to one it does to the other a few seconds later, so ratios within a round hold where images per
 second drift. Every ratio is given as the median over the rounds, with the least and the largest.
+`cpu_ms` is what an image of a closed loop cost the server's processes in time of a core.
 
 One checkout can be compared with itself under other settings: `--after-flags="--instances=1"`.
 """
@@ -44,6 +45,7 @@ CLOSED: dict[str, Callable[[Load], float | None]] = {
     "images_per_s": lambda load: load["answered_per_s"],
     "p50_ms": lambda load: load["latency"]["p50_ms"],
     "p99_ms": lambda load: load["latency"]["p99_ms"],
+    "cpu_ms": lambda load: load["cpu_ms"],
 }
 OPEN: dict[str, Callable[[Load], float | None]] = {
     "goodput_per_s": lambda load: load["goodput_per_s"],
@@ -131,7 +133,11 @@ def measure(
         for connections in args.connections:
             name = f"{connections} connection{'s'[: connections > 1]}"
             for state in order(STATES, turn):
+                began_s = running[state].cpu_s()
                 found = generator.closed(running[state].url, image, connections, args.seconds)
+                spent_s = running[state].cpu_s() - began_s
+                counted = args.seconds / (args.seconds + generator.FILL_S)
+                found["cpu_ms"] = 1000 * spent_s * counted / max(1, found["answered"])
                 keep(loads, name, state, found)
         for factor in args.loads:
             for state in order(STATES, turn):

@@ -121,11 +121,15 @@ class Tracing:
         return Trace(trace_id, span_id, span if span.is_recording() else None, zero_ns)
 
     def finished(self, record: RequestRecord) -> None:
-        """Makes the spans of a request that is over. Probes get none."""
-        trace = record.trace
-        if trace is None or trace.span is None or record.probe:
+        """Makes the spans of a request that is over. Probes get none; no request fails for them."""
+        if record.trace is None or record.trace.span is None or record.probe:
             return
-        span = trace.span
+        try:
+            self._make(record, record.trace, record.trace.span)
+        except Exception:
+            _log.exception("spans could not be made")
+
+    def _make(self, record: RequestRecord, trace: Trace, span: Span) -> None:
         context = self._api.set_span_in_context(span)
 
         def child(name: str, began_s: float, ended_s: float, **more: Any) -> Span:
@@ -160,9 +164,9 @@ class Tracing:
         ended_s = timings.ended_s or timings.started_s + timings.infer_s + timings.render_s
         rendered_s = ended_s - timings.render_s
         ran_s = min(timings.started_s + timings.infer_s, rendered_s)
-        members = [self._api.Link(mark) for mark in dict.fromkeys(timings.marks) if mark]
+        members = {mark.span_id: self._api.Link(mark) for mark in timings.marks if mark is not None}
         size = {"fcn.batch.size": max(1, len(timings.marks))}
-        batch = child("batch", timings.started_s, ran_s, links=members, attributes=size)
+        batch = child("batch", timings.started_s, ran_s, links=[*members.values()], attributes=size)
         inside = self._api.set_span_in_context(batch)
         child("infer", timings.started_s, ran_s, context=inside)
         child("encode", rendered_s, ended_s)
@@ -219,3 +223,7 @@ class _Seldom(logging.Filter):
             return False
         self._next_s = now + SAID_EVERY_S
         return True
+
+
+_log = logging.getLogger("fcn.tracing")
+_log.addFilter(_Seldom())

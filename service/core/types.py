@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +138,7 @@ class Timings:
     began_s: float = 0.0
     started_s: float = 0.0
     ended_s: float = 0.0
-    marks: tuple[object, ...] = ()
+    marks: tuple[Any, ...] = ()
 
 
 @dataclass(slots=True)

@@ -17,10 +17,13 @@ import httpx
 import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fcn_client.stubs import segmentation_pb2 as pb
+from service.api.call import Calls
 from service.api.stubs import inference_pb2, inference_pb2_grpc
 from service.errors import StartError
+from service.telemetry import Telemetry
 from service.tracing import Tracing, trace_of_caller
 from tests.drawing import png, street
 from tests.otlp import Receiver, attributes, over_grpc, over_http
@@ -290,6 +293,21 @@ def test_a_callers_trace_is_logged_without_tracing(server: Server) -> None:
     assert request_id.startswith(f"{TRACE}-")
     said = f" outcome=answered trace_id={TRACE} model=tiny height=24 width=32 decode_ms="
     until(lambda: said in server.log().partition(f"request_id={request_id} ")[2], server.log)
+
+
+def test_a_fault_of_tracing_costs_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    tracing = Tracing("grpc", InMemorySpanExporter())
+    calls = Calls(
+        Telemetry(0.175), None, deadline_s=30, model_label=lambda name: "", tracing=tracing
+    )
+
+    def fault() -> dict[str, str]:
+        raise KeyError
+
+    with calls.begin("rest", "Segment", describe=fault):
+        pass
+    assert "spans could not be made" in caplog.text
+    assert tracing.close()
 
 
 def test_a_start_says_what_tracing_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
