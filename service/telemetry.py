@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import product
 from typing import Literal, TypeVar, get_args
 
 from prometheus_client import (
@@ -42,6 +43,11 @@ REJECTIONS = (
 )  # fmt: skip
 PIXEL_BUCKETS = tuple(2**n for n in range(14, 28))
 CLOSED = ("alone", "full", "late", "turn", "retry")
+CODES = {
+    "rest": ("200", "429", "500", "503"),
+    "grpc": ("OK", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE"),
+}
+"""Answers and failures of the service, by transport: what an alert may ask for."""
 IMAGE_METHODS = ("Segment", "ModelInfer")
 """Each call of these is judged by the objectives; a stream's images are calls of their own."""
 
@@ -248,8 +254,10 @@ class Telemetry(Observer):
                 self._batches(model, closed)
             for stage in STAGES:
                 self._stage_s(stage, model)
-            for transport in ("rest", "grpc"):
+            for transport, codes in CODES.items():
                 self._request_s(transport, model)
+                for method, code in product(IMAGE_METHODS, codes):
+                    self._requests(transport, method, model, code)
 
     def scrape(self, *, openmetrics: bool = False) -> bytes:
         """Prints all metrics in the Prometheus text format, or as OpenMetrics with exemplars."""

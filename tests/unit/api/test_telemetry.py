@@ -99,6 +99,7 @@ def test_a_model_has_its_counters_before_the_first_image() -> None:
         'fcn_batches_total{closed="late",model="m"} 0.0',
         'fcn_request_duration_seconds_count{model="m",transport="grpc"} 0.0',
         'fcn_decode_workers_lost_total{reason="hang"} 0.0',
+        'fcn_requests_total{code="500",method="Segment",model="m",transport="rest"} 0.0',
         'fcn_engine_fallback{model="m",version="1",wanted="openvino"} 1.0',
         'fcn_model_load_failed{model="m",version="1"} 0.0',
         'fcn_model_load_failed{model="m",version="2"} 1.0',
