@@ -21,6 +21,7 @@ from service.core.segmenter import Segmenter
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
 from service.logs import FLUSH_S, STDERR, configure_logging
+from service.loop_watchdog import LoopWatchdog
 from service.setting_values import otlp_protocol
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -63,6 +64,11 @@ def _say(descriptor: int, line: str) -> None:
     writing = threading.Thread(target=write, daemon=True)
     writing.start()
     writing.join(FLUSH_S)
+
+
+def _leave() -> None:
+    logging.shutdown()
+    os._exit(1)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -130,6 +136,7 @@ class _Server:
         http_sockets = listen(s.host, s.http_port, "FCN_HTTP_PORT")
         grpc_port = self._bind_grpc()
         self._catch_signals()
+        LoopWatchdog(_leave).start()
         certificates = self._certificates
         http = HttpServer(self._rest, self._config, self._telemetry, certificates=certificates)
         serving = asyncio.create_task(http.serve(sockets=[*http_sockets, *self._admin_sockets]))

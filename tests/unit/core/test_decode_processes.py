@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -216,10 +217,33 @@ def test_a_worker_holds_nothing_worth_having(monkeypatch: pytest.MonkeyPatch) ->
         )
         assert status["NoNewPrivs"].strip() == "1"
         assert int(status["CapEff"], 16) == 0
+        if platform.machine() in ("x86_64", "aarch64"):
+            assert status["Seccomp"].strip() == "2", "a filter"
         assert [line for line in (proc / "limits").read_text().splitlines()
                 if line.startswith(("Max open files", "Max processes", "Max file size"))
                 and line.split()[-3:-1] != ["0", "0"]] == []  # fmt: skip
         assert (proc / "oom_score_adj").read_text().strip() == "1000"
+
+
+def test_what_decoding_never_asks_for_is_refused_and_ends_nothing() -> None:
+    """Files, also for reading, network, other programs, other processes."""
+    code = (
+        "import ctypes, os, socket\n"
+        "from service.core.images import sandbox\n"
+        "libc, pair = ctypes.CDLL(None, use_errno=True), socket.socketpair()\n"
+        "wanted = [lambda: os.open('/dev/null', os.O_RDONLY), lambda: os.open('x', os.O_CREAT),\n"
+        "    socket.socket, lambda: socket.socketpair(), lambda: pair[0].bind('x'),\n"
+        "    lambda: os.execv('/bin/true', ['true'])]\n"
+        "libc.prctl(sandbox._PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)\n"
+        "assert sandbox._seccomp()\n"
+        "for ask in wanted:\n"
+        "    try: ask()\n"
+        "    except PermissionError: print('refused')\n"
+        "assert libc.ptrace(0, 0, 0, 0) == -1\n"
+        "pair[0].send(b'.'), pair[1].recv(1), os.waitpid(os.fork() or os._exit(0), 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 6, "")
 
 
 def test_nothing_stays_behind_when_the_server_is_killed() -> None:
