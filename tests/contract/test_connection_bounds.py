@@ -207,7 +207,7 @@ async def test_who_reads_slowly_gets_all() -> None:
         async with asyncio.timeout(2 * DEADLINE_S):
             while received < len(LARGE):
                 await asyncio.sleep(0.05)
-                part = await asyncio.get_running_loop().sock_recv(link, 65536)
+                part = await asyncio.get_running_loop().sock_recv(link, 131072)
                 assert part, "the server ended the connection"
                 received += len(part)
         assert site.ended("unread") == 0
