@@ -148,7 +148,7 @@ def model_card(checkpoint: Checkpoint, contract: Contract, measured: dict[str, A
     if measured and measured.get("scales"):
         lines += scale_section(measured["scales"], str(measured["split"]))
     if not imported:
-        lines += _recipe(checkpoint)
+        lines += _recipe(checkpoint, measured["split"] if measured else "test")
     return "\n".join([*lines, ""])
 
 
@@ -168,8 +168,8 @@ def scale_section(scales: Sequence[Mapping[str, Any]], split: str) -> list[str]:
     )]  # fmt: skip
 
 
-def _recipe(checkpoint: Checkpoint) -> list[str]:
-    """Write the section of the card that says how to train the model again."""
+def _recipe(checkpoint: Checkpoint, split: str) -> list[str]:
+    """Write the section of the card that says how to train the model again, and score it."""
     config = shared_config(checkpoint.config)
     return [
         "",
@@ -182,7 +182,7 @@ def _recipe(checkpoint: Checkpoint) -> list[str]:
         "```",
         "fcn train RECIPE.yaml --run RUN --set data.root=DATA init.imagenet=WEIGHTS",
         f"fcn evaluate RUN/last.pt --data-root DATA --dataset {config['data']['dataset']} "
-        "--split test --json > scores.json",
+        f"--split {split} --json > scores.json",
         "fcn export RUN/last.pt --scores scores.json",
         "```",
     ]
@@ -213,11 +213,13 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
 def _splits(
     checkpoint: Checkpoint, measured: dict[str, Any] | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """List the scores by their splits, without those on images that were learned from."""
+    """List the scores by their splits, without those on images that were learned from; those
+    measured on val take the place of what training measured on it."""
     splits = []
     data = checkpoint.config.get("data", {})
-    learned_from = data.get("train_split", "").split("+")
-    if checkpoint.val_scores is not None and data.get("val_split") not in learned_from:
+    known = [*data.get("train_split", "").split("+")]
+    known += [measured["split"]] if measured else []
+    if checkpoint.val_scores is not None and data.get("val_split") not in known:
         splits.append(("val", checkpoint.val_scores))
     if measured is not None:
         splits.append((str(measured["split"]), measured))

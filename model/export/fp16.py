@@ -48,6 +48,9 @@ class Fp16Converter:
         self._floats = _float_tensors(model.proto)
         self._candidates = _candidates(model, self._floats)
         names = {name for node in self._candidates for name in (*node.input, *node.output)}
+        # Of the score layer of the largest map, which stays in fp32, the report tells them, too.
+        layers = (name for nodes in model.layers.values() for name in nodes)
+        names |= {_node(model.proto, name).output[0] for name in layers}
         names &= self._floats - {tensor.name for tensor in model.proto.graph.initializer}
         self._largest = {
             name: float(max(highest, -lowest))

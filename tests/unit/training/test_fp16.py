@@ -96,15 +96,22 @@ def test_types_that_a_file_declares_of_its_tensors_are_those_of_fp32(tmp_path: P
     simulate(simulated).run(None, {"image": street(8, 9)[None]})
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v1", "efficientnet_lite0"])
-def test_fcn_4s_keeps_its_labels(backbone: str) -> None:
-    spec = NetworkSpec(backbone, "4s", fc6_channels=8, skip_channels=4, width=1 / 8)
+@pytest.mark.parametrize(
+    ("backbone", "pool2_channels"), [("mobilenet_v1", 0), ("efficientnet_lite0", 4)]
+)
+def test_fcn_4s_keeps_its_labels(backbone: str, pool2_channels: int) -> None:
+    spec = NetworkSpec(
+        backbone, "4s", fc6_channels=8, skip_channels=4, pool2_channels=pool2_channels, width=1 / 8
+    )
     whole = load_fp32(exported(spec).path)
     images = [street(64, 96, seed=seed) for seed in range(4)]
     feeds = whole.contract.feeds(images[0][None])
     wanted = simulate(whole.proto).run(["label_map"], feeds)[0]
     int8 = Quantizer(whole, images).quantize(list(whole.layers))
-    for proto, share in ((Fp16Converter(whole, images).simulated(), 0.99), (int8, 0.9)):
+    converter = Fp16Converter(whole, images)
+    assert all(converter.largest(layer) > 0 for layer in whole.layers)
+    assert ("score_pool2" in set(whole.layers) - converter.fp16_layers()) == (not pool2_channels)
+    for proto, share in ((converter.simulated(), 0.99), (int8, 0.9)):
         assert (simulate(proto).run(["label_map"], feeds)[0] == wanted).mean() > share
 
 

@@ -116,6 +116,17 @@ def test_scores_on_what_was_learned_from_are_left_out(checkpoint: Checkpoint) ->
     assert "| metric | test |" in model_card(own, contract, MEASURED)
 
 
+def test_scores_measured_on_val_take_the_place_of_those_of_training(
+    checkpoint: Checkpoint,
+) -> None:
+    measured = MEASURED | {"split": "val"}
+    contract = make_contract(checkpoint, checkpoint.build_network(), "streets", measured=measured)
+    assert contract.scores["val_mean_iu"] == 0.7
+    card = model_card(checkpoint, contract, measured)
+    assert "| metric | val |" in card
+    assert "--split val --json" in card
+
+
 def test_card_names_no_folder_of_this_machine(checkpoint: Checkpoint, streets: Path) -> None:
     config = json.loads(json.dumps(checkpoint.config))
     config["init"]["imagenet"] = "/somewhere/weights.npz"
