@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from service.core.images.decode import decode
+from service.core.images.decode import decode, decode_reduced, reduced
 from service.core.images.header import Header, read_header
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
 from tests.drawing import UInt8Array, encode, png_of, street
@@ -73,6 +73,7 @@ def _decoded(data: bytes) -> str:
         raise ImageTooLarge("so large an image is not tried here")
     rgb = decode(data, header, max_pixels=MAX_PIXELS)
     assert rgb.dtype == np.uint8 and rgb.shape[2:] == (3,) and rgb.size == 3 * header.pixels
+    _reduced(data, header, rgb)
     if header.plain:
         # Two ways lead to the pixels of a plain JPEG: libjpeg alone, and Pillow.
         by_pillow = decode(data, replace(header, plain=False), max_pixels=MAX_PIXELS)
@@ -83,6 +84,19 @@ def _decoded(data: bytes) -> str:
         return "read"
     assert np.array_equal(rgb, other), "the other reader sees other pixels"
     return "as another"
+
+
+def _reduced(data: bytes, header: Header, rgb: UInt8Array) -> None:
+    """Reads it smaller, too: of the size that belongs to it, and alike by libjpeg and Pillow."""
+    reduction = 2 << len(data) % 3
+    if min(rgb.shape[:2]) < reduction:
+        return
+    smaller, size = decode_reduced(data, header, reduction, max_pixels=MAX_PIXELS)
+    assert size == rgb.shape[:2] and smaller.shape[:2] == reduced(*size, reduction)
+    if header.plain:
+        by_pillow = replace(header, plain=False)
+        other = decode_reduced(data, by_pillow, reduction, max_pixels=MAX_PIXELS)[0]
+        assert np.array_equal(smaller, other), "libjpeg and Pillow differ"
 
 
 def _by_another(data: bytes, header: Header) -> UInt8Array | None:
