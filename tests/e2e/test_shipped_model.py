@@ -49,7 +49,7 @@ class Shipped:
 
 
 CAMVID = Shipped("camvid-fcn8s-mobilenet_v1", "camvid", "test", 0.66, "CAMVID_ROOT")
-FACADE = Shipped("facade-fcn4s-mobilenet_v1", "facade", "val", 0.52, "FACADE_ROOT")
+FACADE = Shipped("facade-fcn4s-mobilenet_v1", "facade", "val", 0.53, "FACADE_ROOT")
 """Its mean over the classes above 1 % of the pixels is what was to reach 60."""
 SHIPPED = (CAMVID, FACADE)
 each = pytest.mark.parametrize("shipped", SHIPPED, ids=lambda shipped: shipped.name)
