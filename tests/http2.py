@@ -26,6 +26,7 @@ class Http2:
     def __init__(self, server: Server, window: int = 65535) -> None:
         """window: bytes of an answer that the server may send."""
         host, port = server.target.rsplit(":", 1)
+        self._server = server
         self._socket = socket.create_connection((host, int(port)), timeout=10)
         self._buffer = b""
         self._next = 1
@@ -105,7 +106,11 @@ class Http2:
             self.read(0.01)
             return stream in self.ended
 
-        until(has_ended)
+        def told() -> str:
+            shut = ", whose connection is closed," if self.closed else ""
+            return f"The end of stream {stream}{shut} said by\n{self._server.log()[-4000:]}\n"
+
+        until(has_ended, told)
 
     def _take(self) -> None:
         while len(self._buffer) >= 9:

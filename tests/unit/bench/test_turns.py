@@ -65,7 +65,8 @@ def load_of(latencies: list[float], refusals: list[float], seconds: float) -> di
         "refusals_with_retry_after": len(refusals), "offered_per_s": rate,
         "answered_per_s": rate, "goodput_per_s": rate, "latencies_ms": latencies,
         "refusals_ms": refusals, "stages_ms": {"infer": latencies}, "lag_p99_ms": 1.0,
-        "generator_share": 0.01, "latency": record.summary([ms / 1e3 for ms in latencies]),
+        "generator_share": 0.01, "cpu_ms": 14.0,
+        "latency": record.summary([ms / 1e3 for ms in latencies]),
         "refusal": record.summary([ms / 1e3 for ms in refusals]),
     }  # fmt: skip
 
