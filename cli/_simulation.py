@@ -66,7 +66,7 @@ def latencies_s(
 ) -> list[float]:
     """Returns the times of Poisson arrivals from arrival to answer, sorted. rate: of all together,
     per second. Nothing is refused."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # nosec B311  # a simulation, the same again by its seed
     queues = [_Queue(replica.slots) for _ in range(count)]
     now, found = 0.0, []
     for n in range(images + _WARM):
