@@ -72,7 +72,10 @@ class Http2:
 
     def message(self, stream: int, length: int, data: bytes = b"", end: bool = False) -> None:
         """Sends how long a message is, and of it `data`, until the server has enough."""
-        left = b"\0" + struct.pack(">I", length) + data
+        self.more(stream, b"\0" + struct.pack(">I", length) + data, end)
+
+    def more(self, stream: int, left: bytes, end: bool = False) -> None:
+        """Sends what follows of a message that has begun."""
         while left and not self.closed and stream not in self.ended:
             n_bytes = min(16384, self._window, self._windows[stream], len(left))
             if n_bytes <= 0:

@@ -3,6 +3,7 @@ that are too large for their method, calls, and answers nobody reads."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from fcn_client.stubs import segmentation_pb2 as pb
+from service.api.grpc.connections import LOOK_AROUND_S
+from service.api.stubs import inference_pb2 as oip
 from tests.drawing import png, street
 from tests.http2 import Http2
-from tests.serving import Server, running
+from tests.serving import Server, running, write_slow_model
 from tests.tiny_models import write_model
 from tests.waiting import until
 
@@ -117,6 +120,23 @@ def test_a_lone_message_always_fits(server: Server) -> None:
         link.message(call, 30 * MIB, bytes(30 * MIB), end=True)
         link.wait(call)
     until(lambda: "ModelInfer INVALID_ARGUMENT" in server.log())
+
+
+def test_a_message_that_is_read_between_two_looks_keeps_its_connection(tmp_path: Path) -> None:
+    """Its answer comes later than the look that finds megabytes and no call that reads."""
+    write_slow_model(tmp_path, turns=8000)
+    shape = (1, 1000, 1000, 3)
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=shape)
+    request = oip.ModelInferRequest(
+        model_name="slow", inputs=[tensor], raw_input_contents=[b"\xff" * math.prod(shape)]
+    ).SerializeToString()
+    with running(tmp_path, deadline_ms=60_000) as server, closing(Http2(server)) as link:
+        call = link.call(INFER)
+        link.message(call, len(request), request[:1000])
+        link.read(2 * LOOK_AROUND_S)
+        link.more(call, request[1000:], end=True)
+        until(lambda: "ModelInfer " in server.log(), server.log)
+        assert "ModelInfer OK" in server.log()
 
 
 def test_an_unfinished_message_is_given_up(repository: Path) -> None:

@@ -176,6 +176,7 @@ class Connections:
                     message = await context.read()
                 finally:
                     connection.readings.discard(reading)
+                    connection.signs += 1  # what came since the last look came to something
         except TimeoutError:
             if not scope.expired():
                 raise
