@@ -258,9 +258,8 @@ class Call(Client):
         keys = self._calls.keys
         if role == PREDICT and not keys.required:
             return
-        if (
-            role == ADMIN and not self._may_administer
-        ):  # so that its key is not guessed here, either
+        if role == ADMIN and not self._may_administer:
+            # Before any key is looked at, so that none can be guessed here, either.
             raise NotAllowed(
                 "this server's models are listed, loaded and unloaded from its own machine alone, "
                 f"over REST: send this to port {self._calls.admin_port} of 127.0.0.1"
