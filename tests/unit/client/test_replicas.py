@@ -91,7 +91,7 @@ def test_one_hangs_one_dies_and_one_lags(three: Three, client_of: Client) -> Non
 def test_the_one_with_the_fewest_requests_is_asked(
     transport: str, three: Three, client_of: Client
 ) -> None:
-    three.scripts[0].delay_s = 0.3
+    three.scripts[0].delay_s = 1.5  # longer than the others need for all the rest
     with client_of(",".join(three.urls)) as client:
         outcomes = list(client.segment_many([IMAGE] * 15, in_flight=3))
     assert all(outcome.ok for outcome in outcomes)
