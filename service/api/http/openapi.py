@@ -25,6 +25,7 @@ DESCRIPTION: Final = (
     "Errors are application/problem+json (RFC 9457)."
 )
 DOCS_PATH: Final = "/docs"
+STATUS_PATH: Final = "/status"
 OPENAPI_PATH: Final = "/openapi.json"
 FILES_PATH: Final = "/web"
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
