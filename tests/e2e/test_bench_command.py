@@ -226,9 +226,7 @@ def test_the_plot_shows_each_kind_of_answer(tmp_path: Path) -> None:
         write_plot(path, answers, 0.175, "title")
         with Image.open(path) as image:
             pixels = np.asarray(image, int)[80:]  # below the legend
-        near = {
-            name: abs(pixels - color) < 50 for name, color in colors.items()
-        }  # edges are smooth
+        near = {name: abs(pixels - color) < 50 for name, color in colors.items()}
         return {name: int(found.all(-1).sum()) for name, found in near.items()}
 
     assert shown([]) == dict.fromkeys(colors, 0)
