@@ -216,7 +216,8 @@ class Settings(BaseSettings):
 
     tracing: Literal["off", "otlp"] = "off"
     """Where spans of requests go: `otlp` exports them by OpenTelemetry, as its own variables say
-    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`."""
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`, which
+    the images have."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
