@@ -139,7 +139,7 @@ def house(seed: int = 7) -> Image.Image:
     """Draws the front of a house with balconies over a shop, seen from across the street."""
     rng = np.random.default_rng(seed)
     scene = Image.new("RGBA", (WIDTH, HEIGHT), (206, 218, 230, 255))
-    sky(scene, rng, HEIGHT)
+    sky(scene, rng, HEIGHT, (150, 182, 222))
     for x, y, color, floors in ((-190, 170, (176, 160, 140), 4), (740, 210, (150, 112, 92), 4)):
         scene.paste(front(620 - y, 420, color, rng, floors=floors, bays=3), (x, y))
     body = front(560, 540, (214, 200, 172), rng, floors=4, bays=4)
@@ -151,17 +151,18 @@ def house(seed: int = 7) -> Image.Image:
         for column in (0, 3) if row else (1, 2):
             left, top = 242 + 135 * column, 155 + 132 * row
             balcony(draw, (left, top, left + 91, top + 44))
-    shop(draw, (232, 470, 748, 628), (122, 34, 38))
-    pavement = surface(40, WIDTH, (168, 162, 154), rng, 6, 5)
-    road = surface(HEIGHT - 660, WIDTH, (104, 104, 106), rng, 7, 5)
-    scene.paste(pavement, (0, 622))
-    draw.rectangle((0, 656, WIDTH, 662), fill=(190, 186, 178))
-    scene.paste(road, (0, 662))
-    shadow(scene, (60, 640, 260, 672))
-    tree(scene, (150, 652), 360, 270, rng)
-    tree(scene, (850, 648), 250, 200, rng)
-    person(scene, 640, 650, 108, (44, 66, 96))
-    post(scene, 806, 300, 650, 8)
+    shop(draw, (232, 456, 748, 612), (122, 34, 38))
+    scene.paste(surface(30, WIDTH, (176, 170, 160), rng, 4, 3), (0, 606))
+    draw.rectangle((0, 632, WIDTH, 637), fill=(198, 194, 186))
+    scene.paste(surface(HEIGHT - 637, WIDTH, (92, 92, 95), rng, 8, 4), (0, 637))
+    for x in range(-30, WIDTH, 190):
+        draw.polygon([(x, 700), (x + 100, 700), (x + 104, 708), (x, 708)], fill=(214, 212, 204))
+    shadow(scene, (60, 620, 260, 648))
+    tree(scene, (140, 630), 340, 240, rng)
+    tree(scene, (880, 628), 250, 190, rng)
+    person(scene, 690, 630, 104, (44, 66, 96))
+    car(scene, 245, 668, 150, (150, 28, 30))
+    car(scene, 800, 664, 138, (176, 178, 180))
     return photographed(scene, rng)
 
 

@@ -108,15 +108,14 @@ def lay(scene: Image.Image, image: Image.Image, corners: Sequence[Point]) -> Non
     scene.alpha_composite(warp(image, corners, scene.size))
 
 
-def sky(scene: Image.Image, rng: np.random.Generator, until: int) -> None:
-    height, width = scene.height, scene.width
-    down = np.linspace(0, 1, height)[:, None]
-    haze = 0.5 * clouds(height, width, rng, 0.5).clip(-1, 2)
-    blue = np.stack(
-        [196 + 34 * down + 14 * haze, 208 + 22 * down + 11 * haze, 226 + 8 * down + 7 * haze], -1
-    )
-    part = Image.fromarray(blue.clip(0, 255).astype(np.uint8)).crop((0, 0, width, until))
-    scene.paste(part, (0, 0))
+def sky(
+    scene: Image.Image, rng: np.random.Generator, until: int, zenith: RGB = (196, 208, 226)
+) -> None:
+    """Draws a hazy sky that is lighter towards the horizon, down to the row `until`."""
+    down = np.linspace(0, 1, until)[:, None, None]
+    haze = clouds(until, scene.width, rng, 0.5).clip(-2, 4)[..., None]
+    light = np.asarray(zenith) * (1 - down) + np.array([230, 230, 234]) * down + 5 * haze
+    scene.paste(Image.fromarray(light.clip(0, 255).astype(np.uint8)))
 
 
 def tree(

@@ -5,7 +5,7 @@ import { Problem } from "./server.js";
 
 const SAMPLES = [
   { file: "street.jpg", title: "A street", classes: ["road", "car", "building"] },
-  { file: "house.jpg", title: "A house", classes: ["facade", "window", "balcony_fence"] },
+  { file: "house.jpg", title: "A house", classes: ["facade", "window", "vegetation"] },
 ];
 
 export class Samples extends EventTarget {
