@@ -48,7 +48,7 @@ from service.core.types import (
     UInt8Array,
     VersionStatus,
 )
-from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
+from service.errors import InvalidParameter, ModelNotReady, ShuttingDown
 
 _log = logging.getLogger(__name__)
 
@@ -218,12 +218,7 @@ class Segmenter:
         with model, permit:
             client.charge(header.pixels)
             job = _Job(pixels, header, options, model, encoder, permit, size, self._clock)
-            try:
-                return await self._run(job, client)
-            except (DeadlineExceeded, asyncio.CancelledError) as error:
-                late = isinstance(error, DeadlineExceeded)
-                self._observer.rejected("deadline" if late else "cancelled")
-                raise
+            return await self._run(job, client)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new work; True if all in flight finished within `timeout_s`."""
