@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     """Where images are decoded: in confined processes (Linux), where a hostile file costs its own
     request, or in threads, where it may end the server."""
 
+    hooks: str = Field(SegmenterConfig.hooks, pattern=r"^([\w.-]+(,[\w.-]+)*)?$")
+    """Code of one's own that runs before and after the network: names of entry points of the group
+    `fcn.hooks`, separated by commas, in the order in which they run."""
+
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
     max_image_pixels: int = Field(SegmenterConfig.max_image_pixels, ge=1)
