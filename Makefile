@@ -102,9 +102,13 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.
-$(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
+$(VENV)/.clients: tests/acceptance/requirements.txt tests/acceptance/typescript/package-lock.json | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@if command -v npm >/dev/null; then \
+		cp tests/acceptance/typescript/package*.json $(VENV)/clients/ && \
+		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/clients; \
+	else echo "make: without npm the client in TypeScript is not tested: apt-get install npm"; fi
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev
