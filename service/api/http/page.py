@@ -35,10 +35,13 @@ HEADERS: Final = {
     # Kept, but asked for again each time: after an update no page mixes old and new files.
     "Cache-Control": "no-cache",
 }
-# Swagger UI writes its icons as data: addresses, and its style sheet's rules into elements.
+# Swagger UI writes its icons as data: addresses, and its style sheet's rules into elements. The
+# image that "Try it out" got is shown from the page's own memory, at a blob: address.
 _DOCS_HEADERS: Final = {
     **HEADERS,
-    "Content-Security-Policy": f"{_POLICY}; img-src 'self' data:; style-src 'self' 'unsafe-inline'",
+    "Content-Security-Policy": (
+        f"{_POLICY}; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
+    ),
 }
 
 
