@@ -27,7 +27,7 @@ serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC 
 test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
+clients: $(VENV)/.clients $(VENV)/.ray ## install other people's clients, which some tests run (in CI all do)
 
 check: $(VENV)/.dev ## lint, format, types, import rules and what bandit finds
 	$(BIN)/ruff check .
@@ -73,8 +73,8 @@ HASHED := $(COMPILE) --constraint constraints.txt --generate-hashes --allow-unsa
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
 lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins and their hashes
-	$(COMPILE) --extra cpu --extra otel --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
-	{ echo "# Tested versions of extras cpu, otel, train and dev. Made by 'make lock'."; \
+	$(COMPILE) --extra cpu --extra otel --extra ray --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+	{ echo "# Tested versions of extras cpu, otel, ray, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
 	$(HASHED) --extra cpu --output-file docker/requirements-cpu.txt pyproject.toml
@@ -106,6 +106,17 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 $(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@touch $@
+
+# On top of the project's environment, which it leaves as it is: Ray wants many libraries.
+$(VENV)/.ray: tests/acceptance/ray.txt constraints.txt | $(VENV)/.dev
+	$(BIN)/python -m venv $(VENV)/ray
+	$(BIN)/python -c 'import site, sys, sysconfig; \
+		base = sysconfig.get_path("purelib"); \
+		print("import site; site.addsitedir(%r)" % base)' \
+		> "$$($(VENV)/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		-c constraints.txt -r $<
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, scale, seconds
+from cli._ray_arguments import add_ray, predict_on_ray
 from cli._tls import add_tls, tls_of
+
+if TYPE_CHECKING:
+    from fcn_client.predict import Outcome
 
 HELP = "segment an image, a folder or a video, with a server or in this process"
 _SHOWN_FAILURES = 20
@@ -21,7 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "folder label_maps/, overlays/ and shares.csv, the share of each class in each image. "
         "The same command again does what is missing."
     )
-    parser.add_argument("source", type=Path, help="image, video, or folder of them")
+    parser.add_argument(
+        "source",
+        help="image, video, or folder of them; with --ray also Parquet, and an address as s3://...",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -99,17 +108,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="write one JSON object, and no progress bar"
     )
+    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises: FcnError, UnusableKey, ServiceError, SettingsError, OSError."""
     import json
     import time
-    from contextlib import closing
     from importlib.util import find_spec
 
     from fcn_client.errors import InvalidInput
-    from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
+    from fcn_client.predict import IMAGE_FOLDERS
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
     from fcn_client.predict.inputs import printable
 
@@ -124,46 +133,18 @@ def run(args: argparse.Namespace) -> int:
     if args.image_url is not None and "label-studio" not in annotations:
         raise InvalidInput("--image-url is for --annotations label-studio: give both")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
-    found = find(args.source, recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
-    labeller: Labeller
     of_servers = ("api_key_file", "deadline", "ca", "cert", "key")
     if not args.url and (given := [name for name in of_servers if getattr(args, name)]):
         flag = f"--{given[0].replace('_', '-')}"
         raise InvalidInput(f"{flag} is for a server: give its --url, too")
-    if args.url:
-        from fcn_client import FcnClient
-
-        deadline_s = args.deadline or _DEADLINE_S
-        key = read_api_key(args.api_key_file)
-        client = FcnClient(args.url, timeout_s=deadline_s, api_key=key, **tls_of(args))
-        labeller = RemoteLabeller(
-            client, args.model, args.model_version, keep, deadline_s, args.scale
-        )
-    else:
-        from cli._local import LocalLabeller
-        from service.settings import load_settings
-
-        settings = load_settings()
-        source = args.local or settings.model_repository
-        labeller = LocalLabeller(source, settings, args.model, args.model_version, keep, args.scale)
-    with closing(labeller):
-        folder = Folder(
-            args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
-        )
-        # tqdm is an extra: without it there is no bar.
-        shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
-        summary = predict(
-            found.items(args.every),
-            labeller,
-            folder,
-            in_flight=args.in_flight,
-            progress=shown,
-            total=found.count() if shown and args.every == 1 else None,
-        )
-        if annotations:
-            annotate(folder, annotations, args.image_url or LOCAL_FILES)
-            summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
+    # tqdm is an extra: without it there is no bar.
+    shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
+    outcome = (predict_on_ray if args.ray else _predict)(args, write, keep, progress=shown)
+    labeller, folder, summary = outcome.labeller, outcome.folder, outcome.summary
+    if annotations:
+        annotate(folder, annotations, args.image_url or LOCAL_FILES)
+        summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
     if args.json:
         report = {
             "out": printable(str(args.out)),
@@ -173,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
             "skipped": summary.skipped,
             "replaced": summary.replaced,
             "kept": summary.kept,
-            "ignored": found.ignored,
+            "ignored": outcome.ignored,
             "failed": [
                 {"source": source, "frame": frame, "error": error}
                 for source, frame, error in summary.failures
@@ -196,3 +177,44 @@ def run(args: argparse.Namespace) -> int:
             f"{labeller.version}{kept}"
         )
     return 1 if summary.failures else 0
+
+
+def _predict(
+    args: argparse.Namespace, write: Sequence[str], keep: Sequence[str], *, progress: bool
+) -> Outcome:
+    """Asks a server, or runs the model in this process. Raises: as `run`."""
+    from contextlib import closing
+
+    from fcn_client.predict import Folder, Labeller, Outcome, RemoteLabeller, find, predict
+
+    found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
+    labeller: Labeller
+    if args.url:
+        from fcn_client import FcnClient
+
+        deadline_s = args.deadline or _DEADLINE_S
+        key = read_api_key(args.api_key_file)
+        client = FcnClient(args.url, timeout_s=deadline_s, api_key=key, **tls_of(args))
+        labeller = RemoteLabeller(
+            client, args.model, args.model_version, keep, deadline_s, args.scale
+        )
+    else:
+        from cli._local import LocalLabeller
+        from service.settings import load_settings
+
+        settings = load_settings()
+        source = args.local or settings.model_repository
+        labeller = LocalLabeller(source, settings, args.model, args.model_version, keep, args.scale)
+    with closing(labeller):
+        folder = Folder(
+            args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
+        )
+        summary = predict(
+            found.items(args.every),
+            labeller,
+            folder,
+            in_flight=args.in_flight,
+            progress=progress,
+            total=found.count() if progress and args.every == 1 else None,
+        )
+    return Outcome(labeller, folder, summary, found.ignored)
