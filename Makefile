@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync monitoring dist bench bench-gpu fuzz soak lock sbom clean
+.PHONY: help serve test clients ray check format proto sync monitoring dist bench bench-gpu fuzz soak lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,9 @@ serve: $(VENV)/.serve ## set up and serve the shipped model: REST on 8000, gRPC 
 test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-clients: $(VENV)/.clients $(VENV)/.ray ## install other people's clients, which some tests run (in CI all do)
+clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
+
+ray: $(VENV)/.ray ## install Ray, for tests/fault/test_ray.py
 
 check: $(VENV)/.dev ## lint, format, types, import rules and what bandit finds
 	$(BIN)/ruff check .

@@ -262,11 +262,12 @@ def _room(job: Job) -> int:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": job.num_cpus, "GPU": job.num_gpus}
+    flags = {"CPU": "--ray-cpus", "GPU": "--ray-gpus"}
     for kind, each in wanted.items():
         if each and not any(node.get(kind, 0.0) >= each for node in nodes):
             raise FcnError(
-                f"{each:g} {kind} is asked for (--ray-{kind.lower()}s), and no node of this Ray "
-                f"cluster has so many: ask for fewer, or add a node"
+                f"{each:g} {kind} is asked for ({flags[kind]}), and no node of this Ray cluster "
+                "has so many: ask for fewer, or add a node"
             )
     fits = (
         min(int(node.get(kind, 0.0) / each) for kind, each in wanted.items() if each)

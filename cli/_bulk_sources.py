@@ -120,6 +120,7 @@ class Source:
 
         system, path = fsspec.core.url_to_fs(self.url)
         depth = None if recursive else 1
+        system.invalidate_cache()  # what it listed before, for another run in this process
         found = system.find(path, maxdepth=depth, detail=True)
         if not found:
             raise FileNotFoundError(path)

@@ -17,7 +17,6 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
-from starlette.types import ASGIApp
 
 from service.api.grpc.relayed import Message, Method, Relay, methods
 from service.assembly import Assembly
@@ -111,12 +110,13 @@ class Replica:
             self._assembly = Assembly(loaded, scrape=self._scrape_all)
             await self._assembly.segmenter.start()
         except (ServiceError, StartError, SettingsError) as error:
-            raise RuntimeError(f"fcn on node {ray.util.get_node_ip_address()}: {error}") from None
+            raise RuntimeError(f"node {ray.util.get_node_ip_address()}: {error}") from None
         self._assembly.grpc.set_serving(True)
         self._relay = Relay(self._assembly.grpc.handlers())
         self._watching = asyncio.create_task(self._assembly.keys.watch())
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
+    def __serve_build_asgi_app__(self) -> Any:
+        """Returns the ASGI application."""
         return self._assembly.rest
 
     async def check_health(self) -> None:

@@ -40,6 +40,13 @@ IMAGES, MODELS = FOLDER / "images", FOLDER / "first"
 FILES = {path.stem: path.read_bytes() for path in sorted(IMAGES.iterdir())}
 GOOD = sorted(FILES.keys() - {"broken"})
 BUCKET = "drawn"
+STORE_PORT = ray_cluster.free_port()
+os.environ |= {  # before the cluster starts, whose workers have it from there
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORE_PORT}",
+    "AWS_ACCESS_KEY_ID": "anybody",
+    "AWS_SECRET_ACCESS_KEY": "anything",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 class Denied(MemoryFileSystem):
@@ -152,11 +159,9 @@ def tables(right: dict[str, bytes]) -> None:
 
 def object_store(right: dict[str, bytes]) -> None:
     """moto speaks S3 on a port of this machine."""
-    server = ThreadedMotoServer("127.0.0.1", 0)
+    server = ThreadedMotoServer("127.0.0.1", STORE_PORT, verbose=False)
     server.start()
     try:
-        _, port = server.get_host_and_port()
-        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         for name in GOOD[:10]:

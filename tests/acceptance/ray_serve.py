@@ -260,11 +260,14 @@ def killed_node(made: Cluster) -> None:
 
 def bad_starts() -> None:
     deploy(fcn="first", model="nothing", gpu="first")
-    for name, words in (("model", "does not exist"), ("gpu", "no node of this Ray cluster")):
+    for name, words in (("model", "is not a folder"), ("gpu", "no node of this Ray cluster")):
         until(lambda name=name: status(name).status == "DEPLOY_FAILED", name)
         app = status(name)
         told = [app.message, *(deployment.message for deployment in app.deployments.values())]
         lines = {line for text in told for line in text.splitlines() if words in line}
+        lines = {
+            line for line in lines if line.startswith(("RuntimeError: node", "service.errors"))
+        }
         if len(lines) != 1:
             raise ValueError(told)
         print(f"a missing {name} is said in one line ok: {lines.pop()}")

@@ -121,7 +121,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def work(job: Job, known: Known, source: Source, out: Path) -> list[dict[str, str]]:
-    """What a worker says of all of a source."""
+    """Has a worker do all of a source, and returns its rows."""
     out.mkdir(exist_ok=True)
     (out / JOURNAL).touch()
     entries = source.listing(recursive=True, leave_out=out).entries
