@@ -53,9 +53,8 @@ monitoring: $(VENV)/.dev ## make the Prometheus rules and the dashboard again fr
 	$(BIN)/python -m tools.make_dashboard
 	$(BIN)/python -m tools.make_kubernetes
 
-dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m build --outdir dist fcn_client
+dist: $(VENV)/.dev ## build server and client of this commit into dist/, the same bytes everywhere
+	$(BIN)/python -m tools.make_dist $(if $(RELEASE),--release)
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
@@ -79,8 +78,8 @@ lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins
 	{ echo "# Tested versions of extras cpu, otel, ray, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
-	$(HASHED) --extra cpu --output-file docker/requirements-cpu.txt pyproject.toml
-	$(HASHED) --extra gpu --output-file docker/requirements-gpu.txt pyproject.toml
+	$(HASHED) --extra cpu --extra otel --output-file docker/requirements-cpu.txt pyproject.toml
+	$(HASHED) --extra gpu --extra otel --output-file docker/requirements-gpu.txt pyproject.toml
 	$(HASHED) --only-build-deps --build-deps-for wheel --output-file docker/requirements-build.txt pyproject.toml
 
 # By a tool in an environment of its own, which needs many libraries.
@@ -105,9 +104,13 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.
-$(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
+$(VENV)/.clients: tests/acceptance/requirements.txt tests/acceptance/typescript/package-lock.json | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@if command -v npm >/dev/null; then \
+		cp tests/acceptance/typescript/package*.json $(VENV)/clients/ && \
+		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/clients; \
+	else echo "make: without npm the client in TypeScript is not tested: apt-get install npm"; fi
 	@touch $@
 
 # On top of the project's environment, which it leaves as it is: Ray wants many libraries.

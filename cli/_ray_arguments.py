@@ -59,6 +59,8 @@ def predict_on_ray(
 
     if args.url:
         raise InvalidInput("--ray runs the model itself: leave --url out, or --ray")
+    if args.frames is not None or args.every != 1:
+        raise InvalidInput("--frames and --every are for frames: leave them out, or --ray")
     settings = load_settings()
     source = args.source if "://" in args.source else str(Path(args.source).resolve())
     job = Job(

@@ -16,20 +16,21 @@ from cli._tls import add_tls, tls_of
 if TYPE_CHECKING:
     from fcn_client.predict import Outcome
 
-HELP = "segment an image, a folder or a video, with a server or in this process"
+HELP = "segment an image, a folder, a video or a camera, with a server or in this process"
 _SHOWN_FAILURES = 20
 _DEADLINE_S = 120.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Segment an image, a folder of them, or a video frame by frame. Writes into the output "
-        "folder label_maps/, overlays/ and shares.csv, the share of each class in each image. "
-        "The same command again does what is missing."
+        "Segment an image, a folder of them, a video frame by frame, or what a camera shows. "
+        "Writes into the output folder label_maps/, overlays/ and shares.csv, the share of each "
+        "class in each image. The same command again does what is missing."
     )
     parser.add_argument(
         "source",
-        help="image, video, or folder of them; with --ray also Parquet, and an address as s3://...",
+        help="image, video, or folder of them; rtsp://HOST/PATH, or /dev/video0; with --ray also "
+        "Parquet, and an address as s3://BUCKET/PATH",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
@@ -89,6 +90,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--every", type=positive, default=1, metavar="N", help="of a video, each N-th frame"
     )
     parser.add_argument(
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="stop after N images or frames (default: at the end, which a camera does not have)",
+    )
+    parser.add_argument(
         "--in-flight",
         type=positive,
         default=4,
@@ -121,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from fcn_client.predict import IMAGE_FOLDERS
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
     from fcn_client.predict.inputs import printable
+    from fcn_client.predict.live import is_live
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(IMAGE_FOLDERS):
@@ -132,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("--annotations is made from label maps: let --write have label_map")
     if args.image_url is not None and "label-studio" not in annotations:
         raise InvalidInput("--image-url is for --annotations label-studio: give both")
+    if annotations and not args.ray and is_live(args.source):
+        raise InvalidInput("--annotations is for files: a camera's images are not kept")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
     began = time.perf_counter()
     of_servers = ("api_key_file", "deadline", "ca", "cert", "key")
@@ -155,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
             "replaced": summary.replaced,
             "kept": summary.kept,
             "ignored": outcome.ignored,
+            "dropped": outcome.dropped,
             "failed": [
                 {"source": source, "frame": frame, "error": error}
                 for source, frame, error in summary.failures
@@ -171,10 +182,12 @@ def run(args: argparse.Namespace) -> int:
             print(f"fcn: and {more} more, which --json lists, too", file=sys.stderr)
         replaced = f" ({summary.replaced} in place of others)" if summary.replaced else ""
         kept = f"; {summary.kept} of other runs are there, too" if summary.kept else ""
+        dropped = outcome.dropped
+        left_out = f"; {dropped} frames came while it was busy, and were left out" * (dropped > 0)
         print(
             f"{printable(str(args.out))}: {summary.done} done{replaced}, {summary.skipped} "
             f"complete before, {len(summary.failures)} failed, by {labeller.name} version "
-            f"{labeller.version}{kept}"
+            f"{labeller.version}{kept}{left_out}"
         )
     return 1 if summary.failures else 0
 
@@ -184,10 +197,17 @@ def _predict(
 ) -> Outcome:
     """Asks a server, or runs the model in this process. Raises: as `run`."""
     from contextlib import closing
+    from itertools import islice
 
     from fcn_client.predict import Folder, Labeller, Outcome, RemoteLabeller, find, predict
+    from fcn_client.predict.inputs import Found
+    from fcn_client.predict.live import Live, is_live
 
-    found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
+    found: Found | Live
+    if is_live(args.source):
+        found = Live(args.source)
+    else:
+        found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
     labeller: Labeller
     if args.url:
         from fcn_client import FcnClient
@@ -209,12 +229,16 @@ def _predict(
         folder = Folder(
             args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
         )
+        total = found.count() if progress and args.every == 1 else None
+        if args.frames is not None:
+            total = min(args.frames, total or args.frames)
         summary = predict(
-            found.items(args.every),
+            islice(found.items(args.every), args.frames),
             labeller,
             folder,
             in_flight=args.in_flight,
             progress=progress,
-            total=found.count() if progress and args.every == 1 else None,
+            total=total,
         )
-    return Outcome(labeller, folder, summary, found.ignored)
+    dropped = found.dropped if isinstance(found, Live) else 0
+    return Outcome(labeller, folder, summary, found.ignored, dropped)

@@ -36,6 +36,7 @@ class SegmenterConfig:
     before the first request, as far as the model takes them, besides an ordinary one.
     pool_workers: threads that decode and encode; None for as many as cores. decode: in
     "threads", or in "processes" that a hostile file can end without harm: the server's choice.
+    hooks: see `service.hooks.load_hooks`.
 
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; pixels None: as the memory allows. One request always fits. max_queue: images
@@ -63,6 +64,7 @@ class SegmenterConfig:
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
     pool_workers: int | None = None
     decode: str = "threads"
+    hooks: str = ""
 
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 40_000_000
@@ -81,7 +83,8 @@ class SegmenterConfig:
 class ApiConfig:
     """Says what REST, gRPC and the Open Inference Protocol are to hold to.
 
-    root_path: prefix that a proxy offers REST under, "" for none. admin_port: the only one on which
+    root_path: prefix that a proxy offers REST under, "" for none. cors_origins: whose pages may
+    ask from a browser; "*" for all. admin_port: the only one on which
     the model repository is administered; None for all.
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
     a request should take; latency_target_pixels: larger images are not held to it. stream_window:
@@ -105,6 +108,7 @@ class ApiConfig:
     stream_window: int = 16
     grpc_compression: str = "none"
     root_path: str = ""
+    cors_origins: tuple[str, ...] = ()
     admin_port: int | None = None
     drain_delay_s: float = 0.0
     drain_s: float = 30.0

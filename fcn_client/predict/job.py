@@ -37,12 +37,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Holds what a report says of a job. ignored: files of kinds that cannot be predicted."""
+    """Holds what a report says of a job. ignored: files of kinds that cannot be predicted.
+    dropped: frames of a camera that came while the network was busy."""
 
     labeller: Labeller
     folder: Folder
     summary: Summary
     ignored: int
+    dropped: int = 0
 
 
 def predict(

@@ -168,9 +168,20 @@ def test_a_node_that_does_not_see_the_output_folder(job: Job, tmp_path: Path) ->
         _checked(job, known, Writer(tmp_path / "elsewhere", (), (), 0.5, {}))
 
 
-def test_a_server_is_not_asked_by_ray(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--url", "http://a:8000"), "leave --url out"),
+        (("--frames", "3"), "are for frames"),
+        (("--every", "3"), "are for frames"),
+    ],
+)
+def test_what_is_not_for_ray_is_refused(
+    more: Sequence[str],
+    said: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ("predict", str(photos), "--ray", "--out", str(tmp_path), "--url", "http://a:8000")
-    assert main(words) == 1
-    assert "leave --url out" in capsys.readouterr().err
+    assert main(("predict", str(photos), "--ray", "--out", str(tmp_path), *more)) == 1
+    assert said in capsys.readouterr().err
