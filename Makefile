@@ -51,9 +51,8 @@ monitoring: $(VENV)/.dev ## make the Prometheus rules and the dashboard again fr
 	$(BIN)/python -m tools.make_dashboard
 	$(BIN)/python -m tools.make_kubernetes
 
-dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m build --outdir dist fcn_client
+dist: $(VENV)/.dev ## build server and client of this commit into dist/, the same bytes everywhere
+	$(BIN)/python -m tools.make_dist $(if $(RELEASE),--release)
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench
@@ -103,9 +102,13 @@ $(VENV)/.dev: $(LOCK) | $(BIN)/python
 	@touch $@ $(VENV)/.serve
 
 # In an environment of their own: they want older libraries than the project has.
-$(VENV)/.clients: tests/acceptance/requirements.txt | $(BIN)/python
+$(VENV)/.clients: tests/acceptance/requirements.txt tests/acceptance/typescript/package-lock.json | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $<
+	@if command -v npm >/dev/null; then \
+		cp tests/acceptance/typescript/package*.json $(VENV)/clients/ && \
+		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/clients; \
+	else echo "make: without npm the client in TypeScript is not tested: apt-get install npm"; fi
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

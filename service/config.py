@@ -83,7 +83,8 @@ class SegmenterConfig:
 class ApiConfig:
     """Says what REST, gRPC and the Open Inference Protocol are to hold to.
 
-    root_path: prefix that a proxy offers REST under, "" for none. admin_port: the only one on which
+    root_path: prefix that a proxy offers REST under, "" for none. cors_origins: whose pages may
+    ask from a browser; "*" for all. admin_port: the only one on which
     the model repository is administered; None for all.
     deadline_s: time allowed to a request that brings no deadline of its own. latency_target_s: time
     a request should take; latency_target_pixels: larger images are not held to it. stream_window:
@@ -107,6 +108,7 @@ class ApiConfig:
     stream_window: int = 16
     grpc_compression: str = "none"
     root_path: str = ""
+    cors_origins: tuple[str, ...] = ()
     admin_port: int | None = None
     drain_delay_s: float = 0.0
     drain_s: float = 30.0

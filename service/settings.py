@@ -10,12 +10,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -29,23 +28,20 @@ from pydantic_settings import (
 from service.api.limits import Limits
 from service.config import ApiConfig, SegmenterConfig
 from service.service_links import without_links
-from service.setting_values import parse_provider_options, parse_sizes
+from service.setting_values import (
+    IN_PLACE_OF,
+    checked,
+    parse_origins,
+    parse_provider_options,
+    parse_root_path,
+    parse_sizes,
+)
 from service.tls import CERT, CLIENT_CA, KEY, Files
 
 _log = logging.getLogger("fcn.settings")
 PREFIX = "FCN_"
 MIN_ADMIN_KEY = 16
 """Characters. A shorter one could be guessed."""
-_IN_PLACE_OF: Final = {
-    "FCN_TF32": 'set FCN_PROVIDER_OPTIONS=\'{"cuda": {"use_tf32": 0}}\' for exact products',
-    "FCN_CUDA_GRAPHS": "leave it out: runs are no longer replayed as CUDA graphs",
-    "FCN_MAX_PADDING": "leave it out: images of several sizes do not share an inference any more",
-    "FCN_TENSORRT_CACHE": (
-        'set FCN_PROVIDER_OPTIONS=\'{"tensorrt": {"trt_engine_cache_enable": 1, '
-        '"trt_engine_cache_path": "FOLDER"}}\''
-    ),
-}
-"""Advice about settings that earlier versions had."""
 
 
 class SettingsError(ValueError):
@@ -185,6 +181,9 @@ class Settings(BaseSettings):
     root_path: str = ApiConfig.root_path
     """Prefix, such as `/fcn`, under which a proxy offers REST and does not take it off; addresses
     without it are answered all the same. A proxy that takes it off needs nothing set here."""
+    cors_origins: str = ""
+    """Origins whose pages may ask this server from a browser (CORS), separated by commas:
+    `https://app.example.com,http://localhost:5173`; `*` for all. By default its own page alone."""
 
     drain_delay_s: float = Field(ApiConfig.drain_delay_s, ge=0)
     """Seconds between turning unready and refusing connections at SIGTERM, so that load balancers
@@ -237,19 +236,9 @@ class Settings(BaseSettings):
                 source.env_vars = without_links(source.env_vars)
         return init_settings, env_settings, dotenv_settings
 
-    @field_validator("root_path")
-    @classmethod
-    def _is_a_path(cls, path: str) -> str:
-        path = path.rstrip("/")
-        if not re.fullmatch(r"((/[A-Za-z0-9._~-]+)+)?", path):
-            raise ValueError("give the path alone, with a slash before each part, such as /fcn")
-        return path
-
-    @field_validator("limits")
-    @classmethod
-    def _readable_limits(cls, limits: str) -> str:
-        Limits.of(limits.split())
-        return limits
+    _is_a_path = field_validator("root_path")(parse_root_path)
+    _are_origins = field_validator("cors_origins")(checked(parse_origins))
+    _are_limits = field_validator("limits")(checked(lambda text: Limits.of(text.split())))
 
     @model_validator(mode="after")
     def _ports_of_their_own(self) -> Self:
@@ -294,7 +283,9 @@ class Settings(BaseSettings):
         )
 
     def api_config(self) -> ApiConfig:
-        return ApiConfig(**self._values_of(ApiConfig) | {"deadline_s": self.deadline_ms / 1000})
+        origins = parse_origins(self.cors_origins)
+        found = {"deadline_s": self.deadline_ms / 1000, "cors_origins": origins}
+        return ApiConfig(**self._values_of(ApiConfig) | found)
 
     def tls_files(self) -> Files | None:
         """Returns None without TLS."""
@@ -325,7 +316,7 @@ class Settings(BaseSettings):
 
 def removed_names() -> tuple[str, ...]:
     """Names the settings of earlier versions."""
-    return tuple(_IN_PLACE_OF)
+    return tuple(IN_PLACE_OF)
 
 
 def environment_name(field: str) -> str:
@@ -340,7 +331,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     for name in sorted(names):
         if not name.upper().startswith(PREFIX) or name.upper() in known:
             continue
-        if instead := _IN_PLACE_OF.get(name.upper()):
+        if instead := IN_PLACE_OF.get(name.upper()):
             sentences.append(f"{name} is no setting any more: {instead}")
             continue
         near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)

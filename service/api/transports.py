@@ -14,6 +14,7 @@ from service.api.grpc.connections import Connections
 from service.api.grpc.handlers import Handlers
 from service.api.grpc.segmentation import Segmentation
 from service.api.grpc.server import GrpcServer
+from service.api.http.cors import with_cors
 from service.api.http.middleware import under_prefix
 from service.api.http.routes import create_app
 from service.api.http.segment import SegmentEndpoint, segment_first
@@ -93,4 +94,6 @@ def build(
     grpc.add(oip_grpc.SERVICE, oip.handler(Handlers(calls, connections, oip_grpc.SERVICE)))
     grpc.add_unknown(Handlers(calls, connections).unknown())
     rest = segment_first(app, segment, calls)
+    if config.cors_origins:
+        rest = with_cors(rest, calls, config.cors_origins)
     return under_prefix(rest, config.root_path) if config.root_path else rest, grpc

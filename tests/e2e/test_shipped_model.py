@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,6 +149,30 @@ def test_how_sure_it_is_of_building_fronts_can_be_asked(server: serving.Server) 
     )
     assert reply.status_code == 200, reply.text
     assert np.asarray(Image.open(io.BytesIO(reply.content))).max() > 25  # 1 in 11 is 23 of 255
+
+
+@each
+def test_the_pages_sample_shows_what_the_model_knows(
+    server: serving.Server, shipped: Shipped
+) -> None:
+    """A sample is offered for a model that knows all the classes named beside it."""
+    listed = (serving.ROOT / "service" / "web" / "js" / "samples.js").read_text()
+    known = {info.name for info in contract_of(shipped.path).classes}
+    fitting = {
+        file: classes
+        for file, names in re.findall(r'file: "([\w.]+)", .*classes: \[(.*)\]', listed)
+        if (classes := set(re.findall(r'"(\w+)"', names))) <= known
+    }
+    assert len(fitting) == 1
+    for file, classes in fitting.items():
+        reply = server.rest.post(
+            "/segment",
+            params={"model": shipped.name, "output": "json"},
+            content=(serving.ROOT / "service" / "web" / "samples" / file).read_bytes(),
+            headers={"Content-Type": "image/jpeg"},
+        )
+        found = {one["name"] for one in reply.json()["classes"] if one["share"] > 0.02}
+        assert classes <= found
 
 
 @each

@@ -1,4 +1,4 @@
-"""Shows what answers and errors look like, for the OpenAPI page: schemas and examples.
+"""Shows what answers and errors look like, for the OpenAPI page.
 
 The examples of errors are made from the errors themselves, so that they cannot say anything else.
 """
@@ -59,56 +59,6 @@ def problem_examples(
     return found
 
 
-_SIDE: Final = {"type": "integer", "minimum": 1}
-_COLOR: Final = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": 255},
-    "minItems": 3,
-    "maxItems": 3,
-}
-_CLASS: Final = {
-    "type": "object",
-    "required": ["id", "name", "color", "pixels", "share"],
-    "properties": {
-        "id": {"type": "integer", "minimum": 0, "maximum": 254},
-        "name": {"type": "string"},
-        "color": {**_COLOR, "description": "Red, green and blue."},
-        "pixels": {"type": "integer", "minimum": 1},
-        "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "bbox": {
-            "type": "array",
-            "items": {"type": "integer", "minimum": 0},
-            "minItems": 4,
-            "maxItems": 4,
-            "description": "With `rle`: left, top, width, height.",
-        },
-        "segmentation": {
-            "type": "object",
-            "required": ["size", "counts"],
-            "properties": {
-                "size": {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2},
-                "counts": {"type": "string"},
-            },
-            "description": "With `rle`: COCO's run lengths, compressed.",
-        },
-    },
-}
-CLASSES_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["model", "version", "height", "width", "classes"],
-    "properties": {
-        "model": {"type": "string"},
-        "version": {"type": "string"},
-        "height": _SIDE,
-        "width": _SIDE,
-        "classes": {"type": "array", "items": _CLASS, "description": "Those that occur, by id."},
-        "timings_ms": {
-            "type": "object",
-            "additionalProperties": {"type": "number", "minimum": 0},
-            "description": "With `json`: milliseconds by stage, less that of rendering.",
-        },
-    },
-}
 _ANSWERED: Final = {
     "model": "camvid-fcn8s-mobilenet_v1",
     "version": "1",
@@ -122,6 +72,8 @@ CLASSES_EXAMPLES: Final[dict[str, Any]] = {
         "summary": "output=json",
         "value": {
             **_ANSWERED,
+            "network_height": 2,
+            "network_width": 4,
             "classes": [_SKY, _ROAD],
             "timings_ms": {"decode": 3.1, "queue": 0.2, "infer": 61.5},
         },
@@ -146,32 +98,6 @@ CLASSES_EXAMPLES: Final[dict[str, Any]] = {
     },
 }
 
-POLYGONS_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["type", "features"],
-    "properties": {
-        "type": {"const": "FeatureCollection"},
-        "features": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["type", "properties", "geometry"],
-                "properties": {
-                    "type": {"const": "Feature"},
-                    "properties": {"type": "object"},
-                    "geometry": {
-                        "type": "object",
-                        "required": ["type", "coordinates"],
-                        "properties": {
-                            "type": {"const": "MultiPolygon"},
-                            "coordinates": {"type": "array"},
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
 POLYGONS_EXAMPLES: Final[dict[str, Any]] = {
     "polygons": {
         "summary": "A road of two pixels",
@@ -193,43 +119,12 @@ POLYGONS_EXAMPLES: Final[dict[str, Any]] = {
     }
 }
 
-MODEL_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["name", "is_default", "default_version", "versions"],
-    "properties": {
-        "name": {"type": "string"},
-        "description": {"type": "string", "description": "What it is for, in a line."},
-        "is_default": {
-            "type": "boolean",
-            "description": "Whether it answers requests that name no model.",
-        },
-        "default_version": {"type": ["string", "null"]},
-        "versions": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["version", "state"],
-                "properties": {
-                    "version": {"type": "string"},
-                    "state": {"type": "string", "description": "`ready`, or why it is not."},
-                    "precision": {"type": "string"},
-                    "provider": {"type": "string"},
-                    "engine": {"type": "string"},
-                    "contract": {
-                        "type": "object",
-                        "description": "Classes with colours, input size rules, training data and "
-                        "its licence, scores: as in the model's file.",
-                    },
-                },
-            },
-        },
-    },
-}
 MODEL_EXAMPLE: Final[dict[str, Any]] = {
     "name": "camvid-fcn8s-mobilenet_v1",
     "description": "Streets from a car: road, pavement, cars, people, signs.",
     "is_default": True,
     "default_version": "1",
+    "aliases": [{"name": "stable", "version": "1"}],
     "versions": [
         {
             "version": "1",
@@ -251,16 +146,3 @@ MODEL_EXAMPLE: Final[dict[str, Any]] = {
         }
     ],
 }
-MODELS_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["models"],
-    "properties": {"models": {"type": "array", "items": MODEL_SCHEMA}},
-}
-
-
-def status_schema(status: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["status"],
-        "properties": {"status": {"const": status}},
-    }

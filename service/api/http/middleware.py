@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+import re
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.call import HEADER, Call, Calls
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 OPEN_PATHS: Final = frozenset(
     {
-        *("/", openapi.DOCS_PATH, openapi.OPENAPI_PATH),
+        *("/", openapi.DOCS_PATH, openapi.OPENAPI_PATH, openapi.STATUS_PATH),
         *("/livez", "/readyz", "/metrics"),
         *(f"{OIP_PREFIX}/health/live", f"{OIP_PREFIX}/health/ready"),
     }
@@ -41,6 +43,18 @@ SAFE_HEADERS: Final = (
     ("Cache-Control", "no-store"),
 )
 """Every answer has these, where it has not its own: no browser runs, frames or keeps one."""
+
+# Whoever names gzip, and not with a weight of 0: RFC 9110, section 12.5.3.
+_WANTS_GZIP: Final = re.compile(r"(^|,)\s*gzip\s*(,|$|;(?!\s*q=0(\.0*)?\s*(,|$)))")
+GZIP_BYTES: Final = 1024
+"""A shorter answer is one packet as it is."""
+_INLINE_GZIP_BYTES: Final = 16 * 1024  # above, on a thread: the event loop has others to serve
+_GZIP_LEVEL: Final = 4  # bench/LOG.md, "compressed JSON"
+NOT_COMPRESSED: Final = (
+    *("image/*", "text/*", "application/x-npy", "application/octet-stream"),
+    "application/openmetrics-text",
+)
+"""All that is no JSON: images are compressed already, and browsers keep the pages' files."""
 
 # How long, and for how many bytes, a refused upload is read on and thrown away after its answer
 # was sent. Closing at once would reset the connection, and a caller that still writes might
@@ -87,9 +101,20 @@ def _described(scope: Scope, method: str) -> Attributes:
 class RequestMiddleware:
     """Wraps the application; see the module docstring."""
 
-    def __init__(self, app: ASGIApp, calls: Calls) -> None:
+    def __init__(
+        self, app: ASGIApp, calls: Calls, *, is_open: Callable[[str], bool] = is_open
+    ) -> None:
+        """is_open: whether a path needs no API key."""
         self._app = app
         self._calls = calls
+        self._is_open = is_open
+        self._gzip = GZipMiddleware(
+            app,
+            GZIP_BYTES,
+            _GZIP_LEVEL,
+            _INLINE_GZIP_BYTES,
+            exclude_content_types=NOT_COMPRESSED,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,12 +138,14 @@ class RequestMiddleware:
             describe=partial(_described, scope, method),
         )
         scope["fcn_call"] = call
+        wants_gzip = _WANTS_GZIP.search(headers.get("accept-encoding", ""))
+        app = self._gzip if wants_gzip else self._app
         flow = _Flow(receive, send, call, headers, head=head)
         try:
             with call:
-                if not is_open(scope["path"]):
+                if not self._is_open(scope["path"]):
                     call.authenticate(headers.get("authorization"), headers.get("x-api-key"))
-                await self._app(scope, flow.receive, flow.send)
+                await app(scope, flow.receive, flow.send)
         except BaseException as error:
             if call.outcome is None or flow.started:
                 raise

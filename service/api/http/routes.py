@@ -17,7 +17,7 @@ from service.api.http import openapi
 from service.api.http.middleware import RequestMiddleware, call_of, is_open
 from service.api.http.page import add_pages, page, wants_page
 from service.api.http.problem import error_response
-from service.api.http.segment import PATH, SegmentEndpoint
+from service.api.http.segment import SegmentEndpoint
 from service.api.models import model_json, models_json
 from service.api.status import Status
 from service.config import ApiConfig
@@ -41,6 +41,7 @@ def create_app(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
         version=openapi.VERSION,
+        openapi_tags=openapi.TAGS,
         openapi_url=openapi.OPENAPI_PATH,
         docs_url=None,  # its own come from a CDN; see service.api.http.page
         redoc_url=None,
@@ -53,14 +54,11 @@ def create_app(
     describe, has_keys = app.openapi, calls.keys.required
 
     def complete() -> dict[str, Any]:
-        document = describe()
-        paths = {PATH: {"post": openapi.SEGMENT}, **document["paths"]}
-        document = {**document, "paths": paths}
-        return openapi.with_keys(document, is_open if has_keys else None)
+        return openapi.completed(describe(), is_open if has_keys else None)
 
     app.openapi = complete  # type: ignore[method-assign]
     # Says 405 to other methods; a POST goes past FastAPI, see `segment_first`.
-    app.router.routes.append(Route(PATH, segment, methods=["POST"]))
+    app.router.routes.append(Route(openapi.SEGMENT_PATH, segment, methods=["POST"]))
     rest = _Rest(segmenter, telemetry, config, ready)
     route = app.add_api_route
     route("/v1/models", rest.list_models, methods=["GET"], **openapi.LIST_MODELS)

@@ -18,13 +18,12 @@ from service.api.http.middleware import (
     headers_of,
     unless_disconnected,
 )
+from service.api.http.openapi import SEGMENT_PATH as PATH
 from service.api.http.parameters import segment_options
 from service.api.uploads import Received, Uploads, chunks, read_raw
 from service.core.segmenter import Segmenter
 from service.core.types import SegmentOptions, SegmentReply
 from service.errors import ServiceError
-
-PATH: Final = "/segment"
 
 _CACHED_CHARS: Final = 256
 """A longer query is parsed each time, so that nobody fills the memory with them."""

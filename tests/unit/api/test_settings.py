@@ -46,6 +46,10 @@ def test_flags_win_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatc
         ({"root_path": "fcn"}, "FCN_ROOT_PATH='fcn': give the path alone"),
         ({"root_path": "https://x/fcn"}, "such as /fcn"),
         ({"root_path": "/a//b"}, "a slash before each part"),
+        ({"cors_origins": "app.example.com"}, "'app.example.com' is no origin: give scheme"),
+        ({"cors_origins": "https://a.example/"}, "FCN_CORS_ORIGINS='https://a.example/'"),
+        ({"cors_origins": "https://a.example,null"}, "'null' is no origin"),
+        ({"cors_origins": "*,https://a.example"}, "leave the others out"),
         ({"http_port": "1", "grpc_port": "1"}, "FCN_HTTP_PORT and FCN_GRPC_PORT are both 1"),
         ({"grpc_port": "1", "admin_port": "1"}, "FCN_GRPC_PORT and FCN_ADMIN_PORT are both 1"),
         ({"http_port": "x", "max_queue": "y"}, "FCN_HTTP_PORT.*; FCN_MAX_QUEUE"),
@@ -154,6 +158,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "stream_window": "27",
         "grpc_compression": "gzip",
         "root_path": "/fcn",
+        "cors_origins": "https://app.example.com, http://[::1]:5173",
         "admin_port": "8003",
         "drain_delay_s": "28",
         "drain_s": "29",
@@ -172,6 +177,8 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
     assert segmenter.max_wait_s == 1.7
     assert segmenter.provider_options == {"cuda": {"use_tf32": "0", "gpu_external_alloc": "7"}}
     assert settings.api_config().deadline_s == 25
+    origins = ("https://app.example.com", "http://[::1]:5173")
+    assert settings.api_config().cors_origins == origins
 
 
 def test_the_largest_image_fits_into_a_tensor() -> None:
