@@ -77,8 +77,8 @@ lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins
 	{ echo "# Tested versions of extras cpu, otel, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
-	$(HASHED) --extra cpu --output-file docker/requirements-cpu.txt pyproject.toml
-	$(HASHED) --extra gpu --output-file docker/requirements-gpu.txt pyproject.toml
+	$(HASHED) --extra cpu --extra otel --output-file docker/requirements-cpu.txt pyproject.toml
+	$(HASHED) --extra gpu --extra otel --output-file docker/requirements-gpu.txt pyproject.toml
 	$(HASHED) --only-build-deps --build-deps-for wheel --output-file docker/requirements-build.txt pyproject.toml
 
 # By a tool in an environment of its own, which needs many libraries.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from training.datasets.drawn import draw
+from training.datasets import drawn
 
 UInt8Array = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -18,7 +16,7 @@ Size = tuple[int, int]
 
 def scene(size: Size, seed: int = 0) -> UInt8Array:
     """Draws uint8 RGB [H,W,3]."""
-    return draw(*size, np.random.default_rng(seed)).image
+    return drawn.draw(*size, np.random.default_rng(seed)).image
 
 
 def batch(count: int, size: Size) -> UInt8Array:
@@ -27,9 +25,7 @@ def batch(count: int, size: Size) -> UInt8Array:
 
 
 def jpeg(size: Size, seed: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(size, seed)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return drawn.jpeg(*size, seed)
 
 
 def write_jpeg(path: Path, size: Size) -> Path:

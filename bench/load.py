@@ -8,6 +8,9 @@ Open loop: a request has the time at which it is due, drawn beforehand, and its 
 then, sent late or not. So a server that stalls is charged for everybody who came meanwhile, which a
 closed loop forgets ("coordinated omission"). Connections are kept and taken in turn; a new one is
 opened when all are busy. A client hangs up after its patience. Prints one JSON object.
+
+`fcn bench` is the load test for users, with the client's own code for keys, TLS and errors. This
+one costs a fraction of that, for it runs on the cores that it measures, and asks other servers.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import re
 import sys
 import time
@@ -26,6 +28,7 @@ from urllib.parse import urlsplit
 
 from bench import record
 from bench.http_client import NO_ANSWER, Answer, Client
+from cli._simulation import poisson
 from service.core.engines.cores import available_cores
 
 OK = 200
@@ -55,15 +58,6 @@ class LoadClient(Protocol):
     def ask(self, due_s: float, done: Callable[[Answer], None]) -> None: ...
 
     def close(self) -> None: ...
-
-
-def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """Draws the seconds at which requests are due: exponential gaps of 1/rate on average."""
-    chance = random.Random(seed)
-    due, found = 0.0, []
-    while (due := due + chance.expovariate(rate)) < seconds:
-        found.append(due)
-    return found
 
 
 def request(url: str, body: bytes, content_type: str, headers: Sequence[str] = ()) -> bytes:

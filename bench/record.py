@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cli._simulation import percentile
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow",
              "simplejpeg", "fastapi", "uvicorn", "grpcio", "protobuf")  # fmt: skip
@@ -51,20 +53,12 @@ def summary(seconds: Sequence[float]) -> dict[str, float | None]:
     """Gives percentiles, mean and least in milliseconds, and how many; None of nothing."""
     values = sorted(seconds)
     found: dict[str, float | None] = {
-        f"p{percent}_ms": _ms(_percentile(values, percent)) if values else None
+        f"p{percent}_ms": _ms(percentile(values, percent)) if values else None
         for percent in (50, 95, 99)
     }
     found["mean_ms"] = _ms(sum(values) / len(values)) if values else None
     found["min_ms"] = _ms(values[0]) if values else None
     return {**found, "count": len(values)}
-
-
-def _percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolates as numpy does, which takes 0.1 s of a core to import and whose threads spin."""
-    place = (len(values) - 1) * percent / 100
-    below = int(place)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (values[above] - values[below]) * (place - below)
 
 
 def _ms(seconds: float) -> float:

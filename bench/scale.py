@@ -11,7 +11,6 @@ beside those that are simulated with these times.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import statistics
 import sys
@@ -27,10 +26,10 @@ import httpx
 
 from bench import record
 from bench.images import jpeg
-from bench.load import poisson
 from bench.servers import ROOT, Command, fcn_serve, running
-from cli._simulation import Replica, latencies_s, percentile
-from fcn_client import AsyncFcnClient, FcnClient, Overloaded, RetryPolicy
+from cli._load import open_loop
+from cli._simulation import Replica, latencies_s, percentile, poisson
+from fcn_client import AsyncFcnClient, FcnClient, Overloaded, RetryPolicy, Timings
 from fcn_client.stubs import segmentation_pb2 as pb
 from fcn_client.stubs import segmentation_pb2_grpc as pb_grpc
 
@@ -96,23 +95,19 @@ async def under_load(
 ) -> list[float]:
     """Sends images when they are due; the time from then to each answer, sorted, without those that
     were refused."""
-    chance, found = random.Random(1), []
+    chance = random.Random(1)
     groups = [[url] for url in urls] if balancer == "random" else [list(urls)]
     clients = [AsyncFcnClient(group, retry=ONCE) for group in groups]
 
-    async def ask(client: AsyncFcnClient, due: float) -> None:
-        with contextlib.suppress(Overloaded):
-            await client.segment(image)
-            found.append(time.perf_counter() - due)
+    async def ask(_: int) -> Timings:
+        return (await chance.choice(clients).segment(image)).timings
 
-    began = time.perf_counter() + 0.1
-    async with asyncio.TaskGroup() as tasks:
-        for due in poisson(rate, seconds, 1):
-            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
-            tasks.create_task(ask(chance.choice(clients), began + due))
+    answers = await open_loop(ask, poisson(rate, seconds, 1), patience_s=60.0)
     for client in clients:
         await client.aclose()
-    return sorted(found)
+    if failures := {answer.error for answer in answers} - {"", Overloaded.kind}:
+        raise RuntimeError(f"not only refusals: {', '.join(failures)}")
+    return sorted(answer.latency_s for answer in answers if not answer.error)
 
 
 def reply_bytes(command: Command, image: bytes) -> list[dict[str, Any]]:

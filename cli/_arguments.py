@@ -38,3 +38,14 @@ def scale(text: str) -> Literal["auto", "none"] | int:
         raise argparse.ArgumentTypeError(
             f"{text}: want auto, none, or how many pixels the longer side may have"
         ) from None
+
+
+def share(text: str) -> float:
+    """Reads a part of a whole. Raises: ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
+    return value

@@ -61,6 +61,15 @@ class _Queue:
         return end
 
 
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """Draws the seconds at which requests are due: exponential gaps of 1/rate on average."""
+    chance = random.Random(seed)  # nosec B311  # a load, the same again by its seed
+    due, found = 0.0, []
+    while (due := due + chance.expovariate(rate)) < seconds:
+        found.append(due)
+    return found
+
+
 def latencies_s(
     replica: Replica, count: int, rate: float, balancer: str, images: int = IMAGES, seed: int = 0
 ) -> list[float]:
@@ -85,8 +94,11 @@ def latencies_s(
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Picks from sorted values."""
-    return values[min(len(values) - 1, math.ceil(len(values) * percent / 100))]
+    """Interpolates between sorted values as numpy does, whose import takes 0.1 s of a core."""
+    place = (len(values) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (values[above] - values[below]) * (place - below)
 
 
 def p99_s(replica: Replica, count: int, rate: float, balancer: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cli._arguments import positive
+from cli._arguments import positive, share
 
 HELP = "make any ONNX segmentation network one that the server loads"
 
@@ -101,7 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-agreement",
-        type=_share,
+        type=share,
         default=0.999,
         metavar="X",
         help="share of labels that must equal the network's own, or nothing is written (0.999)",
@@ -146,10 +146,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.table())
     return 0
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.999")
-    return value

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cli._api_key import add_api_key_file, read_api_key
-from cli._arguments import positive, seconds
+from cli._arguments import positive, seconds, share
 from cli._tls import add_tls, tls_of
 from service.config import ENGINES, PRECISIONS
 
@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-mean-iu",
-        type=_share,
+        type=share,
         metavar="X",
         help="exit with 1 if the mean IU, 0 to 1, is below X",
     )
@@ -225,13 +225,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0 if evaluation.complete else 1
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.65")
-    return value
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -10,18 +10,20 @@ from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, scale, seconds
 from cli._tls import add_tls, tls_of
 
-HELP = "segment an image, a folder or a video, with a server or in this process"
+HELP = "segment an image, a folder, a video or a camera, with a server or in this process"
 _SHOWN_FAILURES = 20
 _DEADLINE_S = 120.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Segment an image, a folder of them, or a video frame by frame. Writes into the output "
-        "folder label_maps/, overlays/ and shares.csv, the share of each class in each image. "
-        "The same command again does what is missing."
+        "Segment an image, a folder of them, a video frame by frame, or what a camera shows. "
+        "Writes into the output folder label_maps/, overlays/ and shares.csv, the share of each "
+        "class in each image. The same command again does what is missing."
     )
-    parser.add_argument("source", type=Path, help="image, video, or folder of them")
+    parser.add_argument(
+        "source", help="image, video, or folder of them; rtsp://HOST/PATH, or /dev/video0"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -80,6 +82,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--every", type=positive, default=1, metavar="N", help="of a video, each N-th frame"
     )
     parser.add_argument(
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="stop after N images or frames (default: at the end, which a camera does not have)",
+    )
+    parser.add_argument(
         "--in-flight",
         type=positive,
         default=4,
@@ -107,11 +115,13 @@ def run(args: argparse.Namespace) -> int:
     import time
     from contextlib import closing
     from importlib.util import find_spec
+    from itertools import islice
 
     from fcn_client.errors import InvalidInput
     from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
-    from fcn_client.predict.inputs import printable
+    from fcn_client.predict.inputs import Found, printable
+    from fcn_client.predict.live import Live, is_live
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(IMAGE_FOLDERS):
@@ -124,7 +134,13 @@ def run(args: argparse.Namespace) -> int:
     if args.image_url is not None and "label-studio" not in annotations:
         raise InvalidInput("--image-url is for --annotations label-studio: give both")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
-    found = find(args.source, recursive=args.recursive, leave_out=args.out)
+    found: Found | Live
+    if is_live(args.source):
+        if annotations:
+            raise InvalidInput("--annotations is for files: a camera's images are not kept")
+        found = Live(args.source)
+    else:
+        found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
     labeller: Labeller
     of_servers = ("api_key_file", "deadline", "ca", "cert", "key")
@@ -153,17 +169,21 @@ def run(args: argparse.Namespace) -> int:
         )
         # tqdm is an extra: without it there is no bar.
         shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
+        total = found.count() if shown and args.every == 1 else None
+        if args.frames is not None:
+            total = min(args.frames, total or args.frames)
         summary = predict(
-            found.items(args.every),
+            islice(found.items(args.every), args.frames),
             labeller,
             folder,
             in_flight=args.in_flight,
             progress=shown,
-            total=found.count() if shown and args.every == 1 else None,
+            total=total,
         )
         if annotations:
             annotate(folder, annotations, args.image_url or LOCAL_FILES)
             summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
+    dropped = found.dropped if isinstance(found, Live) else 0
     if args.json:
         report = {
             "out": printable(str(args.out)),
@@ -174,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
             "replaced": summary.replaced,
             "kept": summary.kept,
             "ignored": found.ignored,
+            "dropped": dropped,
             "failed": [
                 {"source": source, "frame": frame, "error": error}
                 for source, frame, error in summary.failures
@@ -190,9 +211,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"fcn: and {more} more, which --json lists, too", file=sys.stderr)
         replaced = f" ({summary.replaced} in place of others)" if summary.replaced else ""
         kept = f"; {summary.kept} of other runs are there, too" if summary.kept else ""
+        left_out = f"; {dropped} frames came while it was busy, and were left out" * (dropped > 0)
         print(
             f"{printable(str(args.out))}: {summary.done} done{replaced}, {summary.skipped} "
             f"complete before, {len(summary.failures)} failed, by {labeller.name} version "
-            f"{labeller.version}{kept}"
+            f"{labeller.version}{kept}{left_out}"
         )
     return 1 if summary.failures else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cli._arguments import share
+
 HELP = "write the int8 form of an exported model, for CPUs, or its fp16 form, for GPUs"
 
 _MIN_AGREEMENT = {"int8": 0.98, "fp16": 0.99}
@@ -62,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-agreement",
-        type=_share,
+        type=share,
         metavar="X",
         help="of the labels this share is the fp32 model's: for it, layers are left in float, the "
         "most sensitive first (int8), or nothing is written (fp16) (default: 0.98, fp16 0.99)",
@@ -158,11 +160,4 @@ def _factor(text: str) -> float:
     value = float(text)
     if not 1 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{text}: want 1 to 1000")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 0 to 1, as in 0.98")
     return value

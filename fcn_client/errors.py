@@ -9,7 +9,7 @@
         InvalidImage, UnsupportedImageFormat, ImageTooLarge, InvalidParameter, NotAcceptable,
         UnknownModel, UnknownVersion, NotAuthenticated, NotAllowed, ModelNotReady, Overloaded,
         LimitExceeded, UploadTooSlow, DeadlineExceeded (a TimeoutError, too), Cancelled,
-        ShuttingDown, InferenceFailed, ModelLoadError, InternalError
+        ShuttingDown, InferenceFailed, HookFailed, ModelLoadError, InternalError
 
 `str(error)` is one sentence. `retryable` says whether the same request may succeed later.
 """
@@ -160,6 +160,10 @@ class ShuttingDown(ServerError):
 
 class InferenceFailed(ServerError):
     kind, title, status = "inference-failed", "Inference failed", 500
+
+
+class HookFailed(ServerError):
+    kind, title, status = "hook-failed", "Hook failed", 500
 
 
 class ModelLoadError(ServerError):

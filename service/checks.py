@@ -23,6 +23,7 @@ from service.core.models.registry import ModelRegistry
 from service.core.models.repository import ModelFolder, digest_of, require
 from service.core.types import Observer
 from service.errors import ServiceError, StartError
+from service.hooks import load_hooks
 from service.listening import joined, listen
 from service.setting_values import otlp_protocol
 from service.settings import Settings, environment_name
@@ -59,6 +60,8 @@ def check(settings: Settings, rules: Path | None = None) -> Iterator[Finding]:
         *(() if settings.admin_port is None else ("admin_port",)),
     ):
         yield _tried(name.replace("_", " "), partial(_port, settings, name))
+    if settings.hooks:
+        yield _tried("hooks", partial(_hooks, settings))
     yield from _models(settings.segmenter_config())
     if rules is not None:
         yield _tried("rules", partial(_rules, rules, settings))
@@ -97,6 +100,12 @@ def _tracing() -> str:
     """Raises: StartError."""
     Tracing(otlp_protocol()).close()
     return f"spans by OTLP over {otlp_protocol()}; whether somebody takes them was not tried"
+
+
+def _hooks(settings: Settings) -> str:
+    """Raises: StartError."""
+    load_hooks(settings.hooks)
+    return f"{settings.hooks.replace(',', ', ')} can be made"
 
 
 def _port(settings: Settings, name: str) -> str:

@@ -36,6 +36,7 @@ class SegmenterConfig:
     before the first request, as far as the model takes them, besides an ordinary one.
     pool_workers: threads that decode and encode; None for as many as cores. decode: in
     "threads", or in "processes" that a hostile file can end without harm: the server's choice.
+    hooks: see `service.hooks.load_hooks`.
 
     max_inflight: requests between admission and reply; max_inflight_bytes, max_inflight_pixels: of
     their uploads; pixels None: as the memory allows. One request always fits. max_queue: images
@@ -63,6 +64,7 @@ class SegmenterConfig:
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
     pool_workers: int | None = None
     decode: str = "threads"
+    hooks: str = ""
 
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 40_000_000

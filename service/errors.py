@@ -17,6 +17,7 @@
       Cancelled               the caller left
       ShuttingDown            draining: ask another replica
       InferenceFailed         the network failed; the cause is in the log only
+      HookFailed              the operator's own code failed; the cause is in the log only
       ModelLoadError          at the start: a model file or folder cannot be served
     StartError                the server cannot start; nobody has asked for anything yet
 
@@ -194,6 +195,19 @@ class InferenceFailed(ServiceError):
         ),
     ) -> None:
         super().__init__(message)
+
+
+class HookFailed(ServiceError):
+    """Says nothing of the cause, which is in the log: it may have the image's content in it."""
+
+    kind = "hook-failed"
+    title = "Hook failed"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the hook {name!r} of this server failed on this image: report the request id to who "
+            "runs it"
+        )
 
 
 class ModelLoadError(ServiceError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Final
 
 from service.config import ProviderOptions
@@ -65,6 +66,16 @@ def parse_provider_options(text: str) -> ProviderOptions:
         }
         for provider, options in found.items()
     }
+
+
+def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Makes what leaves a text as it is where `parse` can read it, and raises what that raises."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return check
 
 
 def parse_root_path(path: str) -> str:

@@ -30,6 +30,7 @@ from service.config import ApiConfig, SegmenterConfig
 from service.service_links import without_links
 from service.setting_values import (
     IN_PLACE_OF,
+    checked,
     parse_origins,
     parse_provider_options,
     parse_root_path,
@@ -122,6 +123,10 @@ class Settings(BaseSettings):
     """Where images are decoded: in confined processes (Linux), where a hostile file costs its own
     request, or in threads, where it may end the server."""
 
+    hooks: str = Field(SegmenterConfig.hooks, pattern=r"^([\w.-]+(,[\w.-]+)*)?$")
+    """Code of one's own that runs before and after the network: names of entry points of the group
+    `fcn.hooks`, separated by commas, in the order in which they run."""
+
     max_image_bytes: int = Field(SegmenterConfig.max_image_bytes, ge=1)
     """Largest upload, in bytes; a longer body is cut off while it streams in."""
     max_image_pixels: int = Field(SegmenterConfig.max_image_pixels, ge=1)
@@ -210,7 +215,8 @@ class Settings(BaseSettings):
 
     tracing: Literal["off", "otlp"] = "off"
     """Where spans of requests go: `otlp` exports them by OpenTelemetry, as its own variables say
-    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`."""
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...), and takes the extra `otel`, which
+    the images have."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged; one line per request at `info`, probes at `debug`."""
     log_format: Literal["text", "json"] = "text"
@@ -231,18 +237,8 @@ class Settings(BaseSettings):
         return init_settings, env_settings, dotenv_settings
 
     _is_a_path = field_validator("root_path")(parse_root_path)
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _readable_origins(cls, origins: str) -> str:
-        parse_origins(origins)
-        return origins
-
-    @field_validator("limits")
-    @classmethod
-    def _readable_limits(cls, limits: str) -> str:
-        Limits.of(limits.split())
-        return limits
+    _are_origins = field_validator("cors_origins")(checked(parse_origins))
+    _are_limits = field_validator("limits")(checked(lambda text: Limits.of(text.split())))
 
     @model_validator(mode="after")
     def _ports_of_their_own(self) -> Self:

@@ -62,7 +62,7 @@ class Found:
             try:
                 found = path.stat()
             except OSError as error:  # gone since it was found
-                yield _failing(source, f"cannot be read: {error.strerror}")
+                yield failing(source, f"cannot be read: {error.strerror}")
                 continue
             stamp = (found.st_size, found.st_mtime_ns)
             if frames.is_moving(path):
@@ -70,7 +70,7 @@ class Found:
             else:
                 yield Item(source, None, name, stamp, partial(file_bytes, path))
         for source, why in self.unusable:
-            yield _failing(source, why)
+            yield failing(source, why)
 
 
 def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) -> Found:
@@ -181,7 +181,8 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _failing(source: str, why: str) -> Item:
+def failing(source: str, why: str) -> Item:
+    """Makes an item of what cannot be read, whose loading says why."""
     return Item(source, None, "", (0, 0), partial(_fail, InvalidInput(why)))
 
 
@@ -195,7 +196,7 @@ def _frames(
             if number % every == 0:
                 yield Item(source, number, f"{name}/{number:06d}", stamp, partial(encode, rgb))
     except InvalidInput as error:
-        yield _failing(source, str(error))
+        yield failing(source, str(error))
 
 
 def _fail(error: FcnError) -> NoReturn:

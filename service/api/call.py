@@ -188,7 +188,7 @@ class Call(Client):
 
     __slots__ = (
         *("_address", "_asked_model", "_caller", "_calls", "_charged", "_entered"),
-        *("_may_administer", "_usage"),
+        *("_in_parts", "_may_administer", "_usage"),
         *("client", "outcome", "record", "time_left"),
     )
 
@@ -207,7 +207,7 @@ class Call(Client):
         self.client = self._address = address
         self._caller = ANYBODY
         self._usage: Usage | None = None
-        self._charged = self._entered = False
+        self._charged = self._entered = self._in_parts = False
         self._may_administer = may_administer
         self._asked_model: tuple[str | None] | None = None
         self.outcome: Outcome | None = None
@@ -275,6 +275,7 @@ class Call(Client):
 
         Its key is judged by `check_key`, inside the part's own block.
         """
+        self._in_parts = True
         record = RequestRecord(self.record.transport, method, request_id, self.record.code)
         record.trace = self.record.trace
         if self._calls.tracing is not None:
@@ -372,8 +373,12 @@ class Call(Client):
         # The caller's mistakes and refusals are quick and would flatter the latency.
         record.timed = record.timed and status.counts_as_latency
         # He waited for the answer, and no longer does.
-        gave_up = status in (TABLE[DeadlineExceeded], TABLE[Cancelled])
+        late = status == TABLE[DeadlineExceeded]
+        gave_up = late or status == TABLE[Cancelled]
         record.held = record.held and (gave_up or status.is_ours)
+        # Here alone, for a request of several images is one; but of a stream each message is one.
+        if gave_up and not self._in_parts:
+            self._calls.telemetry.rejected("deadline" if late else "cancelled")
         # Whoever asks for the answer sooner than the server has it by itself has his own deadline.
         waited_s = time.monotonic() - record.began_s
         ours = waited_s > PATIENCE * self._calls.deadline_s if gave_up else status.is_ours

@@ -62,6 +62,7 @@ _ROWS: Final[dict[type[errors.ServiceError], tuple[int, grpc.StatusCode, bool]]]
     errors.Cancelled: (CLIENT_CLOSED_REQUEST, _C.CANCELLED, False),
     errors.ShuttingDown: (503, _C.UNAVAILABLE, True),
     errors.InferenceFailed: (500, _C.INTERNAL, False),
+    errors.HookFailed: (500, _C.INTERNAL, False),
     errors.ModelLoadError: (500, _C.INTERNAL, False),
     errors.ServiceError: (500, _C.INTERNAL, False),
 }

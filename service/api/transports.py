@@ -63,12 +63,7 @@ def build(
         rejected=telemetry.rejected,
     )
     statistics: Statistics = defaultdict(Counts)
-    inference = Inference(
-        segmenter,
-        statistics,
-        max_pixels=config.max_image_pixels,
-        rejected=telemetry.rejected,
-    )
+    inference = Inference(segmenter, statistics, max_pixels=config.max_image_pixels)
     operations = Operations(segmenter, statistics, ready=ready)
 
     segment = SegmentEndpoint(

@@ -48,7 +48,8 @@ from service.core.types import (
     UInt8Array,
     VersionStatus,
 )
-from service.errors import DeadlineExceeded, InvalidParameter, ModelNotReady, ShuttingDown
+from service.errors import InvalidParameter, ModelNotReady, ShuttingDown
+from service.hooks import RequestHooks, load_hooks
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ class Segmenter:
         """Builds its parts; `start` loads the models.
 
         changed: called with the models that serve and all versions there are, whenever one changes.
-        open_network: how to load a model file, in place of what the config says of engines.
+        open_network: how to load a model file, in place of what the config says of engines. Raises:
+        StartError for a hook that is not there.
         """
+        self._hooks = load_hooks(config.hooks)
         cores = available_cores()
         self._config = config
         workers = config.pool_workers or cores
@@ -86,6 +89,7 @@ class Segmenter:
                 open_network=open_network or partial(open_by_config, config, cores, self._observer),
                 observer=self._observer,
                 clock=clock,
+                hooks=self._hooks,
             ),
             default_model=config.default_model,
             changed=changed or (lambda models, index: None),
@@ -177,7 +181,7 @@ class Segmenter:
         """Refuses before an upload what `segment` would refuse now. Raises: as `segment`."""
         model = self._model(options)
         deadline = self._deadline(options)
-        _encoder(options, model)
+        Encoder.of(options, model)
         self._admission.check(model.queue, client=client.client)
         model.queue.check(deadline, options.priority, client.client)
 
@@ -200,30 +204,28 @@ class Segmenter:
         """
         model = self._model(options)
         deadline = self._deadline(options)
-        encoder = _encoder(options, model)
+        encoder = Encoder.of(options, model)
         if isinstance(image, bytes):
             header = read_header(image, max_bytes=self._config.max_image_bytes)
             pixels: decode.Pixels = partial(self._decoder.decode, image, header)
         else:
             header = Header("RGB", image.shape[0], image.shape[1])
             pixels = partial(decode.pixels_of, image)
+        hooks = self._hooks.of(model, client.id) if self._hooks else None
+        pixels = hooks.pixels(pixels, keep=encoder.needs_image) if hooks else pixels
         # Room before the decode: a flood of uploads must not become a flood of pixels.
         n_bytes = len(image) if isinstance(image, bytes) else image.nbytes
         stored, spec = (header.height, header.width), model.contract.input
         size = decode.network_size(*stored, spec, options.scale)
-        reduction = 1 if encoder.needs_image else decode.reduction_to(*stored, size)
+        whole = encoder.needs_image or (hooks and hooks.reads_image)
+        reduction = 1 if whole else decode.reduction_to(*stored, size)
         seen_px = decode.network_pixels(*size, spec)
         asked = deadline, options.priority, client.client, seen_px, reduction
         permit = self._admission.admit(model.queue, header, n_bytes, *asked)
         with model, permit:
             client.charge(header.pixels)
-            job = _Job(pixels, header, options, model, encoder, permit, size, self._clock)
-            try:
-                return await self._run(job, client)
-            except (DeadlineExceeded, asyncio.CancelledError) as error:
-                late = isinstance(error, DeadlineExceeded)
-                self._observer.rejected("deadline" if late else "cancelled")
-                raise
+            job = _Job(pixels, header, options, model, encoder, permit, size, self._clock, hooks)
+            return await self._run(job, client)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new work; True if all in flight finished within `timeout_s`."""
@@ -274,7 +276,7 @@ class Segmenter:
         self._observer.stage(model.name, "queue", timings.queue_s)
         self._observer.stage(model.name, "infer", timings.infer_s)
         encode = partial(job.encode, result, timings)
-        if isinstance(result.postprocessed, bytes) or (options.output is None and not job.scaled):
+        if isinstance(result.postprocessed, bytes) or (options.output is None and job.plain):
             body, label_map, scores = encode()  # there already
         else:
             began = self._clock()
@@ -318,11 +320,6 @@ class Segmenter:
         return self._clock() + options.deadline_s
 
 
-def _encoder(options: SegmentOptions, model: LoadedModel) -> Encoder:
-    """Raises: InvalidParameter."""
-    return Encoder(options, model.contract, model.palette, model=model.name, version=model.version)
-
-
 @dataclass(eq=False, slots=True)
 class _Job:
     """Holds one admitted image, and what a thread of the pool makes of it.
@@ -340,6 +337,7 @@ class _Job:
     permit: Permit
     network_size: decode.Size
     clock: Clock
+    hooks: RequestHooks | None
     decoded_s: float = 0.0
     size: decode.Size = field(init=False)
     rgb: UInt8Array = field(init=False)
@@ -349,11 +347,17 @@ class _Job:
     def scaled(self) -> bool:
         return self.network_size != self.size
 
+    @property
+    def plain(self) -> bool:
+        """Tells whether the answer is the network's own, as it is."""
+        return not self.scaled and not (self.hooks and self.hooks.changes_labels)
+
     def encode(self, result: InferenceResult, timings: Timings) -> tuple[bytes, UInt8Array, Any]:
         """Returns the body, the label map and the scores, of the upload's size."""
         label_map = self._restore(result.label_map)
         if isinstance(result.postprocessed, bytes):
             return result.postprocessed, label_map, None
+        label_map = self.hooks.after(label_map) if self.hooks else label_map
         scores = None if result.postprocessed is None else self._restore(result.postprocessed)
         body = self.encoder.encode(self.rgb, label_map, scores, timings, self.network_size)
         return body, label_map, scores
@@ -378,10 +382,10 @@ class _Job:
         postprocess: Postprocess | None = None
         if self.encoder.needs_logits:
             postprocess = self.encoder.reduce
-        elif self.encoder.is_quick and self.model.provider == "cpu" and not self.scaled:
+        elif self.encoder.is_quick and self.model.provider == "cpu" and self.plain:
             # Packing takes a tenth of a millisecond, and on a CPU no device waits meanwhile; giving
-            # it to another thread costs more. A method would make a cycle that holds the model.
-            postprocess = partial(_encode_at_once, self.encoder, self.rgb)
+            # it to another thread costs more. A method of a job would make a cycle with its model.
+            postprocess = partial(self.encoder.encode_at_once, self.rgb)
         self.model.put(request, tensor, postprocess, wants_logits=self.encoder.needs_logits)
 
     def _decode(self) -> None:
@@ -394,7 +398,3 @@ class _Job:
         if self.scaled and self.encoder.needs_image:
             self.rgb = self.pixels(1)[0]
         self.decoded_s = self.clock()
-
-
-def _encode_at_once(encoder: Encoder, rgb: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
-    return encoder.encode(rgb, label_map[: rgb.shape[0], : rgb.shape[1]], None, Timings())

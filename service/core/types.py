@@ -171,6 +171,11 @@ class Client:
     __slots__ = ()
     client: str = ""
 
+    @property
+    def id(self) -> str:
+        """Names the request, as answers and log lines do."""
+        return ""
+
     def charge(self, pixels: int) -> None:
         """Is told of an admitted image, before it is decoded. Raises: LimitExceeded."""
 

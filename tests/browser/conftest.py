@@ -6,15 +6,18 @@ asyncio tests of other folders need that thread.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from service.api.http.page import FOLDER
 from tests.conftest import need
 from tests.serving import Server, running
 from tests.tiny_models import write_model
@@ -23,6 +26,9 @@ MAX_IMAGE_BYTES = 200_000
 TARGET_S = 0.25
 """Not the default, so that a page which knows that by heart is found out."""
 WAIT_MS = 20_000
+_COLORS = re.findall(r"\[(\d+), (\d+), (\d+)\],\n", (FOLDER / "js" / "colors.js").read_text())
+SAFE = np.array(_COLORS, np.uint8)
+"""uint8 [N,3], the colours of the page for classes, in their order."""
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_names_and_roles(desk: Visit) -> None:
         ("slider", "Opacity"),
         ("slider", "Before / after"),
         ("application", "Segmented image"),
-        ("button", "Choose an image"),
+        ("button", "Choose images"),
         ("button", "Use the camera"),
         ("button", "Label map"),
         ("region", "Classes"),

@@ -57,7 +57,7 @@ CLOSED = (
 )
 OPEN = (
     *("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"),
-    *("/", "/docs", "/openapi.json", "/web/index.html", "/web/swagger/swagger-ui.css"),
+    *("/", "/docs", "/status", "/openapi.json", "/web/index.html", "/web/swagger/swagger-ui.css"),
 )
 
 

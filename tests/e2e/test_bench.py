@@ -64,6 +64,20 @@ def test_versus_compares_two_checkouts(tmp_path: Path) -> None:
         assert 20 < memory["resident_mib"] <= memory["most_resident_mib"]
 
 
+def test_hooks_are_measured_beside_none(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "models")
+    words = ["--model", str(model), "--rounds", "2", "--seconds", "0.5"]
+    rows = run(tmp_path / "result.json", "bench.hooks", *words)["rows"]
+    assert {(row["hooks"], row["connections"]) for row in rows} == {
+        (kind, count) for kind in ("none", "nothing", "example") for count in (1, 8)
+    }
+    for row in rows:
+        least, median = row["of_none"]["least"], row["of_none"]["median"]
+        # A turn may be too short for an answer, where others keep the machine busy.
+        assert 0 <= least <= median <= row["of_none"]["largest"]
+        assert row["hooks"] != "none" or least == median
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

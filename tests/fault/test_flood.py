@@ -8,6 +8,7 @@ import numpy as np
 
 from bench import load
 from bench.http_client import Answer, Client
+from cli._simulation import poisson
 from tests.drawing import jpeg
 from tests.serving import running, write_slow_model
 
@@ -41,7 +42,7 @@ def test_a_flood(tmp_path: Path) -> None:
         # In runs, not in seconds: how long one takes is up to who else is on this machine.
         deadline_s = 6 * sum(calm) / len(calm)
         url = f"{url}?deadline_ms={int(1000 * deadline_s)}"
-        answers = ask(url, load.poisson(8 / min(calm), SECONDS, seed=1))
+        answers = ask(url, poisson(8 / min(calm), SECONDS, seed=1))
         assert {answer.status for answer in answers} <= {200, 429, 504}
         found = load.summary(answers, since_s=0.0, until_s=SECONDS, deadline_s=deadline_s)
         assert found["refused"] > 0.2 * len(answers)

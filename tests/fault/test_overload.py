@@ -58,6 +58,7 @@ def test_the_servers_own_deadline(slow_repository: Path) -> None:
     with running(slow_repository, deadline_ms=150) as strict:
         late = strict.rest.post("/segment", content=LONG, headers=HEADERS)
         assert late.status_code == 504
+        assert strict.metric('fcn_rejected_total{reason="deadline"}') == 1
         with pytest.raises(grpc.RpcError) as caught:
             strict.stub.Segment(pb.SegmentRequest(image=LONG))
         assert isinstance(caught.value, grpc.Call)

@@ -9,6 +9,7 @@ vary from scene to scene and are noisy.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,14 @@ def draw(height: int, width: int, rng: np.random.Generator) -> Sample:
     # As an annotator leaves the border of an image unlabelled.
     target[:, : max(1, width // 20)] = VOID
     return Sample(image.clip(0, 255).astype(np.uint8), target)
+
+
+def jpeg(height: int, width: int, seed: int, quality: int = 90) -> bytes:
+    """Encodes one scene, without its mask; the same for the same seed."""
+    buffer = io.BytesIO()
+    scene = draw(height, width, np.random.default_rng(seed))
+    Image.fromarray(scene.image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def write(root: Path, split: str, count: int, height: int, width: int, seed: int) -> None:

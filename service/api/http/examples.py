@@ -36,6 +36,7 @@ ERRORS: Final[tuple[errors.ServiceError, ...]] = (
     errors.Overloaded(2.0),
     errors.LimitExceeded("this caller may ask for 10 requests a second", 1.0, "requests"),
     errors.InferenceFailed(),
+    errors.HookFailed("blur"),
     errors.ModelNotReady("the models are still loading: try again in a moment"),
     errors.ShuttingDown(),
     errors.DeadlineExceeded(

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 OPEN_PATHS: Final = frozenset(
     {
-        *("/", openapi.DOCS_PATH, openapi.OPENAPI_PATH),
+        *("/", openapi.DOCS_PATH, openapi.OPENAPI_PATH, openapi.STATUS_PATH),
         *("/livez", "/readyz", "/metrics"),
         *(f"{OIP_PREFIX}/health/live", f"{OIP_PREFIX}/health/ready"),
     }

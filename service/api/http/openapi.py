@@ -30,6 +30,7 @@ DESCRIPTION: Final = (
     "Errors are application/problem+json (RFC 9457)."
 )
 DOCS_PATH: Final = "/docs"
+STATUS_PATH: Final = "/status"
 OPENAPI_PATH: Final = "/openapi.json"
 FILES_PATH: Final = "/web"
 SEGMENT_PATH: Final = "/segment"

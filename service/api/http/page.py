@@ -1,6 +1,6 @@
-"""Serves browsers: the web page at `/` with its files, and Swagger UI at `/docs`.
+"""Serves browsers: the web page at `/` with its files, `/status`, and Swagger UI at `/docs`.
 
-All of it is served from here. A strict Content-Security-Policy keeps it so: neither page works with
+All of it is served from here. A strict Content-Security-Policy keeps it so: no page works with
 anything from another address, and none is needed on a machine without internet.
 """
 
@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from service.api.http.middleware import call_of
-from service.api.http.openapi import DOCS_PATH, FILES_PATH
+from service.api.http.openapi import DOCS_PATH, FILES_PATH, STATUS_PATH
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "web"
 SWAGGER_PATH: Final = f"{FILES_PATH}/swagger"
@@ -46,10 +46,11 @@ _DOCS_HEADERS: Final = {
 
 
 def add_pages(app: FastAPI) -> None:
-    """Adds the files of both pages, and `/docs`; `/` is the caller's, which has JSON, too."""
+    """Adds the pages' files, `/docs` and `/status`; `/` is the caller's, which has JSON, too."""
     app.mount(SWAGGER_PATH, _Files(directory=str(files(_SWAGGER_PACKAGE) / "static")))
     app.mount(FILES_PATH, _Files(directory=FOLDER))
     app.add_api_route(DOCS_PATH, _docs, methods=["GET"], include_in_schema=False)
+    app.add_api_route(STATUS_PATH, _status, methods=["GET"], include_in_schema=False)
 
 
 def wants_page(accept: str | None) -> bool:
@@ -65,6 +66,11 @@ def page() -> Response:
 async def _docs(request: Request) -> Response:
     _note(request.scope)
     return FileResponse(FOLDER / "docs.html", headers=_DOCS_HEADERS)
+
+
+async def _status(request: Request) -> Response:
+    _note(request.scope)
+    return FileResponse(FOLDER / "status.html", headers=HEADERS)
 
 
 class _Files(StaticFiles):

@@ -51,11 +51,8 @@ class Inference:
         statistics: Statistics,
         *,
         max_pixels: int,
-        rejected: Callable[[str], None],
     ) -> None:
-        """max_pixels: of all images of one request together. rejected: the observer's, told
-        "deadline" when it passes between two of them."""
-        self._rejected = rejected
+        """max_pixels: of all images of one request together."""
         self._segmenter = segmenter
         self._statistics = statistics
         self._max_pixels = max_pixels
@@ -89,7 +86,6 @@ class Inference:
                 max_pixels=self._max_pixels,
                 as_numbers=request.scores_as_numbers,
                 client=call,
-                rejected=self._rejected,
                 held=held,
             )
             call.answered(replies[0])
@@ -126,7 +122,6 @@ async def segment_all(
     max_pixels: int,
     as_numbers: bool,
     client: Client = NOBODY,
-    rejected: Callable[[str], None] = lambda reason: None,
     held: Received = lambda n_bytes: None,
 ) -> list[SegmentReply]:
     """Answers in the order of `images`; the first that fails fails them all.
@@ -140,7 +135,7 @@ async def segment_all(
     # Each has its share: what all of them would take is known before the first is run.
     options = replace(options, max_scores_bytes=max_bytes // len(images))
     equal_sizes = any(name != OVERLAY for name in outputs)
-    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client, rejected, held)
+    run = _Run(segmenter, images, options, max_pixels, equal_sizes, client, held)
     if len(images) == 1:
         await run.work()
         return [run.replies[0]]
@@ -164,7 +159,6 @@ class _Run:
         max_pixels: int,
         equal_sizes: bool,
         client: Client,
-        rejected: Callable[[str], None],
         held: Received,
     ) -> None:
         self.replies: dict[int, SegmentReply] = {}
@@ -174,7 +168,6 @@ class _Run:
         self._max_pixels = max_pixels
         self._equal_sizes = equal_sizes
         self._client = client
-        self._rejected = rejected
         self._held = held
         self._ends_s = None if options.deadline_s is None else time.monotonic() + options.deadline_s
         self._under_way = 0
@@ -213,7 +206,6 @@ class _Run:
             return None
         left_s = self._ends_s - time.monotonic()
         if left_s <= 0:
-            self._rejected("deadline")
             raise DeadlineExceeded(
                 "the deadline passed before all images were answered: allow more time or send "
                 "fewer in one request"

@@ -23,7 +23,8 @@ from service.core.models.model_settings import ModelSettings
 from service.core.models.registry import LoadedModel
 from service.core.models.repository import ModelFile, check_present
 from service.core.types import Clock, Network, Observer
-from service.errors import ModelLoadError
+from service.errors import HookFailed, ModelLoadError
+from service.hooks import Hooks
 
 BATCHES_S: Final = 60.0
 """Longest time for the batches of one version: readiness must not wait for rare ones."""
@@ -40,7 +41,9 @@ class Loader:
         open_network: Callable[[Path], Network],
         observer: Observer,
         clock: Clock,
+        hooks: Hooks | None = None,
     ) -> None:
+        self._hooks = hooks
         self._open = open_network
         self.config = config
         self.observer = observer
@@ -77,7 +80,13 @@ class Loader:
             clock=self.clock,
         )
         queue.seed(size[0] * size[1], seconds)
-        return LoadedModel(file.name, file.version, network, queue, source_of(file, settings))
+        model = LoadedModel(file.name, file.version, network, queue, source_of(file, settings))
+        if self._hooks is not None:
+            try:
+                model.palette = self._hooks.palette(model)
+            except HookFailed as error:
+                raise ModelLoadError(f"{file.path}: {error}") from error
+        return model
 
     def start(self, model: LoadedModel) -> None:
         """Starts a model's device threads: it takes requests from now on."""

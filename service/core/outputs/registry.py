@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol, Self
 
 import numpy.typing as npt
 
@@ -105,6 +105,17 @@ def output_named(name: str) -> OutputFormat:
     return output
 
 
+class Colored(Protocol):
+    """Has what outputs ask of a version of a model. palette: uint8 RGB [256,3]."""
+
+    name: str
+    version: str
+    palette: UInt8Array
+
+    @property
+    def contract(self) -> Contract: ...
+
+
 class Encoder:
     """Makes one model's replies as one request's options ask for them."""
 
@@ -139,6 +150,11 @@ class Encoder:
                 "of them"
             )
         self._selected_ids = selected_ids(contract, options.classes) if options.classes else None
+
+    @classmethod
+    def of(cls, options: SegmentOptions, model: Colored) -> Self:
+        """Makes that of a model that was loaded. Raises: InvalidParameter."""
+        return cls(options, model.contract, model.palette, model=model.name, version=model.version)
 
     @property
     def media_type(self) -> str:
@@ -178,6 +194,14 @@ class Encoder:
         if self.output is None or self.output.reduce is None:
             raise ValueError("this output needs no logits")
         return self.output.reduce(logits, label_map, self._options, self._selected_ids)
+
+    def encode_at_once(self, image: UInt8Array, label_map: UInt8Array, _: object) -> bytes:
+        """Makes the body of an output that is quick; see `policy.Postprocess`.
+
+        label_map: of the tensor, which may be larger than the image.
+        """
+        label_map = label_map[: image.shape[0], : image.shape[1]]
+        return self.encode(image, label_map, None, Timings())
 
     def encode(
         self,

@@ -1,4 +1,6 @@
-// The classes of one answer: how many pixels each has, and which are shown.
+// The classes of one answer: how many pixels each has, which are shown, and in which colours.
+
+import { colorsOf } from "./colors.js";
 
 export const VOID = 255;
 
@@ -8,9 +10,10 @@ export function spoken(name) {
 }
 
 export class Classes {
-  /** infos: [{id, name, color: [r, g, b]}] of the contract. */
-  constructor(infos) {
+  /** infos: [{id, name, color: [r, g, b]}] of the contract. kind: of colours, "safe" or "data". */
+  constructor(infos, kind = "safe") {
     this.infos = infos;
+    this.dress(kind);
     this.pixels = new Uint32Array(256);
     this.total = 0;
     this.hidden = new Set();
@@ -20,6 +23,11 @@ export class Classes {
     this.pixels.fill(0);
     for (const id of ids) this.pixels[id]++;
     this.total = ids.length;
+  }
+
+  /** Takes other colours: "safe" or "data". */
+  dress(kind) {
+    this.colors = colorsOf(this.infos, kind, this.background);
   }
 
   /** 0..1. */
@@ -43,7 +51,7 @@ export class Classes {
   }
 
   colorOf(id) {
-    return id in this.infos ? `rgb(${this.infos[id].color.join(" ")})` : "transparent";
+    return this.colors.has(id) ? `rgb(${this.colors.get(id).join(" ")})` : "transparent";
   }
 
   /** The names to ask the server for: null when all are shown. */
@@ -69,9 +77,9 @@ export class Classes {
   palette() {
     const bytes = new Uint8ClampedArray(256 * 4);
     const { background, drawn } = this;
-    for (const { id, color, name } of this.infos) {
+    for (const { id, name } of this.infos) {
       const isLeft = id === background?.id && !drawn?.includes(name);
-      if (!this.hidden.has(id) && !isLeft) bytes.set([...color, 255], 4 * id);
+      if (!this.hidden.has(id) && !isLeft) bytes.set([...this.colors.get(id), 255], 4 * id);
     }
     return new Uint32Array(bytes.buffer);
   }

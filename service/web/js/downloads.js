@@ -2,8 +2,8 @@
 
 const KNOWN = {
   label_map: ["Label map", "PNG, value = class id"],
-  overlay: ["Overlay", "PNG, opacity as chosen"],
-  color: ["Colours", "PNG, one for each class"],
+  overlay: ["Overlay", "PNG, in the data set's colours"],
+  color: ["Colours", "PNG, those of the data set"],
   json: ["Summary", "JSON, shares by class"],
   rle: ["Run lengths", "JSON, masks as in COCO"],
   polygons: ["Polygons", "GeoJSON, with holes"],
@@ -48,24 +48,29 @@ export class Downloads extends EventTarget {
   /** kept: the names of the classes shown, or null for all. contract: of the model. */
   follow(kept, contract) {
     const none = kept?.length === 0;
-    const lacking = [...this.root.children].filter(
-      ({ dataset }) => !contract.outputs.logits && FROM_LOGITS.includes(dataset.output),
-    );
-    for (const button of this.root.children) button.disabled = none || lacking.includes(button);
+    for (const button of this.root.children) {
+      const lacks = !contract.outputs.logits && FROM_LOGITS.includes(button.dataset.output);
+      button.disabled = none || lacks;
+      button.lastChild.textContent = lacks
+        ? "this model was exported without logits"
+        : KNOWN[button.dataset.output]?.[1] ?? "";
+    }
     this.note.textContent = none
       ? "Every class is hidden: show one to download it."
       : kept
         ? "Hidden classes are left out."
-        : lacking.length
-          ? "Those in grey need a model exported with its logits."
-          : "";
+        : "";
   }
 
   /** Saves the answer as `<image>.<output>.<ending>`. */
   save(blob, image, output) {
+    this.saveAs(blob, fileName(image, output, blob.type));
+  }
+
+  saveAs(blob, name) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = fileName(image, output, blob.type);
+    link.download = name;
     link.click();
     URL.revokeObjectURL(link.href);
     this.note.textContent = `Saved ${link.download}.`;

@@ -33,6 +33,7 @@ export class Legend extends EventTarget {
   show(classes) {
     this.classes = classes;
     const answered = classes.total > 0;
+    this.list.classList.remove("live");
     const rows = answered ? classes.present : classes.infos;
     this.list.replaceChildren(...rows.map((info) => this.#row(info, answered)));
     this.list.classList.toggle("known", !answered);
@@ -40,6 +41,26 @@ export class Legend extends EventTarget {
     const others = answered ? classes.absent.map(({ name }) => spoken(name)) : [];
     this.absent.textContent = others.length ? `Not in this image: ${others.join(", ")}.` : "";
     this.#pressed();
+  }
+
+  /** While images follow each other: a row stays where it is and only its share changes, so that a
+   * click does not miss it. The classes of an earlier image stay listed. */
+  follow(classes) {
+    const listed = [...this.list.children].map(({ dataset }) => Number(dataset.id));
+    const isNew = this.classes !== classes || !this.list.classList.contains("live");
+    const rows = classes.infos.filter(({ id }) => classes.pixels[id] || (!isNew && listed.includes(id)));
+    if (isNew || rows.length !== listed.length) {
+      this.show(classes);
+      this.list.replaceChildren(...rows.map((info) => this.#row(info, true)));
+      this.list.classList.add("live");
+      this.absent.textContent = "";
+      this.#pressed();
+    }
+    for (const row of this.list.children) {
+      const share = classes.share(Number(row.dataset.id));
+      row.querySelector(".share").textContent = shareText(share);
+      row.querySelector(".amount").style.setProperty("--share", share);
+    }
   }
 
   /** Marks the row of the class under the cursor; null for none. */

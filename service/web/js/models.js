@@ -1,5 +1,7 @@
 // The model picker, and what its choice is.
 
+import { spoken } from "./classes.js";
+import { terms } from "./element.js";
 import { Problem, versions } from "./server.js";
 
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
@@ -10,6 +12,7 @@ export class Models extends EventTarget {
     super();
     this.select = root.querySelector("#model");
     this.about = root.querySelector("#about");
+    this.knows = root.querySelector("#knows");
     this.versions = [];
     this.select.addEventListener("change", () => this.#changed());
   }
@@ -50,15 +53,16 @@ export class Models extends EventTarget {
       ...(data.source && { Source: data.source }),
       Licence: data.licence,
     };
-    this.about.replaceChildren(
-      ...Object.entries(rows).map(([term, value]) => {
-        const [row, name, text] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
-        name.textContent = term;
-        text.textContent = value;
-        row.append(name, text);
-        return row;
-      }),
-    );
+    this.about.replaceChildren(...terms(Object.entries(rows)));
+    const known = description.replace(/^[A-Z](?=[a-z])/, (letter) => letter.toLowerCase());
+    this.knows.textContent = `This model knows: ${known || listed(contract.classes)}.`;
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/** The names of the classes, the first of them where there are many. */
+function listed(infos) {
+  const names = infos.map(({ name }) => spoken(name));
+  const more = names.length - 12;
+  return more > 0 ? `${names.slice(0, 12).join(", ")} and ${more} more` : names.join(", ");
 }

@@ -1,14 +1,17 @@
 // What this page asks of the server. Addresses are relative: a proxy may put it under a prefix.
 
 import { Key } from "./key.js";
+import { post } from "./upload.js";
 
 /** An answer that is an error, as problem+json tells it (RFC 9457), or one of the page's own. */
 export class Problem extends Error {
-  constructor(title, detail, requestId = "") {
+  /** retryAfterS: when the server asks to come again, null where it does not. */
+  constructor(title, detail, requestId = "", retryAfterS = null) {
     super(`${title}: ${detail}`);
     this.title = title;
     this.detail = detail;
     this.requestId = requestId;
+    this.retryAfterS = retryAfterS;
   }
 }
 
@@ -17,7 +20,7 @@ export const key = new Key(document);
 
 async function reach(address, options) {
   try {
-    return await fetch(address, options);
+    return await (options.sent ? post : fetch)(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(
@@ -45,7 +48,8 @@ async function ask(address, options = {}) {
   const text = await response.text();
   try {
     const { title, detail, request_id } = JSON.parse(text);
-    if (title && detail) throw new Problem(title, detail, request_id);
+    const retryAfterS = Number(response.headers.get("Retry-After")) || null;
+    if (title && detail) throw new Problem(title, detail, request_id, retryAfterS);
   } catch (error) {
     if (error instanceof Problem) throw error;
   }
@@ -98,14 +102,16 @@ export function segmentAddress({ version, output, alpha, classes, scale }) {
   return text ? `segment?${text}` : "segment";
 }
 
-/** Posts the image. {blob, stages: [{name, ms}], tripMs}. */
-export async function segment(file, request, signal) {
+/** Posts the image. {blob, stages: [{name, ms}], tripMs}. sent: told how much of it has gone out,
+ * 0..1. */
+export async function segment(file, request, signal, sent = () => {}) {
   const began = performance.now();
   const response = await ask(segmentAddress(request), {
     method: "POST",
     headers: { "Content-Type": typeOf(file) },
     body: file,
     signal,
+    sent,
   });
   const blob = await response.blob();
   return {

@@ -137,6 +137,7 @@ def test_no_setting_of_the_segmenter_is_left_out() -> None:
         "alone_threads": "4",
         "warm_up_sizes": "360x480,500x500",
         "pool_workers": "5",
+        "hooks": "blur,alert",
         "max_image_bytes": "11",
         "max_image_pixels": "12",
         "max_inflight": "13",

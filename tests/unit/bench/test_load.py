@@ -15,6 +15,7 @@ import pytest
 
 from bench import load
 from bench.http_client import NO_ANSWER, Answer, Client
+from cli._simulation import poisson
 from service.core.engines.cores import available_cores
 
 Reply = Callable[[int], Awaitable[bytes]]
@@ -84,11 +85,11 @@ def open_loop(asking: Client, due: Sequence[float]) -> list[Answer]:
 
 
 def test_arrivals_are_poisson() -> None:
-    due = load.poisson(50.0, 200.0, seed=1)
+    due = poisson(50.0, 200.0, seed=1)
     gaps = np.diff(due)
     assert len(due) == pytest.approx(10_000, rel=0.03)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential: as wide as long
-    assert due == load.poisson(50.0, 200.0, seed=1) != load.poisson(50.0, 200.0, seed=2)
+    assert due == poisson(50.0, 200.0, seed=1) != poisson(50.0, 200.0, seed=2)
     assert max(due) < 200.0
 
 

@@ -69,6 +69,12 @@ def gone(number: int) -> bool:
         return True
 
 
+def stop(number: int) -> None:
+    """Stops a process, and returns when it does nothing more."""
+    os.kill(number, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{number}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+
+
 def unread(worker: processes._Worker | None) -> bool:
     """Tells whether a worker was asked, and has not begun to read."""
     assert worker is not None
@@ -110,7 +116,7 @@ def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(processes, "_LEAST_S", 0.5)
     with decoding() as (decoder, lost):
         before = pid(decoder)
-        os.kill(before, signal.SIGSTOP)
+        stop(before)
         with pytest.raises(InvalidImage, match="took too long"):
             read(decoder, JPEG)
         assert lost == ["hang"]
@@ -128,7 +134,7 @@ def test_a_worker_that_is_killed_in_the_middle_costs_nobody_an_answer(
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
         before = pid(decoder)
         decoder._free.put(worker := decoder._free.get())
-        os.kill(before, signal.SIGSTOP)
+        stop(before)
         answer = pool.submit(read, decoder, JPEG)
         until(lambda: unread(worker))
         os.kill(before, number)
@@ -267,14 +273,14 @@ def test_nothing_stays_behind_when_the_server_is_killed() -> None:
         until(lambda: len(children.read_text().split()) == 2)
         workers = [int(n) for n in children.read_text().split()]
         until(lambda: all(confined(number) for number in workers))  # which its end is a part of
-        os.kill(workers[0], signal.SIGSTOP)  # as one that hangs
+        stop(workers[0])  # as one that hangs
         server.kill()
     until(lambda: all(gone(number) for number in (first, *workers)))
 
 
 def test_a_decode_at_the_end_is_told_so() -> None:
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
-        os.kill(pid(decoder), signal.SIGSTOP)
+        stop(pid(decoder))
         answer = pool.submit(read, decoder, JPEG)
         until(decoder._free.empty)
         decoder.close()

@@ -242,12 +242,10 @@ async def test_before_its_model_is_known_a_request_is_refused_only_where_one_ser
 
 
 async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
-    recorder = Recorder()
-    async with on_device(tmp_path, observer=recorder) as (segmenter, device):
+    async with on_device(tmp_path) as (segmenter, device):
         device.hold()
         with pytest.raises(DeadlineExceeded):  # while the device is held
             await segmenter.segment(PNG, replace(OPTIONS, deadline_s=0.05))
-        assert recorder.reasons == ["deadline"]
         device.release()
         await segmenter.segment(PNG, replace(OPTIONS, deadline_s=60.0))
 
@@ -266,7 +264,6 @@ async def test_a_caller_that_leaves_is_dropped_from_the_queue(tmp_path: Path) ->
         device.release()
         await asyncio.gather(first, third)
     assert device.values == [[1], [0]]
-    assert recorder.reasons == ["cancelled"]
     assert recorder.inflights[-1] == 0
 
 

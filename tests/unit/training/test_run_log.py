@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.contract import ClassInfo
+from tests.waiting import until
 from training.datasets.base import VOID, Sample
 from training.evaluation.metrics import Scores
 from training.run_log import RunLog
@@ -101,6 +103,8 @@ def test_a_resumed_run_drops_what_it_will_do_again(tmp_path: Path) -> None:
     for iteration in (10, 20, 30):
         write(record, iteration, loss=1.0)
     record.close()
+    written = int(time.time())
+    until(lambda: int(time.time()) > written)  # the files are read in the order of their seconds
     record = RunLog(tmp_path, CLASSES, iteration=20)
     write(record, 30, loss=2.0)
     record.close()

@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cli.main import main
 from tests.unit.training.recipes import PLAIN, changed, raw_recipe
@@ -123,7 +125,9 @@ def run_commands(folder: Path, data: Path, world: World) -> None:
 def be_silent(folder: Path) -> None:
     """The second process no longer answers; the first one must not wait for ever."""
     try:
-        with init_distributed(timeout_s=2) as world:
+        with init_distributed() as world:
+            # Not above: on a busy machine processes take seconds to find each other.
+            _set_pg_timeout(timedelta(seconds=2))
             if not world.is_main:
                 while not (folder / "silence.txt").exists():
                     time.sleep(0.1)
