@@ -37,7 +37,7 @@ def commands(name: str, *languages: str) -> list[Block]:
 
 
 def addresses(server: Server) -> dict[str, str]:
-    """Gives what the pages call the server -> where it is, the longest first, as they are replaced."""
+    """Gives what pages call the server -> where it is; the longest first, to be replaced so."""
     rest = server.url.partition("://")[2]
     return {
         "https://localhost:8000": server.url,
