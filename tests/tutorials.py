@@ -67,7 +67,7 @@ def follow(
             env=environment(PATH=path, PYTHONPATH=str(ROOT), no_proxy="*", **env),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, f"{step.text}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
