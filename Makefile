@@ -51,9 +51,8 @@ monitoring: $(VENV)/.dev ## make the Prometheus rules and the dashboard again fr
 	$(BIN)/python -m tools.make_dashboard
 	$(BIN)/python -m tools.make_kubernetes
 
-dist: $(VENV)/.dev ## build the distributions of the server and of the client into dist/
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m build --outdir dist fcn_client
+dist: $(VENV)/.dev ## build server and client of this commit into dist/, the same bytes everywhere
+	$(BIN)/python -m tools.make_dist $(if $(RELEASE),--release)
 
 bench: $(VENV)/.dev ## measure latency and the peers on this machine (half an hour)
 	$(BIN)/python -m bench

@@ -30,7 +30,7 @@ KINDS: Mapping[str, str] = {
     "nothing": "nothing",
     "example": "lower-half,merge,alert",
 }
-"""What FCN_HOOKS is set to, by the name of the row."""
+"""Lists what FCN_HOOKS is set to, by the name of the row."""
 _NOTHING = """\
 from service.hooks import Hook
 

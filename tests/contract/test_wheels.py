@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import need
 from tests.drawing import png, street
 from tests.serving import ROOT, Server
+from tools import make_dist
 
 USER_SCRIPT = """
 import sys
@@ -37,20 +38,47 @@ print(*(road(url, sys.argv[1]) for url in sys.argv[2:]))
 """
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both wheels, built without a network from a copy, where a build may leave its files."""
-    folder = tmp_path_factory.mktemp("wheels")
-    copied = folder / "source"
-    copied.mkdir()
+EPOCH = 1_764_547_200  # 2025-12-01
+
+
+def copied(folder: Path) -> Path:
+    """Copies what the distributions are made of, for a build may leave files where it is."""
     for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, copied)
+        shutil.copy(ROOT / name, folder)
     for name in ("cli", "fcn_client", "model", "proto", "service", "training"):
         ignore = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-        shutil.copytree(ROOT / name, copied / name, ignore=ignore)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "-w", folder, copied, copied / "fcn_client"], check=True)
-    return {path.name.partition("-")[0]: path for path in folder.glob("*.whl")}
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both sdists and wheels, built without a network."""
+    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "out"))
+    made = make_dist.build(copied(source), EPOCH, out, isolated=False)
+    return {path.name: path for path in made}
+
+
+@pytest.fixture(scope="module")
+def wheels(distributions: dict[str, Path]) -> dict[str, Path]:
+    """The wheels, by the name of what they install."""
+    whole = (path for path in distributions.values() if path.suffix == ".whl")
+    return {path.name.partition("-")[0]: path for path in whole}
+
+
+def test_the_same_files_make_the_same_bytes(
+    distributions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also somebody else's, of another time: looked at with the smaller of the two projects."""
+    source, out = (tmp_path_factory.mktemp(name) for name in ("other", "again"))
+    for path in copied(source).rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+    made = make_dist.build(source, EPOCH, out, isolated=False, projects=("fcn_client",))
+    for path in made:
+        assert path.read_bytes() == distributions[path.name].read_bytes(), path.name
+    assert (len(made), len(distributions)) == (2, 4)
 
 
 def files(wheel: Path) -> set[str]:

@@ -21,7 +21,8 @@ from tests.drawing import jpeg, street
 from tests.serving import Server, running, write_slow_model
 from tests.tiny_models import write_model
 
-SHORT = ["--rate", "60", "--duration", "1s", "--warm", "200ms", "--patience", "30s"]
+# Fewer than a server takes in at once, so that none is refused, however busy the machine is.
+SHORT = ["--rate", "20", "--duration", "1s", "--warm", "200ms", "--patience", "30s"]
 NOTHING = Timings()
 
 
@@ -55,7 +56,7 @@ def test_every_request_is_counted(
         capsys, url, *SHORT, "--target", "20s", "--images", str(tmp_path), "--plot", str(plot)
     )
     assert found["images"] == 3 and found["errors"] == {}
-    assert found["sent"] == found["answered"] == found["within_target"] > 20
+    assert found["sent"] == found["answered"] == found["within_target"] > 10
     assert found["share_within_target"] == 1.0
     assert found["goodput_per_s"] == found["offered_per_s"] == found["sent"]
     latency = list(found["latency_ms"].values())
@@ -81,8 +82,8 @@ def test_it_draws_what_it_sends_and_reports_in_lines(
 def test_what_is_refused_is_an_error_by_its_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One request at a time, each of which takes 30 ms and more."""
-    write_slow_model(tmp_path, turns_at_least=40_000)
+    """One request at a time, each of which takes 0.1 s and more."""
+    write_slow_model(tmp_path, turns_at_least=150_000)
     with running(tmp_path, max_inflight=1) as server:
         words = ["bench", server.url, *SHORT, "--size", "16x16", "--target", "20s"]
         assert main([*words, "--min-share", "1", "--json"]) == 1
@@ -107,6 +108,20 @@ def test_a_server_that_cannot_be_asked_is_said_before_the_load(
         assert main(["bench", *words, "--rate", "1", "--duration", "1s"]) == 1
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+
+def test_a_server_that_wants_a_key_is_shown_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path / "models")
+    (tmp_path / "keys").write_text("alice alice-has-this-key\n")
+    (tmp_path / "key").write_text("alice-has-this-key\n")
+    with running(tmp_path / "models", api_keys_file=tmp_path / "keys") as server:
+        words = [server.url, *SHORT, "--size", "16x16", "--deadline", "30s"]
+        assert main(["bench", *words]) == 1
+        assert "Not authenticated: " in capsys.readouterr().err
+        found = bench(capsys, *words, "--api-key-file", str(tmp_path / "key"))
+    assert found["errors"] == {} and found["answered"] > 10
 
 
 def test_an_image_that_cannot_be_sent_is_named(
@@ -179,7 +194,7 @@ def test_a_client_hangs_up_and_the_others_go_on() -> None:
 
     counted: list[None] = []
     answers = asyncio.run(
-        open_loop(ask, [0.0, 0.01, 0.3], patience_s=0.2, answered=lambda: counted.append(None))
+        open_loop(ask, [0.0, 0.01, 0.02], patience_s=3.0, answered=lambda: counted.append(None))
     )
     assert [answer.error for answer in answers] == ["timeout", "overloaded", ""]
     assert left == [0] and len(counted) == 3

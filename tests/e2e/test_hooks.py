@@ -19,10 +19,10 @@ from fcn_client import FcnClient, HookFailed
 from service.api.oip.infer import segment_all
 from service.config import SegmenterConfig
 from service.core.segmenter import Segmenter
-from service.core.types import Client, SegmentOptions
+from service.core.types import Client, SegmentOptions, UInt8Array
 from service.errors import HookFailed as Failed
 from service.errors import ModelLoadError, StartError
-from service.hooks import GROUP, Hook, HookContext, Hooks, UInt8Array, load_hooks
+from service.hooks import GROUP, Hook, HookContext, Hooks, load_hooks
 from tests.contract.oip import Request
 from tests.drawing import png, read_png, street
 from tests.serving import ROOT, Server, fail_to_start, running

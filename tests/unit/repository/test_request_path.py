@@ -25,6 +25,8 @@ from tests.tiny_models import write_model
 from tests.unit.repository.pages import ROOT
 
 IMAGE = jpeg(street(40, 56))
+TICKS = {"service/core/models/manager.py", "service/core/models/watchdog.py"}
+"""These look after models every few seconds, whoever asks meanwhile."""
 Ask = Callable[[], Awaitable[None]]
 
 
@@ -109,4 +111,5 @@ async def test_modules_on_the_way_of_one_image(
             await segmenter.aclose()
     assert "service/api/call.py" in trace.modules
     assert any(module.startswith("service/core/images/") for module in trace.modules)
-    assert len(trace.modules) <= at_most, "\n".join(sorted(trace.modules))
+    passed = trace.modules - TICKS
+    assert len(passed) <= at_most, "\n".join(sorted(passed))
