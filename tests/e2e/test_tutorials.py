@@ -66,7 +66,7 @@ def test_train(folder: Path) -> None:
         "drawn data/streets": "drawn data/streets --train 8 --val 2 --test 3",
     }
     follow(steps[:served], folder, shorter)
-    assert len(json.loads((folder / "scores.json").read_text())["classes"]) == 4
+    assert 0 <= json.loads((folder / "scores.json").read_text())["mean_iu"] <= 1
     with running(folder / "my_models") as server:
         printed = follow(steps[served:], folder, addresses(server))
     assert read_png((folder / "overlay.png").read_bytes()).shape == (120, 160, 3)
