@@ -17,7 +17,7 @@ from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS
 PROTOCOL: Final = "Open Inference Protocol"
 REPOSITORY: Final = "Model repository"
 ADMINISTERED: Final = f"{OIP_PREFIX}/repository/"
-"""What begins so needs the admin key, on every server."""
+"""Begins the addresses that need the admin key, on every server."""
 TAGS: Final = [
     {
         "name": PROTOCOL,
