@@ -82,7 +82,7 @@ def test_a_killed_server_behind_nginx_fails_no_request(
 
         def ask() -> bytes:
             if transport == "grpc":
-                return bytes(retrying.segment(IMAGE).label_map)
+                return retrying.segment(IMAGE).body
             reply = client.post("/segment", content=IMAGE, headers={"Content-Type": "image/png"})
             assert reply.status_code == 200, reply.text
             return reply.content

@@ -347,8 +347,11 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
         **_of_model("_version"),
         "/repository/index": {
             "post": _administered(
-                *("repository_index", "List the models of the repository"),
-                *(array_of(ref("RepositoryEntry")), [_ENTRY], ref("RepositoryIndexRequest")),
+                "repository_index",
+                "List the models of the repository",
+                schema=array_of(ref("RepositoryEntry")),
+                example=[_ENTRY],
+                body=ref("RepositoryIndexRequest"),
             )
         },
         "/repository/models/{name}/load": {
