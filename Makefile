@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test clients check format proto sync monitoring dist bench bench-gpu fuzz soak lock sbom clean
+.PHONY: help serve test clients ray check format proto sync monitoring dist bench bench-gpu fuzz soak lock sbom clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,8 @@ test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clients: $(VENV)/.clients ## install other people's clients, which some tests run (in CI all do)
+
+ray: $(VENV)/.ray ## install Ray, for tests/fault/test_ray.py
 
 check: $(VENV)/.dev ## lint, format, types, import rules and what bandit finds
 	$(BIN)/ruff check .
@@ -72,8 +74,8 @@ HASHED := $(COMPILE) --constraint constraints.txt --generate-hashes --allow-unsa
 
 # Of torch, the version alone: a build from a CPU-only index calls itself 2.x+cpu.
 lock: $(VENV)/.dev ## choose new versions of the dependencies: rewrites the pins and their hashes
-	$(COMPILE) --extra cpu --extra otel --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
-	{ echo "# Tested versions of extras cpu, otel, train and dev. Made by 'make lock'."; \
+	$(COMPILE) --extra cpu --extra otel --extra ray --extra train --extra dev --output-file $(VENV)/lock.txt pyproject.toml
+	{ echo "# Tested versions of extras cpu, otel, ray, train and dev. Made by 'make lock'."; \
 		grep -E '^[a-z0-9._-]+==' $(VENV)/lock.txt | grep -vE '^(nvidia-|cuda-|triton==)' \
 		| sed 's/+cpu$$//'; } > constraints.txt
 	$(HASHED) --extra cpu --extra otel --output-file docker/requirements-cpu.txt pyproject.toml
@@ -109,6 +111,17 @@ $(VENV)/.clients: tests/acceptance/requirements.txt tests/acceptance/typescript/
 		cp tests/acceptance/typescript/package*.json $(VENV)/clients/ && \
 		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/clients; \
 	else echo "make: without npm the client in TypeScript is not tested: apt-get install npm"; fi
+	@touch $@
+
+# On top of the project's environment, which it leaves as it is: Ray wants many libraries.
+$(VENV)/.ray: tests/acceptance/ray.txt constraints.txt | $(VENV)/.dev
+	$(BIN)/python -m venv $(VENV)/ray
+	$(BIN)/python -c 'import site, sys, sysconfig; \
+		base = sysconfig.get_path("purelib"); \
+		print("import site; site.addsitedir(%r)" % base)' \
+		> "$$($(VENV)/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		-c constraints.txt -r $<
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -29,11 +29,14 @@ _NOT_COMMANDS = frozenset({"main"})
 # What installs a module that a command wants and this environment lacks.
 _EXTRA_OF = {
     "fcn_client": "client",
+    "fsspec": "ray",
     "httpx": "client",
     "onnx": "train",
     "onnxruntime": "cpu",  # or gpu
     "onnx_ir": "train",
     "onnxscript": "train",
+    "pyarrow": "ray",
+    "ray": "ray",
     "scipy": "train",
     "tensorboard": "train",
     "torch": "train",

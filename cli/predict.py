@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli._api_key import add_api_key_file, read_api_key
 from cli._arguments import positive, scale, seconds
+from cli._ray_arguments import add_ray, predict_on_ray
 from cli._tls import add_tls, tls_of
+
+if TYPE_CHECKING:
+    from fcn_client.predict import Outcome
 
 HELP = "segment an image, a folder, a video or a camera, with a server or in this process"
 _SHOWN_FAILURES = 20
@@ -22,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "class in each image. The same command again does what is missing."
     )
     parser.add_argument(
-        "source", help="image, video, or folder of them; rtsp://HOST/PATH, or /dev/video0"
+        "source",
+        help="image, video, or folder of them; rtsp://HOST/PATH, or /dev/video0; with --ray also "
+        "Parquet, and an address as s3://BUCKET/PATH",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     where = parser.add_mutually_exclusive_group()
@@ -107,21 +115,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="write one JSON object, and no progress bar"
     )
+    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises: FcnError, UnusableKey, ServiceError, SettingsError, OSError."""
     import json
     import time
-    from contextlib import closing
     from importlib.util import find_spec
-    from itertools import islice
 
     from fcn_client.errors import InvalidInput
-    from fcn_client.predict import IMAGE_FOLDERS, Folder, Labeller, RemoteLabeller, find, predict
+    from fcn_client.predict import IMAGE_FOLDERS
     from fcn_client.predict.annotations import FORMATS, LOCAL_FILES, annotate
-    from fcn_client.predict.inputs import Found, printable
-    from fcn_client.predict.live import Live, is_live
+    from fcn_client.predict.inputs import printable
+    from fcn_client.predict.live import is_live
 
     write = [kind for kind in args.write.split(",") if kind]
     if not write or not set(write) <= set(IMAGE_FOLDERS):
@@ -133,20 +140,75 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("--annotations is made from label maps: let --write have label_map")
     if args.image_url is not None and "label-studio" not in annotations:
         raise InvalidInput("--image-url is for --annotations label-studio: give both")
+    if annotations and not args.ray and is_live(args.source):
+        raise InvalidInput("--annotations is for files: a camera's images are not kept")
     keep = [name.strip() for name in args.classes.split(",") if name.strip()]
-    found: Found | Live
-    if is_live(args.source):
-        if annotations:
-            raise InvalidInput("--annotations is for files: a camera's images are not kept")
-        found = Live(args.source)
-    else:
-        found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
     began = time.perf_counter()
-    labeller: Labeller
     of_servers = ("api_key_file", "deadline", "ca", "cert", "key")
     if not args.url and (given := [name for name in of_servers if getattr(args, name)]):
         flag = f"--{given[0].replace('_', '-')}"
         raise InvalidInput(f"{flag} is for a server: give its --url, too")
+    # tqdm is an extra: without it there is no bar.
+    shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
+    outcome = (predict_on_ray if args.ray else _predict)(args, write, keep, progress=shown)
+    labeller, folder, summary = outcome.labeller, outcome.folder, outcome.summary
+    if annotations:
+        annotate(folder, annotations, args.image_url or LOCAL_FILES)
+        summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
+    if args.json:
+        report = {
+            "out": printable(str(args.out)),
+            "model": labeller.name,
+            "version": labeller.version,
+            "done": summary.done,
+            "skipped": summary.skipped,
+            "replaced": summary.replaced,
+            "kept": summary.kept,
+            "ignored": outcome.ignored,
+            "dropped": outcome.dropped,
+            "failed": [
+                {"source": source, "frame": frame, "error": error}
+                for source, frame, error in summary.failures
+            ],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        print(json.dumps(report))
+    else:
+        for name, frame, why in summary.failures[:_SHOWN_FAILURES]:
+            print(
+                f"fcn: {name}{'' if frame is None else f' frame {frame}'}: {why}", file=sys.stderr
+            )
+        if (more := len(summary.failures) - _SHOWN_FAILURES) > 0:
+            print(f"fcn: and {more} more, which --json lists, too", file=sys.stderr)
+        replaced = f" ({summary.replaced} in place of others)" if summary.replaced else ""
+        kept = f"; {summary.kept} of other runs are there, too" if summary.kept else ""
+        dropped = outcome.dropped
+        left_out = f"; {dropped} frames came while it was busy, and were left out" * (dropped > 0)
+        print(
+            f"{printable(str(args.out))}: {summary.done} done{replaced}, {summary.skipped} "
+            f"complete before, {len(summary.failures)} failed, by {labeller.name} version "
+            f"{labeller.version}{kept}{left_out}"
+        )
+    return 1 if summary.failures else 0
+
+
+def _predict(
+    args: argparse.Namespace, write: Sequence[str], keep: Sequence[str], *, progress: bool
+) -> Outcome:
+    """Asks a server, or runs the model in this process. Raises: as `run`."""
+    from contextlib import closing
+    from itertools import islice
+
+    from fcn_client.predict import Folder, Labeller, Outcome, RemoteLabeller, find, predict
+    from fcn_client.predict.inputs import Found
+    from fcn_client.predict.live import Live, is_live
+
+    found: Found | Live
+    if is_live(args.source):
+        found = Live(args.source)
+    else:
+        found = find(Path(args.source), recursive=args.recursive, leave_out=args.out)
+    labeller: Labeller
     if args.url:
         from fcn_client import FcnClient
 
@@ -167,9 +229,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(
             args.out, labeller, write=write, alpha=args.alpha, keep=keep, afresh=args.afresh
         )
-        # tqdm is an extra: without it there is no bar.
-        shown = not args.json and sys.stderr.isatty() and find_spec("tqdm") is not None
-        total = found.count() if shown and args.every == 1 else None
+        total = found.count() if progress and args.every == 1 else None
         if args.frames is not None:
             total = min(args.frames, total or args.frames)
         summary = predict(
@@ -177,44 +237,8 @@ def run(args: argparse.Namespace) -> int:
             labeller,
             folder,
             in_flight=args.in_flight,
-            progress=shown,
+            progress=progress,
             total=total,
         )
-        if annotations:
-            annotate(folder, annotations, args.image_url or LOCAL_FILES)
-            summary.failures += [(*image, why) for image, why in folder.unreadable.items()]
     dropped = found.dropped if isinstance(found, Live) else 0
-    if args.json:
-        report = {
-            "out": printable(str(args.out)),
-            "model": labeller.name,
-            "version": labeller.version,
-            "done": summary.done,
-            "skipped": summary.skipped,
-            "replaced": summary.replaced,
-            "kept": summary.kept,
-            "ignored": found.ignored,
-            "dropped": dropped,
-            "failed": [
-                {"source": source, "frame": frame, "error": error}
-                for source, frame, error in summary.failures
-            ],
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        print(json.dumps(report))
-    else:
-        for name, frame, why in summary.failures[:_SHOWN_FAILURES]:
-            print(
-                f"fcn: {name}{'' if frame is None else f' frame {frame}'}: {why}", file=sys.stderr
-            )
-        if (more := len(summary.failures) - _SHOWN_FAILURES) > 0:
-            print(f"fcn: and {more} more, which --json lists, too", file=sys.stderr)
-        replaced = f" ({summary.replaced} in place of others)" if summary.replaced else ""
-        kept = f"; {summary.kept} of other runs are there, too" if summary.kept else ""
-        left_out = f"; {dropped} frames came while it was busy, and were left out" * (dropped > 0)
-        print(
-            f"{printable(str(args.out))}: {summary.done} done{replaced}, {summary.skipped} "
-            f"complete before, {len(summary.failures)} failed, by {labeller.name} version "
-            f"{labeller.version}{kept}{left_out}"
-        )
-    return 1 if summary.failures else 0
+    return Outcome(labeller, folder, summary, found.ignored, dropped)

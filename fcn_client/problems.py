@@ -21,6 +21,7 @@ from fcn_client.trust import tls_hint
 
 # A proxy's refusal has no kind; these are told from their status alone.
 _ERROR_OF_STATUS: Final = {401: NotAuthenticated, 403: NotAllowed, 504: DeadlineExceeded}
+_FAILED: Final = 500
 _MAX_TEXT_BYTES: Final = 500
 """A text of so many bytes is a reason; what is longer is a page."""
 _KIND_OF_TITLE: Final = {error.title: kind for kind, error in KINDS.items()}
@@ -129,13 +130,16 @@ def unreachable(server: str, reason: str) -> FcnConnectionError:
 
 
 def _status(kind: str, code: str) -> int:
-    return KINDS[kind].status if kind in KINDS else _STATUS_OF_CODE.get(code, 500)
+    return KINDS[kind].status if kind in KINDS else _STATUS_OF_CODE.get(code, _FAILED)
 
 
 def _server_error(*, type: str, status: int, **fields: Any) -> ServerError:
     """Makes the error; one of a kind that is not known here is a plain ServerError."""
-    error = KINDS.get(type.removeprefix(TYPE_PREFIX)) or _ERROR_OF_STATUS.get(status, ServerError)
-    return error(type=type, status=status, **fields)
+    found = KINDS.get(type.removeprefix(TYPE_PREFIX)) or _ERROR_OF_STATUS.get(status, ServerError)
+    error = found(type=type, status=status, **fields)
+    # It is not the server's own, but of a proxy whose server died over the request: Ray's, say.
+    error.retryable = error.retryable or (status == _FAILED and type == "about:blank")
+    return error
 
 
 def _reason(text: str) -> str:

@@ -10,23 +10,17 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import replace
 from typing import Any, Final
 
-from service.api.keys import Keys
-from service.api.transports import build
+from service.assembly import Assembly
 from service.core.batching.threads import end_all
-from service.core.engines.memory import available_memory_bytes, keep_freed_memory
-from service.core.segmenter import Segmenter
+from service.core.engines.memory import keep_freed_memory
 from service.errors import ServiceError, StartError
 from service.listening import HttpServer, joined, listen
 from service.logs import FLUSH_S, STDERR, configure_logging
 from service.loop_watchdog import LoopWatchdog
-from service.setting_values import otlp_protocol
 from service.settings import Settings
-from service.telemetry import Telemetry
 from service.tls import Certificates
-from service.tracing import Tracing
 
 HEALTH_S: Final = 0.5
 """Between looks at the readiness, for gRPC's health service."""
@@ -91,42 +85,21 @@ class _Server:
     def __init__(self, settings: Settings) -> None:
         """Must be made inside the event loop. Raises: StartError."""
         self._settings = settings
-        config = settings.api_config()
         self._admin_sockets: list[socket.socket] = []
-        if config.admin_port is not None:  # known by now, for answers that say where it is
-            self._admin_sockets = listen(LOOPBACK, config.admin_port, "FCN_ADMIN_PORT")
-            port = self._admin_sockets[0].getsockname()[1]
-            config = replace(config, admin_port=port)
-        self._config = config
+        admin_port = settings.admin_port
+        if admin_port is not None:  # known by now, for answers that say where it is
+            self._admin_sockets = listen(LOOPBACK, admin_port, "FCN_ADMIN_PORT")
+            admin_port = self._admin_sockets[0].getsockname()[1]
         self._stopping = asyncio.Event()
         self._draining = False
-        self._telemetry = telemetry = Telemetry(
-            config.latency_target_s,
-            latency_target_pixels=config.latency_target_pixels,
-            memory_limit_bytes=available_memory_bytes(),
+        self._assembly = assembly = Assembly(
+            settings, admin_port=admin_port, wanted=lambda: not self._draining
         )
-        self._segmenter = segmenter = Segmenter(
-            settings.segmenter_config(), changed=telemetry.loaded, observer=telemetry
-        )
-        self._keys = Keys(
-            settings.api_keys_file,
-            admin_key=settings.read_admin_key(),
-            rejected=telemetry.rejected,
-            stale=telemetry.keys_stale,
-            wrong=telemetry.wrong_key,
-        )
-        self._tracing = Tracing(otlp_protocol()) if settings.tracing == "otlp" else None
+        self._config, self._segmenter = assembly.config, assembly.segmenter
+        self._grpc = assembly.grpc
         files = settings.tls_files()
         self._certificates = (
-            None if files is None else Certificates(files, told=telemetry.certificate)
-        )
-        self._rest, self._grpc = build(
-            segmenter,
-            telemetry,
-            config,
-            keys=self._keys,
-            ready=lambda: segmenter.ready() and not self._draining,
-            tracing=self._tracing,
+            None if files is None else Certificates(files, told=assembly.telemetry.certificate)
         )
 
     async def run(self) -> int:
@@ -138,13 +111,14 @@ class _Server:
         self._catch_signals()
         LoopWatchdog(_leave).start()
         certificates = self._certificates
-        http = HttpServer(self._rest, self._config, self._telemetry, certificates=certificates)
+        rest, telemetry = self._assembly.rest, self._assembly.telemetry
+        http = HttpServer(rest, self._config, telemetry, certificates=certificates)
         serving = asyncio.create_task(http.serve(sockets=[*http_sockets, *self._admin_sockets]))
         await self._grpc.start()
         loading = asyncio.create_task(segmenter.start())
         stop = asyncio.create_task(self._stopping.wait())
         hopeless = asyncio.create_task(segmenter.hopeless.wait())
-        watching = asyncio.create_task(self._keys.watch())
+        watching = asyncio.create_task(self._assembly.keys.watch())
         tasks: list[asyncio.Task[Any]] = [stop, hopeless, watching]
         if certificates is not None:
             tasks.append(asyncio.create_task(certificates.watch()))
@@ -226,8 +200,7 @@ class _Server:
         on_time &= await segmenter.drain(max(0.0, ends_s - time.monotonic()))
         if not on_time:
             _log.warning("requests that did not finish within FCN_DRAIN_S were cut off")
-        await segmenter.aclose()
-        if self._tracing is not None and not await asyncio.to_thread(self._tracing.close):
+        if not await self._assembly.aclose():
             _log.warning("the last spans could not be exported in time")
         if self._stopping.is_set():
             _log.info("stopped")

@@ -1,8 +1,8 @@
 """Defines every setting of the server: `FCN_*` environment variables, or flags of the same name.
 
 Flags win over the environment, the environment over the settings file, that over the defaults.
-Only `service.app`, `service.local` and the command line read this; other modules get the configs
-that it makes. docs/settings.md lists the same; a test compares.
+Only `service.app`, what Ray runs in its place, `service.local` and the command line read this;
+other modules get the configs that it makes. docs/settings.md lists the same; a test compares.
 """
 
 from __future__ import annotations

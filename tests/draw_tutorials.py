@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import FilePayload, sync_playwright
 
 from tests.browser.test_web_app import web_server
 from tests.serving import ROOT, running
@@ -73,8 +73,8 @@ def web_app() -> None:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
             tab = browser.new_page(viewport={"width": 640, "height": 560})
             tab.goto(origin)
-            file = {"name": "scene.png", "mimeType": "image/png", "buffer": image.getvalue()}
-            tab.set_input_files("#file", files=[file])  # type: ignore[list-item]
+            file = FilePayload(name="scene.png", mimeType="image/png", buffer=image.getvalue())
+            tab.set_input_files("#file", files=[file])
             tab.wait_for_selector("#classes li", timeout=120_000)
             shot = Image.open(io.BytesIO(tab.screenshot()))
             browser.close()

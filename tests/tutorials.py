@@ -37,7 +37,7 @@ def commands(name: str, *languages: str) -> list[Block]:
 
 
 def addresses(server: Server) -> dict[str, str]:
-    """What the pages call the server -> where it is; longest first, for they are replaced so."""
+    """Gives what pages call the server -> where it is; the longest first, to be replaced so."""
     rest = server.url.partition("://")[2]
     return {
         "https://localhost:8000": server.url,
@@ -67,7 +67,7 @@ def follow(
             env=environment(PATH=path, PYTHONPATH=str(ROOT), no_proxy="*", **env),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, f"{step.text}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)

@@ -19,7 +19,8 @@ from xml.sax.saxutils import quoteattr  # nosec B406  # it writes XML
 import numpy as np
 import numpy.typing as npt
 
-from fcn_client.predict.outputs import Folder, Record, replacing
+from fcn_client.predict.outputs import Folder
+from fcn_client.predict.writer import Record, replacing
 from fcn_client.types import ClassInfo, UInt8Array
 
 FORMATS: Final = ("coco", "label-studio")

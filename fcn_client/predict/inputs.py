@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Final, NoReturn
+from pathlib import Path, PurePath
+from typing import Final, NoReturn, TypeVar
 
 from fcn_client.errors import FcnError, InvalidInput
 from fcn_client.images import encode, file_bytes
 from fcn_client.predict import frames
 
+P = TypeVar("P", bound=PurePath)
 STILL: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 KNOWN: Final = STILL | frames.VIDEO | frames.MAYBE_MOVING
 
@@ -84,7 +85,7 @@ def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) 
     """
     if os.path.isfile(path):
         why = unwritable(path.name)
-        return Found((), 0, ((printable(path.name), why),)) if why else Found(_named(path))
+        return Found((), 0, ((printable(path.name), why),)) if why else Found(named(path))
     if not os.path.isdir(path):
         raise InvalidInput(f"{path} does not exist: give an image, a video or a folder of them")
     if leave_out is not None and Path(_real(path)).is_relative_to(_real(leave_out)):
@@ -105,7 +106,7 @@ def find(path: Path, *, recursive: bool = False, leave_out: Path | None = None) 
         raise InvalidInput(
             f"{path} holds no image or video{'' if recursive else ' (try --recursive)'}"
         )
-    return Found(_named(*known, root=path), ignored, tuple(unusable))
+    return Found(named(*known, root=path), ignored, tuple(unusable))
 
 
 def _entries(
@@ -132,7 +133,7 @@ def _real(path: Path) -> str:
     return os.path.realpath(path)  # unlike Path.resolve, also of a link to itself
 
 
-def _named(*files: Path, root: Path | None = None) -> tuple[tuple[Path, str, str], ...]:
+def named(*files: P, root: P | None = None) -> tuple[tuple[P, str, str], ...]:
     """Gives each file its source and the name of its outputs."""
     sources = [file.relative_to(root or file.parent) for file in files]
     stems = Counter(source.with_suffix("") for source in sources)

@@ -11,7 +11,8 @@ from typing import Final
 from fcn_client.errors import FcnConnectionError, FcnError, NotAllowed, NotAuthenticated
 from fcn_client.predict.inputs import Item, printable
 from fcn_client.predict.labeller import Labeller
-from fcn_client.predict.outputs import Folder, Record
+from fcn_client.predict.outputs import Folder
+from fcn_client.predict.writer import Record
 from fcn_client.progress import progress_bar
 from fcn_client.sync.window import in_window
 
@@ -32,6 +33,18 @@ class Summary:
     replaced: int = 0
     kept: int = 0
     failures: list[tuple[str, int | None, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Holds what a report says of a job. ignored: files of kinds that cannot be predicted.
+    dropped: frames of a camera that came while the network was busy."""
+
+    labeller: Labeller
+    folder: Folder
+    summary: Summary
+    ignored: int
+    dropped: int = 0
 
 
 def predict(

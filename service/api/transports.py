@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp
 
@@ -41,11 +41,13 @@ def build(
     keys: Keys | None,
     ready: Callable[[], bool],
     tracing: Tracing | None = None,
+    scrape: Callable[[], Awaitable[bytes]] | None = None,
 ) -> tuple[ASGIApp, GrpcServer]:
     """Builds them; must be called inside the event loop that runs them.
 
     keys: None lets everybody in, but nobody to the model repository. ready: whether new requests
-    are wanted: models loaded and not draining. tracing: None makes no spans.
+    are wanted: models loaded and not draining. tracing: None makes no spans. scrape: makes the page
+    of metrics, in Prometheus' text format; None has that of `telemetry` alone.
     """
     calls = Calls(
         telemetry,
@@ -72,7 +74,9 @@ def build(
         max_image_bytes=config.max_image_bytes,
         deadline_s=config.deadline_s,
     )
-    app = create_app(segmenter, calls, telemetry, config, segment=segment, ready=ready)
+    app = create_app(
+        segmenter, calls, telemetry, config, segment=segment, ready=ready, scrape=scrape
+    )
     oip_rest = OipRest(
         segmenter, config, uploads=uploads, inference=inference, operations=operations
     )

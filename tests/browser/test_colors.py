@@ -77,7 +77,7 @@ def test_colors_are_far_apart(eyes: str) -> None:
 
 
 def test_none_is_lost_on_a_page(desk: Visit) -> None:
-    """On the dark page none is as dark, on the light one none is as light as the page itself."""
+    """No color is as dark as the dark page, or as light as the light one."""
     for scheme in ("light", "dark"):
         desk.page.emulate_media(color_scheme=scheme)
         sheet = desk.page.evaluate(

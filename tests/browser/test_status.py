@@ -80,7 +80,7 @@ def test_a_silent_server_is_told(status: Visit) -> None:
 
 
 def test_refusals_failures_and_stand_ins(status: Visit, server: Server) -> None:
-    """What a healthy server does not show."""
+    """The page shows them when there are some, which a healthy server does not have."""
     page = status.page
     text = server.rest.get("/metrics").text.replace(
         'fcn_rejected_total{reason="queue_full"} 0.0', 'fcn_rejected_total{reason="queue_full"} 7.0'

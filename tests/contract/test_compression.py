@@ -23,7 +23,7 @@ from tests.serving import Server
 
 NOISE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
 PNG = png(NOISE)
-"""Of many small regions, so that their polygons are long."""
+"""Has many small regions, so that their polygons are long."""
 
 
 def ask(server: Server, path: str, encoding: str, content: bytes = b"") -> httpx.Response:

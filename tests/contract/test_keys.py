@@ -325,7 +325,7 @@ def test_the_page_says_what_needs_a_key(keyed: Server, server: Server) -> None:
     schemes = page["components"]["securitySchemes"]
     assert (schemes["bearer"]["scheme"], schemes["apiKey"]["name"]) == ("bearer", "X-API-Key")
     assert without["components"]["securitySchemes"] == schemes
-    ways = [{"bearer": []}, {"apiKey": []}]
+    ways: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
     for found, has_keys in ((page, True), (without, False)):
         for name, operation in operations(found).items():
             path = name.partition(" ")[2]

@@ -1,4 +1,4 @@
-"""docs/training.md: from a folder of images and masks to a served model in four commands."""
+"""docs/tutorials/train.md: from a folder of images and masks to a served model in four commands."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from cli.main import main
 from model.fcn import label_map
 from tests.serving import ROOT, running
+from tests.tutorials import page
 from tests.unit.repository.pages import blocks
 from training.checkpoint import load_checkpoint
 from training.datasets import drawn
@@ -35,7 +36,7 @@ def commands() -> list[list[str]]:
     """Words of the four, as the page has them."""
     (block,) = [
         block.text
-        for block in blocks(ROOT / "docs" / "training.md")
+        for block in blocks(page("train"))
         if "name=roofs" in block.text and "fcn serve" in block.text
     ]
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]

@@ -78,15 +78,15 @@ def test_a_prediction_killed_again_and_again_is_that_of_an_undisturbed_run(tmp_p
 
 @pytest.mark.parametrize("kind", ["label_map", "shares.csv"])
 def test_a_part_that_was_left_is_written_over(tmp_path: Path, kind: str) -> None:
-    from fcn_client.predict.outputs import _part_of
+    from fcn_client.predict.writer import part_of
 
     path = tmp_path / kind
-    with _part_of(path) as file:
+    with part_of(path) as file:
         file.write(b"x" * 1000)
         (left,) = tmp_path.iterdir()
     assert path.read_bytes() == b"x" * 1000
     left.write_bytes(b"y" * 5000)  # as a killed job leaves it
-    with _part_of(path) as file:
+    with part_of(path) as file:
         file.write(b"short")
     assert [p.name for p in tmp_path.iterdir()] == [kind]
     assert path.read_bytes() == b"short"

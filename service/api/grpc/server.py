@@ -59,13 +59,14 @@ class GrpcServer:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_fault)
         self._health = Health(connections)
         self._services: list[str] = []
+        self._added: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._unknown: grpc.GenericRpcHandler[Any, Any] | None = None
         self._retired = False
         self._port: int | None = None
 
     def add(self, service: str, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
         """Adds one service, before `start`. service: its full name."""
-        self._server.add_generic_rpc_handlers((handler,))
+        self._added.append(handler)
         self._services.append(service)
 
     def add_unknown(self, handler: grpc.GenericRpcHandler[Any, Any]) -> None:
@@ -86,10 +87,14 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
 
-    async def start(self) -> None:
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """Returns what answers calls, in the order in which they are asked for a method."""
         reflection = Reflection((*self._services, HEALTH, REFLECTION), self._connections)
         last = () if self._unknown is None else (self._unknown,)
-        self._server.add_generic_rpc_handlers((self._health.handler(), reflection.handler(), *last))
+        return (*self._added, self._health.handler(), reflection.handler(), *last)
+
+    async def start(self) -> None:
+        self._server.add_generic_rpc_handlers(self.handlers())
         self.set_serving(False)
         await self._server.start()
         if self._port is not None:

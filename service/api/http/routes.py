@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -35,8 +35,10 @@ def create_app(
     *,
     segment: SegmentEndpoint,
     ready: Callable[[], bool],
+    scrape: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
-    """Makes the application. `ready`: whether requests are wanted, models loaded, not draining."""
+    """Makes the application. `ready`: whether requests are wanted, models loaded, not draining.
+    scrape: see `service.api.transports.build`."""
     app = FastAPI(
         title=openapi.TITLE,
         description=openapi.DESCRIPTION,
@@ -59,7 +61,7 @@ def create_app(
     app.openapi = complete  # type: ignore[method-assign]
     # Says 405 to other methods; a POST goes past FastAPI, see `segment_first`.
     app.router.routes.append(Route(openapi.SEGMENT_PATH, segment, methods=["POST"]))
-    rest = _Rest(segmenter, telemetry, config, ready)
+    rest = _Rest(segmenter, telemetry, config, ready, scrape)
     route = app.add_api_route
     route("/v1/models", rest.list_models, methods=["GET"], **openapi.LIST_MODELS)
     route("/v1/models/{model}", rest.get_model, methods=["GET"], **openapi.GET_MODEL)
@@ -80,11 +82,13 @@ class _Rest:
         telemetry: Telemetry,
         config: ApiConfig,
         ready: Callable[[], bool],
+        scrape: Callable[[], Awaitable[bytes]] | None,
     ) -> None:
         self._segmenter = segmenter
         self._telemetry = telemetry
         self._config = config
         self._ready = ready
+        self._scrape = scrape
 
     async def list_models(self, request: Request) -> Response:
         _note(request, "ListModels")
@@ -114,7 +118,10 @@ class _Rest:
     async def metrics(self, request: Request) -> Response:
         _note(request, "Metrics", probe=True)
         # Prometheus asks for it unless it is set not to.
-        if "application/openmetrics-text" in request.headers.get("accept", ""):
+        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        if self._scrape is not None:
+            body, media_type = await self._scrape(), openapi.PROMETHEUS_TYPE
+        elif openmetrics:
             body, media_type = self._telemetry.scrape(openmetrics=True), openapi.OPENMETRICS_TYPE
         else:
             body, media_type = self._telemetry.scrape(), openapi.PROMETHEUS_TYPE

@@ -49,7 +49,7 @@ def array_of(item: dict[str, Any], description: str = "") -> dict[str, Any]:
     return {**found, "description": description} if description else found
 
 
-_ANSWERED: Final = {
+_ANSWERED: Final[dict[str, Any]] = {
     "model": {**_TEXT, "description": "Name of the model that answered."},
     "version": {**_TEXT, "description": "Its version."},
     "height": {**_SIDE, "description": "Height of the image in pixels, after EXIF turned it."},

@@ -17,7 +17,7 @@ from service.api.oip.tensors import INPUT, LABEL_MAP, MAX_IMAGES, OUTPUTS
 PROTOCOL: Final = "Open Inference Protocol"
 REPOSITORY: Final = "Model repository"
 ADMINISTERED: Final = f"{OIP_PREFIX}/repository/"
-"""What begins so needs the admin key, on every server."""
+"""Begins the addresses that need the admin key, on every server."""
 TAGS: Final = [
     {
         "name": PROTOCOL,
@@ -347,8 +347,11 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
         **_of_model("_version"),
         "/repository/index": {
             "post": _administered(
-                *("repository_index", "List the models of the repository"),
-                *(array_of(ref("RepositoryEntry")), [_ENTRY], ref("RepositoryIndexRequest")),
+                "repository_index",
+                "List the models of the repository",
+                schema=array_of(ref("RepositoryEntry")),
+                example=[_ENTRY],
+                body=ref("RepositoryIndexRequest"),
             )
         },
         "/repository/models/{name}/load": {

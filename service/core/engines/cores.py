@@ -51,6 +51,20 @@ def plan(
     return Plan(instances, threads, cores if alone_threads is None else alone_threads)
 
 
+def threads_within(cores: float, *, with_gpu: bool) -> dict[str, int]:
+    """Names the settings that keep a segmenter to its share of a machine's cores, at least one."""
+    whole = max(1, int(cores))
+    if with_gpu:
+        return {"pool_workers": whole}
+    shares = plan(whole)
+    return {
+        "pool_workers": whole,
+        "instances": shares.instances,
+        "intra_op_threads": shares.threads,
+        "alone_threads": shares.alone_threads,
+    }
+
+
 def available_cores(cgroup: Path = _CGROUP) -> int:
     """Returns 1 or more. In a container with `--cpus 2` on a 64-core host this is 2."""
     if hasattr(os, "sched_getaffinity"):

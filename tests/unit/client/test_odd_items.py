@@ -16,7 +16,7 @@ import pytest
 
 from cli.main import main
 from fcn_client.errors import InvalidInput
-from fcn_client.predict import Folder, Summary, find, outputs, predict
+from fcn_client.predict import Folder, Summary, find, outputs, predict, writer
 from tests.drawing import animated_gif, encode, png, street
 from tests.tiny_models import write_model
 from tests.unit.client.fakes import Drawn
@@ -245,7 +245,7 @@ def test_a_full_disk_ends_the_job(
         if path.name != outputs.SHARES:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(outputs, "_replace", full)
+    monkeypatch.setattr(writer, "replace", full)
     with pytest.raises(OSError, match=os.strerror(number)):
         job(images)
 

@@ -99,7 +99,8 @@ def fcn_commands() -> list[list[str]]:
             for line in block.text.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words and Path(words[0]).name == "fcn":
-                    found.append(words[1:])
+                    end = words.index(">") if ">" in words else len(words)
+                    found.append(words[1:end])
     return found
 
 
