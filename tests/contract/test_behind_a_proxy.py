@@ -27,7 +27,7 @@ OF_A_PROXY = {
     "Forwarded": "for=203.0.113.7;proto=https;host=segment.example.org",
 }
 GETS = [
-    *("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/models"),
+    *("/", "/livez", "/readyz", "/metrics", "/docs", "/status", "/openapi.json", "/v1/models"),
     *("/v1/models/tiny", "/web/page.css", "/web/js/main.js", "/web/swagger/swagger-ui.css"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/v2/models/tiny"),
     *("/v2/models/tiny/ready", "/v2/models/tiny/config", "/v2/models/tiny/versions/1/stats"),
@@ -104,7 +104,8 @@ def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_a_prefix_that_the_proxy_leaves_or_takes_off(prefixed: Server, prefix: str) -> None:
     keyed = httpx.Client(base_url=prefixed.url + prefix, headers={"X-API-Key": KEY})
     with keyed, httpx.Client(base_url=prefixed.url + prefix) as keyless:
-        for path in ("/livez", "/metrics", "/docs", "/", "/web/page.css", "/openapi.json"):
+        pages = ("/", "/docs", "/status", "/web/page.css", "/openapi.json")
+        for path in ("/livez", "/metrics", *pages):
             assert keyless.get(path).status_code == 200, path
         for method, path in (("POST", "/segment"), ("GET", "/v1/models"), ("GET", "/v2")):
             assert keyless.request(method, path, content=PNG).status_code == 401, path
