@@ -87,14 +87,14 @@ def run_together(folder: Path, data: Path, world: World) -> None:
 
 
 def scenarios() -> None:
-    """One group for all: torch reads stale keys where the same processes join a second time."""
+    """Do all in one group: torch cannot join the same processes again."""
     folder, data = map(Path, sys.argv[1:])
     try:
         with init_distributed() as world:
             run(folder, data, world)
             run_together(folder, data, world)
             run_commands(folder, data, world)
-            be_silent(folder, world)  # the last, for it breaks the group
+            be_silent(folder, world)
     except DistributedError as error:
         if "2000ms" not in str(error):  # which only `be_silent` asks for
             raise
@@ -104,7 +104,7 @@ def scenarios() -> None:
 def run_commands(folder: Path, data: Path, world: World) -> None:
     """`fcn train` and `fcn evaluate` in both processes; what each says is kept.
 
-    They get the processes that are joined already: torch cannot join the same ones again.
+    They get the processes that are joined already.
     """
     recipe, run_dir = folder / "recipe.yaml", folder / "commands"
     raw = changed(raw_recipe(data), {"schedule__epochs": 1})
@@ -130,7 +130,8 @@ def run_commands(folder: Path, data: Path, world: World) -> None:
 
 def be_silent(folder: Path, world: World) -> None:
     """The second process no longer answers; the first one must not wait for ever."""
-    world.barrier()  # on a busy machine one comes here seconds after the other
+    world.barrier()
+    # Not above: on a busy machine processes wait longer for each other.
     _set_pg_timeout(timedelta(seconds=2))
     if not world.is_main:
         while not (folder / "silence.txt").exists():
