@@ -96,6 +96,8 @@ def scenarios() -> None:
             run_commands(folder, data, world)
             be_silent(folder, world)
     except DistributedError as error:
+        if "2000ms" not in str(error):  # which only `be_silent` asks for
+            raise
         (folder / "silence.txt").write_text(str(error))
 
 
