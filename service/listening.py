@@ -23,8 +23,8 @@ from service.tls import Certificates
 BACKLOG: Final = 2048
 UNSENT_BYTES: Final = 128 * 1024
 """Linux keeps megabytes of an answer for a caller who does not read, and counts them as ours."""
-LATE_S: Final = 0.1
-"""How long, at the end, the requests of those who have connected may take to come."""
+UNHEARD_S: Final = 0.1
+"""At the end a request that was sent already may take so long to be read."""
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -64,30 +64,37 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections, and answers all who have connected before."""
+        """Answers those who have connected already, then ends as uvicorn does.
+
+        It would close them unheard: those that the system has accepted and asyncio has not, and
+        those whose request has not been read.
+        """
         self._connections.stopping = True
-        listeners = sockets or []
-        last = _waiting_at(listeners)
-        # At once, nothing awaited between: a port that closes resets those who wait at it.
+        loop = asyncio.get_running_loop()
+        listeners = [each for each in sockets or () if each.fileno() >= 0]  # else closed already
+        for listener in listeners:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0)  # those that asyncio has just accepted get their protocol
+        waiting = _waiting_at(listeners)
+        # Nothing is awaited since: a port that closes resets whoever has come meanwhile.
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
-        loop = asyncio.get_running_loop()
         made = partial(self._made, config=self.config, server_state=self.server_state)
-        taking = (loop.connect_accepted_socket(made, link) for link in last)
-        await asyncio.gather(*taking, return_exceptions=True)  # some may have left already
-        await asyncio.sleep(LATE_S)
+        taking = (loop.connect_accepted_socket(made, link) for link in waiting)
+        await asyncio.gather(*taking, return_exceptions=True)  # some may have left again
+        await asyncio.sleep(UNHEARD_S)
         await asyncio.sleep(0)  # a loop that was held up for so long reads only now
         await super().shutdown(sockets)
 
 
 def _waiting_at(listeners: Iterable[socket.socket]) -> list[socket.socket]:
-    """Accepts those who are connected, as far as they and the system know."""
+    """Accepts those who have connected, as far as they and the system know."""
     links = []
     for listener in listeners:
-        with contextlib.suppress(OSError):  # nobody is left, or no descriptor
-            while True:
+        with contextlib.suppress(OSError):  # nobody waits any more, or no descriptor is left
+            for _ in range(BACKLOG):
                 links.append(listener.accept()[0])
     return links
 

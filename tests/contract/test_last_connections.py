@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,22 +14,6 @@ from tests.authority import Authority
 from tests.contract.test_connection_bounds import GET, Site, answer, answering, serving
 
 COUNT = 20
-
-
-async def stop(site: Site, before: Callable[[], None]) -> None:
-    """Has the server stop. before: runs when it accepts nobody any more, but all can connect."""
-    shutdown, done = site.http.shutdown, asyncio.Event()
-
-    async def last(sockets: list[socket.socket] | None = None) -> None:
-        before()
-        try:
-            await shutdown(sockets)
-        finally:
-            done.set()
-
-    site.http.shutdown = last  # type: ignore[method-assign]
-    site.http.should_exit = True
-    await done.wait()
 
 
 def connected(site: Site, data: bytes = b"") -> socket.socket:
@@ -51,9 +34,9 @@ async def all_of(link: socket.socket) -> bytes:
 
 
 async def test_who_connected_last_is_answered() -> None:
-    links: list[socket.socket] = []
     async with serving(answering(b"here")) as site:
-        await stop(site, lambda: links.extend(connected(site, GET) for _ in range(COUNT)))
+        links = [connected(site, GET) for _ in range(COUNT)]
+        await site.http.shutdown(site.listeners)
         for link in links:
             said = await all_of(link)
             assert said.startswith(b"HTTP/1.1 200 ") and said.endswith(b"here")
@@ -66,23 +49,23 @@ async def test_a_last_request_of_an_open_connection_is_answered() -> None:
     async with serving(answering(b"here")) as site:
         link = await site.connect()
         assert b"connection: close" not in (await answer(link)).lower()
-        await stop(site, lambda: link.sendall(GET))
+        link.sendall(GET)
+        await site.http.shutdown(site.listeners)
         assert b"connection: close" in (await all_of(link)).lower()
 
 
 async def test_who_connects_last_and_says_nothing_does_not_hold_up_the_end() -> None:
-    links: list[socket.socket] = []
     async with serving(answering(b"")) as site:
-        await stop(site, lambda: links.append(connected(site)))
-        assert await all_of(links[0]) == b""
+        link = connected(site)
+        await site.http.shutdown(site.listeners)
+        assert await all_of(link) == b""
         assert site.ended("shutdown") == 1
 
 
 async def test_who_connected_last_is_answered_over_tls(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "LATE_S", 2.0)  # for a handshake on a busy machine
-    asking: list[asyncio.Task[bytes]] = []
+    monkeypatch.setattr(listening, "UNHEARD_S", 2.0)  # for a handshake on a busy machine
 
     async def ask(link: socket.socket) -> bytes:
         context: Any = authority.context()
@@ -95,5 +78,6 @@ async def test_who_connected_last_is_answered_over_tls(
         return said
 
     async with serving(answering(b"here"), Certificates(Files(*authority.issue()))) as site:
-        await stop(site, lambda: asking.append(asyncio.create_task(ask(connected(site)))))
-        assert (await asking[0]).endswith(b"here")
+        asking = asyncio.create_task(ask(connected(site)))
+        await site.http.shutdown(site.listeners)
+        assert (await asking).endswith(b"here")
