@@ -97,13 +97,15 @@ class Prometheus:
 
 
 @contextmanager
-def watching(folder: Path, server: str, alertmanagers: Sequence[str] = ()) -> Iterator[Prometheus]:
-    """Has one watch the server at that address until the end of the block."""
+def watching(
+    folder: Path, *servers: str, alertmanagers: Sequence[str] = ()
+) -> Iterator[Prometheus]:
+    """Has one watch the servers at those addresses until the end of the block."""
     (folder / "rules.yml").write_text(text(rules(SCALE)))
     config = {
         "global": {"scrape_interval": EVERY, "evaluation_interval": EVERY},
         "rule_files": ["rules.yml"],
-        "scrape_configs": [{"job_name": "fcn", "static_configs": [{"targets": [server]}]}],
+        "scrape_configs": [{"job_name": "fcn", "static_configs": [{"targets": [*servers]}]}],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [*alertmanagers]}]}]},
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -156,7 +156,7 @@ def test_the_rules_say_what_the_callers_saw(slow_repository: Path, tmp_path: Pat
     with (
         webhook() as (hook, told),
         alertmanager(tmp_path, hook) as alerts,
-        watching(tmp_path, f"127.0.0.1:{port}", [alerts]) as prometheus,
+        watching(tmp_path, f"127.0.0.1:{port}", alertmanagers=[alerts]) as prometheus,
         running(
             slow_repository,
             http_port=port,
