@@ -110,10 +110,20 @@ class DistillConfig(_Section):
     teacher: Path | None = None
     """Checkpoint or exported fp32 file of a network of the same classes, which is learned from
     beside the labels; None: there is none."""
+    maps: Path | None = None
+    """Folder of what a network of any kind said of each training image, in place of `teacher`: see
+    `training.datasets.taught` and tools/make_teacher_maps.py."""
     weight: float = Field(1.0, gt=0)
     """Weight of the distillation loss beside the cross entropy."""
     temperature: float = Field(1.0, gt=0)
-    """Both networks' scores are divided by it, see `losses.distillation`."""
+    """Both networks' scores are divided by it, see `losses.distillation`; maps are taken as they
+    are."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Self:
+        if self.teacher is not None and self.maps is not None:
+            raise ValueError("teacher and maps both say what to learn from: set one to null")
+        return self
 
 
 class TrainConfig(_Section):
@@ -150,10 +160,10 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _teacher_beside_the_mean(self) -> Self:
-        if self.distill.teacher is None:
+        if self.distill.teacher is None and self.distill.maps is None:
             return self
         if self.loss.reduction == "sum":
-            raise ValueError("distill.teacher is for loss.reduction=mean, not sum")
+            raise ValueError("distill is for loss.reduction=mean, not sum")
         if self.loss.sample < 1:
             raise ValueError("the teacher speaks of every pixel, loss.sample not: set it to 1")
         return self

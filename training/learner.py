@@ -15,7 +15,7 @@ from training.checkpoint import Checkpoint
 from training.config import ConfigError, TrainConfig
 from training.distributed import SINGLE, World
 from training.loader import Step
-from training.losses import distillation, heads_loss, labelled_weight
+from training.losses import distillation, heads_loss, labelled_weight, map_distillation
 from training.optimization import WeightAverage, lr_factor, make_optimizer, set_lr
 from training.precision import uses_bf16
 
@@ -76,10 +76,16 @@ class Learner:
         set_lr(self.optimizer, self.lr_factor(self.iteration))
         self.optimizer.zero_grad(set_to_none=True)
         targets = [target.to(self.device, non_blocking=True) for _images, target in batches]
+        maps: list[Tensor | None] = [None] * len(targets)
+        if self.config.distill.maps is not None:  # see training.datasets.taught
+            maps = [target[..., 1:] for target in targets]
+            targets = [target[..., 0] for target in targets]
         normaliser = self.world.sum(labelled_weight(targets, self.class_weights))
         taught = self._teacher_weight(targets)
         total = torch.zeros((), device=self.device)
-        for index, ((images, _target), target) in enumerate(zip(batches, targets, strict=True), 1):
+        for index, ((images, _target), target, taught_map) in enumerate(
+            zip(batches, targets, maps, strict=True), 1
+        ):
             with self._exchange(last=index == len(batches)):
                 images = images.to(self.device, non_blocking=True).float()
                 images = images.contiguous(memory_format=self.memory_format)
@@ -91,6 +97,8 @@ class Learner:
                 )  # fmt: skip
                 if self.teacher is not None:
                     loss = loss + taught * self._distillation(self.teacher, images, logits, target)
+                if taught_map is not None:
+                    loss = loss + taught * map_distillation(logits, taught_map, target)
                 # The processes' gradients are averaged, but it is their sum that is wanted.
                 (loss * self.world.size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -108,7 +116,7 @@ class Learner:
 
     def _teacher_weight(self, targets: Sequence[Tensor]) -> Tensor:
         """Compute the factor of a batch's summed distillation loss that makes the step's a mean."""
-        if self.teacher is None:
+        if self.teacher is None and self.config.distill.maps is None:
             return torch.zeros(())
         pixels = self.world.sum(labelled_weight(targets))
         return (self.config.distill.weight / pixels).float()

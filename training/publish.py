@@ -198,6 +198,7 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
         ("init", "checkpoint"),
         ("init", "hha_checkpoint"),
         ("distill", "teacher"),
+        ("distill", "maps"),
     ):
         if section not in shared:  # a config from before there were teachers
             continue
@@ -205,7 +206,7 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
             shared[section][field] = Path(shared[section][field]).name
         else:
             shared[section].pop(field, None)
-    if "teacher" not in shared.get("distill", {}):
+    if not {"teacher", "maps"} & shared.get("distill", {}).keys():
         shared.pop("distill", None)
     return shared
 

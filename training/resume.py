@@ -19,6 +19,7 @@ FREE = frozenset(
         "data.root",
         "data.classes",
         "data.workers",
+        "distill.maps",
         "distill.teacher",
         "init.imagenet",
         "init.calibration_images",
@@ -31,8 +32,8 @@ FREE = frozenset(
     }
 )
 """Fields that change nothing in what the remaining iterations compute (up to the rounding of sums
-that run on another number of threads, or compiled). Of a file only the place is free: the teacher
-must be the same one."""
+that run on another number of threads, or compiled). Of a file only the place is free: the teacher,
+or what it said, must be the same."""
 
 
 _TRACES = ("log.csv", "curves.png", "tensorboard", "config.json")

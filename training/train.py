@@ -23,6 +23,7 @@ from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.datasets.coverage import Coverage
 from training.datasets.hold_out import hold_out
 from training.datasets.resize import Resized
+from training.datasets.taught import Taught
 from training.distributed import SINGLE, World
 from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
@@ -88,6 +89,8 @@ class Trainer:
             mask_images(Resized(split, data.resize) if data.resize else split, data.mask)
             for split in _open_splits(data, config.data.root)
         )
+        if config.distill.maps is not None:
+            self.train_data = Taught(self.train_data, config.distill.maps)
         check_fits(config, self.train_data.info)
         if world.is_main and not resume:
             _look_for_classes(self.train_data, self.val_data, data.allow_absent)
