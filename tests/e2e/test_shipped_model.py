@@ -88,14 +88,13 @@ def test_file_and_card_agree(shipped: Shipped) -> None:
     ("shipped", "precision", "splits", "worse", "better"),
     [
         (CAMVID, "int8", ["test"], 0.003, 1),
-        (CAMVID, "fp16", ["val", "test"], 0.002, 0.002),
         (FACADE, "int8", ["val"], 0.003, 1),
     ],
 )
 def test_a_smaller_file_is_the_same_model_and_scores_as_well(
     shipped: Shipped, precision: str, splits: list[str], worse: float, better: float
 ) -> None:
-    """Within 0.3 and 0.2 points of mean IU; its contract differs in precision and scores."""
+    """Within 0.3 points of mean IU; its contract differs in precision and scores."""
     exact = contract_of(shipped.path)
     smaller = contract_of(shipped.path.with_name(f"model.{precision}.onnx"))
     assert smaller.precision == precision

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
 
 from model.build import build
 from tests.unit.training.recipes import NARROW, MakeConfig
+from tools.make_teacher_maps import Teacher
 from training.config import ConfigError
 from training.datasets import DatasetError, open_dataset
 from training.datasets.base import VOID, SegmentationDataset
@@ -112,6 +114,48 @@ def test_a_run_with_maps(make_config: MakeConfig, maps: Path, tmp_path: Path) ->
     assert checkpoint.iteration == 2
     shared = shared_config(checkpoint.config)
     assert shared["distill"]["maps"] == "maps"
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Write a network of 17x17 pixels whose three scores, a quarter as fine, are red, green and
+    blue in 25ths."""
+    helper = onnx.helper
+    weight = (np.eye(3) / 25).astype(np.float32)[..., None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["planes", "weight"], ["scores"], strides=[4, 4]),
+            helper.make_node("ArgMax", ["scores"], ["labels"], axis=1),
+        ],
+        "primary colours",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [1, 17, 17, 3])],
+        [helper.make_tensor_value_info("labels", onnx.TensorProto.INT64, None)],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    path = tmp_path / "network.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path
+    )
+    return path
+
+
+def test_another_networks_maps_cover_the_image(network: Path) -> None:
+    """Red above blue, in an image twice as wide as high and of another size than the network's."""
+    image = np.zeros((34, 68, 3), np.uint8)
+    image[:17, :, 0] = 255
+    image[17:, :, 2] = 255
+    teacher = Teacher(network, "scores", [2, 0], threads=1)
+    blue_and_red = teacher.probabilities(image)
+    assert blue_and_red.shape == (2, 2, 4)
+    assert (blue_and_red.argmax(axis=0) == [[1] * 4, [0] * 4]).all()
+    assert blue_and_red.max(axis=0).min() > 0.6  # the scores are a quarter as fine
+    assert np.allclose(blue_and_red, blue_and_red[:, :, ::-1], atol=1e-6)
+    image[:, :34] = (0, 255, 0)  # of which the maps say nothing
+    blue_and_red = teacher.probabilities(image)
+    assert blue_and_red.sum(axis=0)[:, 0].max() < 0.1
+    assert blue_and_red.sum(axis=0)[:, 3].min() > 0.9
 
 
 def test_what_is_no_map_is_refused(data: SegmentationDataset, maps: Path) -> None:
