@@ -176,11 +176,21 @@ class Learner:
         process's norms see its own images."""
         if self.world.size == 1:
             return
-        for module in self.network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for statistic in (module.running_mean, module.running_var):
-                    if statistic is not None:
-                        statistic.copy_(self.world.sum(statistic) / self.world.size)
+        statistics = [
+            statistic
+            for module in self.network.modules()
+            if isinstance(module, nn.BatchNorm2d)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
+        if not statistics:
+            return
+        # Summed at once: two exchanges for each of fifty norms took a quarter of a step.
+        means = self.world.sum(torch.cat(statistics)) / self.world.size
+        for statistic, mean in zip(
+            statistics, torch.split(means, [len(each) for each in statistics]), strict=True
+        ):
+            statistic.copy_(mean)
 
 
 def _memory_format(
