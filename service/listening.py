@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import math
@@ -22,6 +23,8 @@ from service.tls import Certificates
 BACKLOG: Final = 2048
 UNSENT_BYTES: Final = 128 * 1024
 """Linux keeps megabytes of an answer for a caller who does not read, and counts them as ours."""
+UNHEARD_S: Final = 0.1
+"""At the end a request that was sent already may take so long to be read."""
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -59,6 +62,34 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers those who have connected already, then ends as uvicorn does.
+
+        It would close them unheard: those that the system has accepted and asyncio has not, and
+        those whose request has not been read.
+        """
+        loop = asyncio.get_running_loop()
+        listeners = [each for each in sockets or () if each.fileno() >= 0]  # else closed already
+        for listener in listeners:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0)  # those that asyncio has just accepted get their protocol
+        for listener in listeners:
+            with contextlib.suppress(OSError):  # BlockingIOError says that nobody waits any more
+                for _ in range(BACKLOG):
+                    waiting, _ = listener.accept()
+                    waiting.setblocking(False)
+                    await loop.connect_accepted_socket(self._connection, waiting)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(UNHEARD_S)
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        """Makes what `startup` makes for each connection."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def listen(host: str, port: int, setting: str) -> list[socket.socket]:

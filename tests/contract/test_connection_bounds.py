@@ -57,9 +57,12 @@ async def reading(scope: Any, receive: Any, send: Any) -> None:
 class Site:
     """A running server."""
 
-    def __init__(self, http: HttpServer, telemetry: Telemetry, address: tuple[str, int]) -> None:
+    def __init__(
+        self, http: HttpServer, telemetry: Telemetry, listeners: list[socket.socket]
+    ) -> None:
         self.http = http
-        self.address = address
+        self.listeners = listeners
+        self.address: tuple[str, int] = listeners[0].getsockname()
         self._telemetry = telemetry
         self._sockets: list[socket.socket] = []
 
@@ -118,7 +121,7 @@ async def serving(
     limits = Bounds(**bounds)  # type: ignore[arg-type]
     http = HttpServer(app, ApiConfig(), telemetry, limits, certificates)
     sockets = listen("127.0.0.1", 0, "FCN_HTTP_PORT")
-    site = Site(http, telemetry, sockets[0].getsockname())
+    site = Site(http, telemetry, sockets)
     running = asyncio.create_task(http.serve(sockets=sockets))
     await soon(lambda: http.started)
     try:
@@ -328,6 +331,21 @@ async def test_stopping_tells_callers_that_the_connection_ends() -> None:
         data = await rest_of(busy)
         assert b"connection: close" in data.lower() and data.endswith(b"the last")
         assert site.ended("shutdown") == 2
+
+
+async def test_stopping_answers_those_who_have_connected_already() -> None:
+    async with serving(answering(b"the last")) as site:
+        links = []
+        for request in [GET, LAST] * 10:  # all at once: asyncio accepts none of them meanwhile
+            links.append(socket.create_connection(site.address))
+            links[-1].sendall(request)
+            links[-1].setblocking(False)
+        await site.http.shutdown(site.listeners)
+        for link in links:
+            assert (await rest_of(link)).endswith(b"the last")
+            link.close()
+        with pytest.raises(ConnectionRefusedError):
+            await site.connect()
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -38,6 +38,10 @@ _START_S: Final = 60.0
 _LEAST_S, _S_PER_PIXEL = 3.0, 0.5e-6
 """Seconds that a decode may take. The slowest files that are read need a quarter of it: run lengths
 0.2 s for a million pixels, 40 scans 0.1 s (bench/LOG.md)."""
+_PATIENCE, _BUSY_SHARE = 6, 0.5
+"""A worker that was busy for this share of those seconds has taken too long. One that was not has
+been kept from the processor by others, and gets so many times as long, for it may be stuck."""
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _FIRST_BYTES, _WORKER_BYTES = 35 << 20, 15 << 20
 """Bytes of the process that workers are forked from, and of each beside it: its own pages and
 what it keeps of the shared memory."""
@@ -223,14 +227,16 @@ class _Worker:
 
     def ask(self, body: bytes, header: Header, max_pixels: int, reduction: int) -> None:
         """Hands the file over. Raises OSError when the process is gone."""
-        self._socket.settimeout(_LEAST_S + _S_PER_PIXEL * header.pixels)
+        self._limit_s = _LEAST_S + _S_PER_PIXEL * header.pixels
+        self._used_before_s = self._used_s()
+        self._socket.settimeout(self._limit_s)
         self._region[: len(body)] = body
         self._socket.send(REQUEST.pack(len(body), max_pixels, reduction))
 
     def answer(self, header: Header, reduction: int) -> tuple[UInt8Array, Size]:
         """Waits for the pixels, and the size of the whole image. Raises OSError when the process is
         gone, TimeoutError when it takes too long, and what it says is wrong with the file."""
-        reply = self._socket.recv(REPLY.size + MAX_TEXT)
+        reply = self._reply()
         if len(reply) < REPLY.size:
             raise OSError("it ended")
         error, height, width = REPLY.unpack_from(reply)
@@ -246,6 +252,21 @@ class _Worker:
             self._region.madvise(mmap.MADV_REMOVE)
         rgb.flags.writeable = False
         return rgb, (height, width)
+
+    def _reply(self) -> bytes:
+        """Raises OSError, and TimeoutError when it takes too long."""
+        for _ in range(_PATIENCE):
+            try:
+                return self._socket.recv(REPLY.size + MAX_TEXT)
+            except TimeoutError:
+                if self._used_s() - self._used_before_s >= _BUSY_SHARE * self._limit_s:
+                    raise
+        raise TimeoutError("it does nothing")
+
+    def _used_s(self) -> float:
+        """Reads how long the process has had a processor. Raises OSError when it is gone."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # utime, stime: see proc(5)
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""

@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_file_is_said_as_in_a_thread() -> None:
 
 
 def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_LEAST_S", 0.5)
+    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
     with decoding() as (decoder, lost):
         before = pid(decoder)
         stop(before)
@@ -124,6 +124,65 @@ def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyP
         assert (read(decoder, JPEG) == here(JPEG)).all()
         assert pid(decoder) != before
         assert lost == ["hang"]
+
+
+def test_a_worker_that_others_keep_from_the_processor_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
+    monkeypatch.setattr(processes, "_PATIENCE", 1000)
+    asked: list[float] = []
+    with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
+        worker = decoder._free.get()
+        assert worker is not None
+        used_s = worker._used_s
+
+        def counted() -> float:
+            asked.append(used_s())
+            return asked[-1]
+
+        monkeypatch.setattr(worker, "_used_s", counted)
+        decoder._free.put(worker)
+        before = pid(decoder)
+        stop(before)
+        answer = pool.submit(read, decoder, JPEG)
+        until(lambda: len(asked) > 3)  # the time was up twice
+        os.kill(before, signal.SIGCONT)
+        assert (answer.result(30) == here(JPEG)).all()
+        assert lost == []
+
+
+def test_a_worker_that_was_busy_all_the_time_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
+    monkeypatch.setattr(processes, "_PATIENCE", 1_000_000)
+    with decoding() as (decoder, lost):
+        worker = decoder._free.get()
+        assert worker is not None
+        used = iter([7.0, 7.049, 7.051])
+        monkeypatch.setattr(worker, "_used_s", lambda: next(used))
+        decoder._free.put(worker)
+        stop(pid(decoder))
+        with pytest.raises(InvalidImage, match="took too long"):
+            read(decoder, JPEG)
+        assert lost == ["hang"] and list(used) == []
+
+
+def test_the_time_that_a_worker_had_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SIDE", 1000)
+    with decoding() as (decoder, _):
+        worker = decoder._free.get()
+        assert worker is not None
+        decoder._free.put(worker)
+        began = worker._used_s()
+        body = files.KINDS[next(iter(files.KINDS))]()
+
+        def busier() -> bool:
+            read(decoder, body)
+            return worker._used_s() > began
+
+        until(busier)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
