@@ -169,7 +169,7 @@ def house(seed: int = 7) -> Image.Image:
 
 
 def meadow(seed: int = 5) -> Image.Image:
-    """Draws two sheep in a meadow, and somebody behind them."""
+    """Draws sheep in a meadow before a row of trees."""
     rng = np.random.default_rng(seed)
     scene = Image.new("RGBA", (WIDTH, HEIGHT), (206, 218, 230, 255))
     horizon = 250
@@ -177,7 +177,6 @@ def meadow(seed: int = 5) -> Image.Image:
     for x in np.arange(-40, WIDTH + 80, 74):
         tree(scene, (x + rng.uniform(-20, 20), horizon + 14), rng.uniform(110, 170), 120, rng)
     grass(scene, horizon, rng)
-    person(scene, 815, 520, 370, (120, 40, 44))
     for right, ground, tall, looks in (
         (640, 430, 120, -1),
         (470, 410, 105, 1),
@@ -185,6 +184,7 @@ def meadow(seed: int = 5) -> Image.Image:
     ):
         sheep(scene, right, ground, tall, rng, looks=looks)
     sheep(scene, 280, 650, 300, rng)
+    sheep(scene, 810, 520, 165, rng, looks=-1)
     return photographed(scene, rng)
 
 
