@@ -333,21 +333,6 @@ async def test_stopping_tells_callers_that_the_connection_ends() -> None:
         assert site.ended("shutdown") == 2
 
 
-async def test_stopping_answers_those_who_have_connected_already() -> None:
-    async with serving(answering(b"the last")) as site:
-        links = []
-        for request in [GET, LAST] * 10:  # all at once: asyncio accepts none of them meanwhile
-            links.append(socket.create_connection(site.address))
-            links[-1].sendall(request)
-            links[-1].setblocking(False)
-        await site.http.shutdown(site.listeners)
-        for link in links:
-            assert (await rest_of(link)).endswith(b"the last")
-            link.close()
-        with pytest.raises(ConnectionRefusedError):
-            await site.connect()
-
-
 @pytest.mark.parametrize("started", [False, True])
 async def test_an_application_that_fails(started: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
