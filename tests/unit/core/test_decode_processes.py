@@ -112,20 +112,6 @@ def test_what_is_wrong_with_a_file_is_said_as_in_a_thread() -> None:
         assert lost == []
 
 
-def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_LEAST_S", 0.5)
-    with decoding() as (decoder, lost):
-        before = pid(decoder)
-        stop(before)
-        with pytest.raises(InvalidImage, match="took too long"):
-            read(decoder, JPEG)
-        assert lost == ["hang"]
-        until(lambda: gone(before))
-        assert (read(decoder, JPEG) == here(JPEG)).all()
-        assert pid(decoder) != before
-        assert lost == ["hang"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_worker_that_is_killed_in_the_middle_costs_nobody_an_answer(
     number: int, monkeypatch: pytest.MonkeyPatch
@@ -280,6 +266,7 @@ def test_nothing_stays_behind_when_the_server_is_killed() -> None:
 
 def test_a_decode_at_the_end_is_told_so() -> None:
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
+        until(lambda: confined(pid(decoder)))
         stop(pid(decoder))
         answer = pool.submit(read, decoder, JPEG)
         until(decoder._free.empty)
