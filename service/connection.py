@@ -72,7 +72,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._head: bytes | None = None  # of a request that waits for its turn
         self._reading = True
         self._half_closed = False
-        self._stopping = False
         self._why: Ending = "caller"
         self._ended = False  # whether the connections were told
         self._begun = b""  # what was sent of an answer that is not known yet
@@ -148,13 +147,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def shutdown(self) -> None:
         """Ends the connection once the answer that is owed is given; uvicorn calls it."""
-        self._stopping = True
         if self._head is None and (self._exchange is None or self._exchange.answered):
             self.close("shutdown")
 
     @property
     def stopping(self) -> bool:
-        return self._stopping
+        return self._connections.stopping
 
     @property
     def unread_bytes(self) -> int:
@@ -177,8 +175,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def answered(self, *, keep: bool) -> None:
         """Goes on with the next request; the answer is with the transport."""
-        if not keep or self._stopping:
-            self.close("shutdown" if self._stopping else "answered")
+        if not keep or self.stopping:
+            self.close("shutdown" if self.stopping else "answered")
             return
         self._began_s = self._loop.time()
         self.go_on()

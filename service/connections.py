@@ -140,6 +140,7 @@ class Connections:
         self._of_address: Counter[str] = Counter()
         self._unread: set[Connection] = set()
         self.turns = Turns()
+        self.stopping = False  # whether each ends with its next answer
         self._looking: asyncio.TimerHandle | None = None
 
     def add(self, connection: Connection) -> bool:

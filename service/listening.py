@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import math
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from service.tls import Certificates
 BACKLOG: Final = 2048
 UNSENT_BYTES: Final = 128 * 1024
 """Linux keeps megabytes of an answer for a caller who does not read, and counts them as ours."""
+UNHEARD_S: Final = 0.1
+"""At the end a request that was sent already may take so long to be read."""
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -39,12 +42,12 @@ class HttpServer(uvicorn.Server):
     ) -> None:
         """app: an ASGI application. bounds: in place of those that go with the config.
         certificates: None speaks without TLS."""
-        connections = Connections(telemetry, bounds or Bounds.of(config))
-        made = partial(HttpProtocol, connections, certificates=certificates)
+        self._connections = Connections(telemetry, bounds or Bounds.of(config))
+        self._made = partial(HttpProtocol, self._connections, certificates=certificates)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=made,  # type: ignore[arg-type]  # which is called, and no more
+                http=self._made,  # type: ignore[arg-type]  # which is called, and no more
                 log_config=None,
                 proxy_headers=False,  # no answer has an address in it, nor is the caller's asked
                 access_log=False,  # one line per request comes from telemetry
@@ -59,6 +62,41 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers those who have connected already, then ends as uvicorn does.
+
+        It would close them unheard: those that the system has accepted and asyncio has not, and
+        those whose request has not been read.
+        """
+        self._connections.stopping = True
+        loop = asyncio.get_running_loop()
+        listeners = [each for each in sockets or () if each.fileno() >= 0]  # else closed already
+        for listener in listeners:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0)  # those that asyncio has just accepted get their protocol
+        waiting = _waiting_at(listeners)
+        # Nothing is awaited since: a port that closes resets whoever has come meanwhile.
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        made = partial(self._made, config=self.config, server_state=self.server_state)
+        taking = (loop.connect_accepted_socket(made, link) for link in waiting)
+        await asyncio.gather(*taking, return_exceptions=True)  # some may have left again
+        await asyncio.sleep(UNHEARD_S)
+        await asyncio.sleep(0)  # a loop that was held up for so long reads only now
+        await super().shutdown(sockets)
+
+
+def _waiting_at(listeners: Iterable[socket.socket]) -> list[socket.socket]:
+    """Accepts those who have connected, as far as they and the system know."""
+    links = []
+    for listener in listeners:
+        with contextlib.suppress(OSError):  # nobody waits any more, or no descriptor is left
+            for _ in range(BACKLOG):
+                links.append(listener.accept()[0])
+    return links
 
 
 def listen(host: str, port: int, setting: str) -> list[socket.socket]:

@@ -57,9 +57,12 @@ async def reading(scope: Any, receive: Any, send: Any) -> None:
 class Site:
     """A running server."""
 
-    def __init__(self, http: HttpServer, telemetry: Telemetry, address: tuple[str, int]) -> None:
+    def __init__(
+        self, http: HttpServer, telemetry: Telemetry, listeners: list[socket.socket]
+    ) -> None:
         self.http = http
-        self.address = address
+        self.listeners = listeners
+        self.address: tuple[str, int] = listeners[0].getsockname()
         self._telemetry = telemetry
         self._sockets: list[socket.socket] = []
 
@@ -118,7 +121,7 @@ async def serving(
     limits = Bounds(**bounds)  # type: ignore[arg-type]
     http = HttpServer(app, ApiConfig(), telemetry, limits, certificates)
     sockets = listen("127.0.0.1", 0, "FCN_HTTP_PORT")
-    site = Site(http, telemetry, sockets[0].getsockname())
+    site = Site(http, telemetry, sockets)
     running = asyncio.create_task(http.serve(sockets=sockets))
     await soon(lambda: http.started)
     try:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[3]
 MOMENTS = {
     "service/api/oip/statistics.py",  # when a model was last asked, which the protocol wants
     "fcn_client/http_messages.py",  # Retry-After as a date
+    "fcn_client/predict/live.py",  # frames of a camera are named by when they came
     "service/tls.py",  # a certificate ends on a day
     "service/checks.py",  # the same
     "service/tracing.py",  # where spans begin, for those who collect them
