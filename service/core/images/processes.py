@@ -96,7 +96,8 @@ class Decoder:
         try:
             for last in (False, True):
                 try:
-                    worker = self._asked(worker, body, header, reduction)
+                    given, worker = worker, None  # which is ended where it cannot be asked
+                    worker = self._asked(given, body, header, reduction)
                     return worker.answer(header, reduction)
                 except (OSError, _Untrue) as error:
                     if worker is not None:
@@ -138,7 +139,11 @@ class Decoder:
             except OSError:
                 worker.kill()
         worker = self._new_worker()
-        worker.ask(body, header, self._max_pixels, reduction)
+        try:
+            worker.ask(body, header, self._max_pixels, reduction)
+        except OSError:
+            worker.kill()
+            raise
         return worker
 
     def close(self) -> None:

@@ -139,6 +139,32 @@ def test_a_worker_that_ended_while_it_was_idle_costs_nothing() -> None:
         assert lost == []
 
 
+def test_a_worker_that_cannot_be_replaced_is_missed_by_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No process, memory or descriptor may be free; the next request tries again."""
+
+    def none_is_free(*_: object) -> None:
+        raise OSError("no descriptor is free")
+
+    with decoding() as (decoder, lost):
+        worker = pid(decoder)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: gone(worker))
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "_new_worker", none_is_free)
+            with pytest.raises(InvalidImage, match="ended"):
+                read(decoder, JPEG)
+        assert lost == ["crash", "crash"]
+        assert (read(decoder, JPEG) == here(JPEG)).all()
+        with monkeypatch.context() as patch:
+            patch.setattr(processes._Worker, "ask", none_is_free)
+            with pytest.raises(InvalidImage, match="ended"):
+                read(decoder, JPEG)
+        assert lost == ["crash"] * 4
+        assert (read(decoder, JPEG) == here(JPEG)).all()
+
+
 def test_more_memory_than_the_header_says_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb of memory is the request's own: the worker says so, and lives."""
     side = 2000

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +116,23 @@ def test_where_proc_tells_nothing_the_clock_judges(monkeypatch: pytest.MonkeyPat
         with pytest.raises(InvalidImage, match="took too long"):
             read(decoder, JPEG)
         assert lost == ["hang"]
+
+
+def test_a_decode_without_a_free_descriptor_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So /proc cannot be read, and nobody needs what it would tell."""
+
+    def none_is_free(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(processes, "_LEAST_S", 60.0)
+    with decoding() as (decoder, lost):
+        before = pid(decoder)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", none_is_free)
+            answer = read(decoder, JPEG)
+        assert (answer == here(JPEG)).all()
+        assert pid(decoder) == before
+        assert lost == []
 
 
 def test_at_the_end_nobody_is_patient_with_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
