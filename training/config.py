@@ -69,6 +69,10 @@ class ScheduleConfig(_Section):
     """Polynomial decay (1 - iteration / total) ** power; 0 keeps the rate."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay per iteration; 0 turns the moving average off."""
+    norm_images: int = Field(0, ge=0)
+    """Training crops on which the norms of the averaged weights are measured before each
+    validation and at the end; 0 averages the statistics of the steps, which are noisy where a
+    process has few crops of each."""
     val_every_epochs: int = Field(5, ge=1)
     patience: int | None = Field(None, ge=1)
     """The run ends after so many validations without a better mean IU; None: never early."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.backbones.norms import measure
 from model.network import SegmentationNetwork
 from training.checkpoint import Checkpoint
 from training.config import ConfigError, TrainConfig
@@ -145,6 +146,22 @@ class Learner:
             yield
         finally:
             self.network.load_state_dict(trained)
+
+    def measure_norms(self, steps: Iterable[Step]) -> None:
+        """Measure the norms of the averaged weights on this process's part of `steps`, in place of
+        the average of statistics that come of a few crops each."""
+        images = (
+            images.to(self.device).float().contiguous(memory_format=self.memory_format)
+            for step in steps
+            for images, _target in step
+        )
+        with self.averaged_weights():
+            measure(self.network, images, self.world.sum)
+            measured = {name: value.clone() for name, value in self.network.named_buffers()}
+        state = self.network.state_dict() if self.average is None else self.average.state
+        for name, value in measured.items():
+            if name in state:
+                state[name].copy_(value)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore weights, average, optimiser, iteration and random state as they were saved."""

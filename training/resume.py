@@ -26,6 +26,7 @@ FREE = frozenset(
         "init.checkpoint",
         "init.hha_checkpoint",
         "name",
+        "schedule.norm_images",
         "schedule.patience",
         "schedule.val_every_epochs",
         "threads",

@@ -1,7 +1,8 @@
 """The models committed under model_repository/: complete, of the size promised, and serving.
 
 With CAMVID_ROOT, FACADE_ROOT and VOC_ANIMALS_ROOT naming copies of the data sets the claimed scores
-are measured too, through both transports; nothing of the data is in this project, so elsewhere that is skipped.
+are measured too, through both transports; nothing of the data is in this project, so elsewhere that
+is skipped.
 """
 
 from __future__ import annotations
