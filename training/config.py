@@ -190,6 +190,15 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _norms_to_measure(self) -> Self:
+        if self.schedule.norm_images and not self.network.has_norms:
+            raise ValueError(
+                f"schedule.norm_images: {self.network.backbone} has no norms to measure: "
+                "set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _norms_always_learn(self) -> Self:
         if self.optimizer.trainable == "score_layers" and self.network.has_norms:
             raise ValueError(
