@@ -9,7 +9,11 @@ HELP = "write a checkpoint as an ONNX file that the server loads"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="best.pt or last.pt of a run; or an exported fp32 file, which is exported anew",
+    )
     parser.add_argument(
         "--repository", type=Path, default=Path("model_repository"), help="(model_repository)"
     )

@@ -18,6 +18,7 @@ from tests.serving import ROOT, Server, running
 
 FOLDER: Final = ROOT / "docs" / "figures"
 STREETS, HOUSES = "camvid-fcn8s-mobilenet_v1", "facade-fcn4s-mobilenet_v1"
+ANIMALS: Final = "voc_animals-fcn8s-efficientnet_lite0"
 SIZES: Final = {"desk": (1280, 655), "status": (1280, 1120), "phone": (375, 812)}
 IMAGES: Final = 100
 OWN_SIZE: Final = {"scale": "none"}
@@ -66,6 +67,9 @@ def main() -> None:
         segmented(page, "a house", HOUSES)
         page.get_by_label("Outlines").check()
         save(page, "house")
+        page = opened(browser, server, "/", "desk", "light")
+        segmented(page, "a meadow", ANIMALS)
+        save(page, "meadow")
         page = opened(browser, server, "/", "phone", "dark")
         segmented(page, "a street", STREETS)
         save(page, "phone")

@@ -1,4 +1,5 @@
-"""Draws the sample images of the web page: a street and a house front, for the shipped models.
+"""Draws the sample images of the web page: a street, a house front and a meadow, for the shipped
+models.
 
 `python -m tools.draw_samples` writes service/web/samples/. Nothing in them was photographed, so
 that they may be shipped with the project; they have the light, the grain and the perspective of
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tools.sample_animals import grass, sheep
 from tools.sample_parts import (
     RGB,
     Point,
@@ -166,9 +168,29 @@ def house(seed: int = 7) -> Image.Image:
     return photographed(scene, rng)
 
 
+def meadow(seed: int = 5) -> Image.Image:
+    """Draws sheep in a meadow before a row of trees."""
+    rng = np.random.default_rng(seed)
+    scene = Image.new("RGBA", (WIDTH, HEIGHT), (206, 218, 230, 255))
+    horizon = 250
+    sky(scene, rng, horizon + 20, (150, 182, 222))
+    for x in np.arange(-40, WIDTH + 80, 74):
+        tree(scene, (x + rng.uniform(-20, 20), horizon + 14), rng.uniform(110, 170), 120, rng)
+    grass(scene, horizon, rng)
+    for right, ground, tall, looks in (
+        (640, 430, 120, -1),
+        (470, 410, 105, 1),
+        (560, 560, 215, -1),
+    ):
+        sheep(scene, right, ground, tall, rng, looks=looks)
+    sheep(scene, 280, 650, 300, rng)
+    sheep(scene, 810, 520, 165, rng, looks=-1)
+    return photographed(scene, rng)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, image in (("street", street()), ("house", house())):
+    for name, image in (("street", street()), ("house", house()), ("meadow", meadow())):
         image.save(FOLDER / f"{name}.jpg", quality=85)
 
 

@@ -69,6 +69,10 @@ class ScheduleConfig(_Section):
     """Polynomial decay (1 - iteration / total) ** power; 0 keeps the rate."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay per iteration; 0 turns the moving average off."""
+    norm_images: int = Field(0, ge=0)
+    """Training crops on which the norms of the averaged weights are measured before each
+    validation and at the end; 0 averages the statistics of the steps, which are noisy where a
+    process has few crops of each."""
     val_every_epochs: int = Field(5, ge=1)
     patience: int | None = Field(None, ge=1)
     """The run ends after so many validations without a better mean IU; None: never early."""
@@ -110,10 +114,20 @@ class DistillConfig(_Section):
     teacher: Path | None = None
     """Checkpoint or exported fp32 file of a network of the same classes, which is learned from
     beside the labels; None: there is none."""
+    maps: Path | None = None
+    """Folder of what a network of any kind said of each training image, in place of `teacher`: see
+    `training.datasets.taught` and tools/make_teacher_maps.py."""
     weight: float = Field(1.0, gt=0)
     """Weight of the distillation loss beside the cross entropy."""
     temperature: float = Field(1.0, gt=0)
-    """Both networks' scores are divided by it, see `losses.distillation`."""
+    """Both networks' scores are divided by it, see `losses.distillation`; maps are taken as they
+    are."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Self:
+        if self.teacher is not None and self.maps is not None:
+            raise ValueError("teacher and maps both say what to learn from: set one to null")
+        return self
 
 
 class TrainConfig(_Section):
@@ -150,10 +164,10 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _teacher_beside_the_mean(self) -> Self:
-        if self.distill.teacher is None:
+        if self.distill.teacher is None and self.distill.maps is None:
             return self
         if self.loss.reduction == "sum":
-            raise ValueError("distill.teacher is for loss.reduction=mean, not sum")
+            raise ValueError("distill is for loss.reduction=mean, not sum")
         if self.loss.sample < 1:
             raise ValueError("the teacher speaks of every pixel, loss.sample not: set it to 1")
         return self
@@ -172,6 +186,15 @@ class TrainConfig(_Section):
         if self.init.hha_checkpoint is not None and self.network.modality != "rgb-hha":
             raise ValueError(
                 f"init.hha_checkpoint is for network.modality=rgb-hha, not {self.network.modality}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _norms_to_measure(self) -> Self:
+        if self.schedule.norm_images and not self.network.has_norms:
+            raise ValueError(
+                f"schedule.norm_images: {self.network.backbone} has no norms to measure: "
+                "set it to 0"
             )
         return self
 

@@ -194,6 +194,18 @@ def distillation(
     return temperature**2 * by_pixel.masked_fill(target == VOID, 0).sum()
 
 
+def map_distillation(logits: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    """Sum the cross entropy of the network's classes with a teacher's maps over the labelled
+    pixels; scalar, float32.
+
+    Shapes as in `cross_entropy`; maps: uint8 [N,H,W,C], probabilities in 255ths. What a map lacks
+    of 255 counts for no class, so a pixel of which the teacher says little weighs little.
+    """
+    own = logits.float().log_softmax(dim=1)
+    by_pixel = -(own * maps.permute(0, 3, 1, 2)).sum(dim=1) / 255
+    return by_pixel.masked_fill(target == VOID, 0).sum()
+
+
 def inverse_log_weights(frequencies: npt.NDArray[np.float64], offset: float) -> Tensor:
     """Compute 1 / ln(offset + share of the class), scaled to mean 1; float32 [C].
 

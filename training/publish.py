@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from model.contract import Contract, InputSpec, OutputSpec
 from model.export.export import export
+from model.export.network_from_onnx import network_from_onnx
 from model.export.parity import ParityReport
 from model.modality import RGB
 from model.network import SegmentationNetwork
@@ -41,22 +43,39 @@ def publish(
     `name` defaults to the config's, `version` to the one after the highest there is. `scores` is
     what `fcn evaluate --json` printed; its numbers go into the contract and the card, after the
     val scores that training measured. `winograd`: see `export`.
-    Raises: PublishError, CheckpointError, ContractError, ExportError,
+    In place of a checkpoint, an fp32 file that was exported before is exported anew, say with
+    logits: what it knows stays, and so does the card.
+    Raises: PublishError, CheckpointError, ContractError, ExportError, NetworkFromOnnxError,
     WinogradError.
     """
+    if checkpoint_path.suffix.lower() == ".onnx":
+        if scores is not None:
+            raise PublishError("--scores is for a checkpoint: an exported file keeps its own")
+        network, contract = network_from_onnx(checkpoint_path)
+        name = name or contract.model_name
+        path = _free_path(repository / name, version, overwrite)
+        outputs = replace(contract.outputs, logits="logits" if logits else None)
+        contract = replace(contract, model_name=name, outputs=outputs)
+        contract, report = export(network, contract, path, winograd=winograd)
+        return path, report
     checkpoint = load_checkpoint(checkpoint_path)
     measured = _read_scores(scores) if scores else None
     network = _served(checkpoint, checkpoint_path)
     name = name or str(checkpoint.config["name"])
-    folder = repository / name
+    path = _free_path(repository / name, version, overwrite)
+    contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
+    contract, report = export(network, contract, path, winograd=winograd)
+    card = repository / name / "README.md"
+    card.write_text(model_card(checkpoint, contract, measured))
+    return path, report
+
+
+def _free_path(folder: Path, version: int | None, overwrite: bool) -> Path:
+    """Name the file of a version to write, by default of the next. Raises: PublishError."""
     path = folder / str(version or next_version(folder)) / "model.onnx"
     if path.exists() and not overwrite:
         raise PublishError(f"{path} exists: choose another --version or say --overwrite")
-    contract = make_contract(checkpoint, network, name, logits=logits, measured=measured)
-    contract, report = export(network, contract, path, winograd=winograd)
-    card = folder / "README.md"
-    card.write_text(model_card(checkpoint, contract, measured))
-    return path, report
+    return path
 
 
 def _served(checkpoint: Checkpoint, path: Path) -> SegmentationNetwork:
@@ -198,6 +217,7 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
         ("init", "checkpoint"),
         ("init", "hha_checkpoint"),
         ("distill", "teacher"),
+        ("distill", "maps"),
     ):
         if section not in shared:  # a config from before there were teachers
             continue
@@ -205,7 +225,7 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
             shared[section][field] = Path(shared[section][field]).name
         else:
             shared[section].pop(field, None)
-    if "teacher" not in shared.get("distill", {}):
+    if not {"teacher", "maps"} & shared.get("distill", {}).keys():
         shared.pop("distill", None)
     return shared
 

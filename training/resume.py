@@ -19,20 +19,22 @@ FREE = frozenset(
         "data.root",
         "data.classes",
         "data.workers",
+        "distill.maps",
         "distill.teacher",
         "init.imagenet",
         "init.calibration_images",
         "init.checkpoint",
         "init.hha_checkpoint",
         "name",
+        "schedule.norm_images",
         "schedule.patience",
         "schedule.val_every_epochs",
         "threads",
     }
 )
 """Fields that change nothing in what the remaining iterations compute (up to the rounding of sums
-that run on another number of threads, or compiled). Of a file only the place is free: the teacher
-must be the same one."""
+that run on another number of threads, or compiled). Of a file only the place is free: the teacher,
+or what it said, must be the same."""
 
 
 _TRACES = ("log.csv", "curves.png", "tensorboard", "config.json")

@@ -23,6 +23,7 @@ from training.datasets import DatasetError, SegmentationDataset, open_dataset
 from training.datasets.coverage import Coverage
 from training.datasets.hold_out import hold_out
 from training.datasets.resize import Resized
+from training.datasets.taught import Taught
 from training.distributed import SINGLE, World
 from training.environment import environment, git_revision
 from training.evaluation.metrics import Scores
@@ -34,6 +35,9 @@ from training.resume import check_new, check_resumable, warn
 from training.run_log import RunLog
 from training.teacher import load_teacher
 from training.validation import validate
+
+_NORM_BATCH = 32
+"""Crops that a process measures norms on at a time: 8 gave noisy statistics, 96 the same."""
 
 OpenLog = Callable[..., RunLog]
 
@@ -88,6 +92,8 @@ class Trainer:
             mask_images(Resized(split, data.resize) if data.resize else split, data.mask)
             for split in _open_splits(data, config.data.root)
         )
+        if config.distill.maps is not None:
+            self.train_data = Taught(self.train_data, config.distill.maps)
         check_fits(config, self.train_data.info)
         if world.is_main and not resume:
             _look_for_classes(self.train_data, self.val_data, data.allow_absent)
@@ -190,6 +196,7 @@ class Trainer:
         epoch = iteration // self.plan.steps_per_epoch
         scores: Scores | None = None
         if epoch % self.config.schedule.val_every_epochs == 0 or iteration == self.total:
+            self._measure_norms()
             confusion = validate(self.learner, self.val_data, self.run_log)
             scores = confusion.scores()
             self.val_scores = confusion.to_dict(self.train_data.info.class_names)
@@ -207,6 +214,24 @@ class Trainer:
             self._save("best.pt", checkpoint)
         self._save("last.pt", checkpoint)
         return checkpoint
+
+    def _measure_norms(self) -> None:
+        """Measure the norms as `schedule.norm_images` says."""
+        count = min(self.config.schedule.norm_images, len(self.train_data))
+        if not count:
+            return
+        batch = max(self.world.size, min(_NORM_BATCH * self.world.size, count))
+        steps = step_loader(
+            self.train_data,
+            self.config.augment,
+            EpochPlan(len(self.train_data), batch),
+            seed=self.config.seed + 1,
+            start=0,
+            total=-(-count // batch),
+            workers=0,
+            world=self.world,
+        )
+        self.learner.measure_norms(steps)
 
     @property
     def _stalled(self) -> bool:

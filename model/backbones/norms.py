@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,6 +71,49 @@ def restore(network: nn.Module, pairs: Sequence[Pair], batches: Iterable[Tensor]
         _restate(pair.norm, mean, variance)
 
 
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    everywhere: Callable[[Tensor], Tensor] = lambda own: own,
+) -> None:
+    """Give each norm the statistics of what it is given over all of `batches`.
+
+    The layers before it normalise each batch by its own statistics meanwhile, as in training; the
+    larger the batches, the nearer is that to what they will do. `batches`: what `network` takes.
+    `everywhere`: from a sum over this process's batches to that over all. Raises: ValueError if
+    there are none.
+    Source: Wu, Johnson 2021, arXiv 2105.07576, section 3 ("PreciseBN").
+    """
+    norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    moments = [_Moments(norm.num_features) for norm in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _module, inputs, own=own: own.add(inputs[0]))
+        for norm, own in zip(norms, moments, strict=True)
+    ]
+    training = {each: each.training for each in network.modules()}
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, was in training.items():
+            module.training = was
+    for norm, own in zip(norms, moments, strict=True):
+        mean, variance = own.finish(everywhere)
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+
 def _restate(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     """Give the norm these statistics, float32 [C], and the scale and shift that undo them."""
     old_mean, old_variance = norm.running_mean, norm.running_var
@@ -87,20 +130,21 @@ class _Moments:
     """Adds up the mean and variance of each channel of [N,C,h,w] maps, in float64."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.total = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)
+        self._sums = torch.zeros(1 + 2 * channels, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
         x = x.double()
-        self.count += x.numel() // x.shape[1]
-        self.total += x.sum(dim=(0, 2, 3))
-        self.squares += x.square().sum(dim=(0, 2, 3))
+        count = x.new_tensor([x.numel() // x.shape[1]])
+        sums = torch.cat([count, x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
+        self._sums = self._sums.to(x.device) + sums
 
-    def finish(self) -> tuple[Tensor, Tensor]:
+    def finish(
+        self, everywhere: Callable[[Tensor], Tensor] = lambda own: own
+    ) -> tuple[Tensor, Tensor]:
         """Give mean and variance, float32 [C]. Raises ValueError if nothing was added."""
-        if not self.count:
-            raise ValueError("restore_norms needs at least one batch of images")
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        return mean.float(), variance.float()
+        sums = everywhere(self._sums)
+        if not sums[0]:
+            raise ValueError("norms need at least one batch of images to be measured on")
+        means = sums[1:] / sums[0]
+        mean, squares = means.chunk(2)
+        return mean.float(), (squares - mean.square()).clamp(min=0).float()

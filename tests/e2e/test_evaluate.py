@@ -12,6 +12,7 @@ import pytest
 from cli.main import main
 from tests.serving import Server, running
 from training.datasets import drawn
+from training.evaluation.scales import write_range
 
 RECIPE = Path(__file__).resolve().parents[2] / "training/configs/folder-fcn8s-mobilenet_v1.yaml"
 NAME = "streets"
@@ -63,6 +64,9 @@ def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model_repository")
     assert main(["export", str(run_dir / "last.pt"), "--repository", str(folder)]) == 0
+    # A server scales images of other sizes, unless it is told to take them as they are.
+    known = {"learned_side_px": 32, "range_from_px": 32, "range_to_px": 40}
+    write_range(folder / NAME / "1" / "model.onnx", known)
     return folder
 
 

@@ -59,7 +59,8 @@ class ServerPredictor:
         """
         client = FcnClient(url, timeout_s=deadline_s, api_key=api_key, **(tls or {}))
         try:
-            self._labeller = RemoteLabeller(client, model, deadline_s=deadline_s)
+            # Whole images at their own size are scored, whatever size a server would choose.
+            self._labeller = RemoteLabeller(client, model, deadline_s=deadline_s, scale="none")
         except NotAuthenticated as error:
             raise EvaluationError(
                 f"{url} answers {error}: give a file with a valid key as --api-key-file"

@@ -6,6 +6,8 @@ Session options follow what users of the runtime reported, by issue number of mi
 from __future__ import annotations
 
 import logging
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from service.core.engines.cuda import (
     built_for,
     open_instances,
 )
+from service.core.engines.onnx_outputs import without_output
 from service.core.engines.warm_up import first_line
 from service.core.types import Float32Array, Network, UInt8Array
 from service.errors import ModelLoadError
@@ -71,16 +74,29 @@ def open_onnx_runtime(
             return network
         session = _open(path, threads)
     wanted = "cuda" if on_gpu else ""
+    scores = _Scores(path, threads, session)
+    source: Path | bytes = path
+    if contract.outputs.logits is not None:
+        # A run computes every output there is, which took the shipped network in 8 bits a sixth
+        # longer; to say which are wanted takes the runtime long, too (bench/LOG.md).
+        try:
+            source = without_output(path, contract.outputs.logits)
+            session = _open(path, threads, body=source)
+            scores = _Scores(path, threads)
+        except (OSError, ValueError, ModelLoadError) as error:  # as for weights in another file
+            _log.warning("%s computes its logits in each run: %s", path, first_line(error))
+            source = path
+    opened_from = partial(_open, path, body=source if isinstance(source, bytes) else None)
     sessions = [session]
     if threads > 1 or (instances - 1) * path.stat().st_size <= COPIES_BYTES:
-        sessions += [_open(path, threads) for _ in range(instances - 1)]
+        sessions += [opened_from(threads) for _ in range(instances - 1)]
     else:
         # A session of one thread has none of its own: it runs on its callers', at once.
         sessions *= instances
-    opened = [CpuInstance(session, contract) for session in sessions]
+    opened = [CpuInstance(session, contract, scores) for session in sessions]
     if alone_threads > threads:
-        lone = _open(path, alone_threads, spin=True)
-        opened.append(CpuInstance(lone, contract, full_device=True))
+        lone = opened_from(alone_threads, spin=True)
+        opened.append(CpuInstance(lone, contract, scores, full_device=True))
     return Network(path, contract, "cpu", opened, instead_of=wanted)
 
 
@@ -103,13 +119,36 @@ def _open_on_gpus(
         return None
 
 
+class _Scores:
+    """Keeps the session that computes logits, which is opened when they are first asked for."""
+
+    def __init__(self, path: Path, threads: int, session: ort.InferenceSession = None) -> None:
+        """session: where there is one that computes them anyway."""
+        self._path, self._threads = path, threads
+        self._opening = threading.Lock()
+        self._session = session
+
+    def session(self) -> ort.InferenceSession:
+        """Raises: ModelLoadError."""
+        with self._opening:
+            if self._session is None:
+                self._session = _open(self._path, self._threads)
+            return self._session
+
+
 class CpuInstance(OrtInstance):
     """Calls one session of ONNX Runtime on the CPU, which may be shared with other instances."""
 
     def __init__(
-        self, session: ort.InferenceSession, contract: Contract, *, full_device: bool = False
+        self,
+        session: ort.InferenceSession,
+        contract: Contract,
+        scores: _Scores,
+        *,
+        full_device: bool = False,
     ) -> None:
         self._session = session
+        self._scores = scores
         self._contract = contract
         self._image = contract.input.name
         self._one_input = contract.input.sizes is None
@@ -127,7 +166,8 @@ class CpuInstance(OrtInstance):
         outputs = self._contract.outputs
         names = [outputs.label_map, outputs.logits]
         self._options = ort.RunOptions()
-        label_maps, logits = self._session.run(names, self._feeds(batch), self._options)
+        session = self._scores.session()
+        label_maps, logits = session.run(names, self._feeds(batch), self._options)
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
     def _feeds(self, batch: UInt8Array) -> dict[str, npt.NDArray[Any]]:
@@ -136,9 +176,14 @@ class CpuInstance(OrtInstance):
 
 
 def _open(
-    path: Path, threads: int, *, spin: bool = False, optimise: bool = True
+    path: Path,
+    threads: int,
+    *,
+    spin: bool = False,
+    optimise: bool = True,
+    body: bytes | None = None,
 ) -> ort.InferenceSession:
-    """Opens a session on the CPU.
+    """Opens a session on the CPU, of `body` where that is not what the file holds.
 
     spin: threads wait for the next part of a run without sleeping, where that can be kept brief.
     optimise: False opens faster and runs slowly.
@@ -161,7 +206,7 @@ def _open(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(path), options, providers=[CPU])
+        return ort.InferenceSession(body or str(path), options, providers=[CPU])
     except Exception as error:  # its exceptions share no base class below Exception
         raise ModelLoadError(
             f"{path} cannot be loaded as an ONNX model: {first_line(error)}"

@@ -1,7 +1,7 @@
 """Decodes in processes that hold nothing worth having, so that a hostile file costs one request.
 
 A file goes to a worker, and its pixels come back, through memory that both have mapped. A worker
-that ends or takes far too long is killed and replaced. A file that costs two workers in this way,
+that ends or works far too long is killed and replaced. A file that costs two workers in this way,
 or much time, is answered with InvalidImage. docs/security.md tells what a worker may do.
 """
 
@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 _START_S: Final = 60.0
 _LEAST_S, _S_PER_PIXEL = 3.0, 0.5e-6
-"""Seconds that a decode may take. The slowest files that are read need a quarter of it: run lengths
-0.2 s for a million pixels, 40 scans 0.1 s (bench/LOG.md)."""
-_PATIENCE, _BUSY_SHARE = 6, 0.5
-"""A worker that was busy for this share of those seconds has taken too long. One that was not has
-been kept from the processor by others, and gets so many times as long, for it may be stuck."""
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+"""Seconds of a processor that a decode may take. The slowest files that are read need a quarter of
+it: run lengths 0.2 s for a million pixels, 40 scans 0.1 s (bench/LOG.md)."""
+_PATIENCE = 6.0
+"""How many times as long a decode may last that is kept from a processor, by others or for ever."""
+_LEAST_WAIT_S: Final = 0.02
+"""Seconds between two looks at a decode that is about to have used up its time."""
 _FIRST_BYTES, _WORKER_BYTES = 35 << 20, 15 << 20
 """Bytes of the process that workers are forked from, and of each beside it: its own pages and
 what it keeps of the shared memory."""
@@ -96,7 +96,8 @@ class Decoder:
         try:
             for last in (False, True):
                 try:
-                    worker = self._asked(worker, body, header, reduction)
+                    given, worker = worker, None  # which is ended where it cannot be asked
+                    worker = self._asked(given, body, header, reduction)
                     return worker.answer(header, reduction)
                 except (OSError, _Untrue) as error:
                     if worker is not None:
@@ -138,7 +139,11 @@ class Decoder:
             except OSError:
                 worker.kill()
         worker = self._new_worker()
-        worker.ask(body, header, self._max_pixels, reduction)
+        try:
+            worker.ask(body, header, self._max_pixels, reduction)
+        except OSError:
+            worker.kill()
+            raise
         return worker
 
     def close(self) -> None:
@@ -207,6 +212,7 @@ class _Worker:
     def __init__(self, control: socket.socket, body_bytes: int, pixel_bytes: int) -> None:
         """Raises OSError."""
         self._pixels_at = body_bytes
+        self._parent = control
         shared = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -228,7 +234,7 @@ class _Worker:
     def ask(self, body: bytes, header: Header, max_pixels: int, reduction: int) -> None:
         """Hands the file over. Raises OSError when the process is gone."""
         self._limit_s = _LEAST_S + _S_PER_PIXEL * header.pixels
-        self._used_before_s = self._used_s()
+        self._used_before_s = _processor_s(self.pid)
         self._socket.settimeout(self._limit_s)
         self._region[: len(body)] = body
         self._socket.send(REQUEST.pack(len(body), max_pixels, reduction))
@@ -254,19 +260,28 @@ class _Worker:
         return rgb, (height, width)
 
     def _reply(self) -> bytes:
-        """Raises OSError, and TimeoutError when it takes too long."""
-        for _ in range(_PATIENCE):
+        """Waits for as long as the process may work. Raises OSError, TimeoutError.
+
+        A machine that has no processor to spare makes no file a hostile one, so what counts is
+        the time that the process itself has had, as far as the system tells it.
+        """
+        waited_s, wait_s = 0.0, self._limit_s
+        while True:
+            self._socket.settimeout(wait_s)
             try:
                 return self._socket.recv(REPLY.size + MAX_TEXT)
             except TimeoutError:
-                if self._used_s() - self._used_before_s >= _BUSY_SHARE * self._limit_s:
+                # Not by the clock: that runs on while this process is stopped, too.
+                waited_s += wait_s
+                used_s = _processor_s(self.pid)
+                if used_s is None or self._used_before_s is None:
                     raise
-        raise TimeoutError("it does nothing")
-
-    def _used_s(self) -> float:
-        """Reads how long the process has had a processor. Raises OSError when it is gone."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # utime, stime: see proc(5)
+                if self._parent.fileno() < 0:  # closed: it does not live on, or should not
+                    raise
+                left_s = self._limit_s - (used_s - self._used_before_s)
+                if left_s <= 0 or waited_s >= _PATIENCE * self._limit_s:
+                    raise
+                wait_s = max(left_s, _LEAST_WAIT_S)
 
     def kill(self) -> None:
         """Ends the process, whatever it does."""
@@ -278,3 +293,13 @@ class _Worker:
         """Hangs up, upon which the process ends."""
         self._socket.close()
         os.close(self._handle)
+
+
+def _processor_s(pid: int) -> float | None:
+    """Returns the seconds of a processor that a process has had, or None where /proc tells none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:  # not mounted, hidden, or no descriptor is free
+        return None
+    fields = stat.rsplit(b")", 1)[1].split()  # behind the name, which may hold anything
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -6,6 +6,7 @@ import { Problem } from "./server.js";
 const SAMPLES = [
   { file: "street.jpg", title: "A street", classes: ["road", "car", "building"] },
   { file: "house.jpg", title: "A house", classes: ["facade", "window", "vegetation"] },
+  { file: "meadow.jpg", title: "A meadow", classes: ["sheep"] },
 ];
 
 export class Samples extends EventTarget {

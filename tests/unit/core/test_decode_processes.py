@@ -112,79 +112,6 @@ def test_what_is_wrong_with_a_file_is_said_as_in_a_thread() -> None:
         assert lost == []
 
 
-def test_a_worker_that_hangs_costs_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
-    with decoding() as (decoder, lost):
-        before = pid(decoder)
-        stop(before)
-        with pytest.raises(InvalidImage, match="took too long"):
-            read(decoder, JPEG)
-        assert lost == ["hang"]
-        until(lambda: gone(before))
-        assert (read(decoder, JPEG) == here(JPEG)).all()
-        assert pid(decoder) != before
-        assert lost == ["hang"]
-
-
-def test_a_worker_that_others_keep_from_the_processor_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
-    monkeypatch.setattr(processes, "_PATIENCE", 1000)
-    asked: list[float] = []
-    with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
-        worker = decoder._free.get()
-        assert worker is not None
-        used_s = worker._used_s
-
-        def counted() -> float:
-            asked.append(used_s())
-            return asked[-1]
-
-        monkeypatch.setattr(worker, "_used_s", counted)
-        decoder._free.put(worker)
-        before = pid(decoder)
-        stop(before)
-        answer = pool.submit(read, decoder, JPEG)
-        until(lambda: len(asked) > 3)  # the time was up twice
-        os.kill(before, signal.SIGCONT)
-        assert (answer.result(30) == here(JPEG)).all()
-        assert lost == []
-
-
-def test_a_worker_that_was_busy_all_the_time_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(processes, "_LEAST_S", 0.1)
-    monkeypatch.setattr(processes, "_PATIENCE", 1_000_000)
-    with decoding() as (decoder, lost):
-        worker = decoder._free.get()
-        assert worker is not None
-        used = iter([7.0, 7.049, 7.051])
-        monkeypatch.setattr(worker, "_used_s", lambda: next(used))
-        decoder._free.put(worker)
-        stop(pid(decoder))
-        with pytest.raises(InvalidImage, match="took too long"):
-            read(decoder, JPEG)
-        assert lost == ["hang"] and list(used) == []
-
-
-def test_the_time_that_a_worker_had_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SIDE", 1000)
-    with decoding() as (decoder, _):
-        worker = decoder._free.get()
-        assert worker is not None
-        decoder._free.put(worker)
-        began = worker._used_s()
-        body = files.KINDS[next(iter(files.KINDS))]()
-
-        def busier() -> bool:
-            read(decoder, body)
-            return worker._used_s() > began
-
-        until(busier)
-
-
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_worker_that_is_killed_in_the_middle_costs_nobody_an_answer(
     number: int, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +137,32 @@ def test_a_worker_that_ended_while_it_was_idle_costs_nothing() -> None:
             until(lambda worker=worker: gone(worker))  # type: ignore[misc]
             assert (read(decoder, JPEG) == here(JPEG)).all()
         assert lost == []
+
+
+def test_a_worker_that_cannot_be_replaced_is_missed_by_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No process, memory or descriptor may be free; the next request tries again."""
+
+    def none_is_free(*_: object) -> None:
+        raise OSError("no descriptor is free")
+
+    with decoding() as (decoder, lost):
+        worker = pid(decoder)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: gone(worker))
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "_new_worker", none_is_free)
+            with pytest.raises(InvalidImage, match="ended"):
+                read(decoder, JPEG)
+        assert lost == ["crash", "crash"]
+        assert (read(decoder, JPEG) == here(JPEG)).all()
+        with monkeypatch.context() as patch:
+            patch.setattr(processes._Worker, "ask", none_is_free)
+            with pytest.raises(InvalidImage, match="ended"):
+                read(decoder, JPEG)
+        assert lost == ["crash"] * 4
+        assert (read(decoder, JPEG) == here(JPEG)).all()
 
 
 def test_more_memory_than_the_header_says_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +292,7 @@ def test_nothing_stays_behind_when_the_server_is_killed() -> None:
 
 def test_a_decode_at_the_end_is_told_so() -> None:
     with decoding() as (decoder, lost), ThreadPoolExecutor() as pool:
+        until(lambda: confined(pid(decoder)))
         stop(pid(decoder))
         answer = pool.submit(read, decoder, JPEG)
         until(decoder._free.empty)

@@ -181,7 +181,7 @@ def test_restore_norms_without_images_changes_nothing(weights: Path) -> None:
     network.load_imagenet(weights)
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match="needs at least one batch"):
+    with pytest.raises(ValueError, match="need at least one batch"):
         network.restore_norms([])
     assert network.training
     for name, value in network.state_dict().items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +49,30 @@ def test_every_stage_that_installs_takes_an_index() -> None:
             assert {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"} <= set(
                 re.findall(r"^ARG (\w+)$", before, re.M)
             )
+
+
+def test_the_image_has_compiled_what_a_server_imports_and_nothing_of_training() -> None:
+    """Nothing else compiles it: the server's user may write nowhere."""
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
+    (install,) = re.findall(r"^RUN .*/pip install .*\./fcn_client.*$", dockerfile, re.M)
+    assert " --no-compile " in install
+    (compiled,) = re.findall(r"-m compileall -q (.*)$", install)
+    code = (
+        "import sys, cli.main, cli.serve, service.app, service.core.images.worker\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in sys.argv))"
+    )
+    ours = ("cli", "fcn_client", "model", "service", "training")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *ours], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    imported = {Path(file).relative_to(ROOT).as_posix() for file in done.stdout.split()}
+    assert len(imported) > 50
+    names = compiled.split()
+    assert {f for f in imported if not any(f == n or f.startswith(f"{n}/") for n in names)} == set()
+    assert {name.split("/")[0] for name in names} == {"cli", "fcn_client", "model", "service"}
+    assert all((ROOT / name).exists() for name in names)
+    of_model = {file for file in imported if file.startswith("model/")}
+    assert {name for name in names if name.startswith("model")} == of_model
 
 
 @pytest.mark.parametrize("name", COMPOSE)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,35 @@ def test_fcn_export_makes_a_model_that_the_server_loads_and_that_teaches(
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert not any(p.requires_grad for teacher in teachers for p in teacher.parameters())
     assert not any(teacher.training for teacher in teachers)
+
+
+def test_an_exported_file_is_exported_anew_with_logits(run_dir: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    scores = write_scores(tmp_path)
+    plain, _ = publish(run_dir / "last.pt", repository, scores=scores)
+    card = (repository / "streets" / "README.md").read_text()
+    assert main(["export", str(plain), "--repository", str(repository), "--logits"]) == 0
+    assert (repository / "streets" / "README.md").read_text() == card
+    before, after = (
+        open_onnx_runtime(
+            repository / "streets" / version / "model.onnx", provider="cpu", threads=1
+        )
+        for version in ("1", "2")
+    )
+    assert before.contract.outputs.logits is None
+    assert after.contract == replace(
+        before.contract, outputs=replace(before.contract.outputs, logits="logits")
+    )
+    images = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3)).astype(np.uint8)
+    labels, logits = after.instances[0].run_with_logits(images)
+    assert np.array_equal(labels, before.instances[0].run(images))
+    assert np.array_equal(labels[0], logits[0].argmax(axis=0))
+    with pytest.raises(PublishError, match="an exported file keeps its own"):
+        publish(plain, repository, scores=scores)
+    with pytest.raises(PublishError, match="--overwrite"):
+        publish(plain, repository, version=1)
+    plain.write_bytes(b"no network")
+    assert main(["export", str(plain), "--repository", str(repository)]) == 1
 
 
 def test_contract_tells_the_story(checkpoint: Checkpoint) -> None:

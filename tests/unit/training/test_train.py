@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model.build import build
 from tests.unit.training.conftest import SIZES
-from tests.unit.training.recipes import MakeConfig, Run, equal
+from tests.unit.training.recipes import PLAIN, MakeConfig, Run, equal
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import open_dataset
@@ -107,6 +107,36 @@ def test_validation_is_of_the_averaged_weights(finished: Run, streets: Path) -> 
     data = open_dataset("folder", streets, "val")
     scores = evaluate(NetworkPredictor(done.build_network()), data, progress=False).scores()
     assert scores.mean_iu == done.val_scores["mean_iu"]
+
+
+def test_measured_norms_change_the_average_and_no_step(
+    tmp_path: Path, make_config: MakeConfig, finished: Run
+) -> None:
+    """And they are what the averaged network's norms are given on training crops."""
+    done = train(make_config(schedule__norm_images=4), tmp_path, run_log=None)
+    plain = finished.checkpoint
+    assert all(torch.equal(value, plain.weights[name]) for name, value in done.weights.items())
+    assert done.ema is not None and plain.ema is not None
+    changed = {
+        name.rpartition(".")[2]
+        for name, value in done.ema.items()
+        if not torch.equal(value, plain.ema[name])
+    }
+    assert changed >= {"running_mean", "running_var"}
+    assert "weight" not in changed and "bias" not in changed
+    before = {name: value.clone() for name, value in done.ema.items()}
+    config = make_config(schedule__norm_images=4)
+    again = Trainer(config, tmp_path, resume=True, run_log=None)
+    again._measure_norms()
+    assert again.learner.average is not None
+    for name, value in again.learner.average.state.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, before[name])
+
+
+def test_norms_to_measure_that_are_not_there(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="alexnet has no norms to measure"):
+        make_config(**PLAIN, schedule__norm_images=4)
 
 
 @pytest.mark.parametrize(

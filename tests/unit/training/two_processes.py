@@ -48,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer__backbone_lr": 1e-5,
     },
 }
-NORMED: dict[str, Any] = {}  # MobileNetV1 with dropout
+NORMED: dict[str, Any] = {"schedule__norm_images": 5}  # MobileNetV1 with dropout
 
 
 def config(data: Path, changes: dict[str, Any]) -> TrainConfig:
