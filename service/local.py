@@ -37,7 +37,10 @@ class LocalSegmenter:
         """
         self._scratch = tempfile.TemporaryDirectory(prefix="fcn-model-")
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fcn-local")
+        # A daemon, or a process that ends without `close`, as Ray's workers do, would never end.
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="fcn-local", daemon=True
+        )
         self._thread.start()
         self._segmenter: Segmenter | None = None
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from service.core.types import Network
 from service.local import LocalSegmenter
 from service.settings import load_settings
 from tests import tiny_models
+from tests.drawing import png, street
+from tests.serving import ROOT, environment
 
 CPU = {"provider": "cpu", "intra_op_threads": "1"}
 
@@ -53,3 +57,26 @@ def test_the_settings_sizes_are_warmed_up(tmp_path: Path, monkeypatch: pytest.Mo
     settings = load_settings({**CPU, "warm_up_sizes": "24x32"})
     LocalSegmenter(tmp_path, settings).close()
     assert (24, 32) in sizes
+
+
+def test_a_process_that_closes_nothing_ends_all_the_same(tmp_path: Path) -> None:
+    """As Ray's workers do, and scripts."""
+    tiny_models.write_model(tmp_path)
+    script = (
+        "import pathlib, sys\n"
+        "from service.core.types import SegmentOptions\n"
+        "from service.local import LocalSegmenter\n"
+        "from service.settings import load_settings\n"
+        "local = LocalSegmenter(pathlib.Path(sys.argv[1]), load_settings({'provider': 'cpu'}))\n"
+        "print(local.segment(sys.stdin.buffer.read(), SegmentOptions()).height)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT)),
+        input=png(street(24, 32)),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.split() == [b"24"]
