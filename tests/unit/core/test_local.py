@@ -60,7 +60,7 @@ def test_the_settings_sizes_are_warmed_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_process_that_closes_nothing_ends_all_the_same(tmp_path: Path) -> None:
-    """As Ray's workers do, and scripts."""
+    """Ray's workers close nothing, and neither do many scripts."""
     tiny_models.write_model(tmp_path)
     script = (
         "import pathlib, sys\n"
