@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
 
 
 class Pair(NamedTuple):
@@ -57,15 +58,7 @@ def restore(network: nn.Module, pairs: Sequence[Pair], batches: Iterable[Tensor]
         pair.conv.register_forward_hook(lambda _module, _inputs, output, own=own: own.add(output))
         for pair, own in zip(pairs, moments, strict=True)
     ]
-    was_training = network.training
-    network.eval()
-    try:
-        for images in batches:
-            network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(was_training)
+    _run(network, batches, hooks)
     found = [own.finish() for own in moments]  # all, before a norm is changed
     for pair, (mean, variance) in zip(pairs, found, strict=True):
         _restate(pair.norm, mean, variance)
@@ -91,27 +84,33 @@ def measure(
         norm.register_forward_pre_hook(lambda _module, inputs, own=own: own.add(inputs[0]))
         for norm, own in zip(norms, moments, strict=True)
     ]
-    training = {each: each.training for each in network.modules()}
-    momenta = [norm.momentum for norm in norms]
+    _run(network, batches, hooks, in_training=norms)
+    for norm, own in zip(norms, moments, strict=True):
+        mean, variance = own.finish(everywhere)
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+
+def _run(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    hooks: Sequence[RemovableHandle],
+    in_training: Sequence[nn.Module] = (),
+) -> None:
+    """Run the network in eval mode, but for `in_training`, and give it back without the hooks."""
+    training = {module: module.training for module in network.modules()}
     network.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 0.0
+    for module in in_training:
+        module.train()
     try:
         for images in batches:
             network(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         for module, was in training.items():
             module.training = was
-    for norm, own in zip(norms, moments, strict=True):
-        mean, variance = own.finish(everywhere)
-        if norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
 
 
 def _restate(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
