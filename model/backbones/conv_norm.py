@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,11 +44,25 @@ class ConvNorm(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         if self._uneven:
             x = functional.pad(x, (self.pad_before, self.pad_after) * 2)
-            if self.training and self.conv.groups > 1:
-                # The same values. oneDNN's backward of a strided depthwise convolution takes twice
-                # as long as that of an unstrided one with three quarters of its result dropped.
-                dense = functional.conv2d(x, self.conv.weight, groups=self.conv.groups)
-                return dense[:, :, ::2, ::2]
+        in_bf16 = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if self.training and self.conv.groups > 1 and in_bf16:
+            return self._depthwise(x)
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+    def _depthwise(self, x: Tensor) -> Tensor:
+        """Convolve around what oneDNN's backward does slowly in bf16. The values are the same."""
+        if self.conv.kernel_size[0] > 3:  # three to ten times as long as in fp32
+            with torch.autocast("cpu", enabled=False):
+                wide: Tensor = self.conv(x.float())
+            return wide
+        if (
+            self.conv.stride[0] > 1
+        ):  # twice as long as the unstrided one, of which a quarter is kept
+            rows, columns = self.conv.stride
+            padding, groups = self.conv.padding, self.conv.groups
+            dense = functional.conv2d(x, self.conv.weight, padding=padding, groups=groups)
+            return dense[:, :, ::rows, ::columns]
         convolved: Tensor = self.conv(x)
         return convolved
 
