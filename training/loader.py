@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from training.datasets.base import Sample, SegmentationDataset
 from training.distributed import SINGLE, World
-from training.transforms import Augmentation, pad
+from training.transforms import Augmentation, mix_classes, pad
 
 Key = tuple[int, int]
 """(epoch, index in the data set)"""
@@ -93,11 +93,17 @@ class _Augmented(Dataset[list[Sample]]):
         self.data, self.augment, self.seed = data, augment, seed
 
     def __getitem__(self, keys: list[Key]) -> list[Sample]:
-        modality = self.data.info.modality
-        return [
-            self.augment(self.data[key[1]], np.random.default_rng((self.seed, *key)), modality)
-            for key in keys
-        ]
+        return [self._sample(key) for key in keys]
+
+    def _sample(self, key: Key) -> Sample:
+        rng = np.random.default_rng((self.seed, *key))
+        sample = self._crop(key[1], rng)
+        if not self.augment.mix or rng.random() >= self.augment.mix:
+            return sample
+        return mix_classes(sample, self._crop(int(rng.integers(len(self.data))), rng), rng)
+
+    def _crop(self, index: int, rng: np.random.Generator) -> Sample:
+        return self.augment(self.data[index], rng, self.data.info.modality)
 
 
 def _collate(step: list[list[Sample]]) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ class Trainer:
         batch = max(self.world.size, min(_NORM_BATCH * self.world.size, count))
         steps = step_loader(
             self.train_data,
-            self.config.augment,
+            replace(self.config.augment, mix=0),  # as what will be segmented: unmixed
             EpochPlan(len(self.train_data), batch),
             seed=self.config.seed + 1,
             start=0,

@@ -1,4 +1,4 @@
-"""Scales, crops, shifts, flips and recolours at random. Void stays void, as is all outside.
+"""Scales, crops, shifts, flips, recolours and mixes at random. Void stays void, as is all outside.
 
 Each sample draws from a generator of its own, seeded by (seed, epoch, index): the augmentation is
 the same whatever the number of worker processes, and a resumed run repeats nothing.
@@ -46,6 +46,9 @@ class Augmentation:
     saturation: float = 0.3
     channel_gain: float = 0.0
     """Scales each of R, G, B on its own, as another white balance does."""
+    mix: float = 0.0
+    """Share of the crops that get half of the classes of another crop pasted in, see
+    `mix_classes`."""
 
     def __post_init__(self) -> None:
         sides = (self.crop_height, self.crop_width)
@@ -64,6 +67,10 @@ class Augmentation:
         amounts = (self.aspect, self.brightness, self.contrast, self.saturation, self.channel_gain)
         if not all(0 <= amount < 1 for amount in amounts):
             raise ValueError("augment: aspect and colour amounts must lie in [0, 1)")
+        if not 0 <= self.mix <= 1:
+            raise ValueError("augment: mix must lie in [0, 1]")
+        if self.mix and self.crop_height is None:
+            raise ValueError("augment: mix pastes between crops of one size: set it to 0 or a crop")
 
     def __call__(
         self, sample: Sample, rng: np.random.Generator, modality: Modality = RGB
@@ -121,6 +128,22 @@ class Augmentation:
         mean = np.float32(luma.mean())
         pixels = mean + np.float32(contrast) * (pixels - mean)
         return pixels.clip(0, 255).astype(np.uint8)
+
+
+def mix_classes(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:
+    """Put pixels and labels of half of the classes of `other`, drawn at random, into `sample`.
+
+    Both are crops of one size; of several labellings the first one's classes are drawn. A network
+    then sees things before a background that the photos never have them before.
+    Source: Olsson et al., ClassMix, arXiv 2007.07936, which pastes between images without labels.
+    """
+    labels = other.target.reshape(*other.target.shape[:2], -1)[..., 0]
+    present = np.unique(labels[labels != VOID])
+    chosen = rng.choice(present, len(present) // 2, replace=False)
+    pasted = np.isin(labels, chosen)
+    image, target = sample.image.copy(), sample.target.copy()
+    image[pasted], target[pasted] = other.image[pasted], other.target[pasted]
+    return Sample(image, target)
 
 
 def pad(samples: Sequence[Sample]) -> list[Sample]:

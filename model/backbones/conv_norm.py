@@ -51,20 +51,18 @@ class ConvNorm(nn.Module):
         return convolved
 
     def _depthwise(self, x: Tensor) -> Tensor:
-        """Convolve around what oneDNN's backward does slowly in bf16. The values are the same."""
-        if self.conv.kernel_size[0] > 3:  # three to ten times as long as in fp32
+        """Compute the layer without what oneDNN does slowly in bf16; the values are the same."""
+        weight, groups, padding = self.conv.weight, self.conv.groups, self.conv.padding
+        if self.conv.kernel_size[0] > 3:
+            # It takes three to ten times as long as in fp32.
             with torch.autocast("cpu", enabled=False):
-                wide: Tensor = self.conv(x.float())
-            return wide
-        if (
-            self.conv.stride[0] > 1
-        ):  # twice as long as the unstrided one, of which a quarter is kept
-            rows, columns = self.conv.stride
-            padding, groups = self.conv.padding, self.conv.groups
-            dense = functional.conv2d(x, self.conv.weight, padding=padding, groups=groups)
-            return dense[:, :, ::rows, ::columns]
-        convolved: Tensor = self.conv(x)
-        return convolved
+                return functional.conv2d(
+                    x.to(weight.dtype), weight, None, self.conv.stride, padding, 1, groups
+                )
+        # Strided it takes twice as long as with stride 1 and three quarters of the result dropped.
+        step = self.conv.stride[0]
+        dense = functional.conv2d(x, weight, padding=padding, groups=groups)
+        return dense[:, :, ::step, ::step]
 
     def map_of(self, at: CoordinateMap) -> CoordinateMap:
         """Compute where the cells of the result lie, given where those of the input do."""

@@ -61,10 +61,14 @@ def write(path: Path, arrays: Arrays) -> Path:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 9)])
-def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -> None:
-    """Value and gradients: training computes the layer another way, for speed."""
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_layers_train_in_bf16_as_they_predict(
+    size: tuple[int, int], kernel: int, stride: int
+) -> None:
+    """Value and gradients: training computes the layer another way, for speed. Autocast leaves
+    double as it is, so both can be compared to the last digits."""
     torch.manual_seed(0)
-    layer = ConvNorm(4, 4, stride=2, groups=4, activation=False).double()
+    layer = ConvNorm(4, 4, kernel, stride, groups=4, activation=False).double()
     layer.norm.eps = 0.0
     layer.norm.requires_grad_(False)
     image = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
@@ -72,12 +76,24 @@ def test_strided_depthwise_layers_train_as_they_predict(size: tuple[int, int]) -
     for training in (True, False):
         layer.train(training)
         layer.norm.eval()  # its own two ways of computing are not what is compared
-        value = layer(image)
+        with torch.autocast("cpu", torch.bfloat16, enabled=training):
+            value = layer(image)
         results.append(
             (value, *torch.autograd.grad(value.square().sum(), (image, layer.conv.weight)))
         )
     for trained, evaluated in zip(*results, strict=True):
         torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-12)
+
+
+def test_wide_depthwise_layers_train_in_fp32() -> None:
+    """The backward of a 5x5 one takes three to ten times as long in bf16 (bench/LOG.md)."""
+    layer = ConvNorm(4, 4, 5, groups=4)
+    seen = []
+    layer.norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(random_images(1, 4, 6, 6).bfloat16())
+        layer.eval()(random_images(1, 4, 6, 6).bfloat16())
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def test_every_layer_but_fc6_is_loaded(weights: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,18 @@ def dataset(streets: Path) -> SegmentationDataset:
 
 
 def batches(
-    streets: Path, *, start: int = 0, total: int = 5, workers: int = 0, seed: int = 3
+    streets: Path,
+    *,
+    start: int = 0,
+    total: int = 5,
+    workers: int = 0,
+    seed: int = 3,
+    augment: Augmentation = AUGMENT,
 ) -> list[Batch]:
     """Steps of a batch of 2 from 6 scenes: 3 iterations an epoch."""
     loader = step_loader(
         dataset(streets),
-        AUGMENT,
+        augment,
         EpochPlan(6, 2),
         seed=seed,
         start=start,
@@ -80,6 +87,19 @@ def test_a_worker_process_changes_nothing(streets: Path) -> None:
 def test_resumed_order_is_the_rest_of_the_order(streets: Path) -> None:
     """From the middle of an epoch, and with it the same augmentation."""
     assert equal(batches(streets)[2:], batches(streets, start=2))
+
+
+def test_mixing_leaves_the_other_crops_as_they_are(streets: Path) -> None:
+    """And depends on seed, epoch and index alone, too."""
+    plain, mixed, always = (
+        batches(streets, augment=replace(AUGMENT, mix=share)) for share in (0.0, 0.5, 1.0)
+    )
+    assert equal(plain, batches(streets))
+    assert not equal(mixed, plain)
+    assert equal(mixed[2:], batches(streets, start=2, workers=1, augment=replace(AUGMENT, mix=0.5)))
+    crops = [torch.cat([images for images, _ in each]) for each in (plain, mixed, always)]
+    for before, some, all_of_them in zip(*crops, strict=True):
+        assert torch.equal(some, before) or torch.equal(some, all_of_them)
 
 
 def test_seed_decides(streets: Path) -> None:

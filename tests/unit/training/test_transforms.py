@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training.datasets.base import VOID, Sample
-from training.transforms import Augmentation, pad
+from training.transforms import Augmentation, mix_classes, pad
 
 PLAIN: dict[str, Any] = {
     "flip": False,
@@ -211,6 +211,42 @@ def test_padding_to_the_largest_of_a_batch() -> None:
     assert pad([same, same])[0] is same
 
 
+def test_half_of_the_classes_of_another_crop_are_pasted() -> None:
+    """Pixels and labels together, and all of a class or none of it."""
+    sample, other = scene(), scene()
+    other = Sample(255 - other.image, other.target[:, ::-1].copy())
+    drawn = set()
+    for seed in range(30):
+        image, target = mix_classes(sample, other, np.random.default_rng(seed))
+        pasted = (image == other.image).all(axis=2)
+        assert (target == np.where(pasted, other.target, sample.target)).all()
+        assert (image[~pasted] == sample.image[~pasted]).all()
+        classes = frozenset(np.unique(other.target[pasted]).tolist())
+        assert len(classes) == 3
+        assert (np.isin(other.target, list(classes)) == pasted).all()
+        drawn.add(classes)
+    assert len(drawn) > 5
+    assert (sample.image == scene().image).all()
+
+
+def test_void_is_never_pasted() -> None:
+    sample = scene()
+    void = Sample(sample.image, np.full_like(sample.target, VOID))
+    image, target = mix_classes(sample, void, np.random.default_rng(0))
+    assert (image == sample.image).all()
+    assert (target == sample.target).all()
+
+
+@pytest.mark.parametrize("planes", [2, 8])
+def test_what_lies_behind_the_labels_is_pasted_with_them(planes: int) -> None:
+    """Further labellings, or what a teacher said."""
+    sample, other = scene(), Sample(255 - scene().image, scene().target[:, ::-1].copy())
+    plain = mix_classes(sample, other, np.random.default_rng(0)).target
+    stacked = [Sample(each.image, np.stack([each.target] * planes, -1)) for each in (sample, other)]
+    mixed = mix_classes(stacked[0], stacked[1], np.random.default_rng(0)).target
+    assert (mixed == plain[..., None]).all()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -222,6 +258,9 @@ def test_padding_to_the_largest_of_a_batch() -> None:
         ({"crop_width": None}, "want both, or null for both"),
         ({**WHOLE, "jitter_px": -1}, "jitter_px must not be negative"),
         ({"jitter_px": 3}, "jitter_px shifts whole images"),
+        ({"mix": -0.1}, "mix must lie in"),
+        ({"mix": 1.5}, "mix must lie in"),
+        ({**WHOLE, "mix": 0.5}, "mix pastes between crops of one size"),
     ],
 )
 def test_wrong_amounts(fields: dict[str, Any], message: str) -> None:
