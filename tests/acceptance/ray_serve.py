@@ -39,6 +39,8 @@ BROKEN = (Path(FOLDER) / "broken.png").read_bytes()
 CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "ray" / "serve.yaml"
 OUTPUTS = ("label_map", "overlay", "color", "rle", "polygons")  # json tells how long it took
 CALLERS = 6
+APPLICATION = {"application": "fcn"}
+"""Ray's gRPC proxies want it as long as they know several applications."""
 
 
 PORTS = [(ray_cluster.free_port(), ray_cluster.free_port()) for _ in range(2)]
@@ -215,7 +217,8 @@ def segment(client: FcnClient) -> Callable[[], str]:
 
 
 def rolling_update() -> None:
-    with FcnClient(HTTP[0]) as rest, FcnClient(GRPC[0]) as over_grpc:
+    over_grpc = FcnClient(GRPC[0], headers=APPLICATION)
+    with FcnClient(HTTP[0]) as rest, over_grpc:
         loads = [Load(segment(client)) for client in (rest, over_grpc)]
         until(lambda: all(load.counts["1"] > 5 for load in loads), "answers of version 1")
         deploy(fcn="second")
@@ -237,7 +240,7 @@ def killed_node(made: Cluster) -> None:
         return "answered" if reply.status_code == 200 else f"lost: {reply.status_code}"
 
     until(lambda: running() == 2 and all(map(answers, HTTP)), "two replicas and proxies")
-    with FcnClient(HTTP) as rest, FcnClient(GRPC) as over_grpc:
+    with FcnClient(HTTP) as rest, FcnClient(GRPC, headers=APPLICATION) as over_grpc:
         loads = [Load(once), Load(segment(rest)), Load(segment(over_grpc))]
         until(lambda: all(sum(load.counts.values()) > 10 for load in loads), "answers")
         node = next(iter(made.worker_nodes))
@@ -271,7 +274,29 @@ def bad_starts() -> None:
         if len(lines) != 1:
             raise ValueError(told)
         print(f"a missing {name} is said in one line ok: {lines.pop()}")
+    one_of_several()
     deploy(fcn="first")
+
+
+def one_of_several() -> None:
+    """While an application is deployed beside `fcn`, gRPC calls have to name theirs."""
+    deploy(fcn="first", other="second")
+    until(lambda: status("other").status == "RUNNING", "a second application")
+
+    def said(**headers: str) -> str:
+        with FcnClient(GRPC[0], headers=headers) as client:
+            try:
+                return client.segment(IMAGE).version
+            except FcnError as error:
+                return str(error)
+
+    until(lambda: said(application="other") == "2", "the other application's answer")
+    if said(application="fcn") != "1":
+        raise ValueError("the first application is not found by its name")
+    without = said()
+    if "Application metadata not set" not in without:
+        raise ValueError(without)
+    print(f"gRPC calls name one of several applications ok: without, {without}")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import need
 from tests.drawing import png, street
 from tests.serving import ROOT, Server, environment, running
 from tests.tiny_models import write_model
@@ -21,8 +22,7 @@ IMAGES = 100
 def ray_python() -> Path:
     """The interpreter of the environment with Ray."""
     python = Path(os.environ.get("RAY_PYTHON", f"{sys.prefix}/ray/bin/python"))
-    if not python.exists():  # not `need`: the rolling update still loses requests now and then
-        pytest.skip("Ray, of tests/acceptance/ray.txt, is not here: run `make ray`")
+    need(python.exists(), "Ray, of tests/acceptance/ray.txt: run `make ray`")
     return python
 
 
