@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import sys
 import threading
 import time
@@ -27,7 +26,6 @@ import numpy.typing as npt
 from model.contract import Contract
 from service.core.engines.compile_cache import CompileCache, Size
 from service.core.engines.cores import Plan, cpu_name, start_thread
-from service.core.engines.onnx_outputs import without_output
 from service.core.engines.warm_up import first_line
 from service.core.types import Float32Array, Instance, Network, UInt8Array
 from service.errors import ModelLoadError
@@ -43,7 +41,6 @@ SIZES_AT_START: Final = 4
 """Sizes asked for most often before, compiled while the model is loaded."""
 COMPILE_NICE: Final = 10
 """How much the compiling thread stands back: twice as much as those that run the network."""
-_log = logging.getLogger(__name__)
 
 
 def open_openvino(
@@ -69,23 +66,17 @@ def open_openvino(
     openvino = _package()
     try:
         core = _core()
-        whole = core.read_model(str(path))
+        model = core.read_model(str(path))
     except Exception as error:
         raise ModelLoadError(
             f"{path} cannot be loaded by OpenVINO: {first_line(error)}: set FCN_ENGINE=onnxruntime"
         ) from error
     precision = "bf16" if bf16 else "f32"
     made_by = (openvino.__version__, cpu_name(), precision)
-
-    def compiler_of(model: Any, *variant: str) -> _Compiler:
-        kept = CompileCache(cache, path, (*made_by, *variant))
-        return _Compiler(core, model, contract.input.name, kept, compiled)
-
-    labels_alone = _without_logits(core, path, contract)
-    compiler = compiler_of(whole if labels_alone is None else labels_alone)
-    scores = None if labels_alone is None else compiler_of(whole, "logits")
+    kept = CompileCache(cache, path, made_by)
+    compiler = _Compiler(core, model, contract.input.name, kept, compiled)
     sizes = max(1, min(MAX_SIZES, MAX_BYTES // max(1, path.stat().st_size)))
-    opened = partial(OpenVinoInstance, compiler, scores, contract, sizes, precision)
+    opened = partial(OpenVinoInstance, compiler, contract, sizes, precision)
     groups = [opened(plan.instances, plan.threads)]
     instances = groups * plan.instances
     if plan.alone_threads > plan.threads:
@@ -108,7 +99,6 @@ class OpenVinoInstance(Instance):
     def __init__(
         self,
         compiler: _Compiler,
-        scores: _Compiler | None,
         contract: Contract,
         max_sizes: int,
         precision: str,
@@ -117,14 +107,8 @@ class OpenVinoInstance(Instance):
         *,
         full_device: bool = False,
     ) -> None:
-        """scores: of the network with logits, if `compiler` makes one without. threads: of each
-        caller. precision: "f32" or "bf16"."""
+        """threads: of each caller. precision: "f32" or "bf16"."""
         self.full_device = full_device
-        self._with_logits: OpenVinoInstance = self
-        if scores is not None:
-            self._with_logits = OpenVinoInstance(
-                scores, None, contract, max_sizes, precision, streams, threads
-            )
         self._max_sizes = max_sizes
         self._compiler = compiler
         self._image = contract.input.name
@@ -147,8 +131,7 @@ class OpenVinoInstance(Instance):
 
     def run_with_logits(self, batch: UInt8Array) -> tuple[UInt8Array, Float32Array]:
         """Raises whatever the runtime raises."""
-        names = [self._outputs.label_map, self._outputs.logits]
-        label_maps, logits = self._with_logits._run(batch, names)
+        label_maps, logits = self._run(batch, [self._outputs.label_map, self._outputs.logits])
         return np.asarray(label_maps, np.uint8), np.asarray(logits, np.float32)
 
     def has(self, size: Size) -> bool:
@@ -179,9 +162,8 @@ class OpenVinoInstance(Instance):
 
     def forget(self) -> None:
         """Frees every compiled size."""
-        for one in (self, self._with_logits):
-            with one._lock:
-                one._sizes.clear()
+        with self._lock:
+            self._sizes.clear()
 
     def _drop_oldest(self) -> None:
         while len(self._sizes) > 1 and (
@@ -295,18 +277,6 @@ class _Preparation:
                     return
                 work = self._waiting.popleft()
             work()
-
-
-def _without_logits(core: Any, path: Path, contract: Contract) -> Any:
-    """Reads the network without its logits, which few ask for and every run would compute. Returns
-    None where there are none, or they can't be left out."""
-    if contract.outputs.logits is None:
-        return None
-    try:
-        return core.read_model(without_output(path, contract.outputs.logits))
-    except Exception as error:  # as for weights in another file
-        _log.warning("%s computes its logits in each run: %s", path, first_line(error))
-        return None
 
 
 @functools.cache

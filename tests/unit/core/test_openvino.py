@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Contract
 from service.config import SegmenterConfig
 from service.core.engines import compile_cache
 from service.core.engines import openvino as openvino_runtime
@@ -72,15 +71,10 @@ class Times:
         self.seconds.append(seconds)
 
 
-def opened(
-    path: Path,
-    cache: Path | None = None,
-    plan: Plan = PLAN,
-    contract: Contract | None = None,
-) -> tuple[Network, Times]:
+def opened(path: Path, cache: Path | None = None, plan: Plan = PLAN) -> tuple[Network, Times]:
     times = Times()
-    contract = contract or tiny_models.contract()
-    return open_openvino(path, contract, plan, cache=cache, compiled=times), times
+    network = open_openvino(path, tiny_models.contract(), plan, cache=cache, compiled=times)
+    return network, times
 
 
 def instance(network: Network) -> OpenVinoInstance:
@@ -319,53 +313,6 @@ def test_both_engines_give_the_logits(tmp_path: Path) -> None:
             label_maps, logits = instance.run_with_logits(batch)
             assert (label_maps == tiny_models.expected_label_map(batch)).all()
             assert (logits == tiny_models.expected_logits(batch)).all()
-
-
-def test_a_run_for_labels_computes_no_logits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each kind of run has its network, which is compiled when it is first asked for."""
-    need(find_spec("openvino") is not None, "the package openvino")
-    path = tiny_models.write_model(tmp_path, logits=True)
-    network, times = opened(path, tmp_path / "cache", contract=tiny_models.contract(logits=True))
-    batch = street(9, 13)[None]
-    outputs = []
-    real = openvino_runtime._Compiler._compile
-
-    def compile_(*args: Any) -> Any:
-        outputs.append(len(compiled.outputs) if (compiled := real(*args)) else 0)
-        return compiled
-
-    monkeypatch.setattr(openvino_runtime._Compiler, "_compile", compile_)
-    instance(network).run(batch)
-    assert outputs == [1]
-    label_maps, logits = instance(network).run_with_logits(batch)
-    assert outputs == [1, 2]
-    assert (label_maps == instance(network).run(batch)).all()
-    assert (logits == tiny_models.expected_logits(batch)).all()
-    instance(network).forget()
-    instance(network).run_with_logits(batch)
-    instance(network).run(batch)
-    assert outputs == [1, 2, 2, 1], "from the cache, where each has its own"
-    assert len(list((tmp_path / "cache").glob("*/*.blob"))) == 2
-    assert len(times.seconds) == 4
-
-
-def test_logits_that_cannot_be_left_out_are_computed_in_each_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    need(find_spec("openvino") is not None, "the package openvino")
-    path = tiny_models.write_model(tmp_path, logits=True)
-
-    def refuse(path: Path, name: str) -> bytes:
-        raise ValueError(f"{name} stays")
-
-    monkeypatch.setattr(openvino_runtime, "without_output", refuse)
-    network, times = opened(path, contract=tiny_models.contract(logits=True))
-    batch = street(9, 13)[None]
-    assert (instance(network).run_with_logits(batch)[0] == instance(network).run(batch)).all()
-    assert len(times.seconds) == 1
-    assert "computes its logits in each run: logits stays" in caplog.text
 
 
 @pytest.mark.parametrize("differs", [False, True])
