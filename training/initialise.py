@@ -249,7 +249,7 @@ def load_imagenet(
 
 def _calibration(config: TrainConfig, data: SegmentationDataset) -> Iterator[Tensor]:
     """Yield batches of training images at their own scale, to measure norms on."""
-    augment = replace(config.augment, min_scale=1.0, max_scale=1.0)
+    augment = replace(config.augment, min_scale=1.0, max_scale=1.0, mix=0.0)
     count = min(config.init.calibration_images, len(data))
     steps = step_loader(
         data,

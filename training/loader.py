@@ -100,7 +100,8 @@ class _Augmented(Dataset[list[Sample]]):
         sample = self._crop(key[1], rng)
         if not self.augment.mix or rng.random() >= self.augment.mix:
             return sample
-        return mix_classes(sample, self._crop(int(rng.integers(len(self.data))), rng), rng)
+        other = self._crop(int(rng.integers(len(self.data))), rng)  # of any image, this one too
+        return mix_classes(sample, other, rng)
 
     def _crop(self, index: int, rng: np.random.Generator) -> Sample:
         return self.augment(self.data[index], rng, self.data.info.modality)

@@ -47,8 +47,8 @@ class Augmentation:
     channel_gain: float = 0.0
     """Scales each of R, G, B on its own, as another white balance does."""
     mix: float = 0.0
-    """Share of the crops that get half of the classes of another crop pasted in, see
-    `mix_classes`."""
+    """Share of the crops that get half of the classes of another crop pasted in, see `mix_classes`;
+    the loader does it, since a call of this changes one sample alone."""
 
     def __post_init__(self) -> None:
         sides = (self.crop_height, self.crop_width)
@@ -133,8 +133,8 @@ class Augmentation:
 def mix_classes(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:
     """Put pixels and labels of half of the classes of `other`, drawn at random, into `sample`.
 
-    Both are crops of one size; of several labellings the first one's classes are drawn. A network
-    then sees things before a background that the photos never have them before.
+    Half is rounded down. Both are crops of one size; of several labellings the first one's classes
+    are drawn. So a network sees things in front of backgrounds that no photo shows them with.
     Source: Olsson et al., ClassMix, arXiv 2007.07936, which pastes between images without labels.
     """
     labels = other.target.reshape(*other.target.shape[:2], -1)[..., 0]

@@ -51,15 +51,16 @@ class ConvNorm(nn.Module):
         return convolved
 
     def _depthwise(self, x: Tensor) -> Tensor:
-        """Compute the layer without what oneDNN does slowly in bf16; the values are the same."""
+        """Compute the layer as autocast would, or more exactly, without what oneDNN does slowly in
+        bf16 (bench/LOG.md)."""
         weight, groups, padding = self.conv.weight, self.conv.groups, self.conv.padding
         if self.conv.kernel_size[0] > 3:
-            # It takes three to ten times as long as in fp32.
+            # Its backward takes four to six times as long as in fp32.
             with torch.autocast("cpu", enabled=False):
                 return functional.conv2d(
                     x.to(weight.dtype), weight, None, self.conv.stride, padding, 1, groups
                 )
-        # Strided it takes twice as long as with stride 1 and three quarters of the result dropped.
+        # Strided it takes three times as long as with stride 1 and three quarters dropped.
         step = self.conv.stride[0]
         dense = functional.conv2d(x, weight, padding=padding, groups=groups)
         return dense[:, :, ::step, ::step]

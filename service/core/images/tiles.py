@@ -20,6 +20,10 @@ from service.core.images.decode import filled_side, network_pixels
 from service.core.types import UInt8Array
 from service.errors import ImageTooLarge
 
+_MOST_READ = 16
+"""Pixels that tiles may read for each of the image: beyond, one request would keep a processor busy
+for minutes, nearly all of the time with what tiles have in common."""
+
 Span = tuple[slice, slice]
 """Pixels along one axis: those that are read, and the part of them that is answered for."""
 
@@ -47,9 +51,10 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
 
     They are in reading order, and of the grids that fit theirs reads the fewest pixels. A small
     image is one tile. Raises: ImageTooLarge if the network needs the whole image, or if so few
-    pixels leave no room beside the context.
+    pixels leave no room, or hardly any, beside the context.
     """
-    if network_pixels(height, width, spec) <= max_pixels:
+    pixels = network_pixels(height, width, spec)
+    if pixels <= max_pixels:
         return [Tile(*((slice(0, side), slice(0, side)) for side in (height, width)))]
     if spec.context_px is None:
         raise ImageTooLarge(
@@ -71,6 +76,13 @@ def tiles(height: int, width: int, spec: InputSpec, max_pixels: int) -> list[Til
         raise ImageTooLarge(
             f"the image is {height}x{width} (height x width) and needs tiles of {side}x{side} "
             f"pixels where this server runs {max_pixels} at once: scale it down, or raise "
+            "FCN_MAX_WHOLE_PIXELS"
+        )
+    if best[0] > _MOST_READ * pixels:
+        raise ImageTooLarge(
+            f"the image is {height}x{width} (height x width), and in parts of at most {max_pixels} "
+            f"pixels, each with the {spec.context_px} around it that a label may depend on, it "
+            f"takes {best[0] // pixels} times the computation: scale it down, or raise "
             "FCN_MAX_WHOLE_PIXELS"
         )
     return [Tile(rows, columns) for rows in best[1] for columns in best[2]]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract import Contract, InputSpec
+from service.core.images import tiles as core_tiles
 from service.core.images.decode import network_pixels
 from service.core.images.tiles import tiles
 from service.errors import ImageTooLarge
@@ -33,7 +34,9 @@ def test_every_pixel_is_answered_once_by_a_part_that_fits(
     context = contexts * stride
     max_pixels = (2 * context + stride) ** 2 + spare
     answered = np.zeros((height, width), np.uint8)
-    parts = tiles(height, width, spec, max_pixels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_tiles, "_MOST_READ", 49)  # the most that is possible here
+        parts = tiles(height, width, spec, max_pixels)
     for part in parts:
         for (read, answers), length in ((part.rows, height), (part.columns, width)):
             assert read.start % stride == 0
@@ -70,6 +73,13 @@ def test_a_single_row_is_as_much_as_the_network_makes_of_it(size: tuple[int, int
 def test_a_limit_below_the_context_says_what_it_takes() -> None:
     with pytest.raises(ImageTooLarge, match="tiles of 160x160 .*FCN_MAX_WHOLE_PIXELS"):
         tiles(1000, 1000, InputSpec(stride=32, context_px=64), 160 * 160 - 1)
+
+
+def test_an_image_that_would_be_computed_many_times_over_is_refused() -> None:
+    spec = InputSpec(stride=32, context_px=544)
+    with pytest.raises(ImageTooLarge, match=r"544 around it .* \d{3} times .*FCN_MAX_WHOLE_PIXELS"):
+        tiles(3000, 4000, spec, 1152 * 1152)
+    assert len(tiles(3000, 4000, spec, 1600 * 1600)) < 100
 
 
 @pytest.mark.parametrize(("height", "width"), [(801, 963), (608, 1200)])
