@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from model.build import build
 from tests.unit.training.conftest import SIZES
 from tests.unit.training.recipes import PLAIN, MakeConfig, Run, equal
+from training import loader
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError
 from training.datasets import open_dataset
@@ -132,6 +133,26 @@ def test_measured_norms_change_the_average_and_no_step(
     for name, value in again.learner.average.state.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, before[name])
+
+
+def test_norms_are_measured_on_crops_that_are_not_mixed(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, of ImageNet's weights, and of the average; the steps mix."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("mixed")
+
+    monkeypatch.setattr(loader, "mix_classes", refuse)
+    path = tmp_path / "imagenet.npz"
+    np.savez(path, **folded_weights(make_config()))
+    config = make_config(
+        augment__mix=1.0, init__imagenet=str(path), schedule__norm_images=4, data__workers=0
+    )
+    trainer = Trainer(config, tmp_path / "run", resume=False, run_log=None)
+    trainer._measure_norms()
+    with pytest.raises(AssertionError, match="mixed"):
+        trainer.run(stop_after=1)
 
 
 def test_norms_to_measure_that_are_not_there(make_config: MakeConfig) -> None:
