@@ -34,7 +34,7 @@ def held(script: str, server: Server, *arguments: object) -> list[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=270,  # before that of pytest, which would leave Ray running
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if " ok" in line]
